@@ -1,0 +1,107 @@
+# Every task is one target, and each first makes sure of what it needs. `make` alone lists them.
+# On Debian and Ubuntu root gets missing packages installed; anyone else is told their names.
+
+.DEFAULT_GOAL := help
+.PHONY: help build check test test-root demo clean root rust lints own compiler disk-tools
+# A recipe is one script, so it can use functions, and its first failing line ends it.
+.ONESHELL:
+.SHELLFLAGS := -euc
+# Cargo does the work in parallel; make only calls it, and must not offer it a job server it cannot reach.
+.NOTPARALLEL:
+unexport MAKEFLAGS
+
+# The C++ core of gRPC takes minutes to build. One target directory outside the clone, one profile and no RUSTFLAGS of
+# our own let all targets, and the next clone, share it.
+export CARGO_TARGET_DIR ?= $(HOME)/.cache/do-csi-plugin/target
+SHARED := --release --locked
+
+# mkfs and its like are in sbin, which is not on every user's PATH.
+export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
+
+RUST := $(shell sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
+
+help: ## Say what can be made (the default)
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 12
+
+build: rust own compiler ## Build the plugin
+	cargo build $(SHARED) --bin do-csi-plugin
+	ls -l "$$CARGO_TARGET_DIR/release/do-csi-plugin"
+
+check: rust lints own compiler ## Check format, lints and documentation
+	cargo fmt --check
+	cargo clippy $(SHARED) --all-targets -- -D warnings
+	cargo rustdoc $(SHARED) --lib -- --document-private-items -D warnings
+
+test: rust own compiler disk-tools ## Run the unit and socket tests; no root needed
+	cargo test $(SHARED)
+
+# In a mount namespace of its own, what a failed test leaves mounted goes away with the test.
+test-root: root rust own compiler disk-tools ## Run the kernel tests: loop devices, mkfs, mounts (as root)
+	exec unshare --mount --propagation private cargo test $(SHARED) --test it -- --ignored root_
+
+# exec: a signal sent to make then reaches the demo itself, which cleans up.
+demo: root rust own compiler disk-tools ## Show a volume's whole life on this machine (as root)
+	cargo build $(SHARED) --bin do-csi-plugin --example do-sim
+	exec "$$CARGO_TARGET_DIR/release/examples/do-sim" demo "$$CARGO_TARGET_DIR/release/do-csi-plugin"
+
+# A target directory chosen by the user may hold other projects, so there only our own package goes.
+clean: ## Remove what was built
+ifeq ($(origin CARGO_TARGET_DIR),file)
+	rm -rf "$$CARGO_TARGET_DIR"
+else
+	cargo clean $(SHARED) --package do-csi-plugin
+endif
+
+root:
+	@[ "$$(id -u)" = 0 ] || { echo "make $(MAKECMDGOALS): needs root, for loop devices and mounts" >&2; exit 2; }
+
+# sudo resets PATH, so a toolchain that the user does have is not found.
+rust:
+	@have=$$(rustc --version 2>/dev/null | cut -d' ' -f2)
+	cargo --version >/dev/null 2>&1 && printf '%s\n' "$(RUST)" "$${have%%-*}" | sort -V -C && exit
+	help='https://rustup.rs'
+	[ -z "$${SUDO_USER-}" ] || help='under sudo: sudo env "PATH=$$PATH" "RUSTUP_HOME=$$HOME/.rustup" make $(MAKECMDGOALS)'
+	echo "needs cargo and rustc $(RUST) or later on PATH; rustc is $${have:-missing} ($$help)" >&2
+	exit 2
+
+# Cargo tells clones that share a target directory apart by file times only, so what another clone built would pass for
+# ours. Our package's part of it goes when the clone changes; the C++ core stays.
+own: rust
+	@mark=$$CARGO_TARGET_DIR/built-from
+	[ "$$(cat "$$mark" 2>/dev/null)" != "$(CURDIR)" ] || exit 0
+	[ ! -d "$$CARGO_TARGET_DIR/release" ] || cargo clean $(SHARED) --quiet --package do-csi-plugin
+	mkdir -p "$$CARGO_TARGET_DIR"
+	echo "$(CURDIR)" >"$$mark"
+
+lints:
+	@cargo fmt --version >/dev/null 2>&1 && cargo clippy --version >/dev/null 2>&1 && exit
+	echo "needs rustfmt and clippy: rustup component add rustfmt clippy" >&2
+	exit 2
+
+# $(call need,COMMAND:PACKAGE ...), with packages named as Debian and Ubuntu do.
+define need
+missing() { for pair in $(1); do command -v "$${pair%:*}" >/dev/null || echo "$${pair#*:}"; done | sort -u | xargs; }
+packages=$$(missing)
+[ -n "$$packages" ] || exit 0
+if [ "$$(id -u)" != 0 ] || [ ! -e /etc/debian_version ]; then
+	echo "needs packages, as Debian and Ubuntu name them: $$packages" >&2
+	exit 2
+fi
+echo "installing packages: $$packages"
+export DEBIAN_FRONTEND=noninteractive
+log=$$(mktemp)
+trap 'rm -f "$$log"' EXIT
+# Word splitting is meant: one word a package.
+install() { apt-get install -qq --no-install-recommends -o DPkg::Lock::Timeout=120 $$packages; }
+# Package lists that are missing or too old fail the first try, and only then are they fetched.
+{ install || { apt-get update -qq; install; }; } >"$$log" 2>&1 </dev/null || { cat "$$log" >&2; exit 2; }
+packages=$$(missing)
+[ -z "$$packages" ] || { echo "installed, but their commands are not on PATH: $$packages" >&2; exit 2; }
+endef
+
+compiler:
+	@$(call need,c++:g++ cmake:cmake)
+
+# The file systems' tools, which the plugin looks for when it starts, and what the simulated cloud makes disks with.
+disk-tools:
+	@$(call need,blkid:util-linux losetup:mount mke2fs:e2fsprogs mkfs.xfs:xfsprogs mkfs.btrfs:btrfs-progs)

@@ -1,0 +1,142 @@
+//! Attach, detach and resize, and the actions that DigitalOcean makes of them.
+//!
+//! Owns starting an action and reading how it goes. Waiting for its end, and what to do when it fails, is the caller's.
+
+use serde_json::{Value, json};
+
+use super::call::{Call, Method};
+use super::page::{Listed, Page};
+use super::quota::Class;
+use super::region::Region;
+use super::{ApiResult, Cloud, json as wire};
+use crate::id::{ActionId, DropletId, VolumeId};
+use crate::size::Gib;
+
+/// A change of a volume that DigitalOcean carries out on its own time.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Action {
+    /// Its number; later actions have greater ones.
+    pub id: ActionId,
+    /// How far it is.
+    pub status: ActionStatus,
+    /// What it does, in DigitalOcean's words: `attach_volume`, `detach_volume`; not documented for a resize.
+    pub kind: String,
+}
+
+/// How far an action is.
+///
+/// Source: API reference, "Block Storage Actions".
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ActionStatus {
+    /// DigitalOcean is at work.
+    InProgress,
+    /// It is done, as far as the API is concerned: the droplet may see the disk only later.
+    Completed,
+    /// It failed, and it will not be tried again; the volume is as it was, most likely.
+    Errored,
+    /// A word that the API is not known to use.
+    Other(String),
+}
+
+/// How many actions are read to find the latest.
+const LATEST: u32 = 20;
+
+impl Cloud {
+    /// Starts attaching a volume to a droplet of the same region.
+    ///
+    /// A second call fails with `PendingEvent` while the first is under way and with `AlreadyAttached` afterwards.
+    ///
+    /// # Errors
+    /// `AlreadyAttached` (to any droplet), `PendingEvent`, `AttachLimit`; `NotFound` or `Unprocessable` when the
+    /// droplet does not exist or is elsewhere.
+    ///
+    /// Source: API reference, "Initiate A Block Storage Action By Volume Id".
+    pub fn attach(&self, volume: &VolumeId, droplet: DropletId) -> ApiResult<Action> {
+        self.start(volume, &json!({ "type": "attach", "droplet_id": droplet.get() }))
+    }
+
+    /// Starts detaching a volume from a droplet; DigitalOcean does not look whether it is mounted there.
+    ///
+    /// A second call fails with `PendingEvent` while the first is under way and with `AttachmentNotFound` afterwards.
+    ///
+    /// # Errors
+    /// `AttachmentNotFound`, `PendingEvent`; `NotFound` when there is no such volume.
+    ///
+    /// Source: API reference, "Initiate A Block Storage Action By Volume Id".
+    pub fn detach(&self, volume: &VolumeId, droplet: DropletId) -> ApiResult<Action> {
+        self.start(volume, &json!({ "type": "detach", "droplet_id": droplet.get() }))
+    }
+
+    /// Starts growing a volume; it never shrinks.
+    ///
+    /// # Errors
+    /// `Unprocessable` or `InvalidSize` when it is that large already or may not be so large; `CapacityLimit`;
+    /// `PendingEvent`.
+    ///
+    /// Source: API reference, "Initiate A Block Storage Action By Volume Id".
+    pub fn resize(&self, volume: &VolumeId, size: Gib, region: &Region) -> ApiResult<Action> {
+        self.start(volume, &json!({ "type": "resize", "size_gigabytes": size.0, "region": region.as_str() }))
+    }
+
+    fn start(&self, volume: &VolumeId, body: &Value) -> ApiResult<Action> {
+        let path = format_args!("volumes/{volume}/actions");
+        let wire::ActionReply { action } =
+            self.send(&Call::new(Method::Post, path, Class::Essential).json(body))?.json()?;
+        Ok(action.into())
+    }
+
+    /// Reads one action of a volume.
+    ///
+    /// # Errors
+    /// `NotFound`, which DigitalOcean also answers for a moment about an action that it has just begun.
+    ///
+    /// Source: API reference, "Retrieve an Existing Volume Action".
+    pub fn get_action(&self, volume: &VolumeId, action: ActionId) -> ApiResult<Action> {
+        let path = format_args!("volumes/{volume}/actions/{action}");
+        let reply = self.send(&Call::new(Method::Get, path, Class::Deferrable))?;
+        let wire::ActionReply { action: read } = reply.json()?;
+        if read.id == action.0 { Ok(read.into()) } else { Err(reply.unusable("it is about another action")) }
+    }
+
+    /// Reads the latest action of a volume; `None` when it never had one.
+    ///
+    /// One request when DigitalOcean lists the newest actions first, two when it lists the oldest first and there are
+    /// more than fit on a page: the order is not documented, so the greatest number counts.
+    ///
+    /// # Errors
+    /// `NotFound` when there is no such volume.
+    ///
+    /// Source: API reference, "List All Actions for a Volume".
+    pub fn latest_action(&self, volume: &VolumeId) -> ApiResult<Option<Action>> {
+        let first = Page::first().of(LATEST);
+        let (page, last) = self.actions(volume, first)?;
+        let is_oldest_first = match (page.items.first(), page.items.last()) {
+            (Some(head), Some(tail)) => head.id.0 < tail.id.0,
+            (Some(_) | None, Some(_) | None) => false,
+        };
+        let mut actions = page.items;
+        if let Some(last) = last.filter(|last| is_oldest_first && last.number() > first.number()) {
+            actions.extend(self.actions(volume, last)?.0.items);
+        }
+        Ok(actions.into_iter().max_by_key(|action| action.id.0))
+    }
+
+    fn actions(&self, volume: &VolumeId, page: Page) -> ApiResult<(Listed<Action>, Option<Page>)> {
+        let call = Call::new(Method::Get, format_args!("volumes/{volume}/actions"), Class::Essential);
+        let wire::ActionsReply { actions, paging } = self.send(&page.ask(call))?.json()?;
+        let last = paging.last().map(|number| page.at(number));
+        Ok((Listed::new(actions.into_iter().map(Action::from).collect(), page, &paging), last))
+    }
+}
+
+impl From<wire::Action> for Action {
+    fn from(wire: wire::Action) -> Action {
+        let status = match wire.status.as_str() {
+            "in-progress" => ActionStatus::InProgress,
+            "completed" => ActionStatus::Completed,
+            "errored" => ActionStatus::Errored,
+            _ => ActionStatus::Other(wire.status),
+        };
+        Action { id: ActionId(wire.id), status, kind: wire.kind }
+    }
+}

@@ -1,0 +1,101 @@
+//! Droplets and the account: what a controller has to know of them.
+//!
+//! Owns reading them. This program never changes a droplet or an account.
+
+use super::call::{Call, Method};
+use super::quota::Class;
+use super::region::Region;
+use super::{ApiResult, Cloud, json as wire};
+use crate::id::{DropletId, VolumeId};
+
+/// A droplet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Droplet {
+    /// Its id.
+    pub id: DropletId,
+    /// Its name.
+    pub name: String,
+    /// Whether it runs.
+    pub status: DropletStatus,
+    /// Where it is.
+    pub region: Option<Region>,
+    /// The volumes it has. Kept apart from the volumes' own record of it, and not always the same.
+    pub volumes: Vec<VolumeId>,
+}
+
+/// Whether a droplet runs.
+///
+/// Source: API reference, "Droplets", `status`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DropletStatus {
+    /// Being created.
+    New,
+    /// Running.
+    Active,
+    /// Powered off; volumes stay attached and can be detached.
+    Off,
+    /// Archived.
+    Archive,
+    /// A word that the API is not known to use.
+    Other(String),
+}
+
+/// The account that the token belongs to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Account {
+    /// `active`, `warning` or `locked`.
+    pub status: String,
+    /// DigitalOcean's words about the status, empty when all is well.
+    pub status_message: String,
+    /// How many volumes the account may have; `None` when there is no limit.
+    pub volume_limit: Option<u64>,
+}
+
+impl Cloud {
+    /// Reads one droplet.
+    ///
+    /// # Errors
+    /// [`NotFound`](super::error::ApiErrorKind::NotFound) when there is none of that id.
+    ///
+    /// Source: API reference, "Retrieve an Existing Droplet".
+    pub fn get_droplet(&self, id: DropletId) -> ApiResult<Droplet> {
+        let reply = self.send(&Call::new(Method::Get, format_args!("droplets/{id}"), Class::Essential))?;
+        let wire::DropletReply { droplet } = reply.json()?;
+        match Droplet::read(droplet) {
+            Some(droplet) if droplet.id == id => Ok(droplet),
+            Some(_) | None => Err(reply.unusable("it is about another droplet")),
+        }
+    }
+
+    /// Reads the account; also the cheapest proof that token and API work.
+    ///
+    /// Source: API reference, "Get User Information". `volume_limit` is in real replies only.
+    pub fn get_account(&self) -> ApiResult<Account> {
+        let wire::AccountReply { account } =
+            self.send(&Call::new(Method::Get, "account", Class::Deferrable))?.json()?;
+        Ok(Account {
+            status: account.status,
+            status_message: account.status_message,
+            volume_limit: Some(account.volume_limit).filter(|limit| *limit > 0),
+        })
+    }
+}
+
+impl Droplet {
+    fn read(wire: wire::Droplet) -> Option<Droplet> {
+        let status = match wire.status.as_str() {
+            "new" => DropletStatus::New,
+            "active" => DropletStatus::Active,
+            "off" => DropletStatus::Off,
+            "archive" => DropletStatus::Archive,
+            _ => DropletStatus::Other(wire.status),
+        };
+        Some(Droplet {
+            id: DropletId::new(wire.id)?,
+            name: wire.name,
+            status,
+            region: wire.region.and_then(|region| Region::parse(&region.slug).ok()),
+            volumes: wire.volume_ids.iter().filter_map(|id| VolumeId::parse(id).ok()).collect(),
+        })
+    }
+}

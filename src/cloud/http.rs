@@ -1,0 +1,295 @@
+//! One HTTP request to DigitalOcean, and what came back.
+//!
+//! Owns the connection, its time-outs and its bounds, the token, the rate limit's waits, and the log line of every call.
+//! Sends each request exactly once: whether to send it again depends on what it may have done, which callers decide.
+
+use std::io::Read;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use serde::de::DeserializeOwned;
+use ureq::config::ConfigBuilder;
+use ureq::http::{HeaderMap, Request, Response};
+use ureq::typestate::AgentScope;
+use ureq::{Agent, Body};
+
+use super::ApiResult;
+use super::call::{BaseUrl, Call};
+use super::dial;
+use super::error::{ApiError, ApiErrorKind, ReplyFacts, Sent};
+use super::quota::{Quota, RateHeaders};
+use super::token::Token;
+
+/// The largest reply that is read: 200 volumes with all they may carry stay far below it.
+const MAX_REPLY: u64 = 8 << 20;
+
+/// How much of an error's body is read.
+const MAX_ERROR_REPLY: u64 = 64 << 10;
+
+/// Per connection and direction. The library's own default of 128 KiB costs more memory than it saves time.
+const BUFFER: usize = 16 << 10;
+
+/// Kept open for the next calls; one RPC worker uses one at a time.
+const IDLE_CONNECTIONS: usize = 8;
+
+const USER_AGENT: &str = concat!("do-csi-plugin/", env!("CARGO_PKG_VERSION"));
+
+/// How long one request may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HttpBudgets {
+    /// Name look-up and, separately, connection with its TLS handshake. Default 5 s: longer means that the network is
+    /// broken, and a new attempt is more likely to work than this one.
+    pub connect: Duration,
+    /// The whole request until the last byte of the reply. Default 20 s: DigitalOcean answers in well under one, and a
+    /// call of Nomad, which lasts up to 110 s, has to survive a request that hangs.
+    pub total: Duration,
+    /// The longest wait for the rate limit before a request, when the caller has no deadline of its own. Default 30 s.
+    pub quota: Duration,
+}
+
+impl Default for HttpBudgets {
+    fn default() -> HttpBudgets {
+        HttpBudgets { connect: Duration::from_secs(5), total: Duration::from_secs(20), quota: Duration::from_secs(30) }
+    }
+}
+
+/// A reply with a status below 300.
+#[derive(Debug)]
+pub(super) struct Reply {
+    status: u16,
+    body: Vec<u8>,
+    request_id: Option<String>,
+}
+
+impl Reply {
+    /// The body as the object that this call returns.
+    pub(super) fn json<T: DeserializeOwned>(&self) -> ApiResult<T> {
+        serde_json::from_slice(&self.body).map_err(|error| self.unusable(&error.to_string()))
+    }
+
+    /// The error for a body that is JSON, but breaks a rule of the API.
+    pub(super) fn unusable(&self, why: &str) -> ApiError {
+        ApiError::bad_reply(self.status, why, &self.body, self.request_id.clone())
+    }
+}
+
+/// The way to one API with one token; shared by all threads.
+#[derive(Debug)]
+pub(super) struct Http {
+    agent: Agent,
+    base: BaseUrl,
+    token: Token,
+    quota: Arc<Quota>,
+    budgets: HttpBudgets,
+}
+
+impl Http {
+    pub(super) fn new(base: BaseUrl, token: Token, quota: Arc<Quota>, budgets: HttpBudgets) -> Http {
+        let mut config = config(budgets.connect, budgets.total);
+        if base.is_loopback() {
+            // A proxy has another idea of what this machine is; HTTPS_PROXY and its like are for the API far away.
+            config = config.proxy(None);
+        } else if base.as_str().starts_with("http://") {
+            log::warn!("the access token goes to {base} without encryption");
+        }
+        let agent = dial::agent(config.build());
+        Http { agent, base, token, quota, budgets }
+    }
+
+    /// Sends one request, waiting for the rate limit first, and reads the whole reply.
+    ///
+    /// With a deadline, neither the wait nor the request go on after it.
+    pub(super) fn send(&self, call: &Call, deadline: Option<Instant>) -> ApiResult<Reply> {
+        self.wait_for_quota(call, deadline)?;
+        let started = Instant::now();
+        let time = match deadline {
+            Some(deadline) => self.budgets.total.min(deadline.saturating_duration_since(started)),
+            None => self.budgets.total,
+        };
+        if time.is_zero() {
+            return Err(no_time_left());
+        }
+        let outcome = self.exchange(call, time);
+        log_call(call, started, &outcome);
+        match outcome? {
+            answer if (200..300).contains(&answer.status) => answer.into_reply(),
+            answer => Err(self.refused(answer)),
+        }
+    }
+
+    fn wait_for_quota(&self, call: &Call, deadline: Option<Instant>) -> ApiResult<()> {
+        let patience = deadline.map_or(self.budgets.quota, |at| at.saturating_duration_since(Instant::now()));
+        let give_up = Instant::now().checked_add(patience);
+        let mut wait = self.quota.admit(call.class(), patience).map_err(held_back)?;
+        while !wait.is_zero() {
+            log::debug!(
+                "{} {} waits {} ms for the rate limit",
+                call.method().as_str(),
+                call.target(),
+                wait.as_millis()
+            );
+            std::thread::sleep(wait);
+            // Another thread may have been told meanwhile to wait longer.
+            wait = self.quota.stopped_for();
+            let left = give_up.map_or(Duration::ZERO, |at| at.saturating_duration_since(Instant::now()));
+            if wait > left {
+                return Err(held_back(wait));
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads a refusal; one for the rate limit also stops the calls of the other threads.
+    fn refused(&self, answer: Answer) -> ApiError {
+        let error = answer.into_error();
+        if let ApiErrorKind::RateLimit { wait } = error.kind() {
+            log::warn!("DigitalOcean's rate limit is reached: {error}");
+            self.quota.refused(wait);
+        }
+        error
+    }
+
+    fn exchange(&self, call: &Call, time: Duration) -> ApiResult<Answer> {
+        let token = self.token.current().map_err(|error| {
+            ApiError::without_reply(ApiErrorKind::NoToken, &format!("there is no access token to send: {error}"))
+        })?;
+        let request = Request::builder()
+            .method(call.method().as_str())
+            .uri(format!("{}{}", self.base, call.target()))
+            .header("authorization", token.bearer())
+            .header("content-type", "application/json")
+            .header("accept", "application/json");
+        log::trace!("request body: {}", call.body().unwrap_or_default());
+        let sent = match call.body() {
+            Some(body) => request.body(body).map_err(ureq::Error::from).and_then(|r| self.run(r, time)),
+            None => request.body(()).map_err(ureq::Error::from).and_then(|r| self.run(r, time)),
+        };
+        let answer = sent.map_err(|error| no_reply("DigitalOcean", &error)).and_then(Answer::read)?;
+        self.quota.observe(&answer.rate);
+        Ok(answer)
+    }
+
+    fn run(&self, request: Request<impl ureq::AsSendBody>, time: Duration) -> Result<Response<Body>, ureq::Error> {
+        let request = self.agent.configure_request(request).timeout_global(Some(time)).build();
+        self.agent.run(request)
+    }
+}
+
+/// Sends a request once and gives back whatever status the reply has.
+pub(super) fn config(connect: Duration, total: Duration) -> ConfigBuilder<AgentScope> {
+    Agent::config_builder()
+        .http_status_as_error(false)
+        // A redirect is a reply that the API does not give; following it would send the token elsewhere.
+        .max_redirects(0)
+        .max_redirects_will_error(false)
+        .user_agent(USER_AGENT)
+        .timeout_resolve(Some(connect))
+        .timeout_connect(Some(connect))
+        .timeout_global(Some(total))
+        .input_buffer_size(BUFFER)
+        .output_buffer_size(BUFFER)
+        // As many as there are calls at once, so that a burst does not end in handshakes.
+        .max_idle_connections_per_host(IDLE_CONNECTIONS)
+        .max_idle_connections(IDLE_CONNECTIONS)
+}
+
+/// A reply with any status, read to its end.
+#[derive(Debug)]
+struct Answer {
+    status: u16,
+    body: Vec<u8>,
+    is_cut: bool,
+    rate: RateHeaders,
+    request_id: Option<String>,
+}
+
+impl Answer {
+    fn read(response: Response<Body>) -> ApiResult<Answer> {
+        let (parts, body) = response.into_parts();
+        let status = parts.status.as_u16();
+        let most = if parts.status.is_success() { MAX_REPLY } else { MAX_ERROR_REPLY };
+        let mut bytes = Vec::new();
+        let reader = body.into_with_config().limit(u64::MAX).reader();
+        let is_read = reader.take(most.saturating_add(1)).read_to_end(&mut bytes);
+        match is_read {
+            Ok(_) => {}
+            // The status of a refusal says enough, even when its text breaks off.
+            Err(error) if !parts.status.is_success() => log::debug!("the body of a {status} broke off: {error}"),
+            Err(error) => {
+                let why = dial::in_words(&ureq::Error::from(error));
+                let why = format!("DigitalOcean answered {status}, then the reply broke off: {why}");
+                return Err(ApiError::without_reply(ApiErrorKind::Transport { sent: Sent::Maybe }, &why));
+            }
+        }
+        let most = usize::try_from(most).unwrap_or(usize::MAX);
+        let is_cut = bytes.len() > most;
+        bytes.truncate(most);
+        log::trace!("reply body: {}", String::from_utf8_lossy(&bytes));
+        let rate = rate_headers(&parts.headers, SystemTime::now());
+        let request_id = header(&parts.headers, "x-request-id").map(str::to_owned);
+        Ok(Answer { status, body: bytes, is_cut, rate, request_id })
+    }
+
+    fn into_reply(self) -> ApiResult<Reply> {
+        let reply = Reply { status: self.status, body: self.body, request_id: self.request_id };
+        if self.is_cut { Err(reply.unusable("it is larger than 8 MiB")) } else { Ok(reply) }
+    }
+
+    fn into_error(self) -> ApiError {
+        let facts = ReplyFacts { request_id: self.request_id, wait: self.rate.wait() };
+        ApiError::from_reply(self.status, &self.body, facts)
+    }
+}
+
+fn rate_headers(headers: &HeaderMap, now: SystemTime) -> RateHeaders {
+    let number = |name| header(headers, name).and_then(|value| value.trim().parse::<u64>().ok());
+    let small = |name| number(name).and_then(|value| u32::try_from(value).ok());
+    let reset_in = number("ratelimit-reset").and_then(|epoch| {
+        let at = SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(epoch))?;
+        // A reset in the past (our clock may be ahead) asks for no wait.
+        Some(at.duration_since(now).unwrap_or(Duration::ZERO))
+    });
+    RateHeaders {
+        limit: small("ratelimit-limit"),
+        remaining: small("ratelimit-remaining"),
+        reset_in,
+        retry_after: number("retry-after").map(Duration::from_secs),
+    }
+}
+
+fn header<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+    headers.get(name).and_then(|value| value.to_str().ok())
+}
+
+/// Turns the HTTP library's error into ours; what matters is whether the request may have left this machine.
+pub(super) fn no_reply(from: &str, error: &ureq::Error) -> ApiError {
+    let sent = if dial::is_before_sending(error) { Sent::No } else { Sent::Maybe };
+    let why = dial::in_words(error);
+    ApiError::without_reply(ApiErrorKind::Transport { sent }, &format!("no reply from {from}: {why}"))
+}
+
+fn held_back(wait: Duration) -> ApiError {
+    let why = format!("the call was held back for DigitalOcean's rate limit, which needs {} s more", wait.as_secs());
+    ApiError::without_reply(ApiErrorKind::RateLimit { wait: Some(wait) }, &why)
+}
+
+fn no_time_left() -> ApiError {
+    ApiError::without_reply(ApiErrorKind::NoTimeLeft, "no time was left to ask DigitalOcean")
+}
+
+fn log_call(call: &Call, started: Instant, outcome: &ApiResult<Answer>) {
+    if !log::log_enabled!(log::Level::Debug) {
+        return;
+    }
+    let (method, target, ms) = (call.method().as_str(), call.target(), started.elapsed().as_millis());
+    match outcome {
+        Ok(answer) => {
+            let remaining = answer.rate.remaining.map_or_else(|| "unknown".to_owned(), |n| n.to_string());
+            log::debug!("{method} {target} status={} ms={ms} remaining={remaining}", answer.status);
+        }
+        Err(error) => log::debug!("{method} {target} ms={ms} failed: {error}"),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,203 @@
+//! DigitalOcean's objects as they stand in its replies.
+//!
+//! Owns the shapes and their leniency: fields may be missing, lists may be `null`, unknown fields are ignored. It knows
+//! no rules; the modules beside it turn these into checked types.
+//!
+//! Source: API reference, "Block Storage", "Block Storage Actions", "Snapshots", "Droplets" and "Account"; where real
+//! replies differ from it, the field says so.
+
+use std::num::NonZeroU32;
+
+use serde::{Deserialize, Deserializer};
+
+/// A field that is missing, `null` or there; missing and `null` are its default.
+fn or_default<'de, D, T>(deserializer: D) -> Result<T, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Default + Deserialize<'de>,
+{
+    Ok(Option::deserialize(deserializer)?.unwrap_or_default())
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct VolumeReply {
+    pub(super) volume: Volume,
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct VolumesReply {
+    #[serde(default, deserialize_with = "or_default")]
+    pub(super) volumes: Vec<Volume>,
+    #[serde(flatten)]
+    pub(super) paging: Paging,
+}
+
+/// A volume. `size_gigabytes` is required: a volume of unknown size cannot be compared with what is asked.
+#[derive(Debug, Deserialize)]
+pub(super) struct Volume {
+    pub(super) id: String,
+    pub(super) name: String,
+    pub(super) size_gigabytes: u64,
+    /// `null` in some replies for a volume that is not attached; absent in old ones.
+    #[serde(default, deserialize_with = "or_default")]
+    pub(super) droplet_ids: Vec<u64>,
+    #[serde(default)]
+    pub(super) region: Option<Region>,
+    #[serde(default, deserialize_with = "or_default")]
+    pub(super) description: String,
+    #[serde(default, deserialize_with = "or_default")]
+    pub(super) tags: Vec<String>,
+    #[serde(default, deserialize_with = "or_default")]
+    pub(super) filesystem_type: String,
+    /// Kept as text: nothing is decided from it, and some replies have fractions of a second.
+    #[serde(default, deserialize_with = "or_default")]
+    pub(super) created_at: String,
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct Region {
+    #[serde(default, deserialize_with = "or_default")]
+    pub(super) slug: String,
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct ActionReply {
+    pub(super) action: Action,
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct ActionsReply {
+    #[serde(default, deserialize_with = "or_default")]
+    pub(super) actions: Vec<Action>,
+    #[serde(flatten)]
+    pub(super) paging: Paging,
+}
+
+/// An action. Its `resource_id` is `null` or 0 in real replies, so it tells nothing and is not read.
+#[derive(Debug, Deserialize)]
+pub(super) struct Action {
+    pub(super) id: u64,
+    pub(super) status: String,
+    #[serde(default, rename = "type", deserialize_with = "or_default")]
+    pub(super) kind: String,
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct SnapshotReply {
+    pub(super) snapshot: Snapshot,
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct SnapshotsReply {
+    #[serde(default, deserialize_with = "or_default")]
+    pub(super) snapshots: Vec<Snapshot>,
+    #[serde(flatten)]
+    pub(super) paging: Paging,
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct Snapshot {
+    /// A UUID for a volume's snapshot, a number for a droplet's.
+    pub(super) id: String,
+    #[serde(default, deserialize_with = "or_default")]
+    pub(super) name: String,
+    #[serde(default, deserialize_with = "or_default")]
+    pub(super) resource_id: String,
+    #[serde(default, deserialize_with = "or_default")]
+    pub(super) regions: Vec<String>,
+    pub(super) min_disk_size: u64,
+    /// What is billed; a fraction, and 0 while the snapshot is young.
+    #[serde(default, deserialize_with = "or_default")]
+    pub(super) size_gigabytes: f64,
+    #[serde(default, deserialize_with = "or_default")]
+    pub(super) created_at: String,
+    #[serde(default, deserialize_with = "or_default")]
+    pub(super) tags: Vec<String>,
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct DropletReply {
+    pub(super) droplet: Droplet,
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct Droplet {
+    pub(super) id: u64,
+    #[serde(default, deserialize_with = "or_default")]
+    pub(super) name: String,
+    #[serde(default, deserialize_with = "or_default")]
+    pub(super) status: String,
+    #[serde(default)]
+    pub(super) region: Option<Region>,
+    #[serde(default, deserialize_with = "or_default")]
+    pub(super) volume_ids: Vec<String>,
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct AccountReply {
+    pub(super) account: Account,
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct Account {
+    #[serde(default, deserialize_with = "or_default")]
+    pub(super) status: String,
+    #[serde(default, deserialize_with = "or_default")]
+    pub(super) status_message: String,
+    /// Not in the reference, but in real replies; 0 means that there is no limit.
+    #[serde(default, deserialize_with = "or_default")]
+    pub(super) volume_limit: u64,
+}
+
+/// What every list says about itself. A list on one page has `"links": {}`.
+#[derive(Debug, Default, Deserialize)]
+pub(super) struct Paging {
+    #[serde(default, deserialize_with = "or_default")]
+    links: Links,
+    #[serde(default, deserialize_with = "or_default")]
+    meta: Meta,
+}
+
+#[derive(Debug, Default, Deserialize)]
+struct Links {
+    #[serde(default, deserialize_with = "or_default")]
+    pages: Pages,
+}
+
+#[derive(Debug, Default, Deserialize)]
+struct Pages {
+    #[serde(default)]
+    next: Option<String>,
+    #[serde(default)]
+    last: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+struct Meta {
+    #[serde(default)]
+    total: Option<u64>,
+}
+
+impl Paging {
+    /// The number of the next page. Only the number is taken from the link: its host may be one that is not to be asked.
+    pub(super) fn next(&self) -> Option<NonZeroU32> {
+        self.links.pages.next.as_deref().and_then(page_number)
+    }
+
+    /// The number of the last page, when there is more than one.
+    pub(super) fn last(&self) -> Option<NonZeroU32> {
+        self.links.pages.last.as_deref().and_then(page_number)
+    }
+
+    /// How many entries there are, by the reply's own count.
+    pub(super) fn total(&self) -> Option<u64> {
+        self.meta.total
+    }
+}
+
+fn page_number(link: &str) -> Option<NonZeroU32> {
+    let (_, query) = link.split_once('?')?;
+    let query = query.split_once('#').map_or(query, |(query, _)| query);
+    let value = query.split('&').find_map(|pair| pair.strip_prefix("page="))?;
+    value.parse().ok()
+}

@@ -1,0 +1,80 @@
+//! The typed calls that this program makes to DigitalOcean.
+//!
+//! Owns talking to the API: requests and replies, their types, their errors, and how fast to ask. It does not own a
+//! decision: nothing is sent twice, no state is compared with a wish, and waiting for an action is the caller's loop,
+//! for which [`pace`] says when to look.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`call`], [`http`], `dial` | one request, sent once, bounded in time and size |
+//! | [`error`] | what a failure means |
+//! | [`token`] | the access token |
+//! | [`quota`] | the token's rate limit |
+//! | [`pace`] | how long actions take |
+//! | [`volume`], [`action`], [`snapshot`], [`droplet`], [`tag`] | the calls, by what they are about |
+//! | [`metadata`] | the droplet that this program runs on |
+//! | `json` | the replies' objects, as DigitalOcean documents them |
+
+pub mod action;
+pub mod call;
+#[cfg(test)]
+mod canned;
+mod dial;
+pub mod droplet;
+pub mod error;
+pub mod http;
+mod json;
+pub mod metadata;
+pub mod pace;
+pub mod page;
+pub mod quota;
+pub mod region;
+pub mod snapshot;
+pub mod tag;
+pub mod token;
+pub mod volume;
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use call::{BaseUrl, Call};
+use error::ApiError;
+use http::{Http, HttpBudgets, Reply};
+use quota::Quota;
+use token::Token;
+
+/// The result of a call to DigitalOcean.
+pub type ApiResult<T> = Result<T, ApiError>;
+
+/// DigitalOcean's API, as one account's token sees it.
+///
+/// A clone is cheap and shares connections, token and quota; threads use it side by side. Every method is one request,
+/// sent once (where it is more, its documentation says so), and blocks until the reply is read, the request's time-out
+/// passed, or the deadline of [`Cloud::until`] came.
+#[derive(Debug, Clone)]
+pub struct Cloud {
+    http: Arc<Http>,
+    deadline: Option<Instant>,
+}
+
+impl Cloud {
+    /// Prepares the way to the API; sends nothing, so it also works while the API does not.
+    #[must_use]
+    pub fn new(base: BaseUrl, token: Token, quota: Arc<Quota>, budgets: HttpBudgets) -> Cloud {
+        Cloud { http: Arc::new(Http::new(base, token, quota, budgets)), deadline: None }
+    }
+
+    /// The same API for one piece of work that has to end at a given time: no call of the result waits or runs longer.
+    /// Calls begun after it fail with [`error::ApiErrorKind::NoTimeLeft`].
+    #[must_use]
+    pub fn until(&self, deadline: Instant) -> Cloud {
+        Cloud { http: Arc::clone(&self.http), deadline: Some(deadline) }
+    }
+
+    fn send(&self, call: &Call) -> ApiResult<Reply> {
+        self.http.send(call, self.deadline)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,339 @@
+//! When to look whether an action is done: just before it is due, then in short, growing steps.
+//!
+//! Owns a running estimate of how long each kind of action takes, learned from the actions that this process saw through.
+//! It neither asks DigitalOcean nor sleeps; the caller's waiting loop does both and reports what it saw:
+//!
+//! ```text
+//! let mut looks = pace.begin(ActionKind::Attach);
+//! loop {
+//!     sleep until the start of the action + looks.due();
+//!     match the action's status {
+//!         in progress => looks.still_running(time since the start),
+//!         completed => return pace.learn(looks.finished(time since the start)),
+//!         errored => return,
+//!     }
+//! }
+//! ```
+//!
+//! A look costs a call of the token's quota; a late look costs waiting. One estimate and one doubt per kind keep both
+//! small: the doubt is the width in which the end was last seen, it is the step between looks, and it widens again when
+//! actions become slower or faster than they were.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+/// What an action does, as far as its duration depends on it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ActionKind {
+    /// Attaching a volume; 4 to 5 s when others measured it.
+    Attach,
+    /// Detaching a volume; 3 to 4 s when others measured it.
+    Detach,
+    /// Growing a volume.
+    Resize,
+}
+
+/// The shortest step between two looks, and the doubt that always remains.
+const LEAST_DOUBT: Duration = Duration::from_millis(25);
+
+/// The longest step between two looks.
+const LONGEST_STEP: Duration = Duration::from_secs(2);
+
+/// Bounds of an estimate: a reply alone takes some of the first, and the second is as long as a call may last.
+const SHORTEST: Duration = Duration::from_millis(50);
+const LONGEST: Duration = Duration::from_secs(100);
+
+/// What a process learned about the durations of actions; shared by all threads.
+#[derive(Debug)]
+pub struct Pace(Mutex<Estimates>);
+
+#[derive(Debug)]
+struct Estimates {
+    attach: Estimate,
+    detach: Estimate,
+    resize: Estimate,
+}
+
+/// How long one kind of action takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Estimate {
+    expected: Duration,
+    doubt: Duration,
+    /// Whether `expected` comes from an action that was seen, not from this file.
+    is_learned: bool,
+    /// How many times in a row the first look came too late to tell when the action ended.
+    late_in_a_row: u32,
+}
+
+/// The looks at one action.
+#[derive(Debug, Clone)]
+pub struct Looks {
+    kind: ActionKind,
+    due: Duration,
+    step: Step,
+    seen_running: Option<Duration>,
+}
+
+/// How far the next look is from the last.
+#[derive(Debug, Clone, Copy)]
+enum Step {
+    /// So much; each time half as much again.
+    Growing(Duration),
+    /// So far nothing is known: two fifths of the time that has passed, so that any duration is found in few looks and
+    /// with an error in proportion.
+    Proportional,
+}
+
+/// When one action ended: after the last look that saw it running, and before the look that saw it done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sample {
+    kind: ActionKind,
+    after: Option<Duration>,
+    by: Duration,
+}
+
+impl Default for Pace {
+    fn default() -> Pace {
+        Pace::new()
+    }
+}
+
+impl Pace {
+    /// A pace that has seen no action yet.
+    #[must_use]
+    pub fn new() -> Pace {
+        Pace(Mutex::new(Estimates {
+            attach: Estimate::guess(Duration::from_secs(4)),
+            detach: Estimate::guess(Duration::from_millis(3500)),
+            resize: Estimate::guess(Duration::from_secs(4)),
+        }))
+    }
+
+    /// Plans the looks at an action that starts now.
+    #[must_use]
+    pub fn begin(&self, kind: ActionKind) -> Looks {
+        self.with(kind, |estimate| estimate.looks(kind))
+    }
+
+    /// Takes in how long an action took. Only for actions that completed: what errored took no typical time.
+    pub fn learn(&self, sample: Sample) {
+        self.with(sample.kind, |estimate| estimate.learn(sample.after, sample.by));
+    }
+
+    fn with<T>(&self, kind: ActionKind, with: impl FnOnce(&mut Estimate) -> T) -> T {
+        let mut estimates = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        with(match kind {
+            ActionKind::Attach => &mut estimates.attach,
+            ActionKind::Detach => &mut estimates.detach,
+            ActionKind::Resize => &mut estimates.resize,
+        })
+    }
+}
+
+impl Looks {
+    /// When the next look is due, counted from the start of the action.
+    #[must_use]
+    pub fn due(&self) -> Duration {
+        self.due
+    }
+
+    /// A look, so long after the start, saw the action running.
+    pub fn still_running(&mut self, at: Duration) {
+        self.seen_running = Some(at);
+        let step = match &mut self.step {
+            Step::Growing(step) => {
+                let this = *step;
+                *step = half_as_much_again(this).min(LONGEST_STEP);
+                this
+            }
+            Step::Proportional => (at.saturating_mul(2) / 5).clamp(LEAST_DOUBT, LONGEST_STEP),
+        };
+        self.due = at.saturating_add(step);
+    }
+
+    /// A look, so long after the start, saw the action completed.
+    #[must_use]
+    pub fn finished(self, at: Duration) -> Sample {
+        Sample { kind: self.kind, after: self.seen_running, by: at }
+    }
+}
+
+impl Estimate {
+    fn guess(expected: Duration) -> Estimate {
+        Estimate { expected, doubt: expected / 4, is_learned: false, late_in_a_row: 0 }
+    }
+
+    fn looks(&self, kind: ActionKind) -> Looks {
+        // A guess may be far off either way; the first action is looked at early and then at growing distances.
+        let (due, step) = if self.is_learned {
+            let just_before = self.expected.saturating_sub(self.doubt / 4);
+            (just_before, Step::Growing((self.doubt / 2).max(LEAST_DOUBT)))
+        } else {
+            (self.expected / 16, Step::Proportional)
+        };
+        Looks { kind, due, step, seen_running: None }
+    }
+
+    fn learn(&mut self, after: Option<Duration>, by: Duration) {
+        match after {
+            Some(after) => self.learn_between(after, by),
+            None if self.is_learned => self.learn_late(by),
+            None => self.learn_between(Duration::ZERO, by),
+        }
+        self.expected = self.expected.clamp(SHORTEST, LONGEST);
+        // SHORTEST is twice LEAST_DOUBT, so the bounds are in order.
+        self.doubt = self.doubt.clamp(LEAST_DOUBT, LONGEST_STEP.min(self.expected / 2));
+    }
+
+    /// The end was seen between two looks.
+    fn learn_between(&mut self, after: Duration, by: Duration) {
+        let middle = after.saturating_add(by) / 2;
+        let half_width = by.saturating_sub(after) / 2;
+        self.late_in_a_row = 0;
+        if !self.is_learned {
+            *self = Estimate { expected: middle, doubt: half_width, is_learned: true, late_in_a_row: 0 };
+            return;
+        }
+        // An action that hangs says little about the next one, so one sample raises the estimate by half at most.
+        let middle = middle.min(self.expected.saturating_mul(2));
+        let off = middle.abs_diff(self.expected);
+        self.expected = self.expected.saturating_add(middle) / 2;
+        self.doubt = self.doubt.saturating_add(half_width.max(off)) / 2;
+    }
+
+    /// The first look found it done: it took less than expected, and how much less is not known.
+    fn learn_late(&mut self, by: Duration) {
+        self.late_in_a_row = self.late_in_a_row.saturating_add(1);
+        self.expected = self.expected.min(by).saturating_sub(self.doubt / 2);
+        match self.late_in_a_row {
+            // As likely as not: the end was just before.
+            1 => self.doubt = self.doubt * 3 / 4,
+            2 => {}
+            3 | 4 => self.doubt = self.doubt.saturating_mul(2),
+            // Actions have become much faster: look early again, as if nothing were known.
+            _ => self.is_learned = false,
+        }
+    }
+}
+
+fn half_as_much_again(step: Duration) -> Duration {
+    step.saturating_mul(3) / 2
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const REPLY: Duration = Duration::from_millis(10);
+
+    fn ms(ms: u64) -> Duration {
+        Duration::from_millis(ms)
+    }
+
+    /// Sees one action through; gives the number of looks and how late the end was noticed.
+    fn watch(pace: &Pace, kind: ActionKind, took: Duration) -> (u32, Duration) {
+        let mut looks = pace.begin(kind);
+        let mut count = 0;
+        loop {
+            count += 1;
+            assert!(count < 200, "endless: {pace:?}");
+            let at = looks.due();
+            if at >= took {
+                pace.learn(looks.finished(at + REPLY));
+                return (count, at - took);
+            }
+            looks.still_running(at + REPLY);
+        }
+    }
+
+    /// A fixed sequence of numbers between -1 and 1.
+    struct Noise(u64);
+
+    impl Noise {
+        fn next(&mut self) -> f64 {
+            self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            f64::from(u32::try_from(self.0 >> 33).unwrap()) / f64::from(1_u32 << 30) - 1.0
+        }
+    }
+
+    /// Mean looks, median and mean lateness of 200 actions after ten to learn from.
+    fn judge(mean: Duration, spread: f64) -> (f64, Duration, Duration) {
+        let pace = Pace::new();
+        let mut noise = Noise(42);
+        let mut next = || mean.mul_f64(1.0 + spread * noise.next());
+        for _ in 0..10 {
+            watch(&pace, ActionKind::Attach, next());
+        }
+        let seen: Vec<_> = (0..200).map(|_| watch(&pace, ActionKind::Attach, next())).collect();
+        let mut late: Vec<_> = seen.iter().map(|(_, late)| *late).collect();
+        late.sort();
+        let looks = f64::from(seen.iter().map(|(count, _)| count).sum::<u32>()) / 200.0;
+        (looks, late[100], late.iter().sum::<Duration>() / 200)
+    }
+
+    #[test]
+    fn steady_actions_are_noticed_at_once_and_with_few_looks() {
+        for mean in [300, 1300, 3500, 5000] {
+            let (looks, median, average) = judge(ms(mean), 0.0);
+            assert!(looks <= 2.0 && median <= ms(40) && average <= ms(40), "{mean}: {looks} {median:?} {average:?}");
+        }
+    }
+
+    #[test]
+    fn unsteady_actions_cost_two_or_three_looks_and_little_waiting() {
+        for (mean, spread) in [(300, 0.1), (1300, 0.1), (4000, 0.05), (4000, 0.1), (4000, 0.2), (4500, 0.3)] {
+            let (looks, _, average) = judge(ms(mean), spread);
+            assert!(looks < 2.6, "{mean} +-{spread}: {looks} looks");
+            assert!(average < ms(mean).mul_f64(0.12).max(ms(40)), "{mean} +-{spread}: {average:?} late");
+        }
+    }
+
+    #[test]
+    fn the_first_action_of_a_process_is_not_waited_for_blindly() {
+        for took in [10, 300, 1300, 5000, 20_000] {
+            let (looks, late) = watch(&Pace::new(), ActionKind::Detach, ms(took));
+            assert!(late <= ms(220).max(ms(took) * 2 / 5), "{took}: {late:?}");
+            assert!(looks <= 20, "{took}: {looks}");
+        }
+    }
+
+    #[test]
+    fn a_change_of_speed_is_followed_in_a_few_actions() {
+        for (before, after) in [(5000, 300), (300, 5000), (4000, 1300)] {
+            let pace = Pace::new();
+            for _ in 0..20 {
+                watch(&pace, ActionKind::Attach, ms(before));
+            }
+            for _ in 0..9 {
+                watch(&pace, ActionKind::Attach, ms(after));
+            }
+            let (looks, late) = watch(&pace, ActionKind::Attach, ms(after));
+            assert!(looks <= 5 && late <= ms(after) / 8, "{before} to {after}: {looks} looks, {late:?} late");
+        }
+    }
+
+    #[test]
+    fn kinds_are_learned_apart() {
+        let pace = Pace::new();
+        watch(&pace, ActionKind::Attach, ms(300));
+        assert_eq!(pace.begin(ActionKind::Detach).due(), ms(3500) / 16);
+        assert!(pace.begin(ActionKind::Attach).due() > ms(200));
+    }
+
+    #[test]
+    fn one_endless_action_does_not_spoil_the_rest() {
+        let pace = Pace::new();
+        for _ in 0..20 {
+            watch(&pace, ActionKind::Attach, ms(4000));
+        }
+        let (looks, _) = watch(&pace, ActionKind::Attach, Duration::from_secs(90));
+        assert!(looks < 60, "{looks}");
+        let (_, late) = watch(&pace, ActionKind::Attach, ms(4000));
+        assert!(late < ms(2500), "right after: {late:?}");
+        for _ in 0..12 {
+            watch(&pace, ActionKind::Attach, ms(4000));
+        }
+        let (_, late) = watch(&pace, ActionKind::Attach, ms(4000));
+        assert!(late < ms(300), "{late:?}");
+    }
+}

@@ -1,0 +1,437 @@
+//! What the operator can set: flags and environment, read once at start and checked.
+//!
+//! Owns every flag, every default and every budget of time. Nothing else in the program reads the environment or the
+//! arguments. The flags are those of DigitalOcean's own driver, under the same names; those added here say so.
+
+use std::ffi::OsString;
+use std::fmt::Display;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::{CommandFactory, FromArgMatches, Parser, ValueEnum};
+
+use crate::cloud::call::BaseUrl;
+use crate::cloud::region::Region;
+use crate::cloud::tag::Tag;
+use crate::cloud::token::{Secret, Token};
+
+/// How long a call may take before its own caller gives up is two minutes under Nomad; all waits inside one call
+/// together stay below this.
+pub const CALL_BUDGET: Duration = Duration::from_secs(100);
+/// How long a call waits for another call on the same volume before it answers ABORTED.
+pub const LOCK_PATIENCE: Duration = Duration::from_secs(20);
+/// How long staging waits for the volume's disk to appear and become ready.
+pub const DEVICE_BUDGET: Duration = Duration::from_secs(30);
+/// How long a mount is tried again while something else uses the disk, such as an automount rule of the distribution.
+pub const MOUNT_BUDGET: Duration = Duration::from_secs(15);
+/// How long an unmount is tried again while something still uses the mount.
+pub const UNMOUNT_BUDGET: Duration = Duration::from_secs(10);
+/// How long a volume that another running droplet holds is waited for when nothing says that it is being detached.
+pub const HOLDER_PATIENCE: Duration = Duration::from_secs(5);
+/// How long a droplet must stay off, or archived, before a volume is taken from it; a reboot passes through `off`.
+pub const OFF_PATIENCE: Duration = Duration::from_secs(5);
+/// How long running calls may take to finish after SIGTERM or SIGINT.
+pub const DRAIN_BUDGET: Duration = Duration::from_secs(90);
+/// Threads that serve controller calls. Most of them only wait for DigitalOcean, and a call that frees a volume must
+/// never queue behind calls that wait for it to become free.
+pub const CONTROLLER_WORKERS: usize = 64;
+/// Threads that serve node calls; a droplet holds at most 15 volumes.
+pub const NODE_WORKERS: usize = 16;
+/// How many programs that make, check or grow a file system run at once: each may need much memory.
+pub const HEAVY_TOOLS: usize = 3;
+/// Calls that may wait for a thread, for each service, before the next one is answered UNAVAILABLE.
+pub const QUEUE_LENGTH: usize = 128;
+
+/// The CSI name of the official driver, which volumes and job files refer to.
+pub const DRIVER_NAME: &str = "dobs.csi.digitalocean.com";
+
+/// Flags as they stand on the command line.
+#[derive(Debug, Parser)]
+#[command(
+    name = "do-csi-plugin",
+    version,
+    about = "CSI driver for DigitalOcean block storage volumes",
+    after_help = "Flags may also be written with one dash (-endpoint=...). Log level: RUST_LOG (default info).",
+    disable_help_subcommand = true
+)]
+struct Flags {
+    /// Unix socket to serve CSI on: unix:///absolute/path, unix://relative/path, or a bare path
+    #[arg(
+        long,
+        env = "CSI_ENDPOINT",
+        default_value = "unix:///var/lib/kubelet/plugins/dobs.csi.digitalocean.com/csi.sock"
+    )]
+    endpoint: String,
+    /// DigitalOcean API token; better given by the environment or --token-file, as arguments are visible to everyone
+    #[arg(
+        long,
+        env = "DIGITALOCEAN_ACCESS_TOKEN",
+        hide_env_values = true,
+        default_value = "",
+        hide_default_value = true
+    )]
+    token: String,
+    /// File that holds the DigitalOcean API token; read again when it changes (not in the official driver)
+    #[arg(long, env = "DIGITALOCEAN_ACCESS_TOKEN_FILE")]
+    token_file: Option<PathBuf>,
+    /// Base URL of the DigitalOcean API
+    #[arg(long, env = "DIGITALOCEAN_API_URL", default_value = "https://api.digitalocean.com/")]
+    url: String,
+    /// Region of the volumes, such as fra1; default: the droplet's own, from the metadata service
+    #[arg(long, env = "DIGITALOCEAN_REGION", default_value = "", hide_default_value = true)]
+    region: String,
+    /// Tag to put on every volume that is created or attached
+    #[arg(long, default_value = "", hide_default_value = true)]
+    do_tag: String,
+    /// CSI name of this driver
+    #[arg(long, default_value = DRIVER_NAME)]
+    driver_name: String,
+    /// Address such as 127.0.0.1:9810 to answer GET /health on
+    #[arg(long, default_value = "", hide_default_value = true)]
+    debug_addr: String,
+    /// Page size of ListVolumes when the request names none; 0: everything
+    #[arg(long, default_value_t = 0)]
+    default_volumes_page_size: usize,
+    /// Upper limit of API requests a second; 0: only the API's own limits are kept
+    #[arg(long, default_value_t = 0.0)]
+    do_api_rate_limit: f64,
+    /// Kept for compatibility: the attachment is always validated before a disk is used
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "true")]
+    validate_attachment: String,
+    /// How many volumes a droplet may hold
+    #[arg(long, default_value_t = 15)]
+    volume_limit: u32,
+    /// Take a volume also from a droplet that is running. Dangerous: what runs there loses its disk without warning and
+    /// may lose data; meant for clusters whose orchestrator is certain that nobody uses the volume (not in the official
+    /// driver)
+    #[arg(long)]
+    takeover: bool,
+    /// Services to offer; without a token only `node` is possible (not in the official driver)
+    #[arg(long, env = "CSI_MODE", value_enum)]
+    mode: Option<Mode>,
+    /// Permission bits of the socket, octal (not in the official driver)
+    #[arg(long, default_value = "0600")]
+    socket_mode: String,
+    /// Base URL of the droplet metadata service (not in the official driver; for tests and proxies)
+    #[arg(long, env = "DIGITALOCEAN_METADATA_URL", default_value = "http://169.254.169.254")]
+    metadata_url: String,
+    /// Folder in which links to attached volumes appear (not in the official driver; for tests)
+    #[arg(long, default_value = "/dev/disk/by-id")]
+    device_dir: PathBuf,
+    /// Where sysfs is mounted (not in the official driver; for tests)
+    #[arg(long, default_value = "/sys")]
+    sys_dir: PathBuf,
+}
+
+/// Which CSI services this process offers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Mode {
+    /// Controller and node service in one process, as in Nomad's `monolith` plugins.
+    Monolith,
+    /// Controller service only: needs a token, but neither a droplet nor file system tools.
+    Controller,
+    /// Node service only: needs no token.
+    Node,
+}
+
+impl Mode {
+    /// Whether the controller service is offered.
+    #[must_use]
+    pub fn has_controller(self) -> bool {
+        matches!(self, Mode::Monolith | Mode::Controller)
+    }
+
+    /// Whether the node service is offered.
+    #[must_use]
+    pub fn has_node(self) -> bool {
+        matches!(self, Mode::Monolith | Mode::Node)
+    }
+}
+
+/// The settings of one run, checked.
+#[derive(Debug)]
+pub struct Config {
+    /// Path of the Unix socket, absolute or relative to the working directory.
+    pub socket: PathBuf,
+    /// Permission bits of the socket.
+    pub socket_mode: u32,
+    /// Services to offer.
+    pub mode: Mode,
+    /// The CSI driver name.
+    pub driver_name: String,
+    /// The API token; always there when the controller service is offered.
+    pub token: Option<Token>,
+    /// Base URL of the API.
+    pub api_url: BaseUrl,
+    /// Base URL of the metadata service.
+    pub metadata_url: BaseUrl,
+    /// Region given by the operator; otherwise the droplet's own.
+    pub region: Option<Region>,
+    /// Tag for every volume that is created or attached.
+    pub tag: Option<Tag>,
+    /// Where to answer health checks.
+    pub debug_addr: Option<SocketAddr>,
+    /// Entries on a page of ListVolumes when the request names none.
+    pub default_page_size: Option<usize>,
+    /// Upper limit of API requests a second; 0: none but the API's own.
+    pub api_rate_limit: f64,
+    /// Whether a volume is taken also from a droplet that is running.
+    pub takeover: bool,
+    /// How many volumes a droplet may hold.
+    pub volume_limit: u32,
+    /// Where links to attached volumes appear.
+    pub device_dir: PathBuf,
+    /// Where sysfs is mounted.
+    pub sys_dir: PathBuf,
+}
+
+/// Why the program ends before it has begun.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Early {
+    /// Help or version was asked for: print to standard output and exit with 0.
+    Answer(String),
+    /// A setting is wrong: print this line to standard error and exit with 2.
+    Refusal(String),
+}
+
+impl Config {
+    /// Reads flags and environment; `args` starts with the program's name.
+    ///
+    /// # Errors
+    /// [`Early`] when help or version was asked for or a setting is wrong.
+    pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Config, Early> {
+        let matches = Flags::command().try_get_matches_from(double_dashes(args)).map_err(early)?;
+        let flags = Flags::from_arg_matches(&matches).map_err(early)?;
+        flags.check().map_err(Early::Refusal)
+    }
+}
+
+impl Flags {
+    fn check(self) -> Result<Config, String> {
+        let token = token_source(&self.token, self.token_file)?;
+        Ok(Config {
+            socket: parse_endpoint(&self.endpoint)?,
+            socket_mode: parse_socket_mode(&self.socket_mode)?,
+            mode: plan_mode(self.mode, token.is_some())?,
+            driver_name: parse_driver_name(self.driver_name)?,
+            token,
+            api_url: BaseUrl::parse(&self.url).map_err(|bad| format!("--url: {bad}"))?,
+            metadata_url: BaseUrl::parse(&self.metadata_url).map_err(|bad| format!("--metadata-url: {bad}"))?,
+            region: if_given("--region", &self.region, Region::parse)?,
+            tag: if_given("--do-tag", &self.do_tag, Tag::parse)?,
+            debug_addr: parse_debug_addr(&self.debug_addr)?,
+            default_page_size: (self.default_volumes_page_size > 0).then_some(self.default_volumes_page_size),
+            api_rate_limit: parse_rate(self.do_api_rate_limit)?,
+            takeover: self.takeover,
+            volume_limit: self.volume_limit,
+            device_dir: self.device_dir,
+            sys_dir: self.sys_dir,
+        })
+        .and_then(|config| parse_bool("--validate-attachment", &self.validate_attachment).map(|_| config))
+    }
+}
+
+/// Go's flag package takes one dash or two; clap takes `-endpoint` for a bundle of one-letter flags.
+fn double_dashes(args: impl IntoIterator<Item = OsString>) -> impl Iterator<Item = OsString> {
+    args.into_iter().enumerate().map(|(position, arg)| match arg.to_str() {
+        Some(text) if position > 0 && is_single_dash_flag(text) => format!("-{text}").into(),
+        Some(_) | None => arg,
+    })
+}
+
+fn is_single_dash_flag(text: &str) -> bool {
+    text.strip_prefix('-').is_some_and(|name| name.len() > 1 && name.starts_with(|c: char| c.is_ascii_alphabetic()))
+}
+
+fn early(err: clap::Error) -> Early {
+    use clap::error::ErrorKind::{DisplayHelp, DisplayVersion};
+    if matches!(err.kind(), DisplayHelp | DisplayVersion) {
+        return Early::Answer(err.to_string());
+    }
+    let text = err.to_string();
+    let line = text.lines().next().unwrap_or_default();
+    Early::Refusal(format!("{} (see --help)", line.strip_prefix("error: ").unwrap_or(line)))
+}
+
+/// Reads a setting whose empty text means that it was not given.
+fn if_given<T, E: Display>(flag: &str, text: &str, parse: impl Fn(&str) -> Result<T, E>) -> Result<Option<T>, String> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    parse(text).map(Some).map_err(|bad| format!("{flag}: {bad}"))
+}
+
+fn token_source(token: &str, file: Option<PathBuf>) -> Result<Option<Token>, String> {
+    let token = token.trim();
+    match file.filter(|path| !path.as_os_str().is_empty()) {
+        Some(_) if !token.is_empty() => Err("--token and --token-file are both given; give one".to_owned()),
+        Some(path) => Ok(Some(Token::file(path))),
+        None if token.is_empty() => Ok(None),
+        None => {
+            let secret = Secret::parse(token).map_err(|bad| format!("--token: {bad}"))?;
+            Ok(Some(Token::fixed(secret)))
+        }
+    }
+}
+
+fn plan_mode(asked: Option<Mode>, has_token: bool) -> Result<Mode, String> {
+    match (asked, has_token) {
+        (Some(Mode::Node), true | false) | (None, false) => Ok(Mode::Node),
+        (None, true) => Ok(Mode::Monolith),
+        (Some(mode @ (Mode::Monolith | Mode::Controller)), true) => Ok(mode),
+        (Some(Mode::Monolith | Mode::Controller), false) => {
+            Err("the controller service needs a DigitalOcean token: set DIGITALOCEAN_ACCESS_TOKEN or --token-file"
+                .to_owned())
+        }
+    }
+}
+
+/// Reads an endpoint: `unix:///abs`, `unix://rel`, `unix:path`, or a bare path.
+fn parse_endpoint(text: &str) -> Result<PathBuf, String> {
+    let path = match text.split_once("://") {
+        Some(("unix", path)) => path,
+        Some((scheme, _)) => {
+            return Err(format!("--endpoint: {scheme:?} is not served, only Unix sockets (unix:///path)"));
+        }
+        None => text.strip_prefix("unix:").unwrap_or(text),
+    };
+    let path = Path::new(path);
+    match path.file_name() {
+        Some(_) if !path.as_os_str().as_encoded_bytes().contains(&0) => Ok(path.to_owned()),
+        Some(_) | None => Err(format!("--endpoint: {text:?} names no socket file")),
+    }
+}
+
+fn parse_socket_mode(text: &str) -> Result<u32, String> {
+    u32::from_str_radix(text, 8)
+        .ok()
+        .filter(|mode| *mode <= 0o777)
+        .ok_or_else(|| format!("--socket-mode: {text:?} is not an octal number from 0 to 0777"))
+}
+
+/// Source: CSI specification, GetPluginInfoResponse.name: domain name notation, at most 63 characters, letters or
+/// digits at both ends.
+fn parse_driver_name(name: String) -> Result<String, String> {
+    let is_edge = |c: char| c.is_ascii_alphanumeric();
+    let fits = (1..=63).contains(&name.len())
+        && name.starts_with(is_edge)
+        && name.ends_with(is_edge)
+        && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '.');
+    if fits {
+        Ok(name)
+    } else {
+        Err(format!("--driver-name: {name:?} is no CSI driver name (letters, digits, '-', '.')"))
+    }
+}
+
+fn parse_debug_addr(text: &str) -> Result<Option<SocketAddr>, String> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    // Go's net.Listen takes ":9810" for every address.
+    let full = if text.starts_with(':') { format!("0.0.0.0{text}") } else { text.to_owned() };
+    full.parse().map(Some).map_err(|_| format!("--debug-addr: {text:?} is no address such as 127.0.0.1:9810"))
+}
+
+fn parse_rate(rate: f64) -> Result<f64, String> {
+    if rate >= 0.0 && rate.is_finite() {
+        return Ok(rate);
+    }
+    Err(format!("--do-api-rate-limit: {rate} is no number of requests a second"))
+}
+
+fn parse_bool(flag: &str, text: &str) -> Result<bool, String> {
+    match text.to_ascii_lowercase().as_str() {
+        "true" | "t" | "1" => Ok(true),
+        "false" | "f" | "0" => Ok(false),
+        other => Err(format!("{flag}: {other:?} is neither true nor false")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(args: &[&str]) -> Result<Config, Early> {
+        Config::parse(std::iter::once("do-csi-plugin").chain(args.iter().copied()).map(OsString::from))
+    }
+
+    fn refusal(args: &[&str]) -> String {
+        match parse(args) {
+            Err(Early::Refusal(line)) => line,
+            other => panic!("{args:?} gave {other:?}"),
+        }
+    }
+
+    #[test]
+    fn flags_take_one_dash_or_two_and_a_blank_or_an_equals_sign() {
+        for args in [["--region=fra1", "--token=t"], ["-region=fra1", "-token=t"]] {
+            let config = parse(&args).unwrap();
+            assert_eq!(config.region.unwrap().as_str(), "fra1");
+            assert_eq!(config.mode, Mode::Monolith);
+        }
+        assert_eq!(parse(&["-region", "fra1"]).unwrap().region.unwrap().as_str(), "fra1");
+        assert_eq!(parse(&["--driver-name", "a.b"]).unwrap().driver_name, "a.b");
+    }
+
+    #[test]
+    fn endpoints_are_unix_sockets_in_every_spelling() {
+        let table = [
+            ("unix:///csi/csi.sock", "/csi/csi.sock"),
+            ("unix://csi/csi.sock", "csi/csi.sock"),
+            ("unix:/csi/csi.sock", "/csi/csi.sock"),
+            ("/csi/csi.sock", "/csi/csi.sock"),
+            ("csi.sock", "csi.sock"),
+        ];
+        for (text, want) in table {
+            assert_eq!(parse_endpoint(text), Ok(PathBuf::from(want)), "{text}");
+        }
+        for bad in ["tcp://127.0.0.1:1", "unix://", "unix:///", "", "http://x/y"] {
+            assert!(parse_endpoint(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_wrong_setting_is_one_line_that_names_the_flag() {
+        let table: [(&[&str], &str); 9] = [
+            (&["--nonsense"], "--nonsense"),
+            (&["--endpoint=tcp://1"], "--endpoint"),
+            (&["--url=ftp://x"], "--url"),
+            (&["--metadata-url=x"], "--metadata-url"),
+            (&["--driver-name=.x"], "--driver-name"),
+            (&["--debug-addr=x"], "--debug-addr"),
+            (&["--do-api-rate-limit=-1"], "--do-api-rate-limit"),
+            (&["--socket-mode=999"], "--socket-mode"),
+            (&["--validate-attachment=maybe"], "--validate-attachment"),
+        ];
+        for (args, flag) in table {
+            let line = refusal(args);
+            assert!(line.contains(flag) && !line.contains('\n'), "{line}");
+        }
+    }
+
+    #[test]
+    fn the_mode_follows_from_the_token_unless_it_is_given() {
+        let table = [
+            (None, false, Some(Mode::Node)),
+            (None, true, Some(Mode::Monolith)),
+            (Some(Mode::Node), true, Some(Mode::Node)),
+            (Some(Mode::Node), false, Some(Mode::Node)),
+            (Some(Mode::Controller), true, Some(Mode::Controller)),
+            (Some(Mode::Controller), false, None),
+            (Some(Mode::Monolith), true, Some(Mode::Monolith)),
+            (Some(Mode::Monolith), false, None),
+        ];
+        for (asked, has_token, want) in table {
+            assert_eq!(plan_mode(asked, has_token).ok(), want, "{asked:?} {has_token}");
+        }
+    }
+
+    #[test]
+    fn a_token_is_never_printed() {
+        let config = parse(&["--token=dop_v1_secret"]).unwrap();
+        assert!(!format!("{config:?}").contains("secret"));
+        assert!(refusal(&["--token=a", "--token-file=/x"]).contains("--token-file"));
+    }
+}

@@ -1,0 +1,51 @@
+//! Deleting a volume.
+//!
+//! Owns the difference between a volume that is in use and one whose detach DigitalOcean has not noticed yet.
+
+use log::{info, warn};
+
+use super::Controller;
+use super::time::Pauses;
+use super::verdict::{Verdict, plan_verdict};
+use crate::error::{Error, Result};
+use crate::id::VolumeId;
+
+impl Controller {
+    /// Deletes a volume. One that does not exist, or an id that cannot be one, is deleted already.
+    ///
+    /// # Errors
+    /// [`Error::StillAttached`] when a droplet has it, [`Error::OutOfTime`], [`Error::Api`].
+    pub fn delete_volume(&self, id: &str) -> Result<()> {
+        let Ok(id) = VolumeId::parse(id) else { return Ok(()) };
+        let _guard = self.hold(&id)?;
+        let time = self.begin();
+        let doing = format!("deleting volume {id}");
+        let mut pauses = Pauses::new();
+        loop {
+            let err = match time.cloud.delete_volume(&id) {
+                Ok(()) => {
+                    info!("deleted volume={id}");
+                    return Ok(());
+                }
+                Err(err) => err,
+            };
+            match plan_verdict(&err) {
+                Verdict::Missing => return Ok(()),
+                Verdict::Conflict => {
+                    let Some(volume) = time.observe_volume_if_there(&id)? else { return Ok(()) };
+                    if let Some(droplet) = volume.droplets.first() {
+                        return Err(Error::StillAttached { volume: id, droplet: *droplet });
+                    }
+                    time.pause(pauses.after(&err), &doing, &err)?;
+                }
+                Verdict::Busy => time.pause(pauses.after(&err), &doing, &err)?,
+                Verdict::Unclear => {
+                    warn!("delete unclear, trying again doing={doing}: {err}");
+                    time.pause(pauses.after(&err), &doing, &err)?;
+                }
+                Verdict::OutOfTime => return Err(time.out_of_time(&doing, err.to_string())),
+                Verdict::Odd | Verdict::Limit | Verdict::Refused => return Err(Error::Api { doing, source: err }),
+            }
+        }
+    }
+}

@@ -1,0 +1,84 @@
+//! Pauses between calls that keep failing.
+//!
+//! Owns what is remembered of detaches that failed: when the next one may be tried. Nomad repeats a failed detach in a hot
+//! loop, and each try costs calls of the account's quota. Forgetting it all, as a restart does, is harmless.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::id::{DropletId, VolumeId};
+
+/// The pause after the first failure, and the longest one.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+
+/// A volume and the droplet that it cannot be taken from; none: from wherever it is.
+pub type Pair = (VolumeId, Option<DropletId>);
+
+#[derive(Debug, Clone, Copy)]
+struct Setback {
+    pause: Duration,
+    until: Instant,
+}
+
+/// The pairs whose last try failed.
+#[derive(Debug, Default)]
+pub struct Setbacks {
+    table: Mutex<HashMap<Pair, Setback>>,
+}
+
+impl Setbacks {
+    /// How long to wait before the next try.
+    pub fn pause_before(&self, pair: &Pair, now: Instant) -> Duration {
+        let table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        table.get(pair).map_or(Duration::ZERO, |setback| setback.until.saturating_duration_since(now))
+    }
+
+    /// A try failed: the next pause is twice as long as the last.
+    pub fn failed(&self, pair: Pair, now: Instant) {
+        let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        // Pairs that nobody asked for in a long while are finished business.
+        table.retain(|_, setback| now < setback.until + LONGEST_PAUSE * 10);
+        let pause = table.get(&pair).map_or(FIRST_PAUSE, |last| (last.pause * 2).min(LONGEST_PAUSE));
+        table.insert(pair, Setback { pause, until: now + pause });
+    }
+
+    /// A try succeeded: the next one need not wait.
+    pub fn succeeded(&self, pair: &Pair) {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner).remove(pair);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pair(droplet: u64) -> Pair {
+        (VolumeId::parse("1b2c3d4e-8f00-11f0-9a11-0a58ac14d1e2").unwrap(), DropletId::new(droplet))
+    }
+
+    #[test]
+    fn pauses_double_to_a_bound_and_end_with_success() {
+        let setbacks = Setbacks::default();
+        let now = Instant::now();
+        let mut seen = Vec::new();
+        for _ in 0..8 {
+            setbacks.failed(pair(1), now);
+            seen.push(setbacks.pause_before(&pair(1), now).as_secs());
+        }
+        assert_eq!(seen, [1, 2, 4, 8, 16, 32, 60, 60]);
+        assert_eq!(setbacks.pause_before(&pair(2), now), Duration::ZERO);
+        setbacks.succeeded(&pair(1));
+        assert_eq!(setbacks.pause_before(&pair(1), now), Duration::ZERO);
+    }
+
+    #[test]
+    fn old_setbacks_are_forgotten() {
+        let setbacks = Setbacks::default();
+        let now = Instant::now();
+        setbacks.failed(pair(1), now);
+        setbacks.failed(pair(2), now + LONGEST_PAUSE * 20);
+        assert_eq!(setbacks.table.lock().unwrap().len(), 1);
+    }
+}

@@ -1,0 +1,321 @@
+//! What can go wrong, one variant for each decision that a caller or an operator has to make.
+//!
+//! Owns the error type of the whole program and the printing of its chain of causes. It names no gRPC code:
+//! `rpc/status.rs` maps variants to codes. `Display` says what was being done and to what, without the cause;
+//! [`Chain`] prints the rest, once, at the edge.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use crate::cloud::error::ApiError;
+use crate::host::run::CommandError;
+use crate::id::{DropletId, VolumeId, VolumeName};
+use crate::lock::Locked;
+
+/// The result of everything that can fail in this program.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// A thing that a request names and that does not exist.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Thing {
+    /// A volume, by the id as it came in the request.
+    Volume(String),
+    /// A snapshot, by the id as it came in the request.
+    Snapshot(String),
+    /// A droplet, by the node id as it came in the request.
+    Droplet(String),
+    /// A path at which a volume should be staged or published.
+    VolumeAt(PathBuf),
+}
+
+impl fmt::Display for Thing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Thing::Volume(id) => write!(f, "volume {id:?}"),
+            Thing::Snapshot(id) => write!(f, "snapshot {id:?}"),
+            Thing::Droplet(id) => write!(f, "droplet (node id) {id:?}"),
+            Thing::VolumeAt(path) => write!(f, "volume at {}", path.display()),
+        }
+    }
+}
+
+/// Everything that can go wrong, by what somebody has to do about it.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A field of the request is missing or malformed.
+    #[error("{field}: {why}")]
+    Invalid {
+        /// The field as CSI names it.
+        field: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// The request is well formed, but asks for something that DigitalOcean volumes cannot do.
+    #[error("not supported: {0}")]
+    Unsupported(String),
+    /// Something that the request names does not exist.
+    #[error("{0} does not exist")]
+    NotFound(Thing),
+    /// A thing of that name exists, or a volume is mounted there, but not as asked.
+    #[error("{thing} is there already, but with {have}; asked was {want}")]
+    Mismatch {
+        /// What is there, with its name or path.
+        thing: String,
+        /// The property it has.
+        have: String,
+        /// The property asked for.
+        want: String,
+    },
+    /// No size fits the asked range and the limits.
+    #[error("size: {0}")]
+    SizeOutOfRange(String),
+    /// None of the asked regions is the one in which this plugin makes volumes.
+    #[error("volumes are made in region {ours}, asked was {asked}")]
+    RegionUnavailable {
+        /// The regions of which one is required.
+        asked: String,
+        /// The plugin's region.
+        ours: String,
+    },
+    /// The droplet holds as many volumes as it may.
+    #[error("droplet {droplet} cannot take volume {volume}: it holds as many volumes as DigitalOcean allows")]
+    AttachLimit {
+        /// The full droplet.
+        droplet: DropletId,
+        /// The volume that found no room.
+        volume: VolumeId,
+    },
+    /// The account may not have more of something, or not now.
+    #[error("DigitalOcean account limit while {doing}")]
+    AccountLimit {
+        /// What was being done, as a present participle with its object.
+        doing: String,
+        /// DigitalOcean's answer.
+        source: ApiError,
+    },
+    /// The volume is attached to another droplet, which may be using it.
+    #[error(
+        "volume {name} ({volume}) is attached to droplet {holder}, not to droplet {wanted}; stop what uses it there, \
+         or, when nothing does, run `nomad volume detach` or `doctl compute volume-action detach {volume} {droplet}`",
+        droplet = .holder.id
+    )]
+    AttachedElsewhere {
+        /// The volume's id.
+        volume: VolumeId,
+        /// The volume's name.
+        name: VolumeName,
+        /// The droplet that has it.
+        holder: Holder,
+        /// The droplet that asked for it.
+        wanted: DropletId,
+    },
+    /// The volume cannot be deleted while a droplet has it.
+    #[error("volume {volume} is attached to droplet {droplet} and is not deleted; unpublish it first")]
+    StillAttached {
+        /// The volume's id.
+        volume: VolumeId,
+        /// The droplet that has it.
+        droplet: DropletId,
+    },
+    /// The disk is not certainly blank, so it is not formatted.
+    #[error("volume {volume} on {device} is not formatted, because {found}; {cure}")]
+    WillNotFormat {
+        /// The volume's name.
+        volume: VolumeName,
+        /// The device node.
+        device: PathBuf,
+        /// What was seen on the disk.
+        found: String,
+        /// What the operator can do.
+        cure: String,
+    },
+    /// The disk holds another file system than asked.
+    #[error("volume {volume} on {device} holds {have}, asked was {want}; nothing was changed")]
+    WrongFilesystem {
+        /// The volume's name.
+        volume: VolumeName,
+        /// The device node.
+        device: PathBuf,
+        /// The file system on the disk.
+        have: String,
+        /// The file system asked for.
+        want: String,
+    },
+    /// The file system is damaged in a way that needs a person.
+    #[error("the file system of volume {volume} on {device} needs repair by hand ({found}); {cure}")]
+    DamagedFilesystem {
+        /// The volume's name.
+        volume: VolumeName,
+        /// The device node.
+        device: PathBuf,
+        /// What the check or the kernel said.
+        found: String,
+        /// The command to run.
+        cure: String,
+    },
+    /// The device under the volume's name is certainly, or possibly, not this volume.
+    #[error("the disk of volume {volume} cannot be used: {found}")]
+    WrongDevice {
+        /// The volume's name.
+        volume: VolumeName,
+        /// What does not fit.
+        found: String,
+    },
+    /// The device did not appear, or did not become ready, in time.
+    #[error("volume {volume} has no usable disk on this droplet after {waited_s} s: {found}")]
+    DeviceMissing {
+        /// The volume's name.
+        volume: VolumeName,
+        /// How long was waited, in seconds.
+        waited_s: u64,
+        /// What was looked for and what was seen.
+        found: String,
+    },
+    /// Something else is at the path where the volume should go.
+    #[error("{} is taken: {by}", path.display())]
+    TargetTaken {
+        /// The staging or target path.
+        path: PathBuf,
+        /// What is there.
+        by: String,
+    },
+    /// A call's preconditions on this node do not hold.
+    #[error("{0}")]
+    Precondition(String),
+    /// Another call for the same volume is running.
+    #[error(transparent)]
+    Locked(#[from] Locked),
+    /// DigitalOcean went on with something else until the call's time was used up; asking again is right.
+    #[error("gave up waiting after {waited_s} s while {doing}: {waited_for}")]
+    OutOfTime {
+        /// What was being done, as a present participle with its object.
+        doing: String,
+        /// How long was waited, in seconds.
+        waited_s: u64,
+        /// What did not happen in that time.
+        waited_for: String,
+    },
+    /// The program does not yet know something it needs, and is finding it out.
+    #[error("not ready: {0}")]
+    NotReady(String),
+    /// More calls came than can be queued.
+    #[error("{0} calls are waiting already; try again later")]
+    Overloaded(usize),
+    /// A page token that this program never gave out, or that is too old.
+    #[error("starting_token {0:?} is not valid; list again from the start")]
+    BadPageToken(String),
+    /// DigitalOcean's API did not do what was asked.
+    #[error("{doing}")]
+    Api {
+        /// What was being done, as a present participle with its object.
+        doing: String,
+        /// The API's answer, or why there was none.
+        source: ApiError,
+    },
+    /// A command did not do what was asked.
+    #[error("{doing}")]
+    Command {
+        /// What was being done, as a present participle with its object.
+        doing: String,
+        /// How the command ended.
+        source: CommandError,
+    },
+    /// The operating system refused something.
+    #[error("{doing} {}", path.display())]
+    Io {
+        /// What was being done, as a present participle: "opening".
+        doing: &'static str,
+        /// To what.
+        path: PathBuf,
+        /// The system's answer.
+        source: std::io::Error,
+    },
+    /// This program contradicts itself.
+    #[error("bug in do-csi-plugin, please report: {0}")]
+    Bug(String),
+}
+
+/// A droplet that has a volume, as far as it could be found out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Holder {
+    /// The droplet's id.
+    pub id: DropletId,
+    /// The droplet's name, when the API told it.
+    pub name: Option<String>,
+}
+
+impl fmt::Display for Holder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.name {
+            Some(name) => write!(f, "{} ({name})", self.id),
+            None => self.id.fmt(f),
+        }
+    }
+}
+
+impl Error {
+    /// A missing or malformed field.
+    pub fn invalid(field: impl Into<String>, why: impl fmt::Display) -> Error {
+        Error::Invalid { field: field.into(), why: why.to_string() }
+    }
+
+    /// Gives an [`std::io::Error`] its context; meant for `map_err`.
+    pub fn io(doing: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Error {
+        let path = path.into();
+        move |source| Error::Io { doing, path, source }
+    }
+
+    /// Gives an [`nix::errno::Errno`] its context; meant for `map_err`.
+    pub fn errno(doing: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(nix::errno::Errno) -> Error {
+        let path = path.into();
+        move |errno| Error::Io { doing, path, source: errno.into() }
+    }
+
+    /// Gives an [`ApiError`] its context; meant for `map_err`.
+    pub fn api(doing: impl Into<String>) -> impl FnOnce(ApiError) -> Error {
+        move |source| Error::Api { doing: doing.into(), source }
+    }
+}
+
+/// Prints an error with all its causes, in one line: `opening /dev/sda: No such device`.
+#[derive(Debug)]
+pub struct Chain<'a>(pub &'a dyn std::error::Error);
+
+impl fmt::Display for Chain<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)?;
+        let mut cause = self.0.source();
+        while let Some(error) = cause {
+            write!(f, ": {error}")?;
+            cause = error.source();
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_chain_names_every_cause_once() {
+        let err = Error::io("opening", "/dev/sda")(std::io::Error::other("gone"));
+        assert_eq!(Chain(&err).to_string(), "opening /dev/sda: gone");
+    }
+
+    #[test]
+    fn a_foreign_attachment_names_both_droplets_and_the_cure() {
+        let err = Error::AttachedElsewhere {
+            volume: VolumeId::parse("1b2c3d4e-8f00-11f0-9a11-0a58ac14d1e2").unwrap(),
+            name: VolumeName::parse("blog").unwrap(),
+            holder: Holder { id: DropletId::parse("7").unwrap(), name: Some("node-a".into()) },
+            wanted: DropletId::parse("8").unwrap(),
+        };
+        let text = err.to_string();
+        for part in
+            ["blog", "1b2c3d4e", "droplet 7 (node-a)", "droplet 8", "volume-action detach", "nomad volume detach"]
+        {
+            assert!(text.contains(part), "{part} missing in {text}");
+        }
+    }
+}

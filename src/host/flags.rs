@@ -1,0 +1,389 @@
+//! Mount flags as a CSI request carries them, taken apart into what the kernel knows itself and what the file system reads.
+//!
+//! Owns which flags are known, which contradict each other and which are refused. Pure. Flags may carry secrets, so
+//! neither they nor the result are ever printed: an error names a flag only when it is one of the words below.
+
+use std::fmt;
+
+use nix::mount::MsFlags;
+
+use super::mountinfo::Mount;
+
+/// The kernel takes one page of options and its last byte must be zero. See mount(2).
+const DATA_LIMIT: usize = 4000;
+
+/// A part of a mount that can be one way or another, but not two ways at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Topic {
+    Writing,
+    Setuid,
+    Devices,
+    Programs,
+    Syncing,
+    FolderSyncing,
+    AccessTime,
+    FolderAccessTime,
+    LazyTime,
+    Locking,
+    Silence,
+}
+
+/// Flags that the kernel itself understands: word, topic, and the bits that say it; none for what holds without a bit.
+///
+/// Source: mount(8), "FILESYSTEM-INDEPENDENT MOUNT OPTIONS"; mount(2).
+const KNOWN: [(&str, Topic, MsFlags); 26] = [
+    ("rw", Topic::Writing, MsFlags::empty()),
+    ("ro", Topic::Writing, MsFlags::MS_RDONLY),
+    ("suid", Topic::Setuid, MsFlags::empty()),
+    ("nosuid", Topic::Setuid, MsFlags::MS_NOSUID),
+    ("dev", Topic::Devices, MsFlags::empty()),
+    ("nodev", Topic::Devices, MsFlags::MS_NODEV),
+    ("exec", Topic::Programs, MsFlags::empty()),
+    ("noexec", Topic::Programs, MsFlags::MS_NOEXEC),
+    ("async", Topic::Syncing, MsFlags::empty()),
+    ("sync", Topic::Syncing, MsFlags::MS_SYNCHRONOUS),
+    ("dirsync", Topic::FolderSyncing, MsFlags::MS_DIRSYNC),
+    ("atime", Topic::AccessTime, MsFlags::empty()),
+    ("norelatime", Topic::AccessTime, MsFlags::empty()),
+    ("nostrictatime", Topic::AccessTime, MsFlags::empty()),
+    ("relatime", Topic::AccessTime, MsFlags::MS_RELATIME),
+    ("noatime", Topic::AccessTime, MsFlags::MS_NOATIME),
+    ("strictatime", Topic::AccessTime, MsFlags::MS_STRICTATIME),
+    ("diratime", Topic::FolderAccessTime, MsFlags::empty()),
+    ("nodiratime", Topic::FolderAccessTime, MsFlags::MS_NODIRATIME),
+    ("nolazytime", Topic::LazyTime, MsFlags::empty()),
+    ("lazytime", Topic::LazyTime, MsFlags::MS_LAZYTIME),
+    ("nomand", Topic::Locking, MsFlags::empty()),
+    ("mand", Topic::Locking, MsFlags::MS_MANDLOCK),
+    ("loud", Topic::Silence, MsFlags::empty()),
+    ("silent", Topic::Silence, MsFlags::MS_SILENT),
+    ("quiet", Topic::Silence, MsFlags::MS_SILENT),
+];
+
+/// Words of fstab that say when to mount, not how; mount(8) keeps them from the kernel and so does this.
+const WITHOUT_MEANING: [&str; 5] = ["defaults", "auto", "noauto", "nofail", "_netdev"];
+
+/// Flags that are refused, without or with a value, and why.
+const REFUSED: [(&str, &str); 33] = [
+    ("bind", ANOTHER_MOUNT),
+    ("rbind", ANOTHER_MOUNT),
+    ("move", ANOTHER_MOUNT),
+    ("remount", ANOTHER_MOUNT),
+    ("shared", PROPAGATION),
+    ("rshared", PROPAGATION),
+    ("private", PROPAGATION),
+    ("rprivate", PROPAGATION),
+    ("slave", PROPAGATION),
+    ("rslave", PROPAGATION),
+    ("unbindable", PROPAGATION),
+    ("runbindable", PROPAGATION),
+    ("loop", ANOTHER_DISK),
+    ("offset", ANOTHER_DISK),
+    ("sizelimit", ANOTHER_DISK),
+    ("encryption", ANOTHER_DISK),
+    ("device", ANOTHER_DISK),
+    ("logdev", ANOTHER_DISK),
+    ("rtdev", ANOTHER_DISK),
+    ("journal_dev", ANOTHER_DISK),
+    ("journal_path", ANOTHER_DISK),
+    ("sb", ANOTHER_DISK),
+    ("source", ANOTHER_DISK),
+    ("subdir", ANOTHER_DISK),
+    ("lowerdir", ANOTHER_DISK),
+    ("upperdir", ANOTHER_DISK),
+    ("workdir", ANOTHER_DISK),
+    ("user", FOR_USERS),
+    ("users", FOR_USERS),
+    ("owner", FOR_USERS),
+    ("group", FOR_USERS),
+    ("helper", FOR_USERS),
+    ("uhelper", FOR_USERS),
+];
+
+const ANOTHER_MOUNT: &str = "would change another mount than the one that is made";
+const PROPAGATION: &str = "sets propagation, which is the plugin's to decide";
+const ANOTHER_DISK: &str = "names another disk, file or place than the volume";
+const FOR_USERS: &str = "is meant for mount(8) in the hands of a user";
+
+/// Options for SELinux, the only ones that may be quoted, as a label can hold a comma.
+const LABELS: [&str; 4] = ["context", "fscontext", "defcontext", "rootcontext"];
+
+/// Why a mount flag is refused. Prints the flag's place in the list and never the flag, unless it is a known word.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("mount flag number {position} {why}")]
+pub struct BadFlag {
+    position: usize,
+    why: String,
+}
+
+/// The options of a mount, checked.
+#[derive(Clone, PartialEq, Eq)]
+pub struct MountOptions {
+    flags: MsFlags,
+    data: Vec<String>,
+}
+
+impl Default for MountOptions {
+    fn default() -> Self {
+        MountOptions { flags: MsFlags::empty(), data: Vec::new() }
+    }
+}
+
+impl fmt::Debug for MountOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "MountOptions({} bits, {} for the file system)", self.flags.bits().count_ones(), self.data.len())
+    }
+}
+
+impl MountOptions {
+    /// Reads the `mount_flags` of a CSI request. One text may hold several flags with commas between.
+    ///
+    /// # Errors
+    /// [`BadFlag`] for the first flag that is malformed, refused, or contradicts an earlier one.
+    pub fn parse<'a>(flags: impl IntoIterator<Item = &'a str>) -> Result<Self, BadFlag> {
+        let mut options = MountOptions::default();
+        let mut seen: Vec<(Topic, &str, MsFlags)> = Vec::new();
+        for (index, text) in flags.into_iter().enumerate() {
+            let bad = |why: String| BadFlag { position: index + 1, why };
+            for flag in split(text) {
+                check_shape(flag).map_err(bad)?;
+                let Some(&(word, topic, bits)) = KNOWN.iter().find(|(word, ..)| *word == flag) else {
+                    options.data.extend(for_filesystem(flag).map_err(bad)?);
+                    continue;
+                };
+                if let Some((_, other, _)) = seen.iter().find(|(have, _, old)| *have == topic && *old != bits) {
+                    return Err(bad(format!("is {word:?}, which contradicts {other:?}")));
+                }
+                seen.push((topic, word, bits));
+                options.flags |= bits;
+            }
+            if options.data().len() > DATA_LIMIT {
+                return Err(bad("makes the options longer than the kernel takes".into()));
+            }
+        }
+        Ok(options)
+    }
+
+    /// The same options, read-only.
+    #[must_use]
+    pub fn read_only(mut self) -> Self {
+        self.flags |= MsFlags::MS_RDONLY;
+        self
+    }
+
+    /// The same options, and one more word for the file system, unless it is there already.
+    #[must_use]
+    pub fn with_data(mut self, word: &'static str) -> Self {
+        if !self.data.iter().any(|have| have == word) {
+            self.data.push(word.to_owned());
+        }
+        self
+    }
+
+    /// The same options, and an SELinux label for everything on the file system.
+    ///
+    /// # Errors
+    /// A phrase, when the text cannot be a label or the flags hold one already.
+    pub fn with_label(mut self, label: &str) -> Result<Self, String> {
+        let fits = label.contains(':')
+            && label.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, ':' | '_' | ',' | '.' | '-'));
+        if !fits {
+            return Err("is not an SELinux label (user:role:type:level)".into());
+        }
+        if self.data.iter().any(|have| have.starts_with("context=")) {
+            return Err("sets an SELinux label, and so do the mount flags".into());
+        }
+        self.data.push(format!("context=\"{label}\""));
+        Ok(self)
+    }
+
+    /// Whether a read-only mount is asked for.
+    #[must_use]
+    pub fn is_read_only(&self) -> bool {
+        self.flags.contains(MsFlags::MS_RDONLY)
+    }
+
+    /// The flags for mount(2).
+    pub(super) fn flags(&self) -> MsFlags {
+        self.flags
+    }
+
+    /// The text for the file system. May hold secrets.
+    pub(super) fn data(&self) -> String {
+        self.data.join(",")
+    }
+
+    /// The first way in which a mount that exists differs from these options, as a phrase; `None` when it fits.
+    ///
+    /// Only the kernel's own flags are compared. What the file system reads, it prints in its own words, if at all.
+    #[must_use]
+    pub fn differs_from(&self, mount: &Mount) -> Option<String> {
+        if self.is_read_only() != mount.has_option("ro") {
+            let (have, want) = if self.is_read_only() { ("writable", "read-only") } else { ("read-only", "writable") };
+            return Some(format!("is mounted {have} and should be {want}"));
+        }
+        let shown = |word: &str| mount.has_option(word) || mount.super_options.iter().any(|have| have == word);
+        let is_hidden = |word: &str| matches!(word, "relatime" | "strictatime" | "silent" | "quiet");
+        let asked =
+            KNOWN.iter().filter(|(word, _, bits)| !bits.is_empty() && self.flags.contains(*bits) && !is_hidden(word));
+        let lacking = asked.map(|(word, ..)| word).find(|word| !shown(word));
+        lacking.map(|word| format!("is mounted without {word}"))
+    }
+}
+
+/// Splits at commas that are not between double quotes.
+fn split(text: &str) -> impl Iterator<Item = &str> {
+    let mut is_quoted = false;
+    text.split(move |c| {
+        is_quoted ^= c == '"';
+        c == ',' && !is_quoted
+    })
+}
+
+fn check_shape(flag: &str) -> Result<(), String> {
+    if flag.is_empty() {
+        return Err("is empty".into());
+    }
+    if !flag.chars().all(|c| c.is_ascii_graphic()) {
+        return Err("holds a blank, a control character or a character that is not ASCII".into());
+    }
+    if flag.contains(['/', '\\', '\'']) {
+        return Err("holds a path or an escape".into());
+    }
+    let key = flag.split('=').next().unwrap_or_default();
+    let quotes = flag.matches('"').count();
+    let is_label = LABELS.contains(&key) && quotes == 2 && flag.ends_with('"') && flag.contains("=\"");
+    if quotes > 0 && !is_label { Err("holds quotes where none belong".into()) } else { Ok(()) }
+}
+
+/// What of a flag that the kernel does not know itself goes to the file system.
+fn for_filesystem(flag: &str) -> Result<Option<String>, String> {
+    let key = flag.split('=').next().unwrap_or_default();
+    if let Some((word, why)) = REFUSED.iter().find(|(word, _)| *word == key) {
+        return Err(format!("is {word:?}, which {why}"));
+    }
+    if key.is_empty() || key.starts_with(['-', '@', ':']) || key.starts_with("X-") {
+        return Err("is no mount option".into());
+    }
+    if flag == "errors=panic" {
+        return Err("is \"errors=panic\", with which a damaged volume stops the whole machine".into());
+    }
+    let is_for_others = WITHOUT_MEANING.contains(&flag) || key.starts_with("x-") || key == "comment";
+    Ok((!is_for_others).then(|| flag.to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn parse(flags: &str) -> Result<MountOptions, BadFlag> {
+        MountOptions::parse([flags])
+    }
+
+    #[test]
+    fn known_flags_are_the_kernels_and_the_rest_is_the_file_systems() {
+        let options =
+            MountOptions::parse(["noatime,nodev", "discard", "logbsize=256k,ro", "defaults", "x-systemd.wait"])
+                .unwrap();
+        assert_eq!(options.flags(), MsFlags::MS_NOATIME | MsFlags::MS_NODEV | MsFlags::MS_RDONLY);
+        assert_eq!(options.data(), "discard,logbsize=256k");
+        assert!(options.is_read_only());
+        assert_eq!(MountOptions::parse([]).unwrap(), MountOptions::default());
+        assert_eq!(parse("rw,suid,dev,exec,async,atime,defaults,nofail,_netdev").unwrap(), MountOptions::default());
+        let again = parse("noatime,noatime,discard").unwrap().with_data("discard").with_data("nouuid");
+        assert_eq!(again.data(), "discard,nouuid");
+    }
+
+    #[test]
+    fn contradictions_are_refused_and_name_both_sides() {
+        let pairs = [
+            ("ro", "rw"),
+            ("noatime", "relatime"),
+            ("noatime", "strictatime"),
+            ("atime", "noatime"),
+            ("exec", "noexec"),
+            ("sync", "async"),
+            ("lazytime", "nolazytime"),
+        ];
+        for (a, b) in pairs {
+            for (first, second) in [(a, b), (b, a)] {
+                let refused = MountOptions::parse([first, second]).unwrap_err().to_string();
+                assert_eq!(refused, format!("mount flag number 2 is {second:?}, which contradicts {first:?}"));
+            }
+        }
+    }
+
+    #[test]
+    fn dangerous_and_malformed_flags_are_refused() {
+        for (word, _) in REFUSED {
+            assert!(parse(word).unwrap_err().to_string().contains(word), "{word}");
+            assert!(parse(&format!("{word}=secret")).unwrap_err().to_string().contains(word), "{word}");
+        }
+        let long = "x".repeat(DATA_LIMIT + 1);
+        for bad in [
+            "",
+            ",",
+            "noatime,",
+            " ro",
+            "ro ",
+            "subvol=/",
+            "a/b",
+            "a\nb",
+            "a\0b",
+            "ä",
+            "=x",
+            "-o",
+            "X-mount.mkdir",
+            "errors=panic",
+            "a\"b\"",
+            "context=\"a",
+            "context=a\"b",
+            "discard=\"1\"",
+            "a\\040b",
+            "a'b",
+            long.as_str(),
+        ] {
+            assert!(parse(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_label_may_hold_commas() {
+        let label = "system_u:object_r:container_file_t:s0:c1,c2";
+        let quoted = format!("context=\"{label}\"");
+        assert_eq!(parse(&format!("noatime,{quoted},discard")).unwrap().data(), format!("{quoted},discard"));
+        assert_eq!(MountOptions::default().with_label(label).unwrap().data(), quoted);
+        assert!(parse(&quoted).unwrap().with_label(label).is_err());
+        for bad in ["", "no_colon", "a:b\"", "a:b c", "a:/b"] {
+            assert!(MountOptions::default().with_label(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn nothing_that_is_printed_shows_a_flag() {
+        let secret = "password=hunter2";
+        assert!(!format!("{:?}", parse(secret).unwrap()).contains("hunter2"));
+        for bad in ["device=hunter2", "hunter2/x", "hunter2=\"", "errors=panic,hunter2 "] {
+            assert!(!parse(bad).unwrap_err().to_string().contains("hunter2"), "{bad}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_is_accepted_is_harmless(flags in proptest::collection::vec(
+            prop_oneof!["[a-z]{1,8}(=[a-z0-9/]{0,5})?", "[ -~]{0,12}", proptest::sample::select(KNOWN.map(|(word, ..)| word).to_vec()).prop_map(str::to_owned)],
+            0..6,
+        )) {
+            if let Ok(options) = MountOptions::parse(flags.iter().map(String::as_str)) {
+                let data = options.data();
+                prop_assert!(!data.contains(['/', '\\', ' ', '\0', '\n']));
+                for flag in split(&data).filter(|flag| !flag.is_empty()) {
+                    let key = flag.split('=').next().unwrap();
+                    prop_assert!(KNOWN.iter().all(|(word, ..)| *word != flag));
+                    prop_assert!(REFUSED.iter().all(|(word, _)| *word != key));
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,149 @@
+//! Whether a file system is sound: the check before a mount, and what a refused mount means.
+//!
+//! Owns the decision that a check is needed, e2fsck's exit code, and the command a person is told to run. It repairs
+//! nothing that e2fsck would not repair unasked. xfs and btrfs need no check: their mount replays the log.
+
+use std::os::unix::fs::FileExt;
+
+use nix::errno::Errno;
+
+use super::content::FsKind;
+use super::device::Device;
+use super::run::{Cmd, Exit, Runner, Tool};
+use super::slots::Slots;
+use super::superblock::{EXT_SUPERBLOCK, why_ext_needs_check};
+use super::{CHECK_BUDGET, CLAIM_BUDGET, SLOT_BUDGET};
+use crate::error::{Error, Result};
+use crate::lock::VolumeGuard;
+
+/// Why a file system should be checked before it is mounted, as a phrase; `None` when it need not be.
+///
+/// # Errors
+/// [`Error::Io`] when the disk cannot be read, [`Error::WrongDevice`] when it was replaced.
+pub fn observe_check_need(device: &Device, fs: FsKind) -> Result<Option<&'static str>> {
+    match fs {
+        FsKind::Xfs | FsKind::Btrfs => Ok(None),
+        FsKind::Ext4 | FsKind::Ext3 => {
+            let (place, length) = EXT_SUPERBLOCK;
+            let mut bytes = vec![0; length];
+            device.open()?.read_exact_at(&mut bytes, place).map_err(Error::io("reading", device.path()))?;
+            Ok(why_ext_needs_check(&bytes))
+        }
+    }
+}
+
+/// Checks a file system that is not mounted, and repairs what is safe to repair. Does nothing for xfs and btrfs.
+///
+/// A second call finds a clean file system and changes nothing.
+///
+/// # Errors
+/// [`Error::DamagedFilesystem`] when a person has to decide, [`Error::Command`] when the check itself failed,
+/// [`Error::OutOfTime`] when too many others are checking.
+/// Source: e2fsck(8), "EXIT CODE".
+pub fn apply_check(guard: &VolumeGuard, slots: &Slots, runner: &dyn Runner, device: &Device, fs: FsKind) -> Result<()> {
+    match fs {
+        FsKind::Xfs | FsKind::Btrfs => return Ok(()),
+        FsKind::Ext4 | FsKind::Ext3 => {}
+    }
+    let doing = format!("checking {} of volume {}", device.path().display(), device.volume());
+    let _slot = slots.take(&doing, SLOT_BUDGET)?;
+    drop(device.open_exclusively(CLAIM_BUDGET)?);
+    let cmd = Cmd::new(Tool::E2fsck, CHECK_BUDGET).arg("-p").arg(device.path()).holding(guard);
+    let out = runner.run(&cmd).map_err(|source| Error::Command { doing: doing.clone(), source })?;
+    match verdict(out.exit) {
+        Verdict::Sound => Ok(()),
+        Verdict::Repaired => {
+            log::warn!("repaired device={} fs={fs} volume={}", device.path().display(), device.volume());
+            Ok(())
+        }
+        Verdict::Damaged => {
+            let said = String::from_utf8_lossy(&out.stdout);
+            let last = said.lines().rfind(|line| !line.trim().is_empty()).unwrap_or("e2fsck gives no reason");
+            Err(damaged(device, fs, last.trim()))
+        }
+        Verdict::Failed => Err(Error::Command { doing, source: out.into_error(&cmd) }),
+    }
+}
+
+/// What e2fsck's end means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Verdict {
+    Sound,
+    Repaired,
+    Damaged,
+    Failed,
+}
+
+/// Reads e2fsck's exit code, a sum: 1 and 2 repaired, 4 errors are left, 8 could not work, 16 wrong usage, 32 cancelled,
+/// 128 a library is missing.
+fn verdict(exit: Exit) -> Verdict {
+    const REPAIRED: i32 = 1 | 2;
+    const LEFT: i32 = 4;
+    match exit {
+        Exit::Code(0) => Verdict::Sound,
+        Exit::Code(code) if code & !REPAIRED == 0 => Verdict::Repaired,
+        Exit::Code(code) if code & LEFT != 0 && (0..256).contains(&code) => Verdict::Damaged,
+        Exit::Code(_) | Exit::Signal(_) | Exit::TimedOut | Exit::Stuck => Verdict::Failed,
+    }
+}
+
+/// The error for a mount that was refused because the file system is damaged; `None` for another refusal.
+///
+/// Source: the kernel's `EFSCORRUPTED` is EUCLEAN ("Structure needs cleaning"), `EFSBADCRC` is EBADMSG.
+pub(super) fn damage(device: &Device, fs: FsKind, errno: Errno) -> Option<Error> {
+    let is_damage = matches!(errno, Errno::EUCLEAN | Errno::EBADMSG);
+    is_damage.then(|| damaged(device, fs, &format!("mount: {}", errno.desc())))
+}
+
+fn damaged(device: &Device, fs: FsKind, found: &str) -> Error {
+    let path = device.path().display();
+    let repair = match fs {
+        FsKind::Ext4 | FsKind::Ext3 => format!("e2fsck -f {path}"),
+        FsKind::Xfs => format!("xfs_repair {path}"),
+        FsKind::Btrfs => format!("btrfs check {path}"),
+    };
+    Error::DamagedFilesystem {
+        volume: device.volume().clone(),
+        device: device.path().to_owned(),
+        found: found.to_owned(),
+        cure: format!(
+            "take a snapshot of the volume, then run `{repair}` on this droplet while nothing has it mounted"
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_exit_code_of_e2fsck_has_one_meaning() {
+        for code in 0..256 {
+            let want = match code {
+                0 => Verdict::Sound,
+                1..=3 => Verdict::Repaired,
+                _ if code & 4 != 0 => Verdict::Damaged,
+                _ => Verdict::Failed,
+            };
+            assert_eq!(verdict(Exit::Code(code)), want, "{code}");
+        }
+        for other in
+            [Exit::Code(-1), Exit::Code(260), Exit::Code(i32::MAX), Exit::Signal(9), Exit::TimedOut, Exit::Stuck]
+        {
+            assert_eq!(verdict(other), Verdict::Failed, "{other:?}");
+        }
+    }
+
+    #[test]
+    fn only_what_the_kernel_calls_damage_is_damage() {
+        let device = Device::fake("/dev/sda", super::super::mountinfo::DeviceNumber { major: 8, minor: 0 }, 1);
+        for fs in FsKind::ALL {
+            for errno in [Errno::EUCLEAN, Errno::EBADMSG] {
+                assert!(damage(&device, fs, errno).unwrap().to_string().contains("/dev/sda"));
+            }
+            for errno in [Errno::EINVAL, Errno::EBUSY, Errno::EIO, Errno::ENODEV, Errno::EPERM, Errno::ENOENT] {
+                assert!(damage(&device, fs, errno).is_none());
+            }
+        }
+    }
+}

@@ -1,0 +1,220 @@
+//! What a disk says of itself: the SCSI vendor, model and names that sysfs shows.
+//!
+//! Owns the decision whether a disk carries a certain volume's name. It opens no device: the kernel read these pages
+//! when the disk came.
+
+use std::path::Path;
+
+use super::sysfs::{read_attribute, read_bytes};
+use crate::error::Result;
+use crate::id::VolumeName;
+
+const VENDOR: &str = "DO";
+const MODEL: &str = "Volume";
+/// QEMU cuts the unit serial number of page 0x80 to this length, but not the designator of page 0x83.
+/// Source: `scsi_disk_emulate_vpd_page` in QEMU's `hw/scsi/scsi-disk.c`.
+const SERIAL_LIMIT: usize = 36;
+
+/// A disk's own statement of what it is.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Identity {
+    /// Whether sysfs shows a device behind the disk at all; loop devices have none.
+    has_hardware: bool,
+    vendor: Option<String>,
+    model: Option<String>,
+    /// The names in VPD page 0x83, in its order.
+    names: Vec<String>,
+    /// The unit serial number of VPD page 0x80.
+    serial: Option<String>,
+}
+
+/// What an identity says about one volume's name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Proof {
+    /// The disk carries the name.
+    Same,
+    /// The disk carries no name.
+    Silent,
+    /// The disk is something else, in words.
+    Other(String),
+}
+
+impl Identity {
+    /// Reads what sysfs shows below a disk's folder (`/sys/block/sda`).
+    pub(super) fn read(disk: &Path) -> Result<Self> {
+        let device = disk.join("device");
+        Ok(Identity {
+            has_hardware: device.exists(),
+            vendor: read_attribute(&device.join("vendor"))?,
+            model: read_attribute(&device.join("model"))?,
+            names: read_bytes(&device.join("vpd_pg83"))?.map(|page| parse_names(&page)).unwrap_or_default(),
+            serial: read_bytes(&device.join("vpd_pg80"))?.and_then(|page| parse_serial(&page)),
+        })
+    }
+
+    /// Decides whether the disk carries this volume's name. Pure.
+    pub(super) fn proves(&self, volume: &VolumeName) -> Proof {
+        if !self.has_hardware {
+            return Proof::Silent;
+        }
+        if self.vendor.as_deref() != Some(VENDOR) || self.model.as_deref() != Some(MODEL) {
+            return Proof::Other(format!("{}, which is no DigitalOcean volume", self.described()));
+        }
+        let carries = |name: &String| name == volume.as_str();
+        // The page that udev makes the link from goes first; the other one may be cut.
+        match (self.names.is_empty(), &self.serial) {
+            (false, _) if self.names.iter().any(carries) => Proof::Same,
+            (false, _) => Proof::Other(format!("the volume named {:?}", self.names.join(" or "))),
+            (true, Some(serial)) if is_serial_of(serial, volume) => Proof::Same,
+            (true, Some(serial)) => Proof::Other(format!("the volume with the serial number {serial:?}")),
+            (true, None) => Proof::Silent,
+        }
+    }
+
+    fn described(&self) -> String {
+        match (&self.vendor, &self.model) {
+            (Some(vendor), Some(model)) => format!("a disk {model:?} made by {vendor:?}"),
+            (Some(_) | None, Some(_) | None) => "a disk of unnamed make".to_owned(),
+        }
+    }
+}
+
+fn is_serial_of(serial: &str, volume: &VolumeName) -> bool {
+    serial == volume.as_str() || (serial.len() == SERIAL_LIMIT && volume.as_str().starts_with(serial))
+}
+
+/// Reads the unit serial number: four bytes of header, then text. `None` if it is empty or not such a page.
+///
+/// Source: SPC-4, 7.8.15 "Unit Serial Number VPD page".
+fn parse_serial(page: &[u8]) -> Option<String> {
+    body(page, 0x80).and_then(printable)
+}
+
+/// Reads the textual names of the disk itself: vendor-specific ones and those of T10 vendor identification.
+///
+/// Source: SPC-4, 7.8.5 "Device Identification VPD page"; QEMU gives `device_id` as a vendor-specific one.
+fn parse_names(page: &[u8]) -> Vec<String> {
+    let mut names = Vec::new();
+    let mut rest = body(page, 0x83).unwrap_or_default();
+    while let Some(([code_set, kind, _, length], tail)) = rest.split_first_chunk::<4>() {
+        let Some((designator, next)) = tail.split_at_checked(usize::from(*length)) else { break };
+        rest = next;
+        let is_text = matches!(code_set & 0x0f, 2 | 3);
+        let is_of_the_disk = kind & 0x30 == 0;
+        let name = match kind & 0x0f {
+            0 => printable(designator),
+            // Eight bytes of vendor come first.
+            1 => designator.get(8..).and_then(printable),
+            // Numbers (EUI-64, NAA, port and group numbers, hashes) and SCSI name strings are not the volume's name.
+            2..=u8::MAX => None,
+        };
+        names.extend(name.filter(|_| is_text && is_of_the_disk));
+    }
+    names
+}
+
+fn body(page: &[u8], code: u8) -> Option<&[u8]> {
+    let ([_, have, high, low], body) = page.split_first_chunk::<4>()?;
+    let length = usize::from(u16::from_be_bytes([*high, *low]));
+    // The kernel may have kept less of a page than the page says it has.
+    (*have == code).then(|| body.get(..length).unwrap_or(body))
+}
+
+fn printable(bytes: &[u8]) -> Option<String> {
+    let text = std::str::from_utf8(bytes).ok()?.trim_matches(|c: char| c == ' ' || c == '\0');
+    (!text.is_empty()).then(|| text.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn volume(name: &str) -> VolumeName {
+        VolumeName::parse(name).unwrap()
+    }
+
+    fn page(code: u8, body: &[u8]) -> Vec<u8> {
+        [&[0, code], u16::try_from(body.len()).unwrap().to_be_bytes().as_slice(), body].concat()
+    }
+
+    fn designator(code_set: u8, kind: u8, body: &[u8]) -> Vec<u8> {
+        [&[code_set, kind, 0, u8::try_from(body.len()).unwrap()], body].concat()
+    }
+
+    fn disk(names: &[&str], serial: Option<&str>) -> Identity {
+        Identity {
+            has_hardware: true,
+            vendor: Some("DO".into()),
+            model: Some("Volume".into()),
+            names: names.iter().map(|name| (*name).to_owned()).collect(),
+            serial: serial.map(str::to_owned),
+        }
+    }
+
+    #[test]
+    fn a_disk_is_the_volume_whose_name_it_carries() {
+        let long = "pvc-0a1b2c3d-0a1b-0a1b-0a1b-0a1b2c3d4e5f";
+        let same = [
+            (disk(&["blog"], None), "blog"),
+            (disk(&["other", "blog"], Some("cut")), "blog"),
+            (disk(&[], Some("blog")), "blog"),
+            (disk(&[long], Some(&long[..36])), long),
+            (disk(&[], Some(&long[..36])), long),
+        ];
+        for (disk, name) in same {
+            assert_eq!(disk.proves(&volume(name)), Proof::Same, "{disk:?}");
+        }
+        let other = [
+            disk(&["other"], None),
+            disk(&["other"], Some("blog")),
+            disk(&["blo"], None),
+            disk(&["blog2"], None),
+            disk(&[], Some("blo")),
+            disk(&[], Some("blog2")),
+            Identity { vendor: Some("QEMU".into()), ..disk(&["blog"], None) },
+            Identity { model: None, ..disk(&["blog"], None) },
+            Identity { has_hardware: true, ..Identity::default() },
+        ];
+        for disk in other {
+            assert!(matches!(disk.proves(&volume("blog")), Proof::Other(_)), "{disk:?}");
+        }
+        assert_eq!(Identity::default().proves(&volume("blog")), Proof::Silent);
+        assert_eq!(disk(&[], None).proves(&volume("blog")), Proof::Silent);
+    }
+
+    #[test]
+    fn the_pages_of_qemu_are_read() {
+        // As QEMU's scsi-disk builds them for device_id=blog, with a world wide name after it.
+        let names = [designator(2, 0, b"blog"), designator(1, 3, &[0x50, 1, 2, 3, 4, 5, 6, 7])].concat();
+        assert_eq!(parse_names(&page(0x83, &names)), ["blog"]);
+        assert_eq!(parse_serial(&page(0x80, b"blog")), Some("blog".into()));
+        assert_eq!(parse_serial(&page(0x80, b"    ")), None);
+        assert_eq!(parse_serial(&page(0x83, b"blog")), None);
+    }
+
+    #[test]
+    fn only_textual_names_of_the_disk_itself_count() {
+        let pages = [
+            (designator(2, 1, b"DO      blog"), vec!["blog"]),
+            (designator(3, 0, b" blog\0\0"), vec!["blog"]),
+            (designator(1, 0, b"blog"), vec![]),
+            (designator(2, 0x10, b"port"), vec![]),
+            (designator(2, 0x20, b"target"), vec![]),
+            (designator(3, 8, b"iqn.name"), vec![]),
+            (designator(2, 0, &[0xff, 0xfe]), vec![]),
+            ([designator(2, 0, b"blog"), vec![2, 0, 0, 200, b'x']].concat(), vec!["blog"]),
+        ];
+        for (body, want) in pages {
+            assert_eq!(parse_names(&page(0x83, &body)), want);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_page_stops_the_program(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+            drop((parse_names(&bytes), parse_serial(&bytes)));
+            drop((parse_names(&page(0x83, &bytes)), parse_serial(&page(0x80, &bytes))));
+        }
+    }
+}

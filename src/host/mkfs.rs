@@ -1,0 +1,120 @@
+//! Making a file system on a disk that is blank.
+//!
+//! Owns the last look before a disk is written to, the command lines of the mkfs programs, and the look afterwards. Which
+//! parameters exist is `format_options.rs`'s. There is no way to force a file system onto a disk that holds anything.
+
+use std::fs::File;
+
+use super::busy::is_busy;
+use super::content::{Content, FsKind, observe_content};
+use super::device::Device;
+use super::format_options::FormatOptions;
+use super::marker;
+use super::run::{Cmd, Runner, Tool};
+use super::slots::Slots;
+use super::{CLAIM_BUDGET, FORMAT_BUDGET, SLOT_BUDGET};
+use crate::error::{Error, Result};
+use crate::lock::VolumeGuard;
+
+/// How a file system is to be made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum FormatPlan {
+    /// On a blank disk.
+    Fresh,
+    /// Over the beginning of the same, whose making was cut off.
+    Again,
+}
+
+/// Makes a file system on a disk, after one more look that it is blank and in nobody's use, and sees that it is there.
+///
+/// A second call is refused, as the disk is no longer blank then. A call after one that was cut off finishes the work.
+///
+/// # Errors
+/// [`Error::WillNotFormat`] when the disk holds anything or is in use, [`Error::Invalid`] when the options do not fit the
+/// file system, [`Error::Command`] when mkfs fails, [`Error::OutOfTime`] when too many others are formatting.
+pub fn apply_format(
+    guard: &VolumeGuard,
+    slots: &Slots,
+    runner: &dyn Runner,
+    device: &Device,
+    fs: FsKind,
+    options: &FormatOptions,
+) -> Result<()> {
+    options.check_for(fs).map_err(|bad| Error::invalid("volume_context", bad))?;
+    let _slot = slots.take(&format!("formatting {}", device.path().display()), SLOT_BUDGET)?;
+    // Only a file system in use, or somebody else's claim, makes this fail. mkfs claims the disk the same way, so it has
+    // to be let go right before; then mkfs's own claim holds.
+    let claim = device.open_exclusively(CLAIM_BUDGET).map_err(|error| in_use(device, error))?;
+    let plan = plan_format(&observe_content(runner, device)?, fs).map_err(|found| will_not(device, &found))?;
+    leave_note(&claim, device, fs, options)?;
+    drop(claim);
+    let cmd = command(device, fs, plan, options).holding(guard);
+    let doing = || format!("making {fs} on {} for volume {}", device.path().display(), device.volume());
+    let out = runner.run(&cmd).and_then(|out| out.success(&cmd));
+    out.map_err(|source| Error::Command { doing: doing(), source })?;
+    let seen = observe_content(runner, device)?;
+    if !matches!(&seen, Content::Filesystem(found) if found.kind == fs) {
+        let path = device.path().display();
+        return Err(Error::Precondition(format!("`{cmd}` reported success, but {path} now holds {seen}")));
+    }
+    log::info!("formatted device={} fs={fs} volume={}", device.path().display(), device.volume());
+    Ok(())
+}
+
+/// Decides whether a disk may be formatted. Pure; every content is named.
+fn plan_format(content: &Content, fs: FsKind) -> Result<FormatPlan, String> {
+    match content {
+        Content::AllZero => Ok(FormatPlan::Fresh),
+        Content::Unfinished(kind) if *kind == fs => Ok(FormatPlan::Again),
+        Content::Unfinished(_)
+        | Content::Filesystem(_)
+        | Content::OtherSignature { .. }
+        | Content::Ambivalent { .. }
+        | Content::Unrecognised { .. } => Err(format!("it holds {content}")),
+    }
+}
+
+fn leave_note(claim: &File, device: &Device, fs: FsKind, options: &FormatOptions) -> Result<()> {
+    match fs {
+        FsKind::Ext4 | FsKind::Ext3 if options.block_size() == marker::BLOCK => {
+            marker::write(claim, fs).map_err(Error::io("preparing", device.path()))
+        }
+        // mkfs.xfs and mkfs.btrfs mark their own work as unfinished, and clear the place of the note before all else.
+        FsKind::Ext4 | FsKind::Ext3 | FsKind::Xfs | FsKind::Btrfs => Ok(()),
+    }
+}
+
+/// The command line. Nothing is discarded first: the disk is blank, and discarding 16 TiB would use up the budget.
+fn command(device: &Device, fs: FsKind, plan: FormatPlan, options: &FormatOptions) -> Cmd {
+    let cmd = match fs {
+        FsKind::Xfs => Cmd::new(Tool::MkfsXfs, FORMAT_BUDGET).args(["-q", "-K"]),
+        // mke2fs has no refusal of its own to rely on: without a terminal it overwrites whatever it finds.
+        FsKind::Ext4 | FsKind::Ext3 => {
+            Cmd::new(Tool::Mke2fs, FORMAT_BUDGET).args(["-q", "-t", fs.name(), "-E", "nodiscard"])
+        }
+        FsKind::Btrfs => Cmd::new(Tool::MkfsBtrfs, FORMAT_BUDGET).args(["-q", "-K"]),
+    };
+    let force = match (fs, plan) {
+        // mkfs.xfs refuses a disk with an XFS superblock, also one that it did not finish itself.
+        (FsKind::Xfs, FormatPlan::Again) => Some("-f"),
+        (FsKind::Xfs | FsKind::Ext4 | FsKind::Ext3 | FsKind::Btrfs, FormatPlan::Fresh | FormatPlan::Again) => None,
+    };
+    cmd.args(force).args(options.arguments(fs)).arg(device.path())
+}
+
+fn in_use(device: &Device, error: Error) -> Error {
+    if is_busy(&error) { will_not(device, "it is mounted or otherwise in use") } else { error }
+}
+
+fn will_not(device: &Device, found: &str) -> Error {
+    let path = device.path().display();
+    Error::WillNotFormat {
+        volume: device.volume().clone(),
+        device: device.path().to_owned(),
+        found: found.to_owned(),
+        cure: format!(
+            "look at it with `blkid -p {path}` and `hexdump -C {path} | head`; if nothing on it is needed, delete the \
+             volume and create it anew, or clear it with `blkdiscard --zeroout {path}`"
+        ),
+    }
+}

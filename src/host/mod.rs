@@ -1,0 +1,40 @@
+//! What this machine can do with a disk: find it, look at it, make, check, mount and grow a file system on it.
+//!
+//! In Linux words only. Functions named `observe_` change nothing; those named `apply_` change one thing and take the
+//! volume's guard first. What ought to be done is decided by the caller.
+
+use std::time::Duration;
+
+pub mod content;
+pub mod device;
+pub mod flags;
+pub mod format_options;
+pub mod fsck;
+pub mod grow;
+pub mod mkfs;
+pub mod mount;
+pub mod mountinfo;
+pub mod run;
+pub mod slots;
+
+mod blkid;
+mod busy;
+mod ext_unfinished;
+mod identity;
+mod marker;
+mod superblock;
+mod sysfs;
+mod tools;
+
+/// How long blkid may take to look at a disk.
+pub const PROBE_BUDGET: Duration = Duration::from_secs(10);
+/// How long a disk may be in somebody else's use before it counts as in use.
+pub const CLAIM_BUDGET: Duration = Duration::from_secs(3);
+/// How long making a file system may take. Nothing is written to a disk but the file system itself.
+pub const FORMAT_BUDGET: Duration = Duration::from_secs(60);
+/// How long checking a file system may take.
+pub const CHECK_BUDGET: Duration = Duration::from_secs(60);
+/// How long growing a file system may take.
+pub const GROW_BUDGET: Duration = Duration::from_secs(60);
+/// How long a call waits until few enough others format, check or grow.
+pub const SLOT_BUDGET: Duration = Duration::from_secs(20);

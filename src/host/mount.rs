@@ -1,0 +1,183 @@
+//! Changing the mount table: mount, bind, read-only, unmount, flush.
+//!
+//! Owns the calls to mount(2), umount2(2) and syncfs(2), and reads back what came of them. What should be mounted where is
+//! decided elsewhere. Everything here goes to the kernel directly: no program is run.
+
+use std::fs::File;
+use std::path::Path;
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+
+use super::busy::retry_while_busy;
+use super::content::FsKind;
+use super::device::Device;
+use super::flags::MountOptions;
+use super::mountinfo::{Mount, MountTable};
+use crate::error::{Error, Result};
+use crate::lock::VolumeGuard;
+
+const TABLE: &str = "/proc/self/mountinfo";
+/// Reads the mount table.
+///
+/// # Errors
+/// [`Error::Io`] when it cannot be read, [`Error::Bug`] when it is not understood.
+pub fn observe_mounts() -> Result<MountTable> {
+    let text = std::fs::read(TABLE).map_err(Error::io("reading", TABLE))?;
+    MountTable::parse(&text).map_err(|bad| Error::Bug(bad.to_string()))
+}
+
+/// Mounts a disk's file system at a folder that exists, and sees that it is there. While the disk is in somebody else's
+/// use it tries again, for as long as the budget lasts.
+///
+/// A second call puts a second mount on top: the caller looks first.
+///
+/// # Errors
+/// [`Error::DamagedFilesystem`] when the file system says so itself, [`Error::Io`] for any other refusal,
+/// [`Error::WrongDevice`] when the disk is no longer the one that was found.
+/// Source: mount(2).
+pub fn apply_mount(
+    _guard: &VolumeGuard,
+    device: &Device,
+    fs: FsKind,
+    target: &Path,
+    options: &MountOptions,
+    budget: Duration,
+) -> Result<()> {
+    let data = options.data();
+    retry_while_busy(budget, || {
+        drop(device.open()?);
+        mount(Some(device.path()), target, Some(fs.name()), options.flags(), Some(data.as_str()))
+            .map_err(|errno| refused(device, fs, target, errno))
+    })?;
+    let mounts = observe_mounts()?;
+    match mounts.at(target) {
+        Some(found) if found.is_of(device) => {
+            log::info!("mounted device={} fs={fs} target={}", device.path().display(), target.display());
+            Ok(())
+        }
+        Some(found) => Err(not_seen(device, target, &format!("device {} is there", found.device))),
+        None => Err(not_seen(device, target, "nothing is there")),
+    }
+}
+
+/// Makes what is at `source`, a folder or a device node, appear at `target` too, which exists and is of the same sort.
+///
+/// # Errors
+/// [`Error::Io`] with the kernel's answer.
+/// Source: mount(2), "Creating a bind mount".
+pub fn apply_bind(_guard: &VolumeGuard, source: &Path, target: &Path) -> Result<()> {
+    bind(source, target).map_err(Error::errno("bind-mounting at", target))?;
+    log::info!("bound source={} target={}", source.display(), target.display());
+    Ok(())
+}
+
+/// Makes a bind mount read-only, whatever the file system below it is. The mount keeps its other flags.
+///
+/// A second call changes nothing.
+///
+/// # Errors
+/// [`Error::Io`] with the kernel's answer, [`Error::Precondition`] when nothing is mounted there.
+/// Source: mount(2), "Remounting an existing mount": flags that are not named are cleared, so all are named again.
+pub fn apply_read_only(_guard: &VolumeGuard, target: &Path) -> Result<()> {
+    let mounts = observe_mounts()?;
+    let here = mounts.at(target).ok_or_else(|| nothing_mounted(target))?;
+    let flags = kept_flags(here) | MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_RDONLY;
+    mount(None::<&str>, target, None::<&str>, flags, None::<&str>)
+        .map_err(Error::errno("making read-only the mount at", target))?;
+    match observe_mounts()?.at(target) {
+        Some(seen) if seen.has_option("ro") => Ok(()),
+        Some(_) | None => Err(Error::Precondition(format!("{} did not become read-only", target.display()))),
+    }
+}
+
+/// How an unmount treats a mount that is in use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unmount {
+    /// It is refused: something may still be written.
+    WhenFree,
+    /// The disk is gone, so there is nothing left to write to: the mount is taken out of the way at once, and ends when
+    /// its last user does.
+    DiskGone,
+}
+
+/// Unmounts the topmost mount at a path. Says whether there was one.
+///
+/// A second call finds nothing and does nothing.
+///
+/// # Errors
+/// [`Error::Io`]; "Device or resource busy" when it is in use.
+/// Source: umount2(2), `MNT_DETACH` and `UMOUNT_NOFOLLOW`.
+pub fn apply_unmount(_guard: &VolumeGuard, target: &Path, how: Unmount) -> Result<bool> {
+    let flags = match how {
+        Unmount::WhenFree => MntFlags::UMOUNT_NOFOLLOW,
+        Unmount::DiskGone => MntFlags::UMOUNT_NOFOLLOW | MntFlags::MNT_DETACH,
+    };
+    match umount2(target, flags) {
+        Ok(()) => {
+            log::info!("unmounted target={}", target.display());
+            Ok(true)
+        }
+        // Not a mount point, or not there at all.
+        Err(Errno::EINVAL | Errno::ENOENT) => Ok(false),
+        Err(errno) => Err(Error::errno("unmounting", target)(errno)),
+    }
+}
+
+/// Unmounts as [`Unmount::WhenFree`] does, and tries again for as long as the budget lasts while the mount is in use.
+///
+/// # Errors
+/// As [`apply_unmount`].
+pub fn apply_unmount_within(guard: &VolumeGuard, target: &Path, budget: Duration) -> Result<bool> {
+    retry_while_busy(budget, || apply_unmount(guard, target, Unmount::WhenFree))
+}
+
+/// Writes everything that is still in memory to the file system at a path.
+///
+/// # Errors
+/// [`Error::Io`] when something could not be written: then it is lost.
+/// Source: syncfs(2).
+pub fn apply_flush(_guard: &VolumeGuard, target: &Path) -> Result<()> {
+    let folder = File::open(target).map_err(Error::io("opening", target))?;
+    nix::unistd::syncfs(&folder).map_err(Error::errno("flushing", target))
+}
+
+fn bind(source: &Path, target: &Path) -> nix::Result<()> {
+    mount(Some(source), target, None::<&str>, MsFlags::MS_BIND, None::<&str>)
+}
+
+/// The flags of one mount (not of its file system) as mount(2) takes them.
+fn kept_flags(mount: &Mount) -> MsFlags {
+    const SHOWN: [(&str, MsFlags); 6] = [
+        ("nosuid", MsFlags::MS_NOSUID),
+        ("nodev", MsFlags::MS_NODEV),
+        ("noexec", MsFlags::MS_NOEXEC),
+        ("noatime", MsFlags::MS_NOATIME),
+        ("nodiratime", MsFlags::MS_NODIRATIME),
+        ("relatime", MsFlags::MS_RELATIME),
+    ];
+    let kept = SHOWN.iter().filter(|(word, _)| mount.has_option(word));
+    let flags = kept.fold(MsFlags::empty(), |flags, (_, bit)| flags | *bit);
+    // A mount that shows neither of these keeps every access time exactly.
+    let is_strict = !mount.has_option("noatime") && !mount.has_option("relatime");
+    if is_strict { flags | MsFlags::MS_STRICTATIME } else { flags }
+}
+
+fn nothing_mounted(target: &Path) -> Error {
+    Error::Precondition(format!("nothing is mounted at {}", target.display()))
+}
+
+fn not_seen(device: &Device, target: &Path, what: &str) -> Error {
+    Error::WrongDevice {
+        volume: device.volume().clone(),
+        found: format!("{} was mounted at {}, but {what}", device.path().display(), target.display()),
+    }
+}
+
+fn refused(device: &Device, fs: FsKind, target: &Path, errno: Errno) -> Error {
+    match super::fsck::damage(device, fs, errno) {
+        Some(damaged) => damaged,
+        None => Error::errno("mounting at", target)(errno),
+    }
+}

@@ -1,0 +1,370 @@
+//! The mount table of this process, as the kernel prints it.
+//!
+//! Owns the parser of `/proc/self/mountinfo` and the questions asked of it, all pure. It reads no file and changes no
+//! mount; [`observe_mounts`](super::mount::observe_mounts) reads the real table.
+
+use std::ffi::OsString;
+use std::fmt;
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Path, PathBuf};
+
+use super::device::Device;
+
+/// A device's major and minor number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct DeviceNumber {
+    /// The driver's number; 0 for file systems that are on no single device.
+    pub major: u64,
+    /// The device's number within the driver.
+    pub minor: u64,
+}
+
+impl DeviceNumber {
+    /// Splits the number that stat(2) gives.
+    #[must_use]
+    pub fn from_raw(raw: u64) -> Self {
+        DeviceNumber { major: nix::sys::stat::major(raw), minor: nix::sys::stat::minor(raw) }
+    }
+
+    /// Reads `8:16`, as mountinfo and sysfs print it, with or without a line end.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let (major, minor) = text.trim_end().split_once(':')?;
+        Some(DeviceNumber { major: major.parse().ok()?, minor: minor.parse().ok()? })
+    }
+}
+
+impl fmt::Display for DeviceNumber {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.major, self.minor)
+    }
+}
+
+/// One line of the table.
+///
+/// Source: proc_pid_mountinfo(5) and `show_mountinfo` in the kernel's `fs/proc_namespace.c`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mount {
+    /// The mount's number, unique while it exists.
+    pub id: u64,
+    /// The number of the mount it sits on.
+    pub parent: u64,
+    /// The file system's `st_dev`; not a disk's number for btrfs, which has one for each subvolume.
+    pub device: DeviceNumber,
+    /// What of the file system is mounted: `/`, or the folder or file of a bind mount. For a bind mount of something
+    /// deleted since it ends in `//deleted`.
+    pub root: PathBuf,
+    /// Where it is mounted, as this process sees it.
+    pub target: PathBuf,
+    /// Options of this mount alone: `rw`, `ro`, `noatime`, `nosuid`.
+    pub options: Vec<String>,
+    /// Tags of propagation: `shared:12`, `master:3`, `unbindable`; none for a private mount.
+    pub propagation: Vec<String>,
+    /// The file system's type as the kernel names it.
+    pub fstype: String,
+    /// What was named as source when the file system was mounted.
+    pub source: OsString,
+    /// Options of the file system, common to all its mounts: `ro`, `nouuid`.
+    pub super_options: Vec<String>,
+}
+
+impl Mount {
+    /// Whether nothing can be written through this mount: by its own flag, or because the file system is read-only.
+    #[must_use]
+    pub fn is_read_only(&self) -> bool {
+        self.has_option("ro") || self.is_super_read_only()
+    }
+
+    /// Whether the file system itself is read-only, as asked or because the kernel gave up on a broken disk.
+    #[must_use]
+    pub fn is_super_read_only(&self) -> bool {
+        self.super_options.iter().any(|option| option == "ro")
+    }
+
+    /// Whether this mount (not the file system) has an option.
+    #[must_use]
+    pub fn has_option(&self, option: &str) -> bool {
+        self.options.iter().any(|have| have == option)
+    }
+
+    /// Whether this mount shows the file system on the device.
+    ///
+    /// btrfs gives its mounts numbers that belong to no disk; there, and only there, the source decides.
+    #[must_use]
+    pub fn is_of(&self, device: &Device) -> bool {
+        self.device == device.number()
+            || (self.fstype == "btrfs" && self.source.as_os_str() == device.path().as_os_str())
+    }
+
+    /// Whether this is the device's node in `/dev`, bound to some other place: a published raw block volume.
+    #[must_use]
+    pub fn is_node_of(&self, device: &Device) -> bool {
+        let node = device.path().strip_prefix("/dev").ok().map(|name| Path::new("/").join(name));
+        self.fstype == "devtmpfs" && node.is_some_and(|node| node == self.root)
+    }
+}
+
+/// Why a mount table could not be understood.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("line {line} of the mount table is not understood: {text}")]
+pub struct BadMountTable {
+    line: usize,
+    text: String,
+}
+
+/// All mounts that this process sees, in the kernel's order: of two at the same place, the later one is on top.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct MountTable {
+    mounts: Vec<Mount>,
+}
+
+impl MountTable {
+    /// Reads a whole table; the text need not be UTF-8, as paths need not.
+    ///
+    /// # Errors
+    /// [`BadMountTable`] for a line that is not understood: a half-read table could hide a mount.
+    pub fn parse(text: &[u8]) -> Result<Self, BadMountTable> {
+        let lines = text.split(|b| *b == b'\n').enumerate().filter(|(_, line)| !line.is_empty());
+        let parse = |(number, line): (usize, &[u8])| {
+            parse_line(line)
+                .ok_or_else(|| BadMountTable { line: number + 1, text: String::from_utf8_lossy(line).into_owned() })
+        };
+        Ok(MountTable { mounts: lines.map(parse).collect::<Result<_, _>>()? })
+    }
+
+    /// The mount that is seen at exactly this path, which must be absolute and without links: the topmost of several.
+    ///
+    /// `None` if the path is only inside a mount, and for a mount that another one over a folder above hides.
+    #[must_use]
+    pub fn at(&self, path: &Path) -> Option<&Mount> {
+        // As the kernel walks a path: from the root, always into the first mount on the way.
+        let mut seen = None;
+        for _ in &self.mounts {
+            match self.first_on_way(seen, path) {
+                Some(next) => seen = Some(next),
+                None => break,
+            }
+        }
+        seen.filter(|mount| mount.target == path)
+    }
+
+    fn first_on_way<'a>(&'a self, from: Option<&Mount>, path: &Path) -> Option<&'a Mount> {
+        let sits_on = |mount: &Mount| match from {
+            Some(below) => mount.parent == below.id && mount.id != below.id,
+            // The root's own parent is outside of the table, or itself.
+            None => mount.parent == mount.id || !self.mounts.iter().any(|other| other.id == mount.parent),
+        };
+        let on_way = self.mounts.iter().filter(|mount| path.starts_with(&mount.target) && sits_on(mount));
+        on_way.min_by_key(|mount| mount.target.components().count())
+    }
+
+    /// How many mounts lie on top of each other at exactly this path.
+    #[must_use]
+    pub fn count_at(&self, path: &Path) -> usize {
+        self.mounts.iter().filter(|mount| mount.target == path).count()
+    }
+
+    /// Every mount of this device's file system, or of its node, wherever it is.
+    pub fn of_device<'a>(&'a self, device: &'a Device) -> impl Iterator<Item = &'a Mount> {
+        self.mounts.iter().filter(move |mount| mount.is_of(device) || mount.is_node_of(device))
+    }
+
+    /// Every mount strictly below a path.
+    pub fn below<'a>(&'a self, path: &'a Path) -> impl Iterator<Item = &'a Mount> {
+        self.mounts.iter().filter(move |mount| mount.target != path && mount.target.starts_with(path))
+    }
+
+    /// Every mount.
+    pub fn iter(&self) -> impl Iterator<Item = &Mount> {
+        self.mounts.iter()
+    }
+}
+
+fn parse_line(line: &[u8]) -> Option<Mount> {
+    let mut fields = line.split(|b| *b == b' ');
+    let id = text(fields.next()?)?.parse().ok()?;
+    let parent = text(fields.next()?)?.parse().ok()?;
+    let device = DeviceNumber::parse(text(fields.next()?)?)?;
+    let root = PathBuf::from(unescape(fields.next()?));
+    let target = PathBuf::from(unescape(fields.next()?));
+    let options = list(fields.next()?);
+    let mut propagation = Vec::new();
+    loop {
+        match fields.next()? {
+            b"-" => break,
+            tag => propagation.push(text(tag)?.to_owned()),
+        }
+    }
+    let fstype = text(fields.next()?)?.to_owned();
+    let source = unescape(fields.next()?);
+    // A file system may print a blank into its options without escaping it: what is left belongs to them.
+    let super_options = list(&fields.collect::<Vec<_>>().join(&b' '));
+    Some(Mount { id, parent, device, root, target, options, propagation, fstype, source, super_options })
+}
+
+fn text(field: &[u8]) -> Option<&str> {
+    std::str::from_utf8(field).ok().filter(|text| !text.is_empty())
+}
+
+fn list(field: &[u8]) -> Vec<String> {
+    String::from_utf8_lossy(field).split(',').map(str::to_owned).collect()
+}
+
+/// Undoes the kernel's `mangle`: blank, tab, line end, backslash and `#` are printed as three octal digits.
+fn unescape(field: &[u8]) -> OsString {
+    let mut bytes = Vec::with_capacity(field.len());
+    let mut rest = field;
+    while let Some((first, tail)) = rest.split_first() {
+        match (first, tail.get(..3).and_then(octal)) {
+            (b'\\', Some(byte)) => {
+                bytes.push(byte);
+                rest = tail.get(3..).unwrap_or_default();
+            }
+            (other, _) => {
+                bytes.push(*other);
+                rest = tail;
+            }
+        }
+    }
+    OsString::from_vec(bytes)
+}
+
+fn octal(digits: &[u8]) -> Option<u8> {
+    let all_octal = digits.iter().all(|digit| (b'0'..=b'7').contains(digit));
+    all_octal.then(|| u8::from_str_radix(text(digits)?, 8).ok()).flatten()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const NODE: &[u8] = include_bytes!("../../tests/fixtures/mountinfo/node.txt");
+    const DOBS: &str = "/opt/nomad/client/csi/node/dobs";
+
+    fn node() -> MountTable {
+        MountTable::parse(NODE).unwrap()
+    }
+
+    fn number(text: &str) -> DeviceNumber {
+        DeviceNumber::parse(text).unwrap()
+    }
+
+    fn at<'a>(table: &'a MountTable, below: &str) -> &'a Mount {
+        table.at(&Path::new(DOBS).join(below)).unwrap()
+    }
+
+    #[test]
+    fn the_mounts_of_a_node_are_read() {
+        let table = node();
+        let staged = at(&table, "staging/vol/rw");
+        assert_eq!((staged.device, staged.fstype.as_str()), (number("7:1"), "xfs"));
+        assert_eq!(staged.propagation, ["shared:1"]);
+        assert!(staged.has_option("noatime") && !staged.is_read_only());
+        let published = at(&table, "per-alloc/1/vol");
+        assert!(published.is_read_only() && !published.is_super_read_only());
+        assert_eq!(published.propagation, ["master:1"]);
+        let odd = at(&table, "per-alloc/2/a b\\c#d");
+        assert_eq!(odd.root, Path::new("/sub//deleted"));
+        assert_eq!(table.below(Path::new(DOBS)).count(), 5);
+    }
+
+    #[test]
+    fn a_disk_is_known_by_its_number_and_btrfs_by_its_source() {
+        let table = node();
+        let xfs = Device::fake("/dev/loop1", number("7:1"), 1);
+        let targets: Vec<_> = table.of_device(&xfs).map(|mount| mount.target.strip_prefix(DOBS).unwrap()).collect();
+        let want = ["staging/vol/rw", "per-alloc/1/vol", "per-alloc/2/a b\\c#d", "block/target"];
+        assert_eq!(targets, want.map(Path::new));
+        assert!(!at(&table, "block/target").is_of(&xfs) && at(&table, "block/target").is_node_of(&xfs));
+        let btrfs = Device::fake("/dev/loop3", number("7:3"), 1);
+        assert_eq!(table.of_device(&btrfs).count(), 1);
+        assert!(at(&table, "btrfs").is_of(&btrfs));
+        // The same node named as a source by another file system says nothing.
+        let other = Device::fake("/dev/loop1", number("7:9"), 1);
+        assert_eq!(table.of_device(&other).filter(|mount| mount.is_of(&other)).count(), 0);
+    }
+
+    #[test]
+    fn of_several_mounts_at_one_place_the_one_that_is_seen_is_found() {
+        let table = node();
+        let stack = Path::new("/opt/nomad/stack");
+        assert_eq!(table.at(stack).unwrap().source, "over");
+        assert_eq!(table.count_at(stack), 3);
+        // It is in the table, but under the mount on top of the stack.
+        assert!(table.iter().any(|mount| mount.target == stack.join("in")));
+        assert_eq!(table.at(&stack.join("in")), None);
+        assert_eq!(table.at(Path::new("/opt/nomad")), None);
+        assert_eq!(table.at(Path::new("/")).unwrap().device, number("254:0"));
+        assert_eq!(MountTable::default().at(Path::new("/")), None);
+    }
+
+    #[test]
+    fn a_table_that_is_not_understood_is_an_error() {
+        for bad in
+            ["x", "36 35 98:0 /", "36 35 98:0 / /mnt rw shared:1 ext3 /dev/root rw", "36 35 98 / /m rw - ext3 s rw"]
+        {
+            assert!(MountTable::parse(bad.as_bytes()).is_err(), "{bad}");
+        }
+        assert_eq!(MountTable::parse(b"").unwrap(), MountTable::default());
+    }
+
+    fn escaped(path: &str) -> String {
+        path.chars().fold(String::new(), |text, c| match c {
+            ' ' | '\t' | '\n' | '\\' | '#' => format!("{text}\\{:03o}", u32::from(c)),
+            other => format!("{text}{other}"),
+        })
+    }
+
+    prop_compose! {
+        fn mounts()(
+            ids in (1_u64..9999, 1_u64..9999, 0_u64..300, 0_u64..99999),
+            root in "/[ -~\\t\\n]{0,20}",
+            target in "/[ -~\\t\\n]{0,20}",
+            tags in proptest::collection::vec("(shared|master|propagate_from):[0-9]{1,4}", 0..4),
+            source in "[ -~]{0,12}",
+            options in proptest::collection::vec("[a-z=0-9]{1,8}", 1..5),
+        ) -> Mount {
+            Mount {
+                id: ids.0, parent: ids.1, device: DeviceNumber { major: ids.2, minor: ids.3 },
+                root: root.into(), target: target.into(), options: options.clone(), propagation: tags,
+                fstype: "xfs".into(), source: source.into(), super_options: options,
+            }
+        }
+    }
+
+    fn printed(mount: &Mount) -> String {
+        let tags = mount.propagation.iter().map(|tag| format!(" {tag}")).collect::<String>();
+        let (root, target) = (mount.root.to_str().unwrap(), mount.target.to_str().unwrap());
+        format!(
+            "{} {} {} {} {} {}{tags} - {} {} {}\n",
+            mount.id,
+            mount.parent,
+            mount.device,
+            escaped(root),
+            escaped(target),
+            mount.options.join(","),
+            mount.fstype,
+            escaped(mount.source.to_str().unwrap()),
+            mount.super_options.join(",")
+        )
+    }
+
+    proptest! {
+        #[test]
+        fn what_the_kernel_prints_is_read_back(mounts in proptest::collection::vec(mounts(), 0..8)) {
+            let text = mounts.iter().map(printed).collect::<String>();
+            prop_assert_eq!(MountTable::parse(text.as_bytes()).unwrap(), MountTable { mounts });
+        }
+
+        #[test]
+        fn no_bytes_and_no_cycle_of_mounts_stops_the_program(
+            bytes in proptest::collection::vec(any::<u8>(), 0..200),
+            mounts in proptest::collection::vec(mounts(), 0..8),
+            path in "/[a-z/ ]{0,20}",
+        ) {
+            drop(MountTable::parse(&bytes));
+            drop(MountTable { mounts }.at(Path::new(&path)).cloned());
+        }
+    }
+}

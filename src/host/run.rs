@@ -1,0 +1,439 @@
+//! Running a program: what is run, with which budget, and how it ended.
+//!
+//! Owns the only `Command::new` of this program, and the fate of a child that will not die. Which programs there are is
+//! `tools.rs`'s. What an exit code means is not known here: whoever asked for the run matches [`Exit`] in full.
+
+use std::ffi::{OsStr, OsString};
+use std::fmt;
+use std::fs::File;
+use std::io::Seek;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::fcntl::{FcntlArg, SealFlag, fcntl};
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
+
+use super::tools::CHILD_PATH;
+pub use super::tools::{MissingTool, Tool, Tools, find_tools};
+use crate::lock::VolumeGuard;
+
+/// No program run here has more to say; what goes beyond is refused to it and lost.
+const OUTPUT_LIMIT: u64 = 1024 * 1024;
+/// How much of the end of standard error an error message keeps.
+const STDERR_TAIL: usize = 1024;
+/// How long a killed child may take to be gone before it counts as stuck in the kernel.
+const KILL_GRACE: Duration = Duration::from_secs(2);
+/// The first and the longest pause between two looks at a running child.
+const FIRST_PAUSE: Duration = Duration::from_micros(200);
+const LONGEST_PAUSE: Duration = Duration::from_millis(50);
+
+/// A command to run: data only, nothing happens until a [`Runner`] takes it.
+#[derive(Debug, Clone)]
+pub struct Cmd {
+    tool: Tool,
+    args: Vec<OsString>,
+    budget: Duration,
+    guard: Option<VolumeGuard>,
+}
+
+impl Cmd {
+    /// A command without arguments that may take as long as `budget`.
+    #[must_use]
+    pub fn new(tool: Tool, budget: Duration) -> Self {
+        Cmd { tool, args: Vec::new(), budget, guard: None }
+    }
+
+    /// Adds one argument.
+    #[must_use]
+    pub fn arg(mut self, arg: impl AsRef<OsStr>) -> Self {
+        self.args.push(arg.as_ref().to_owned());
+        self
+    }
+
+    /// Adds arguments.
+    #[must_use]
+    pub fn args<A: AsRef<OsStr>>(mut self, args: impl IntoIterator<Item = A>) -> Self {
+        self.args.extend(args.into_iter().map(|arg| arg.as_ref().to_owned()));
+        self
+    }
+
+    /// Says that the command changes the guarded volume: should its process outlive every attempt to kill it, the
+    /// volume stays locked until the process is gone.
+    #[must_use]
+    pub fn holding(mut self, guard: &VolumeGuard) -> Self {
+        self.guard = Some(guard.clone());
+        self
+    }
+
+    /// The program.
+    #[must_use]
+    pub fn tool(&self) -> Tool {
+        self.tool
+    }
+}
+
+impl fmt::Display for Cmd {
+    /// Prints the command so that it can be pasted into a shell.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.tool.name())?;
+        self.args.iter().try_for_each(|arg| write!(f, " {}", shell_quoted(arg)))
+    }
+}
+
+fn shell_quoted(arg: &OsStr) -> String {
+    let text = arg.to_string_lossy();
+    let is_plain = !text.is_empty() && text.chars().all(|c| c.is_ascii_alphanumeric() || "-_./=:,@+%".contains(c));
+    if is_plain { text.into_owned() } else { format!("'{}'", text.replace('\'', r"'\''")) }
+}
+
+/// How a command ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Exit {
+    /// It exited with this code.
+    Code(i32),
+    /// This signal ended it, and it was not ours.
+    Signal(i32),
+    /// It used up its budget and was killed, with its whole process group.
+    TimedOut,
+    /// It used up its budget, was killed and is still there: it sleeps in the kernel. A thread of its own waits for its
+    /// end and keeps the volume locked until then.
+    Stuck,
+}
+
+impl fmt::Display for Exit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Exit::Code(code) => write!(f, "exited with code {code}"),
+            Exit::Signal(number) => match Signal::try_from(*number) {
+                Ok(signal) => write!(f, "was ended by {signal}"),
+                Err(_) => write!(f, "was ended by signal {number}"),
+            },
+            Exit::TimedOut => f.write_str("used up its time and was killed"),
+            Exit::Stuck => f.write_str("used up its time and does not die (it waits in the kernel, see dmesg)"),
+        }
+    }
+}
+
+/// What a command that ran has left.
+#[derive(Debug, Clone)]
+pub struct Output {
+    /// How it ended; to be matched in full.
+    pub exit: Exit,
+    /// Its standard output, at most 1 MiB.
+    pub stdout: Vec<u8>,
+    /// The last 1 KiB of its standard error.
+    pub stderr: String,
+}
+
+impl Output {
+    /// Turns an exit that the caller has no use for into an error that names the command line.
+    #[must_use]
+    pub fn into_error(self, cmd: &Cmd) -> CommandError {
+        CommandError::Failed { command: cmd.to_string(), exit: self.exit, stderr: self.stderr }
+    }
+
+    /// Takes standard output when the exit code is zero.
+    ///
+    /// # Errors
+    /// [`CommandError::Failed`] for every other exit.
+    pub fn success(self, cmd: &Cmd) -> Result<Vec<u8>, CommandError> {
+        match self.exit {
+            Exit::Code(0) => Ok(self.stdout),
+            Exit::Code(_) | Exit::Signal(_) | Exit::TimedOut | Exit::Stuck => Err(self.into_error(cmd)),
+        }
+    }
+}
+
+/// Why a command did not do what was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum CommandError {
+    /// It ran, and ended otherwise than it should.
+    #[error("`{command}` {exit}{}", quoted_tail(.stderr))]
+    Failed {
+        /// The command line.
+        command: String,
+        /// How it ended.
+        exit: Exit,
+        /// The last 1 KiB of its standard error.
+        stderr: String,
+    },
+    /// It could not be started, or its output could not be read.
+    #[error("`{command}` could not be run")]
+    NotRun {
+        /// The command line.
+        command: String,
+        /// The system's answer.
+        source: std::io::Error,
+    },
+}
+
+impl CommandError {
+    /// Whether the command used up its budget.
+    #[must_use]
+    pub fn timed_out(&self) -> bool {
+        match self {
+            CommandError::Failed { exit: Exit::TimedOut | Exit::Stuck, .. } => true,
+            CommandError::Failed { exit: Exit::Code(_) | Exit::Signal(_), .. } | CommandError::NotRun { .. } => false,
+        }
+    }
+}
+
+fn quoted_tail(stderr: &str) -> String {
+    let text = stderr.trim();
+    if text.is_empty() { String::new() } else { format!(": {text}") }
+}
+
+/// Something that runs commands.
+///
+/// There is one for production, [`SystemRunner`]; tests have another only for exits that no real program gives on demand.
+pub trait Runner: fmt::Debug + Send + Sync {
+    /// Runs a command to its end or to the end of its budget.
+    ///
+    /// # Errors
+    /// [`CommandError::NotRun`] when it did not start. Any way to end is `Ok`: the caller matches [`Output::exit`].
+    fn run(&self, cmd: &Cmd) -> Result<Output, CommandError>;
+}
+
+/// Runs commands on this machine: absolute path, empty environment but `LC_ALL=C` and a fixed `PATH`, nothing to read,
+/// output to memory, own process group, and an end to waiting.
+#[derive(Debug, Clone)]
+pub struct SystemRunner {
+    tools: Tools,
+}
+
+impl SystemRunner {
+    /// Makes a runner for the programs found at start.
+    #[must_use]
+    pub fn new(tools: Tools) -> Self {
+        SystemRunner { tools }
+    }
+
+    fn try_run(&self, cmd: &Cmd) -> std::io::Result<Output> {
+        let path = self.tools.path(cmd.tool).ok_or(std::io::ErrorKind::NotFound)?;
+        let (stdout, stderr) = (Capture::new()?, Capture::new()?);
+        // The standard library empties the child's signal mask and gives it the default SIGPIPE, so a mask that this
+        // program sets for its own threads never reaches mkfs.
+        let child = Command::new(path)
+            .args(&cmd.args)
+            .env_clear()
+            .env("LC_ALL", "C")
+            .env("PATH", CHILD_PATH)
+            .stdin(Stdio::null())
+            .stdout(stdout.for_child()?)
+            .stderr(stderr.for_child()?)
+            .current_dir("/")
+            .process_group(0)
+            .spawn()?;
+        let exit = wait_or_kill(child, cmd)?;
+        let tail = stderr.tail(STDERR_TAIL)?;
+        Ok(Output { exit, stdout: stdout.whole()?, stderr: String::from_utf8_lossy(&tail).into_owned() })
+    }
+}
+
+impl Runner for SystemRunner {
+    fn run(&self, cmd: &Cmd) -> Result<Output, CommandError> {
+        let started = Instant::now();
+        let outcome = self.try_run(cmd).map_err(|source| CommandError::NotRun { command: cmd.to_string(), source });
+        if let Ok(output) = &outcome {
+            log::debug!("command command=`{cmd}` exit=\"{}\" ms={}", output.exit, started.elapsed().as_millis());
+        }
+        outcome
+    }
+}
+
+/// One output of a child: an anonymous file in memory, which no full pipe can block and which cannot outgrow its limit.
+struct Capture(File);
+
+impl Capture {
+    fn new() -> std::io::Result<Self> {
+        let fd = memfd_create(c"output", MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)?;
+        let file = File::from(fd);
+        file.set_len(OUTPUT_LIMIT)?;
+        // The file is as long as it may ever become, and empty pages cost nothing. See memfd_create(2), fcntl(2).
+        fcntl(&file, FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SHRINK))?;
+        Ok(Capture(file))
+    }
+
+    fn for_child(&self) -> std::io::Result<Stdio> {
+        Ok(Stdio::from(OwnedFd::from(self.0.try_clone()?)))
+    }
+
+    /// Everything written. The child's descriptor shares our file offset, which is therefore where the output ends.
+    fn whole(&self) -> std::io::Result<Vec<u8>> {
+        self.tail(usize::try_from(OUTPUT_LIMIT).unwrap_or(usize::MAX))
+    }
+
+    fn tail(&self, at_most: usize) -> std::io::Result<Vec<u8>> {
+        let end = (&self.0).stream_position()?.min(OUTPUT_LIMIT);
+        let len = usize::try_from(end).unwrap_or(usize::MAX).min(at_most);
+        let mut bytes = vec![0; len];
+        self.0.read_exact_at(&mut bytes, end.saturating_sub(u64::try_from(len).unwrap_or(end)))?;
+        Ok(bytes)
+    }
+}
+
+fn wait_or_kill(mut child: Child, cmd: &Cmd) -> std::io::Result<Exit> {
+    if let Some(status) = wait_within(&mut child, cmd.budget)? {
+        return Ok(exit_of(status));
+    }
+    // Until it is waited for, a dead leader keeps its process id, so the group cannot be somebody else's.
+    let group = i32::try_from(child.id()).map_err(std::io::Error::other)?;
+    killpg(Pid::from_raw(group), Signal::SIGKILL)?;
+    if wait_within(&mut child, KILL_GRACE)?.is_some() {
+        return Ok(Exit::TimedOut);
+    }
+    leave_to_reaper(child, cmd);
+    Ok(Exit::Stuck)
+}
+
+/// Looks at the child in growing steps until it has ended or the budget is used up.
+fn wait_within(child: &mut Child, budget: Duration) -> std::io::Result<Option<ExitStatus>> {
+    let deadline = Instant::now() + budget;
+    let mut pause = FIRST_PAUSE;
+    loop {
+        if let Some(status) = child.try_wait()? {
+            return Ok(Some(status));
+        }
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Ok(None);
+        }
+        std::thread::sleep(pause.min(left));
+        pause = (pause * 2).min(LONGEST_PAUSE);
+    }
+}
+
+fn exit_of(status: ExitStatus) -> Exit {
+    match (status.code(), status.signal()) {
+        (Some(code), _) => Exit::Code(code),
+        (None, Some(signal)) => Exit::Signal(signal),
+        // wait(2) reports nothing else for a child that is gone; were it to, the number must not look like success.
+        (None, None) => Exit::Code(i32::MAX),
+    }
+}
+
+/// Waits for the child on a thread of its own, which keeps the volume locked until then.
+fn leave_to_reaper(mut child: Child, cmd: &Cmd) {
+    log::error!(
+        "killed, but it does not die; its volume stays locked until it does command=`{cmd}` pid={}",
+        child.id()
+    );
+    let (command, guard) = (cmd.to_string(), cmd.guard.clone());
+    let reaper = std::thread::Builder::new().name("reaper".into()).spawn(move || {
+        match child.wait() {
+            Ok(status) => log::warn!("gone at last command=`{command}` exit=\"{}\"", exit_of(status)),
+            Err(error) => log::error!("lost sight of a killed command command=`{command}` error={error}"),
+        }
+        drop(guard);
+    });
+    if reaper.is_err() {
+        // Without a thread to wait, nobody will know when the process is gone: the volume stays locked until a restart.
+        std::mem::forget(cmd.guard.clone());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::sys::signal::SigSet;
+
+    /// A runner whose every tool is a shell.
+    fn shell() -> SystemRunner {
+        SystemRunner::new(Tools::fake(vec![(Tool::Blkid, "/bin/sh".into())]))
+    }
+
+    fn script(text: &str) -> Cmd {
+        Cmd::new(Tool::Blkid, Duration::from_secs(30)).arg("-c").arg(text)
+    }
+
+    fn run(text: &str) -> Output {
+        shell().run(&script(text)).unwrap()
+    }
+
+    fn stdout(text: &str) -> String {
+        String::from_utf8(run(text).stdout).unwrap()
+    }
+
+    #[test]
+    fn a_child_sees_nothing_of_our_environment_and_has_nothing_to_read() {
+        let seen = stdout("env | grep -v ^_= | sort; pwd; readlink /proc/self/fd/0; cat | wc -c");
+        assert_eq!(seen, format!("LC_ALL=C\nPATH={CHILD_PATH}\nPWD=/\n/\n/dev/null\n0\n"));
+    }
+
+    #[test]
+    fn a_child_does_not_inherit_blocked_signals_or_our_process_group() {
+        let mut blocked = SigSet::empty();
+        blocked.add(Signal::SIGTERM);
+        blocked.add(Signal::SIGINT);
+        blocked.thread_block().unwrap();
+        let status = stdout("cat /proc/self/status");
+        blocked.thread_unblock().unwrap();
+        assert!(status.contains("SigBlk:\t0000000000000000"), "{status}");
+        assert_eq!(stdout("set -- $(cat /proc/$$/stat); [ $5 = $$ ] && echo leads").trim(), "leads");
+    }
+
+    #[test]
+    fn every_end_is_told_apart() {
+        assert_eq!(run("exit 0").exit, Exit::Code(0));
+        assert_eq!(run("exit 8").exit, Exit::Code(8));
+        assert_eq!(run("kill -SEGV $$").exit, Exit::Signal(11));
+        let cmd = Cmd::new(Tool::Blkid, Duration::from_millis(50)).args(["-c", "sleep 1000"]);
+        let out = shell().run(&cmd).unwrap();
+        assert_eq!(out.exit, Exit::TimedOut);
+        assert!(out.success(&cmd).unwrap_err().timed_out());
+    }
+
+    #[test]
+    fn a_timeout_ends_the_grandchildren_too() {
+        let cmd = Cmd::new(Tool::Blkid, Duration::from_millis(300)).args(["-c", "sleep 1000 & echo $!; wait"]);
+        let out = shell().run(&cmd).unwrap();
+        let grandchild = format!("/proc/{}/cmdline", String::from_utf8(out.stdout).unwrap().trim());
+        let deadline = Instant::now() + Duration::from_secs(10);
+        // A dead process that nobody waited for yet has an empty command line.
+        while std::fs::read(&grandchild).is_ok_and(|line| !line.is_empty()) {
+            assert!(Instant::now() < deadline, "{grandchild} is alive");
+            std::thread::yield_now();
+        }
+    }
+
+    #[test]
+    fn output_is_bounded_and_the_end_of_stderr_is_kept() {
+        let out = run("head -c 3000000 /dev/zero; for i in $(seq 1 1000); do echo line $i >&2; done; exit 3");
+        assert_eq!(u64::try_from(out.stdout.len()).unwrap(), OUTPUT_LIMIT);
+        assert_eq!(out.stderr.len(), STDERR_TAIL);
+        assert!(out.stderr.ends_with("line 999\nline 1000\n"), "{}", out.stderr);
+    }
+
+    #[test]
+    fn an_error_holds_the_command_line_the_exit_and_the_end_of_stderr() {
+        let cmd = script("echo 'no such disk' >&2; exit 4");
+        let failed = shell().run(&cmd).unwrap().success(&cmd).unwrap_err();
+        assert_eq!(
+            failed.to_string(),
+            r"`blkid -c 'echo '\''no such disk'\'' >&2; exit 4'` exited with code 4: no such disk"
+        );
+        assert!(!failed.timed_out());
+        let killed = run("kill -KILL $$").success(&cmd).unwrap_err().to_string();
+        assert!(killed.ends_with("was ended by SIGKILL"), "{killed}");
+    }
+
+    #[test]
+    fn a_program_that_is_not_there_is_an_error_and_not_an_exit() {
+        let missing = SystemRunner::new(Tools::fake(Vec::new()));
+        assert!(matches!(missing.run(&script("")), Err(CommandError::NotRun { .. })));
+    }
+
+    #[test]
+    fn a_command_is_printed_so_that_a_shell_reads_it_back() {
+        let odd = ["plain", "", "two words", "it's", "$HOME", "a\\b", "*", "/dev/sda", "a\nb", "-L"];
+        let cmd = odd.iter().fold(Cmd::new(Tool::Blkid, Duration::ZERO), |cmd, arg| cmd.arg(arg));
+        let line = cmd.to_string();
+        let words = stdout(&format!("set -- {line}; shift; printf '%s|' \"$@\""));
+        assert_eq!(words, odd.map(|arg| format!("{arg}|")).concat());
+    }
+}

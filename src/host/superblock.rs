@@ -1,0 +1,346 @@
+//! The few fields of file systems' superblocks that matter here.
+//!
+//! Owns their offsets. Everything is pure: bytes in, numbers out; a superblock that is not whole gives `None` or `false`.
+
+use super::content::FsKind;
+
+/// Reads `N` bytes at an offset.
+pub(super) fn bytes_at<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
+    bytes.get(at..)?.first_chunk::<N>().copied()
+}
+
+/// Whether these are the first bytes of an XFS that mkfs.xfs began and did not finish, and in which there can be no file.
+///
+/// `sb_inprogress` alone would not do: xfs_copy and xfs_mdrestore set it too, on a copy that can hold files. So there must
+/// be no root folder yet, or no more inodes in use than the three that mkfs makes.
+/// Source: `struct xfs_dsb` in the kernel's `fs/xfs/libxfs/xfs_format.h`; all numbers are big-endian.
+pub(super) fn is_unfinished_xfs(head: &[u8]) -> bool {
+    const INODES_OF_MKFS: u64 = 3;
+    let u64_at = |at| bytes_at(head, at).map(u64::from_be_bytes);
+    let u32_at = |at| bytes_at(head, at).map(u32::from_be_bytes);
+    let byte_at = |at| bytes_at::<1>(head, at).map(|[byte]| byte);
+    let is_xfs = bytes_at(head, 0) == Some(*b"XFSB");
+    let is_in_progress = byte_at(126) == Some(1);
+    let block_size_fits = byte_at(120).and_then(|log| 1_u32.checked_shl(log.into())) == u32_at(4);
+    let has_geometry = u64_at(8).is_some_and(|blocks| blocks > 0) && u32_at(88).is_some_and(|groups| groups > 0);
+    let has_no_root = u64_at(56) == Some(u64::MAX);
+    let in_use = u64_at(128).zip(u64_at(136)).map(|(all, free)| all.saturating_sub(free));
+    let has_no_file = has_no_root || in_use.is_some_and(|inodes| inodes <= INODES_OF_MKFS);
+    is_xfs && is_in_progress && block_size_fits && has_geometry && has_no_file
+}
+
+/// Where ext4 and ext3 have their superblock, and its length.
+pub(super) const EXT_SUPERBLOCK: (u64, usize) = (1024, 1024);
+
+/// Why an ext4 or ext3 with this superblock should be checked, as a phrase.
+///
+/// A check after some time (`s_checkinterval`) is not asked for: whoever sets one wants it at boot, not at each stage.
+/// Source: `struct ext4_super_block` in the kernel's `fs/ext4/ext4.h`; all numbers are little-endian.
+pub(super) fn why_ext_needs_check(superblock: &[u8]) -> Option<&'static str> {
+    const VALID: u16 = 1;
+    const ERRORS: u16 = 2;
+    const NEEDS_RECOVERY: u32 = 4;
+    let u16_at = |at| bytes_at(superblock, at).map_or(0, u16::from_le_bytes);
+    let u32_at = |at| bytes_at(superblock, at).map_or(0, u32::from_le_bytes);
+    let (state, mounts, most_mounts) = (u16_at(58), u16_at(52), u16_at(54));
+    if state & ERRORS != 0 || u32_at(404) > 0 {
+        return Some("the kernel has seen errors in it");
+    }
+    if state & VALID == 0 {
+        return Some("it was not unmounted cleanly");
+    }
+    if u32_at(96) & NEEDS_RECOVERY != 0 {
+        return Some("its journal has to be replayed");
+    }
+    // The field is signed, and negative for "never".
+    let is_limited = (1..0x8000).contains(&most_mounts);
+    (is_limited && mounts >= most_mounts).then_some("it was mounted as often as it may be between two checks")
+}
+
+/// The size of an XFS by its superblock, in bytes. A log that was not replayed may hold a larger one.
+pub(super) fn xfs_size(head: &[u8]) -> Option<u64> {
+    let is_xfs = bytes_at(head, 0)? == *b"XFSB";
+    let block_size = u64::from(u32::from_be_bytes(bytes_at(head, 4)?));
+    let blocks = u64::from_be_bytes(bytes_at(head, 8)?);
+    is_xfs.then(|| blocks.checked_mul(block_size)).flatten()
+}
+
+/// The size of an ext4 or ext3 by its superblock, in bytes.
+pub(super) fn ext_size(head: &[u8]) -> Option<u64> {
+    ExtSuper::parse(head.get(1024..)?)?.size()
+}
+
+/// The size of a btrfs by its superblock at 64 KiB, in bytes: that of all its disks, of which there is one here.
+///
+/// Source: `struct btrfs_super_block` in the kernel's `include/uapi/linux/btrfs_tree.h`; little-endian.
+pub(super) fn btrfs_size(head: &[u8]) -> Option<u64> {
+    let superblock = head.get(BTRFS_SUPERBLOCK..)?;
+    let is_btrfs = bytes_at(superblock, 64)? == *b"_BHRfS_M";
+    is_btrfs.then(|| bytes_at(superblock, 112).map(u64::from_le_bytes)).flatten()
+}
+
+const BTRFS_SUPERBLOCK: usize = 64 * 1024;
+
+/// Whether these are the first bytes of a btrfs that mkfs.btrfs began and did not finish, and in which there can be no
+/// file: its superblock has the name for "not yet", and accounts for no more than the trees of an empty file system.
+///
+/// btrfs-convert uses that name too, on file systems that are full; there the old superblock is before it.
+/// Source: `BTRFS_MAGIC_TEMPORARY` of btrfs-progs.
+pub(super) fn is_unfinished_btrfs(head: &[u8]) -> bool {
+    const MOST_BYTES_OF_MKFS: u64 = 1024 * 1024;
+    let Some((before, superblock)) = head.split_at_checked(BTRFS_SUPERBLOCK) else { return false };
+    let u64_at = |at| bytes_at(superblock, at).map(u64::from_le_bytes);
+    let is_begun = bytes_at(superblock, 64) == Some(*b"!BHRfS_M");
+    let is_in_place = u64_at(48) == u64::try_from(BTRFS_SUPERBLOCK).ok();
+    let is_empty = u64_at(120).is_some_and(|used| used <= MOST_BYTES_OF_MKFS);
+    let is_alone = u64_at(136) == Some(1);
+    is_begun && is_in_place && is_empty && is_alone && before.iter().all(|byte| *byte == 0)
+}
+
+/// The fields of an ext4 or ext3 superblock that matter here.
+///
+/// Source: `struct ext4_super_block` in the kernel's `fs/ext4/ext4.h`; all numbers are little-endian.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct ExtSuper {
+    inodes: u64,
+    blocks: u64,
+    block_size: u64,
+    blocks_per_group: u64,
+    descriptor_size: usize,
+    mounts: u16,
+    in_group: u16,
+    has_extents: bool,
+    has_journal: bool,
+    /// The beginning of a copy of the block map in the journal's inode.
+    journal_map: [u8; 24],
+}
+
+impl ExtSuper {
+    /// Reads a superblock or a copy of one; `None` when these bytes are none.
+    pub(super) fn parse(bytes: &[u8]) -> Option<Self> {
+        const HAS_JOURNAL: u32 = 4;
+        const HAS_EXTENTS: u32 = 0x40;
+        const HAS_64_BITS: u32 = 0x80;
+        const MAP_IS_A_COPY: [u8; 1] = [1];
+        let u16_at = |at| bytes_at(bytes, at).map(u16::from_le_bytes);
+        let u32_at = |at| bytes_at(bytes, at).map(u32::from_le_bytes);
+        if u16_at(56)? != 0xef53 {
+            return None;
+        }
+        let (compatible, incompatible) = (u32_at(92)?, u32_at(96)?);
+        let is_wide = incompatible & HAS_64_BITS != 0;
+        let upper = if is_wide { u64::from(u32_at(336)?) << 32 } else { 0 };
+        let map_is_there = bytes_at(bytes, 253)? == MAP_IS_A_COPY;
+        Some(ExtSuper {
+            inodes: u32_at(0)?.into(),
+            blocks: u64::from(u32_at(4)?) | upper,
+            block_size: 1024_u64.checked_shl(u32_at(24)?)?,
+            blocks_per_group: u32_at(32)?.into(),
+            descriptor_size: if is_wide { u16_at(254)?.into() } else { 32 },
+            mounts: u16_at(52)?,
+            in_group: u16_at(90)?,
+            has_extents: incompatible & HAS_EXTENTS != 0,
+            has_journal: compatible & HAS_JOURNAL != 0 && map_is_there,
+            journal_map: bytes_at(bytes, 268)?,
+        })
+    }
+
+    /// The size of the file system in bytes.
+    pub(super) fn size(&self) -> Option<u64> {
+        self.blocks.checked_mul(self.block_size)
+    }
+
+    /// Whether this is the copy in the second group of a file system of the usual shape that fills a disk of this size,
+    /// and no resize or repair after a mount has written it anew. A mount alone leaves it as it is.
+    pub(super) fn is_unused_copy(&self, size: u64) -> bool {
+        let unused = self.size().and_then(|own| size.checked_sub(own));
+        let fills_disk = unused.is_some_and(|unused| unused < 64 * 1024 * 1024);
+        let is_usual = self.block_size == 4096 && self.blocks_per_group == 32768 && self.in_group == 1;
+        fills_disk && is_usual && self.mounts == 0 && matches!(self.descriptor_size, 32 | 64)
+    }
+
+    /// The number of groups of blocks; not called for a superblock without any.
+    pub(super) fn groups(&self) -> u64 {
+        self.blocks
+            .checked_div(self.blocks_per_group)
+            .map_or(0, |whole| whole + u64::from(!self.blocks.is_multiple_of(self.blocks_per_group)))
+    }
+
+    /// The number of inodes, free or not.
+    pub(super) fn inodes(&self) -> u64 {
+        self.inodes
+    }
+
+    /// The size of one group descriptor in bytes, never 0 for what [`ExtSuper::is_unused_copy`] accepts.
+    pub(super) fn descriptor_size(&self) -> usize {
+        self.descriptor_size
+    }
+
+    /// The length of all group descriptors in bytes.
+    pub(super) fn descriptors_length(&self) -> u64 {
+        self.groups().saturating_mul(u64::try_from(self.descriptor_size).unwrap_or(u64::MAX))
+    }
+
+    /// Which of the two it is: ext3 has no extents.
+    pub(super) fn kind(&self) -> FsKind {
+        if self.has_extents { FsKind::Ext4 } else { FsKind::Ext3 }
+    }
+
+    /// Where the journal's first block is to be found; `None` when there is no journal or its map is not understood.
+    pub(super) fn journal_start(&self) -> Option<MapStart> {
+        if !self.has_journal {
+            return None;
+        }
+        if self.has_extents {
+            return map_start(&self.journal_map);
+        }
+        bytes_at(&self.journal_map, 0).map(|block| MapStart::Block(u32::from_le_bytes(block).into()))
+    }
+}
+
+/// The first entry of a map from a file's blocks to the disk's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum MapStart {
+    /// The file begins at this block.
+    Block(u64),
+    /// This block holds the next level of the map.
+    Map(u64),
+}
+
+/// Reads the first entry of a node of an extent tree.
+///
+/// Source: `struct ext4_extent_header`, `ext4_extent` and `ext4_extent_idx` in the kernel's `fs/ext4/ext4_extents.h`.
+pub(super) fn map_start(node: &[u8]) -> Option<MapStart> {
+    let u16_at = |at| bytes_at(node, at).map(u16::from_le_bytes);
+    let u32_at = |at| bytes_at(node, at).map(u32::from_le_bytes);
+    let block = |high: u16, low: u32| (u64::from(high) << 32) | u64::from(low);
+    let (magic, entries, depth) = (u16_at(0)?, u16_at(2)?, u16_at(6)?);
+    if magic != 0xf30a || entries == 0 {
+        return None;
+    }
+    match depth {
+        0 => Some(MapStart::Block(block(u16_at(18)?, u32_at(20)?))),
+        1..=5 => Some(MapStart::Map(block(u16_at(20)?, u32_at(16)?))),
+        6..=u16::MAX => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    macro_rules! fixture {
+        ($name:literal) => {
+            include_bytes!(concat!("../../tests/fixtures/superblock/", $name, ".bin")).as_slice()
+        };
+    }
+    const SIZE: u64 = 512 << 20;
+
+    fn with(bytes: &[u8], at: usize, patch: &[u8]) -> Vec<u8> {
+        let mut bytes = bytes.to_vec();
+        bytes[at..at + patch.len()].copy_from_slice(patch);
+        bytes
+    }
+
+    fn btrfs_head(superblock: &[u8]) -> Vec<u8> {
+        let mut head = vec![0; BTRFS_SUPERBLOCK];
+        head.extend(superblock);
+        head
+    }
+
+    #[test]
+    fn only_an_xfs_that_says_so_itself_and_can_hold_no_file_is_unfinished() {
+        let unfinished = fixture!("xfs-unfinished");
+        assert!(is_unfinished_xfs(unfinished));
+        assert!(!is_unfinished_xfs(fixture!("xfs")));
+        let copy_of_a_full_one = with(&with(fixture!("xfs"), 126, &[1]), 128, &[0, 0, 0, 0, 0, 0, 0, 128]);
+        let spoiled = [
+            copy_of_a_full_one,
+            with(unfinished, 0, b"XFSC"),
+            with(unfinished, 4, &[0, 0, 2, 0]),
+            with(unfinished, 8, &[0; 8]),
+            with(unfinished, 88, &[0; 4]),
+            with(unfinished, 120, &[200]),
+            with(unfinished, 126, &[2]),
+            with(unfinished, 126, &[0]),
+            unfinished[..100].to_vec(),
+            vec![0; 512],
+            Vec::new(),
+        ];
+        spoiled.iter().for_each(|head| assert!(!is_unfinished_xfs(head), "{head:?}"));
+    }
+
+    #[test]
+    fn only_a_btrfs_that_says_so_itself_and_can_hold_no_file_is_unfinished() {
+        let unfinished = btrfs_head(fixture!("btrfs-unfinished"));
+        assert!(is_unfinished_btrfs(&unfinished));
+        assert!(!is_unfinished_btrfs(&btrfs_head(fixture!("btrfs"))));
+        let spoiled = [
+            with(&unfinished, 1080, &[0x53, 0xef]),
+            with(&unfinished, BTRFS_SUPERBLOCK + 48, &[1]),
+            with(&unfinished, BTRFS_SUPERBLOCK + 64, b"_"),
+            with(&unfinished, BTRFS_SUPERBLOCK + 124, &[1]),
+            with(&unfinished, BTRFS_SUPERBLOCK + 136, &[2]),
+            unfinished[..BTRFS_SUPERBLOCK].to_vec(),
+            Vec::new(),
+        ];
+        spoiled.iter().for_each(|head| assert!(!is_unfinished_btrfs(head)));
+    }
+
+    #[test]
+    fn sizes_are_read_from_superblocks() {
+        assert_eq!(xfs_size(fixture!("xfs")), Some(SIZE));
+        assert_eq!(ext_size(&[&[0; 1024], fixture!("ext4")].concat()), Some(SIZE));
+        assert_eq!(ext_size(&[&[0; 1024], fixture!("ext3")].concat()), Some(SIZE));
+        assert_eq!(btrfs_size(&btrfs_head(fixture!("btrfs"))), Some(SIZE));
+        for head in [vec![0; 70_000], vec![0xff; 70_000], Vec::new()] {
+            assert_eq!((xfs_size(&head), ext_size(&head), btrfs_size(&head)), (None, None, None));
+        }
+    }
+
+    #[test]
+    fn an_ext_is_checked_when_its_superblock_gives_a_reason() {
+        let clean = fixture!("ext4");
+        assert_eq!(why_ext_needs_check(clean), None);
+        let reasons = [
+            (58, vec![2, 0], "the kernel has seen errors in it"),
+            (58, vec![3, 0], "the kernel has seen errors in it"),
+            (404, vec![1], "the kernel has seen errors in it"),
+            (58, vec![0, 0], "it was not unmounted cleanly"),
+            (58, vec![4, 0], "it was not unmounted cleanly"),
+            (96, vec![clean[96] | 4], "its journal has to be replayed"),
+            (52, vec![20, 0, 20, 0], "it was mounted as often as it may be between two checks"),
+        ];
+        for (at, patch, why) in reasons {
+            assert_eq!(why_ext_needs_check(&with(clean, at, &patch)), Some(why));
+        }
+        for often in [vec![20, 0, 255, 255], vec![20, 0, 0, 0], vec![19, 0, 20, 0]] {
+            assert_eq!(why_ext_needs_check(&with(clean, 52, &often)), None);
+        }
+    }
+
+    #[test]
+    fn the_copy_of_a_superblock_proves_nothing_once_the_file_system_was_mounted_or_does_not_fit_its_disk() {
+        let copy = fixture!("ext4-copy");
+        let is_unused = |bytes: &[u8], size| ExtSuper::parse(bytes).is_some_and(|copy| copy.is_unused_copy(size));
+        assert!(is_unused(copy, SIZE));
+        assert!(!is_unused(copy, SIZE - 4096) && !is_unused(copy, SIZE * 2));
+        assert!(!is_unused(fixture!("ext4"), SIZE));
+        for (at, patch) in [(52, 1), (56, 0), (24, 0), (32, 1), (90, 0), (254, 63)] {
+            assert!(!is_unused(&with(copy, at, &[patch]), SIZE), "{at}");
+        }
+        let copy = ExtSuper::parse(copy).unwrap();
+        assert_eq!((copy.kind(), copy.groups(), copy.descriptors_length()), (FsKind::Ext4, 4, 256));
+        assert!(matches!(copy.journal_start(), Some(MapStart::Block(1..=131_072))));
+    }
+
+    #[test]
+    fn a_map_is_followed_only_where_it_is_one() {
+        let node = |depth: u8| [0x0a, 0xf3, 1, 0, 4, 0, depth, 0, 0, 0, 0, 0, 0, 0, 0, 0, 7, 0, 2, 0, 9, 0, 0, 0];
+        assert_eq!(map_start(&node(0)), Some(MapStart::Block((2 << 32) + 9)));
+        assert_eq!(map_start(&node(1)), Some(MapStart::Map((9 << 32) + 7 + (2 << 16))));
+        assert_eq!(map_start(&node(6)), None);
+        assert_eq!(map_start(&[0; 24]), None);
+        assert_eq!(map_start(&[]), None);
+    }
+}

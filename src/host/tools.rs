@@ -1,0 +1,125 @@
+//! The programs that this plugin needs, and where they are.
+//!
+//! Owns their names, their packages and the fixed folders they are looked for in. It runs none of them.
+
+use std::path::{Path, PathBuf};
+
+/// Where programs are looked for, in this order, and the child's `PATH`.
+///
+/// `/usr` comes first: where `/sbin` is a link to it, both are the same file.
+const TOOL_DIRS: [&str; 4] = ["/usr/sbin", "/usr/bin", "/sbin", "/bin"];
+pub(super) const CHILD_PATH: &str = "/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// A program that this plugin runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tool {
+    /// `blkid`: what is on a disk, by its signatures.
+    Blkid,
+    /// `mkfs.xfs`.
+    MkfsXfs,
+    /// `mke2fs`, which makes ext4 and ext3.
+    Mke2fs,
+    /// `mkfs.btrfs`.
+    MkfsBtrfs,
+    /// `e2fsck`, which checks ext4 and ext3.
+    E2fsck,
+    /// `xfs_growfs`.
+    XfsGrowfs,
+    /// `resize2fs`, which grows ext4 and ext3.
+    Resize2fs,
+    /// `btrfs`, which grows btrfs.
+    Btrfs,
+}
+
+impl Tool {
+    /// Every program, in the order in which they are looked for.
+    pub const ALL: [Tool; 8] = [
+        Tool::Blkid,
+        Tool::MkfsXfs,
+        Tool::Mke2fs,
+        Tool::MkfsBtrfs,
+        Tool::E2fsck,
+        Tool::XfsGrowfs,
+        Tool::Resize2fs,
+        Tool::Btrfs,
+    ];
+
+    /// The program's file name.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Tool::Blkid => "blkid",
+            Tool::MkfsXfs => "mkfs.xfs",
+            Tool::Mke2fs => "mke2fs",
+            Tool::MkfsBtrfs => "mkfs.btrfs",
+            Tool::E2fsck => "e2fsck",
+            Tool::XfsGrowfs => "xfs_growfs",
+            Tool::Resize2fs => "resize2fs",
+            Tool::Btrfs => "btrfs",
+        }
+    }
+
+    /// The Debian package that has it.
+    #[must_use]
+    pub fn package(self) -> &'static str {
+        match self {
+            Tool::Blkid => "util-linux",
+            Tool::MkfsXfs | Tool::XfsGrowfs => "xfsprogs",
+            Tool::Mke2fs | Tool::E2fsck | Tool::Resize2fs => "e2fsprogs",
+            Tool::MkfsBtrfs | Tool::Btrfs => "btrfs-progs",
+        }
+    }
+}
+
+/// A program that is not installed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{} is missing in {CHILD_PATH}; install the Debian package {}", .tool.name(), .tool.package())]
+pub struct MissingTool {
+    tool: Tool,
+}
+
+/// The programs' absolute paths, found once.
+#[derive(Debug, Clone)]
+pub struct Tools {
+    found: Vec<(Tool, PathBuf)>,
+}
+
+/// Looks for every program in the fixed directories; the environment's `PATH` does not matter.
+///
+/// # Errors
+/// [`MissingTool`] for the first one that is not there, naming the package to install.
+pub fn find_tools() -> Result<Tools, MissingTool> {
+    let locate = |tool: Tool| {
+        let found = TOOL_DIRS.iter().map(|dir| Path::new(dir).join(tool.name())).find(|path| path.is_file());
+        found.map(|path| (tool, path)).ok_or(MissingTool { tool })
+    };
+    Ok(Tools { found: Tool::ALL.into_iter().map(locate).collect::<Result<_, _>>()? })
+}
+
+impl Tools {
+    /// Where a program is.
+    pub(super) fn path(&self, tool: Tool) -> Option<&Path> {
+        self.found.iter().find(|(have, _)| *have == tool).map(|(_, path)| path.as_path())
+    }
+
+    #[cfg(test)]
+    pub(super) fn fake(found: Vec<(Tool, PathBuf)>) -> Self {
+        Tools { found }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_missing_program_is_named_with_its_package() {
+        let message = MissingTool { tool: Tool::MkfsXfs }.to_string();
+        assert_eq!(message, format!("mkfs.xfs is missing in {CHILD_PATH}; install the Debian package xfsprogs"));
+    }
+
+    #[test]
+    fn the_childs_path_is_where_programs_are_looked_for() {
+        assert_eq!(TOOL_DIRS.join(":"), CHILD_PATH);
+    }
+}

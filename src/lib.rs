@@ -1,0 +1,62 @@
+//! A CSI driver for DigitalOcean block storage volumes.
+//!
+//! # The flow
+//! Every call is the same sentence, and the verb is the prefix of the function's name:
+//!
+//! ```text
+//! gRPC bytes --parse--> request --observe--> facts --plan--> decision --apply--> world --reply--> response or status
+//!             rpc/      request/   cloud/ host/    (pure)       cloud/ host/      rpc/
+//! ```
+//!
+//! `observe_` reads the world and never changes it; `plan_` is pure and exhaustive; `apply_` changes one thing; `ensure_`
+//! is the three together, can be repeated at any time, and ends only when the wished state has been *seen*.
+//!
+//! # The map, in reading order
+//! - [`config`]: flags, environment, budgets of time
+//! - [`error`], [`id`], [`size`], [`lock`]: the words that everything else is written in
+//! - [`request`]: wire messages into types, checked once
+//! - [`rpc`]: the gRPC server, its worker threads, status codes; the three CSI services, each a thin passage
+//! - [`controller`]: volumes and attachments at DigitalOcean: create, delete, attach, detach, list
+//! - [`cloud`]: the typed calls of DigitalOcean's API, one request each
+//! - [`own_droplet`]: which droplet this is
+//! - [`node`]: volumes on this droplet: stage, publish, and back; statistics
+//! - [`host`]: what Linux can do: devices, content of disks, mkfs, mounts; the only place that runs commands
+//! - [`health`]: the answer to `GET /health`
+//! - [`logging`]: what a line of the log looks like
+//!
+//! # Invariants
+//! - The node side never talks to DigitalOcean's API, and the controller side never touches a disk.
+//! - Nothing is kept on disk: every call starts from what DigitalOcean, the mount table and the disk say.
+//! - A disk is formatted only when it has been read and is blank; what is not known is never taken for blank.
+//! - No error text is ever taken for success.
+//! - Ending the program unmounts and detaches nothing.
+
+#![cfg_attr(
+    test,
+    allow(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::indexing_slicing,
+        clippy::wildcard_enum_match_arm,
+        reason = "a test may fail loudly"
+    )
+)]
+
+pub mod cloud;
+pub mod config;
+pub mod controller;
+pub mod error;
+pub mod health;
+pub mod host;
+pub mod id;
+pub mod lock;
+pub mod logging;
+pub mod node;
+pub mod own_droplet;
+pub mod request;
+pub mod rpc;
+pub mod run;
+pub mod size;
+
+pub use run::run;

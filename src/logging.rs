@@ -1,0 +1,45 @@
+//! What a line of the log looks like, and which call it belongs to.
+//!
+//! Owns the format and the thread's label. One call lives on one thread from start to end, so a label set there marks
+//! every line written on its behalf. It decides nothing about what is logged.
+
+use std::cell::RefCell;
+use std::io::Write;
+
+use env_logger::{Builder, Env};
+
+thread_local! {
+    static LABEL: RefCell<String> = const { RefCell::new(String::new()) };
+}
+
+/// Marks the lines that this thread logs while the value lives; dropping it takes the mark off.
+#[derive(Debug)]
+pub struct Label(());
+
+impl Label {
+    /// Sets the thread's label, such as `17 NodeStageVolume 506f78a4`.
+    #[must_use]
+    pub fn set(text: String) -> Label {
+        LABEL.with(|label| label.replace(text));
+        Label(())
+    }
+}
+
+impl Drop for Label {
+    fn drop(&mut self) {
+        LABEL.with(|label| label.borrow_mut().clear());
+    }
+}
+
+/// Starts the log on standard error; level info unless `RUST_LOG` says otherwise.
+pub fn start() {
+    Builder::from_env(Env::default().default_filter_or("info"))
+        .format(|out, record| {
+            LABEL.with(|label| {
+                let label = label.borrow();
+                let (open, close) = if label.is_empty() { ("", "") } else { (" [", "]") };
+                writeln!(out, "{} {:5}{open}{label}{close} {}", out.timestamp_millis(), record.level(), record.args())
+            })
+        })
+        .init();
+}

@@ -1,0 +1,34 @@
+//! The program: reads the settings, runs, and turns the outcome into an exit code.
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use do_csi_plugin::config::{Config, Early};
+
+/// Exit code for settings that cannot work, as command line tools have it.
+const WRONG_USE: u8 = 2;
+
+fn main() -> ExitCode {
+    let config = match Config::parse(std::env::args_os()) {
+        Ok(config) => config,
+        Err(Early::Answer(text)) => return answer(&text),
+        Err(Early::Refusal(line)) => return refuse(&line),
+    };
+    match do_csi_plugin::run(config) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(line) => refuse(&line),
+    }
+}
+
+fn answer(text: &str) -> ExitCode {
+    match io::stdout().write_all(text.as_bytes()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(_) => ExitCode::FAILURE,
+    }
+}
+
+fn refuse(line: &str) -> ExitCode {
+    // Nobody is left to tell when standard error is closed too.
+    let _told = writeln!(io::stderr(), "do-csi-plugin: {line}");
+    ExitCode::from(WRONG_USE)
+}

@@ -1,0 +1,165 @@
+//! The paths where volumes are mounted: resolved, prepared, and taken away again.
+//!
+//! Owns making and removing the folder or file at such a path. It never removes anything that has content, and it mounts
+//! nothing.
+
+use std::fs::{self, DirBuilder, File};
+use std::io::ErrorKind;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use log::warn;
+
+use crate::error::{Error, Result};
+use crate::lock::VolumeGuard;
+
+/// What has to be at a path before something can be mounted there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Shape {
+    /// A folder, for a file system.
+    Folder,
+    /// A file, for a device node.
+    File,
+}
+
+/// The path as the mount table shows it: every link in the way to its last part resolved; `None` when the way there
+/// does not exist. The last part itself may be missing, or a mount that does not answer any more.
+///
+/// # Errors
+/// [`Error::Io`] when the way there cannot be walked.
+pub fn observe_real_path(path: &Path) -> Result<Option<PathBuf>> {
+    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+        return Err(Error::invalid("path", format!("{} has no parent", path.display())));
+    };
+    match fs::canonicalize(parent) {
+        Ok(parent) => Ok(Some(parent.join(name))),
+        Err(err) if err.kind() == ErrorKind::NotFound => Ok(None),
+        Err(err) => Err(Error::io("resolving", parent)(err)),
+    }
+}
+
+/// Makes the way to a path, and the folder or file at its end, unless they are there; returns the real path.
+///
+/// An empty folder or file that is there already is used: old orchestrators make it themselves, and a call that was cut
+/// off leaves it behind.
+///
+/// # Errors
+/// [`Error::TargetTaken`] when there is something else, [`Error::Io`].
+pub fn ensure_place(_guard: &VolumeGuard, path: &Path, shape: Shape) -> Result<PathBuf> {
+    if let Some(parent) = path.parent() {
+        DirBuilder::new().recursive(true).mode(0o750).create(parent).map_err(Error::io("making the folder", parent))?;
+    }
+    let real = observe_real_path(path)?.ok_or_else(|| Error::Bug(format!("{} vanished", path.display())))?;
+    let made = match shape {
+        Shape::Folder => DirBuilder::new().mode(0o750).create(&real),
+        Shape::File => File::create_new(&real).map(drop),
+    };
+    match made {
+        Ok(()) => Ok(real),
+        Err(err) if err.kind() == ErrorKind::AlreadyExists => check_shape(real, shape),
+        Err(err) => Err(Error::io("making", real)(err)),
+    }
+}
+
+fn check_shape(real: PathBuf, shape: Shape) -> Result<PathBuf> {
+    let found = fs::symlink_metadata(&real).map_err(Error::io("examining", &real))?;
+    let taken = |by: &str| Err(Error::TargetTaken { path: real.clone(), by: by.to_owned() });
+    match shape {
+        Shape::Folder if found.is_dir() => Ok(real),
+        Shape::Folder => taken("it is no folder"),
+        Shape::File if found.is_file() && found.len() == 0 => Ok(real),
+        Shape::File => taken("it is no empty file"),
+    }
+}
+
+/// Says whether a folder or file has nothing in it, so that mounting over it hides nothing.
+///
+/// # Errors
+/// [`Error::Io`].
+pub fn observe_is_empty(real: &Path) -> Result<bool> {
+    let found = fs::symlink_metadata(real).map_err(Error::io("examining", real))?;
+    if !found.is_dir() {
+        return Ok(found.len() == 0);
+    }
+    Ok(fs::read_dir(real).map_err(Error::io("listing", real))?.next().is_none())
+}
+
+/// Removes the folder or file at a path, when it is there and empty. What has content is left, and said.
+///
+/// A second call finds nothing and does nothing.
+///
+/// # Errors
+/// [`Error::Io`] when the system refuses for another reason.
+pub fn apply_remove_place(_guard: &VolumeGuard, real: &Path) -> Result<()> {
+    let found = match fs::symlink_metadata(real) {
+        Ok(found) => found,
+        Err(err) if err.kind() == ErrorKind::NotFound => return Ok(()),
+        Err(err) => return Err(Error::io("examining", real)(err)),
+    };
+    let removed = if found.is_dir() {
+        fs::remove_dir(real)
+    } else if found.is_file() && found.len() == 0 {
+        fs::remove_file(real)
+    } else {
+        warn!("leaving what is at the target, it is not ours target={}", real.display());
+        return Ok(());
+    };
+    match removed {
+        Ok(()) => Ok(()),
+        Err(err) if err.kind() == ErrorKind::NotFound => Ok(()),
+        Err(err) if err.kind() == ErrorKind::DirectoryNotEmpty => {
+            warn!("leaving the target folder, it has files in it target={}", real.display());
+            Ok(())
+        }
+        Err(err) => Err(Error::io("removing", real)(err)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lock::{VolumeKey, VolumeLocks};
+    use std::time::Duration;
+
+    fn guard() -> VolumeGuard {
+        VolumeLocks::new().hold(VolumeKey::Id("v".into()), Duration::ZERO).unwrap()
+    }
+
+    #[test]
+    fn a_place_is_made_once_and_used_when_it_is_there() {
+        let dir = tempfile::tempdir().unwrap();
+        for (name, shape) in [("folder", Shape::Folder), ("file", Shape::File)] {
+            let path = dir.path().join("way").join(name);
+            for _ in 0..2 {
+                let real = ensure_place(&guard(), &path, shape).unwrap();
+                assert!(observe_is_empty(&real).unwrap());
+            }
+            apply_remove_place(&guard(), &path).unwrap();
+            apply_remove_place(&guard(), &path).unwrap();
+            assert!(!path.exists());
+        }
+    }
+
+    #[test]
+    fn what_has_content_is_neither_used_nor_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("file");
+        fs::write(&file, "data").unwrap();
+        assert!(matches!(ensure_place(&guard(), &file, Shape::File), Err(Error::TargetTaken { .. })));
+        assert!(matches!(ensure_place(&guard(), &file, Shape::Folder), Err(Error::TargetTaken { .. })));
+        for kept in [&file, dir.path()] {
+            apply_remove_place(&guard(), kept).unwrap();
+        }
+        assert_eq!(fs::read_to_string(&file).unwrap(), "data");
+    }
+
+    #[test]
+    fn links_on_the_way_are_resolved_and_a_missing_way_is_no_error() {
+        let dir = tempfile::tempdir().unwrap();
+        let real = fs::canonicalize(dir.path()).unwrap();
+        fs::create_dir(real.join("a")).unwrap();
+        std::os::unix::fs::symlink(real.join("a"), real.join("link")).unwrap();
+        assert_eq!(observe_real_path(&real.join("link/x")).unwrap(), Some(real.join("a/x")));
+        assert_eq!(observe_real_path(&real.join("none/x")).unwrap(), None);
+    }
+}

@@ -1,0 +1,101 @@
+//! From the wire to types: every request is read once, here, and past this module no wire type is seen.
+//!
+//! Owns the checks of form: what is missing, malformed or contradictory. It never looks at the world; whether a volume
+//! exists is not known here.
+
+pub mod capability;
+pub mod controller;
+pub mod node;
+
+use std::collections::HashMap;
+use std::path::{Component, Path, PathBuf};
+
+use crate::error::{Error, Result, Thing};
+use crate::id::{DropletId, SnapshotId, VolumeId};
+
+/// A text that must not be empty.
+///
+/// # Errors
+/// [`Error::Invalid`] naming the field.
+pub fn required(field: &str, text: String) -> Result<String> {
+    if text.is_empty() { Err(Error::invalid(field, "must not be empty")) } else { Ok(text) }
+}
+
+/// A volume's id. An id that is no UUID cannot be the id of any volume, which is an answer and not a malformed request.
+///
+/// # Errors
+/// [`Error::Invalid`] when empty, [`Error::NotFound`] when it is no UUID.
+pub fn volume_id(field: &str, text: String) -> Result<VolumeId> {
+    let text = required(field, text)?;
+    VolumeId::parse(&text).map_err(|_| Error::NotFound(Thing::Volume(text)))
+}
+
+/// A snapshot's id; as [`volume_id`].
+///
+/// # Errors
+/// [`Error::Invalid`] when empty, [`Error::NotFound`] when it is no UUID.
+pub fn snapshot_id(field: &str, text: String) -> Result<SnapshotId> {
+    let text = required(field, text)?;
+    SnapshotId::parse(&text).map_err(|_| Error::NotFound(Thing::Snapshot(text)))
+}
+
+/// A node id, which is a droplet's number.
+///
+/// # Errors
+/// [`Error::Invalid`] when empty, [`Error::NotFound`] when it is no such number.
+pub fn droplet_id(field: &str, text: String) -> Result<DropletId> {
+    let text = required(field, text)?;
+    DropletId::parse(&text).map_err(|_| Error::NotFound(Thing::Droplet(text)))
+}
+
+/// A path on this node: absolute, without `..`, and not the root itself.
+///
+/// # Errors
+/// [`Error::Invalid`] naming the field.
+pub fn absolute_path(field: &str, text: String) -> Result<PathBuf> {
+    let text = required(field, text)?;
+    let path = Path::new(&text);
+    let why = if !path.is_absolute() {
+        "must be absolute"
+    } else if path.components().any(|part| part == Component::ParentDir) {
+        "must not contain `..`"
+    } else if path.file_name().is_none() {
+        "must not be the root"
+    } else if text.contains('\0') {
+        "must not contain a zero byte"
+    } else {
+        // Rebuilt from its components, so that `//` and `/./` compare equal to what the mount table shows.
+        return Ok(path.components().collect());
+    };
+    Err(Error::invalid(field, format!("{why}, got {text:?}")))
+}
+
+/// The value under a key of a string map, when there is one and it is not empty.
+#[must_use]
+pub fn lookup<'a>(map: &'a HashMap<String, String>, key: &str) -> Option<&'a str> {
+    map.get(key).map(String::as_str).filter(|value| !value.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_must_be_absolute_and_lead_nowhere_else() {
+        let ok = [("/csi/staging/vol[0]", "/csi/staging/vol[0]"), ("/a//b/./c/", "/a/b/c")];
+        for (text, want) in ok {
+            assert_eq!(absolute_path("p", text.into()).unwrap(), PathBuf::from(want), "{text}");
+        }
+        for bad in ["", "a/b", "./a", "/a/../b", "/..", "/", "//", "/a\0b"] {
+            let err = absolute_path("target_path", bad.into()).unwrap_err();
+            assert!(matches!(&err, Error::Invalid { field, .. } if field == "target_path"), "{bad:?}: {err}");
+        }
+    }
+
+    #[test]
+    fn an_empty_id_is_invalid_and_a_strange_one_does_not_exist() {
+        assert!(matches!(volume_id("volume_id", String::new()), Err(Error::Invalid { .. })));
+        assert!(matches!(volume_id("volume_id", "fake-vol-id-1".into()), Err(Error::NotFound(Thing::Volume(_)))));
+        assert!(matches!(droplet_id("node_id", "fake-node-id-1".into()), Err(Error::NotFound(Thing::Droplet(_)))));
+    }
+}

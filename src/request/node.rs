@@ -1,0 +1,216 @@
+//! The node's requests, from the wire to types.
+//!
+//! Owns one type for each node RPC. A volume's id is taken as it comes, because the node finds the disk by the volume's
+//! name in the publish context, and old Nomads send an id of their own.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+
+use crate::error::{Error, Result};
+use crate::id::VolumeName;
+use crate::request::capability::{Access, AccessMode, Capability};
+use crate::request::{absolute_path, lookup, required};
+use crate::rpc::proto::csi;
+use crate::size::Gib;
+
+/// What the controller's publish context says of a volume.
+///
+/// The name's key is the official driver's, so that a volume attached by one is staged by the other.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Attached {
+    /// The volume's name at DigitalOcean, from which the device link's name is made.
+    pub name: VolumeName,
+    /// The volume's size when it was attached; missing when the official driver attached it.
+    pub size: Option<Gib>,
+}
+
+/// The keys of the publish context.
+#[derive(Debug, Clone)]
+pub struct ContextKeys {
+    name: String,
+    size: String,
+}
+
+impl ContextKeys {
+    /// The keys under this driver name.
+    #[must_use]
+    pub fn new(driver_name: &str) -> Self {
+        ContextKeys { name: format!("{driver_name}/volume-name"), size: format!("{driver_name}/size-gigabytes") }
+    }
+
+    /// Writes the context that [`ContextKeys::read`] reads.
+    #[must_use]
+    pub fn write(&self, name: &VolumeName, size: Gib) -> HashMap<String, String> {
+        HashMap::from([(self.name.clone(), name.to_string()), (self.size.clone(), size.0.to_string())])
+    }
+
+    /// Reads the context.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] when the name is missing or no name, or the size no number.
+    pub fn read(&self, context: &HashMap<String, String>) -> Result<Attached> {
+        let field = |key: &str| format!("publish_context[{key}]");
+        let name = lookup(context, &self.name).ok_or_else(|| Error::invalid(field(&self.name), "must be given"))?;
+        let name = VolumeName::parse(name).map_err(|why| Error::invalid(field(&self.name), why))?;
+        let size = lookup(context, &self.size)
+            .map(|text| text.parse().map(Gib).map_err(|_| Error::invalid(field(&self.size), "is no number of GiB")))
+            .transpose()?;
+        Ok(Attached { name, size })
+    }
+}
+
+/// A volume to make ready on this node.
+#[derive(Debug, Clone)]
+pub struct Stage {
+    /// The volume's id as the orchestrator has it.
+    pub volume: String,
+    /// What the controller said of it.
+    pub attached: Attached,
+    /// Where it is to be mounted for all its users.
+    pub staging: PathBuf,
+    /// How it will be used.
+    pub capability: Capability,
+    /// Settings that the volume carries with it.
+    pub context: HashMap<String, String>,
+}
+
+impl Stage {
+    /// Reads the request.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] or [`Error::Unsupported`].
+    pub fn parse(wire: csi::NodeStageVolumeRequest, keys: &ContextKeys) -> Result<Stage> {
+        Ok(Stage {
+            volume: required("volume_id", wire.volume_id)?,
+            staging: absolute_path("staging_target_path", wire.staging_target_path)?,
+            capability: Capability::parse("volume_capability", wire.volume_capability.into_option())?,
+            attached: keys.read(&wire.publish_context)?,
+            context: wire.volume_context,
+        })
+    }
+}
+
+/// A volume to let go of on this node.
+#[derive(Debug, Clone)]
+pub struct Unstage {
+    /// The volume's id as the orchestrator has it.
+    pub volume: String,
+    /// Where it was staged.
+    pub staging: PathBuf,
+}
+
+impl Unstage {
+    /// Reads the request.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`].
+    pub fn parse(wire: csi::NodeUnstageVolumeRequest) -> Result<Unstage> {
+        Ok(Unstage {
+            volume: required("volume_id", wire.volume_id)?,
+            staging: absolute_path("staging_target_path", wire.staging_target_path)?,
+        })
+    }
+}
+
+/// A staged volume to show to one workload.
+#[derive(Debug, Clone)]
+pub struct Publish {
+    /// The volume as it was, or should have been, staged.
+    pub stage: Stage,
+    /// Where the workload is to find it: a folder for a file system, a file for a raw block device.
+    pub target: PathBuf,
+    /// Whether the workload may only read.
+    pub is_read_only: bool,
+}
+
+impl Publish {
+    /// Reads the request.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] or [`Error::Unsupported`]; [`Error::Precondition`] without a staging path, as this plugin has
+    /// the capability STAGE_UNSTAGE_VOLUME. Source: CSI specification, NodePublishVolume errors.
+    pub fn parse(wire: csi::NodePublishVolumeRequest, keys: &ContextKeys) -> Result<Publish> {
+        let volume = required("volume_id", wire.volume_id)?;
+        let target = absolute_path("target_path", wire.target_path)?;
+        let capability = Capability::parse("volume_capability", wire.volume_capability.into_option())?;
+        if wire.staging_target_path.is_empty() {
+            return Err(Error::Precondition("staging_target_path must be set: stage the volume first".to_owned()));
+        }
+        let staging = absolute_path("staging_target_path", wire.staging_target_path)?;
+        if target.starts_with(&staging) {
+            return Err(Error::invalid("target_path", "must not lie below staging_target_path"));
+        }
+        let is_read_only = wire.readonly || capability.mode == AccessMode::SingleNodeReaderOnly;
+        let attached = keys.read(&wire.publish_context)?;
+        let stage = Stage { volume, attached, staging, capability, context: wire.volume_context };
+        Ok(Publish { stage, target, is_read_only })
+    }
+
+    /// Whether it is a raw block device that is published.
+    #[must_use]
+    pub fn is_block(&self) -> bool {
+        matches!(self.stage.capability.access, Access::Block)
+    }
+}
+
+/// A volume to take away from one workload.
+#[derive(Debug, Clone)]
+pub struct Unpublish {
+    /// The volume's id as the orchestrator has it.
+    pub volume: String,
+    /// Where the workload found it.
+    pub target: PathBuf,
+}
+
+impl Unpublish {
+    /// Reads the request.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`].
+    pub fn parse(wire: csi::NodeUnpublishVolumeRequest) -> Result<Unpublish> {
+        Ok(Unpublish {
+            volume: required("volume_id", wire.volume_id)?,
+            target: absolute_path("target_path", wire.target_path)?,
+        })
+    }
+}
+
+/// A volume whose use of space is asked for.
+#[derive(Debug, Clone)]
+pub struct Stats {
+    /// The volume's id as the orchestrator has it.
+    pub volume: String,
+    /// Where it is staged or published.
+    pub path: PathBuf,
+}
+
+impl Stats {
+    /// Reads the request.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`].
+    pub fn parse(wire: csi::NodeGetVolumeStatsRequest) -> Result<Stats> {
+        Ok(Stats {
+            volume: required("volume_id", wire.volume_id)?,
+            path: absolute_path("volume_path", wire.volume_path)?,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_publish_context_of_the_official_driver_is_read_too() {
+        let keys = ContextKeys::new("dobs.csi.digitalocean.com");
+        let official = HashMap::from([("dobs.csi.digitalocean.com/volume-name".to_owned(), "blog".to_owned())]);
+        let name = VolumeName::parse("blog").unwrap();
+        assert_eq!(keys.read(&official).unwrap(), Attached { name: name.clone(), size: None });
+        assert_eq!(keys.read(&keys.write(&name, Gib(3))).unwrap(), Attached { name, size: Some(Gib(3)) });
+        for bad in ["", "../../sda", "a/b"] {
+            let context = HashMap::from([("dobs.csi.digitalocean.com/volume-name".to_owned(), bad.to_owned())]);
+            assert!(matches!(keys.read(&context), Err(Error::Invalid { .. })), "{bad}");
+        }
+    }
+}

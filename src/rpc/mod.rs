@@ -1,0 +1,77 @@
+//! The gRPC edge: one server on one Unix socket, and the services it offers.
+//!
+//! Owns the server from bind to drained shutdown. It translates nothing itself: `request/` reads what comes in, the
+//! services beside this file hand it on, and `status` turns errors into codes.
+
+pub mod controller;
+pub mod identity;
+pub mod node;
+pub mod proto;
+pub mod socket;
+pub mod status;
+pub mod worker;
+
+use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use crossbeam::channel::bounded;
+use grpcio::{EnvBuilder, ServerBuilder, ServerCredentials, Service};
+use log::warn;
+
+use crate::rpc::socket::SocketFile;
+
+/// A server that answers on its socket until it is shut down.
+pub struct Server {
+    grpc: grpcio::Server,
+    socket: SocketFile,
+}
+
+impl fmt::Debug for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Server").field("socket", &self.socket).finish_non_exhaustive()
+    }
+}
+
+impl Server {
+    /// Binds the socket and starts to answer; calls are accepted when this returns.
+    ///
+    /// # Errors
+    /// One line that says why the endpoint cannot be used.
+    pub fn start(place: &Path, mode: u32, services: Vec<Service>) -> Result<Server, String> {
+        let mut socket = SocketFile::plan(place)?;
+        let refuse = |why: &dyn fmt::Display| format!("cannot serve on {}: {why}", place.display());
+        // One thread is enough: it only passes messages on.
+        let env = Arc::new(EnvBuilder::new().cq_count(1).name_prefix("grpc").build());
+        let mut builder = ServerBuilder::new(env);
+        for service in services {
+            builder = builder.register_service(service);
+        }
+        let mut grpc = builder.build().map_err(|err| refuse(&err))?;
+        grpc.add_listening_port(socket.grpc_address(), ServerCredentials::insecure()).map_err(|err| refuse(&err))?;
+        grpc.start();
+        socket.put_into_place(mode).map_err(|err| refuse(&err))?;
+        Ok(Server { grpc, socket })
+    }
+
+    /// Stops accepting calls and lets the running ones finish; those that have not after `patience` are cancelled.
+    pub fn shut_down(mut self, patience: Duration) {
+        self.socket.remove();
+        let drained = self.grpc.shutdown();
+        let (done, finished) = bounded(1);
+        let waiter = thread::spawn(move || {
+            let outcome = futures_executor::block_on(drained);
+            // The receiver is gone only when it has stopped waiting.
+            drop(done.send(outcome));
+        });
+        if finished.recv_timeout(patience).is_err() {
+            warn!("calls still run after {} s, cancelling them", patience.as_secs());
+            self.grpc.cancel_all_calls();
+        }
+        if waiter.join().is_err() {
+            warn!("waiting for the last calls ended in a panic");
+        }
+    }
+}

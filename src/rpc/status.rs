@@ -1,0 +1,78 @@
+//! Every error's CSI status code: the only file that names gRPC codes.
+//!
+//! Owns the mapping and nothing else. A new variant of [`Error`] does not compile until it is given a code here.
+//! Source of the meanings: CSI specification, the error tables of each RPC.
+
+use grpcio::{RpcStatus, RpcStatusCode};
+
+use crate::cloud::error::{ApiError, ApiErrorKind};
+use crate::error::{Chain, Error};
+
+/// Makes the status for the caller: the code and the whole chain of causes as text.
+#[must_use]
+pub fn status(err: &Error) -> RpcStatus {
+    RpcStatus::with_message(code(err), Chain(err).to_string())
+}
+
+/// The status of a call whose worker panicked; the panic itself is in the log.
+#[must_use]
+pub fn panicked() -> RpcStatus {
+    status(&Error::Bug("the call panicked; see the plugin's log".to_owned()))
+}
+
+/// The code's name for the log.
+#[must_use]
+pub fn name(err: &Error) -> String {
+    format!("{:?}", code(err))
+}
+
+fn code(err: &Error) -> RpcStatusCode {
+    match err {
+        Error::Invalid { .. } | Error::Unsupported(_) => RpcStatusCode::INVALID_ARGUMENT,
+        Error::NotFound(_) => RpcStatusCode::NOT_FOUND,
+        Error::Mismatch { .. } => RpcStatusCode::ALREADY_EXISTS,
+        Error::SizeOutOfRange(_) => RpcStatusCode::OUT_OF_RANGE,
+        Error::RegionUnavailable { .. } | Error::AttachLimit { .. } | Error::AccountLimit { .. } => {
+            RpcStatusCode::RESOURCE_EXHAUSTED
+        }
+        // Nomad tries an attach again after this code and no other, so a call that waited in vain ends with it too.
+        Error::AttachedElsewhere { .. }
+        | Error::StillAttached { .. }
+        | Error::WillNotFormat { .. }
+        | Error::WrongFilesystem { .. }
+        | Error::DamagedFilesystem { .. }
+        | Error::WrongDevice { .. }
+        | Error::TargetTaken { .. }
+        | Error::Precondition(_)
+        | Error::OutOfTime { .. } => RpcStatusCode::FAILED_PRECONDITION,
+        Error::Locked(_) | Error::BadPageToken(_) => RpcStatusCode::ABORTED,
+        Error::DeviceMissing { .. } | Error::NotReady(_) | Error::Overloaded(_) => RpcStatusCode::UNAVAILABLE,
+        Error::Api { source, .. } => code_of_api(source),
+        Error::Command { source, .. } if source.timed_out() => RpcStatusCode::DEADLINE_EXCEEDED,
+        Error::Command { .. } | Error::Io { .. } | Error::Bug(_) => RpcStatusCode::INTERNAL,
+    }
+}
+
+fn code_of_api(err: &ApiError) -> RpcStatusCode {
+    match err.kind() {
+        ApiErrorKind::Unauthorized | ApiErrorKind::NoToken => RpcStatusCode::UNAUTHENTICATED,
+        ApiErrorKind::Forbidden => RpcStatusCode::PERMISSION_DENIED,
+        ApiErrorKind::NotFound => RpcStatusCode::NOT_FOUND,
+        ApiErrorKind::NameTaken => RpcStatusCode::ALREADY_EXISTS,
+        ApiErrorKind::InvalidSize => RpcStatusCode::OUT_OF_RANGE,
+        ApiErrorKind::InvalidName | ApiErrorKind::NoStorageInRegion => RpcStatusCode::INVALID_ARGUMENT,
+        ApiErrorKind::VolumeAttached | ApiErrorKind::AlreadyAttached | ApiErrorKind::AttachmentNotFound => {
+            RpcStatusCode::FAILED_PRECONDITION
+        }
+        ApiErrorKind::AttachLimit | ApiErrorKind::CapacityLimit | ApiErrorKind::SnapshotRateLimit { .. } => {
+            RpcStatusCode::RESOURCE_EXHAUSTED
+        }
+        ApiErrorKind::PendingEvent | ApiErrorKind::Conflict => RpcStatusCode::ABORTED,
+        ApiErrorKind::RateLimit { .. }
+        | ApiErrorKind::Server
+        | ApiErrorKind::BadReply
+        | ApiErrorKind::Transport { .. }
+        | ApiErrorKind::NoTimeLeft => RpcStatusCode::UNAVAILABLE,
+        ApiErrorKind::BadRequest | ApiErrorKind::Unprocessable | ApiErrorKind::Unknown => RpcStatusCode::INTERNAL,
+    }
+}

@@ -1,0 +1,93 @@
+//! One run of the program, from settings to the end of the last call.
+//!
+//! Owns the order of start and stop: the socket answers before anything outside has been asked, and running calls end
+//! before the process does. It decides nothing about volumes.
+
+use std::sync::Arc;
+
+use grpcio::Service;
+use log::info;
+use nix::sys::signal::{SigSet, Signal};
+
+use crate::cloud::Cloud;
+use crate::cloud::http::HttpBudgets;
+use crate::cloud::metadata::Metadata;
+use crate::cloud::quota::Quota;
+use crate::cloud::token::Token;
+use crate::config::{self, Config, Mode};
+use crate::controller::Controller;
+use crate::health;
+use crate::host::run::{SystemRunner, find_tools};
+use crate::logging;
+use crate::node::Node;
+use crate::own_droplet::OwnDroplet;
+use crate::rpc::Server;
+use crate::rpc::controller::ControllerService;
+use crate::rpc::identity::IdentityService;
+use crate::rpc::node::NodeService;
+use crate::rpc::proto::csi_grpc::{create_controller, create_identity, create_node};
+use crate::rpc::worker::Pool;
+
+/// Serves until SIGTERM or SIGINT, then lets running calls finish. Nothing is unmounted or detached at the end.
+///
+/// # Errors
+/// One line that says why the program cannot start.
+pub fn run(mut config: Config) -> Result<(), String> {
+    let signals = block_signals()?;
+    logging::start();
+    let token = config.token.take();
+    let config = Arc::new(config);
+    let own_droplet = OwnDroplet::unknown(config.region.clone());
+    let services = services(&config, token, &own_droplet)?;
+    let server = Server::start(&config.socket, config.socket_mode, services)?;
+    info!("started version={} driver={} mode={:?}", env!("CARGO_PKG_VERSION"), config.driver_name, config.mode);
+    if needs_metadata(&config) {
+        own_droplet
+            .find_out(Metadata::new(config.metadata_url.clone()))
+            .map_err(|err| format!("cannot start a thread: {err}"))?;
+    }
+    let signal = signals.wait().map_err(|err| format!("cannot wait for signals: {err}"))?;
+    info!("{signal}: no new calls, waiting for the running ones");
+    server.shut_down(config::DRAIN_BUDGET);
+    info!("stopped; mounts and attachments stay as they are");
+    Ok(())
+}
+
+/// Blocks the two signals before any thread starts, so that only the main thread takes them, by waiting for them.
+/// Commands that are run are not affected: the standard library gives children an empty mask.
+fn block_signals() -> Result<SigSet, String> {
+    let mut signals = SigSet::empty();
+    signals.add(Signal::SIGTERM);
+    signals.add(Signal::SIGINT);
+    signals.thread_block().map_err(|err| format!("cannot block signals: {err}"))?;
+    Ok(signals)
+}
+
+/// Only a controller whose region is given can do without knowing its droplet.
+fn needs_metadata(config: &Config) -> bool {
+    match config.mode {
+        Mode::Monolith | Mode::Node => true,
+        Mode::Controller => config.region.is_none(),
+    }
+}
+
+fn services(config: &Arc<Config>, token: Option<Token>, own_droplet: &Arc<OwnDroplet>) -> Result<Vec<Service>, String> {
+    let mut services = vec![create_identity(IdentityService::new(Arc::clone(config)))];
+    if let Some(token) = token.filter(|_| config.mode.has_controller()) {
+        let quota = Arc::new(Quota::new(config.api_rate_limit));
+        let cloud = Cloud::new(config.api_url.clone(), token, quota, HttpBudgets::default());
+        if let Some(addr) = config.debug_addr {
+            health::serve(addr, cloud.clone())?;
+        }
+        let controller = Arc::new(Controller::new(config, cloud, Arc::clone(own_droplet)));
+        let pool = Pool::new("controller", config::CONTROLLER_WORKERS, config::QUEUE_LENGTH);
+        services.push(create_controller(ControllerService::new(config, controller, pool)));
+    }
+    if config.mode.has_node() {
+        let tools = find_tools().map_err(|missing| missing.to_string())?;
+        let node = Arc::new(Node::new(config, Box::new(SystemRunner::new(tools))));
+        let pool = Pool::new("node", config::NODE_WORKERS, config::QUEUE_LENGTH);
+        services.push(create_node(NodeService::new(Arc::clone(config), Arc::clone(own_droplet), node, pool)));
+    }
+    Ok(services)
+}

@@ -1,0 +1,28 @@
+//! Every test that goes through the program's edges: its command line, its socket, real HTTP, the kernel.
+//!
+//! One test binary, so that the C++ core is linked once. Tests whose name begins with `root_` need root and run by
+//! `make test-root`.
+
+#![allow(
+    dead_code,
+    unused_imports,
+    unreachable_pub,
+    missing_docs,
+    missing_debug_implementations,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::cast_precision_loss,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "tests may fail loudly, and share more support than each of them uses"
+)]
+
+#[path = "../sim/mod.rs"]
+mod sim;
+#[path = "../support/mod.rs"]
+mod support;
+
+mod proto;
+mod root_demo;

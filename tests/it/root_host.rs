@@ -1,0 +1,1016 @@
+//! The host part against the real kernel and the real programs, on loop devices of its own.
+//!
+//! Needs root, and is meant to run in a private mount namespace: `make test-root` does both.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{Read, Write};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use do_csi_plugin::error::{Chain, Error};
+use do_csi_plugin::host::content::{Content, FsKind, observe_content};
+use do_csi_plugin::host::device::{Device, DevicePlaces, Sighting, await_device, observe_device};
+use do_csi_plugin::host::flags::MountOptions;
+use do_csi_plugin::host::format_options::FormatOptions;
+use do_csi_plugin::host::fsck::{apply_check, observe_check_need};
+use do_csi_plugin::host::grow::{ensure_grown, observe_is_smaller};
+use do_csi_plugin::host::mkfs::apply_format;
+use do_csi_plugin::host::mount::{
+    Unmount, apply_bind, apply_flush, apply_mount, apply_read_only, apply_unmount, apply_unmount_within, observe_mounts,
+};
+use do_csi_plugin::host::run::{Cmd, CommandError, Exit, Output, Runner, SystemRunner, Tool, find_tools};
+use do_csi_plugin::host::slots::Slots;
+use do_csi_plugin::id::VolumeName;
+use do_csi_plugin::lock::{VolumeGuard, VolumeKey, VolumeLocks};
+use do_csi_plugin::size::Gib;
+use tempfile::TempDir;
+
+const MIB: u64 = 1 << 20;
+const GIB: u64 = 1 << 30;
+
+/// A disk of our own: a sparse file behind a loop device, and the by-id link that leads to it.
+struct Disk {
+    root: TempDir,
+    name: VolumeName,
+    node: PathBuf,
+    is_attached: bool,
+}
+
+impl Disk {
+    fn new(size: u64) -> Disk {
+        let root = TempDir::new().unwrap();
+        File::create(root.path().join("disk")).unwrap().set_len(size).unwrap();
+        fs::create_dir(root.path().join("by-id")).unwrap();
+        fs::create_dir(root.path().join("mnt")).unwrap();
+        let mut disk = Disk { root, name: VolumeName::parse("vol").unwrap(), node: PathBuf::new(), is_attached: false };
+        disk.attach();
+        disk
+    }
+
+    fn attach(&mut self) {
+        self.node = PathBuf::from(ok("losetup", &["-f".as_ref(), "--show".as_ref(), self.file().as_os_str()]).trim());
+        self.is_attached = true;
+        let link = self.places().link(&self.name);
+        fs::remove_file(&link).ok();
+        std::os::unix::fs::symlink(&self.node, link).unwrap();
+    }
+
+    fn file(&self) -> PathBuf {
+        self.root.path().join("disk")
+    }
+
+    fn mnt(&self) -> PathBuf {
+        self.root.path().join("mnt").canonicalize().unwrap()
+    }
+
+    fn places(&self) -> DevicePlaces {
+        DevicePlaces { links: self.root.path().join("by-id"), ..DevicePlaces::default() }
+    }
+
+    fn observe(&self) -> Sighting {
+        observe_device(&self.places(), &self.name, None).unwrap()
+    }
+
+    fn device(&self) -> Device {
+        let seen = self.observe();
+        let Sighting::Ready(device) = seen else { panic!("{seen}") };
+        device
+    }
+
+    fn write(&self, at: u64, bytes: &[u8]) {
+        let node = OpenOptions::new().write(true).open(&self.node).unwrap();
+        node.write_all_at(bytes, at).unwrap();
+        node.sync_all().unwrap();
+    }
+
+    /// A copy of all bytes, to be compared with [`Disk::is_still`].
+    fn remember(&self) -> PathBuf {
+        self.remember_as("before")
+    }
+
+    fn remember_as(&self, name: &str) -> PathBuf {
+        let copy = self.root.path().join(name);
+        ok("cp", &["--sparse=always".as_ref(), self.file().as_os_str(), copy.as_os_str()]);
+        copy
+    }
+
+    fn is_still(&self, before: &Path) -> bool {
+        File::open(&self.node).unwrap().sync_all().unwrap();
+        let (mut a, mut b) = (File::open(self.file()).unwrap(), File::open(before).unwrap());
+        let (mut left, mut right) = (vec![0; 1 << 20], vec![0; 1 << 20]);
+        loop {
+            let (n, m) = (a.read(&mut left).unwrap(), b.read(&mut right).unwrap());
+            if n != m || left[..n] != right[..m] {
+                return false;
+            }
+            if n == 0 {
+                return true;
+            }
+        }
+    }
+
+    fn close(mut self) {
+        self.detach();
+    }
+
+    fn detach(&mut self) {
+        ok("losetup", &["-d".as_ref(), self.node.as_os_str()]);
+        self.is_attached = false;
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        if self.is_attached {
+            for mount in observe_mounts().unwrap().below(self.root.path()) {
+                nix::mount::umount2(&mount.target, nix::mount::MntFlags::MNT_DETACH).ok();
+            }
+            Command::new("losetup").arg("-d").arg(&self.node).status().ok();
+        }
+    }
+}
+
+/// Everything the functions under test need beside a disk.
+struct Bench {
+    guard: VolumeGuard,
+    slots: Slots,
+    runner: SystemRunner,
+}
+
+impl Bench {
+    fn new() -> Bench {
+        let guard = VolumeLocks::new().hold(key(), Duration::ZERO).unwrap();
+        Bench { guard, slots: Slots::new(2), runner: SystemRunner::new(find_tools().unwrap()) }
+    }
+
+    fn format(&self, device: &Device, fs: FsKind) -> Result<(), Error> {
+        self.format_with(device, fs, &[])
+    }
+
+    fn format_with(&self, device: &Device, fs: FsKind, options: &[(&str, &str)]) -> Result<(), Error> {
+        let options = FormatOptions::parse(options.iter().copied()).unwrap();
+        apply_format(&self.guard, &self.slots, &self.runner, device, fs, &options)
+    }
+
+    fn content(&self, disk: &Disk) -> Content {
+        observe_content(&self.runner, &disk.device()).unwrap()
+    }
+
+    fn mount(&self, disk: &Disk, fs: FsKind) {
+        apply_mount(&self.guard, &disk.device(), fs, &disk.mnt(), &MountOptions::default(), Duration::ZERO).unwrap();
+    }
+
+    fn unmount(&self, disk: &Disk) {
+        assert!(apply_unmount_within(&self.guard, &disk.mnt(), Duration::from_secs(5)).unwrap());
+    }
+}
+
+fn key() -> VolumeKey {
+    VolumeKey::Id("vol".into())
+}
+
+fn ok(program: &str, args: &[&std::ffi::OsStr]) -> String {
+    let out = Command::new(program).args(args).output().unwrap();
+    assert!(out.status.success(), "{program} {args:?}: {}", String::from_utf8_lossy(&out.stderr));
+    String::from_utf8(out.stdout).unwrap()
+}
+
+/// Whether this process has CAP_SYS_RESOURCE, without which `ext4_resize_begin` of the kernel refuses to grow.
+fn may_grow_ext() -> bool {
+    let status = fs::read_to_string("/proc/self/status").unwrap();
+    let bits = status.lines().find_map(|line| line.strip_prefix("CapEff:\t")).unwrap();
+    u64::from_str_radix(bits, 16).unwrap() & (1 << 24) != 0
+}
+
+fn is_filesystem(content: &Content, fs: FsKind) -> bool {
+    matches!(content, Content::Filesystem(found) if found.kind == fs)
+}
+
+#[test]
+#[ignore = "needs root: make test-root"]
+fn root_a_blank_disk_is_formatted_mounted_and_never_formatted_again() {
+    let bench = Bench::new();
+    for fs in FsKind::ALL {
+        let disk = Disk::new(GIB);
+        let device = disk.device();
+        assert_eq!(bench.content(&disk), Content::AllZero);
+        bench.format(&device, fs).unwrap();
+        assert!(is_filesystem(&bench.content(&disk), fs), "{fs}");
+        bench.mount(&disk, fs);
+        fs::write(disk.mnt().join("hello"), "world").unwrap();
+        let refused = bench.format(&device, fs).unwrap_err();
+        assert!(matches!(&refused, Error::WillNotFormat { found, .. } if found.contains("in use")), "{refused}");
+        apply_flush(&bench.guard, &disk.mnt()).unwrap();
+        bench.unmount(&disk);
+        let before = disk.remember();
+        for other in FsKind::ALL {
+            let refused = bench.format(&device, other).unwrap_err();
+            assert!(matches!(&refused, Error::WillNotFormat { found, .. } if found.contains(fs.name())), "{refused}");
+        }
+        assert!(disk.is_still(&before), "{fs}");
+        bench.mount(&disk, fs);
+        assert_eq!(fs::read_to_string(disk.mnt().join("hello")).unwrap(), "world");
+        bench.unmount(&disk);
+        disk.close();
+    }
+}
+
+/// Something on a disk: what it is, the bytes and their places, and the words that the refusal must hold.
+type Foreign = (&'static str, Vec<(u64, Vec<u8>)>, &'static str);
+
+fn foreign_contents() -> Vec<Foreign> {
+    let size = 320 * MIB;
+    let mut mbr = vec![0; 512];
+    mbr[446..462].copy_from_slice(&[0, 32, 33, 0, 0x83, 254, 255, 255, 0, 8, 0, 0, 0, 0, 9, 0]);
+    mbr[510..].copy_from_slice(&[0x55, 0xaa]);
+    let mut luks = b"LUKS\xba\xbe\x00\x01aes".to_vec();
+    luks.resize(592, 0);
+    luks[168..204].copy_from_slice(b"5e2e7d5c-8d2c-4b4f-9b3c-0f6f6b0f0a11");
+    let mut swap = vec![0; 4096];
+    swap[1024] = 1;
+    swap[1028] = 255;
+    swap[4086..].copy_from_slice(b"SWAPSPACE2");
+    let mut ext2_journal_free = vec![0; 1024];
+    ext2_journal_free[0] = 7;
+    let xfs = include_bytes!("../fixtures/superblock/xfs.bin").to_vec();
+    let ext4 = include_bytes!("../fixtures/superblock/ext4.bin").to_vec();
+    vec![
+        ("XFS and ext4 at once", vec![(0, xfs), (1024, ext4)], "contradicting"),
+        ("a partition table", vec![(0, mbr)], "partition table"),
+        ("LUKS", vec![(0, luks)], "LUKS"),
+        ("swap", vec![(0, swap)], "swap"),
+        ("squashfs", vec![(0, squashfs())], "squashfs"),
+        ("a byte at the very start", vec![(0, vec![1])], "byte 0"),
+        ("a byte at the end of the head", vec![(4 * MIB - 1, vec![1])], "byte 4194303"),
+        ("a byte where the tail begins", vec![(size - 4 * MIB, vec![1])], "byte 331350016"),
+        ("the very last byte", vec![(size - 1, vec![1])], "byte 335544319"),
+        ("text all over", vec![(0, b"my data ".repeat(1 << 20))], "byte 0"),
+        ("text in the middle", vec![(5 * MIB, b"my data ".repeat(1 << 20))], "unknown data"),
+        ("half a note", vec![(4096, b"do-csi-plugin: this disk was blank".to_vec())], "byte 4096"),
+        ("a kilobyte where ext has its superblock", vec![(1024, ext2_journal_free)], "byte 1024"),
+    ]
+}
+
+fn squashfs() -> Vec<u8> {
+    let mut bytes = vec![0; 4096];
+    bytes[..4].copy_from_slice(b"hsqs");
+    bytes[28] = 4;
+    bytes[40..44].copy_from_slice(&[0, 4, 0, 0]);
+    bytes
+}
+
+#[test]
+#[ignore = "needs root: make test-root"]
+fn root_a_disk_that_holds_anything_is_refused_and_not_touched() {
+    let bench = Bench::new();
+    for (what, writes, words) in foreign_contents() {
+        let disk = Disk::new(320 * MIB);
+        writes.iter().for_each(|(at, bytes)| disk.write(*at, bytes));
+        let before = disk.remember();
+        for fs in FsKind::ALL {
+            let refused = bench.format(&disk.device(), fs).unwrap_err();
+            assert!(
+                matches!(&refused, Error::WillNotFormat { found, .. } if found.contains(words)),
+                "{what}: {refused}"
+            );
+        }
+        assert!(disk.is_still(&before), "{what}");
+        disk.close();
+    }
+}
+
+#[test]
+#[ignore = "needs root: make test-root"]
+fn root_a_disk_that_cannot_be_read_is_never_blank() {
+    let bench = Bench::new();
+    // The loop device stays as large as it was: what lies beyond the end of the file cannot be read.
+    for readable in [0, MIB, 4 * MIB, 160 * MIB, 320 * MIB - 4096] {
+        let disk = Disk::new(320 * MIB);
+        let device = disk.device();
+        OpenOptions::new().write(true).open(disk.file()).unwrap().set_len(readable).unwrap();
+        let unreadable = observe_content(&bench.runner, &device).unwrap_err();
+        assert!(matches!(unreadable, Error::Io { doing: "reading", .. }), "{readable}: {unreadable}");
+        for fs in FsKind::ALL {
+            assert!(matches!(bench.format(&device, fs), Err(Error::Io { .. })), "{readable}");
+        }
+        assert_eq!(fs::metadata(disk.file()).unwrap().len(), readable);
+        disk.close();
+    }
+}
+
+/// Runs the real program and kills it after a while, as a crash of the machine would.
+#[derive(Debug)]
+struct Killer {
+    real: SystemRunner,
+    after: Duration,
+}
+
+impl Runner for Killer {
+    fn run(&self, cmd: &Cmd) -> Result<Output, CommandError> {
+        if cmd.tool() == Tool::Blkid {
+            return self.real.run(cmd);
+        }
+        let mut child = Command::new("sh").arg("-c").arg(format!("exec {cmd} >&- 2>&-")).spawn().unwrap();
+        std::thread::sleep(self.after);
+        child.kill().ok();
+        child.wait().unwrap();
+        Ok(Output { exit: Exit::Signal(9), stdout: Vec::new(), stderr: String::new() })
+    }
+}
+
+#[test]
+#[ignore = "needs root: make test-root"]
+fn root_a_killed_mkfs_is_finished_or_refused_but_never_taken_for_something_else() {
+    let bench = Bench::new();
+    let mut seed = 20_261_123_u64;
+    let mut seen = std::collections::BTreeMap::new();
+    for round in 0..64 {
+        let fs = FsKind::ALL[round % 4];
+        // A linear congruential generator: the same delays in every run.
+        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        let killer = Killer { real: bench.runner.clone(), after: Duration::from_micros(1000 + (seed >> 33) % 30_000) };
+        let disk = Disk::new(4 * GIB);
+        apply_format(&bench.guard, &bench.slots, &killer, &disk.device(), fs, &FormatOptions::default()).unwrap_err();
+        let content = bench.content(&disk);
+        *seen.entry(format!("{fs}: {}", content.to_string().split(" (").next().unwrap())).or_insert(0) += 1;
+        match &content {
+            Content::AllZero => bench.format(&disk.device(), fs).unwrap(),
+            Content::Unfinished(kind) => {
+                assert_eq!(*kind, fs, "round {round}");
+                bench.format(&disk.device(), fs).unwrap();
+            }
+            Content::Filesystem(found) => assert_eq!(found.kind, fs, "round {round}"),
+            Content::Unrecognised { .. } => {
+                let before = disk.remember();
+                bench.format(&disk.device(), fs).unwrap_err();
+                assert!(disk.is_still(&before), "round {round}");
+                continue;
+            }
+            Content::OtherSignature { .. } | Content::Ambivalent { .. } => panic!("round {round}: {fs}: {content}"),
+        }
+        bench.mount(&disk, fs);
+        fs::write(disk.mnt().join("file"), "kept").unwrap();
+        bench.unmount(&disk);
+        assert!(is_filesystem(&bench.content(&disk), fs), "round {round}");
+        disk.close();
+    }
+    assert!(seen.keys().any(|what| what.contains("cut off")), "no mkfs was killed half way: {seen:?}");
+}
+
+/// A runner under which the machine goes down just before mkfs starts.
+#[derive(Debug)]
+struct PowerCut(SystemRunner);
+
+impl Runner for PowerCut {
+    fn run(&self, cmd: &Cmd) -> Result<Output, CommandError> {
+        if cmd.tool() == Tool::Blkid {
+            return self.0.run(cmd);
+        }
+        Ok(Output { exit: Exit::Signal(9), stdout: Vec::new(), stderr: String::new() })
+    }
+}
+
+#[test]
+#[ignore = "needs root: make test-root"]
+fn root_a_disk_whose_formatting_never_started_is_formatted_next_time_as_it_was_meant_to_be() {
+    let bench = Bench::new();
+    let cut = PowerCut(bench.runner.clone());
+    for (fs, block_size) in FsKind::ALL.map(|fs| (fs, "4096")).into_iter().chain([(FsKind::Ext4, "1024")]) {
+        let disk = Disk::new(512 * MIB);
+        let pairs = (fs != FsKind::Btrfs).then_some(("block-size", block_size));
+        let options = FormatOptions::parse(pairs).unwrap();
+        apply_format(&bench.guard, &bench.slots, &cut, &disk.device(), fs, &options).unwrap_err();
+        // Only where a finished file system overwrites it for certain is a note left, that says what was begun.
+        let has_note = matches!(fs, FsKind::Ext4 | FsKind::Ext3) && block_size == "4096";
+        let want = if has_note { Content::Unfinished(fs) } else { Content::AllZero };
+        assert_eq!(bench.content(&disk), want, "{fs}");
+        if has_note {
+            let before = disk.remember();
+            assert!(matches!(bench.format(&disk.device(), FsKind::Xfs), Err(Error::WillNotFormat { .. })));
+            assert!(disk.is_still(&before));
+        }
+        apply_format(&bench.guard, &bench.slots, &bench.runner, &disk.device(), fs, &options).unwrap();
+        let mut second_block = [0; 4096];
+        File::open(&disk.node).unwrap().read_exact_at(&mut second_block, 4096).unwrap();
+        assert!(!second_block.starts_with(b"do-csi-plugin"), "{fs}");
+        disk.close();
+    }
+}
+
+#[test]
+#[ignore = "needs root: make test-root"]
+fn root_every_parameter_reaches_the_file_system() {
+    let bench = Bench::new();
+    type Pairs = &'static [(&'static str, &'static str)];
+    let asked: [(FsKind, Pairs, &str, &[&str]); 4] = [
+        (
+            FsKind::Xfs,
+            &[("block-size", "1024"), ("inode-size", "512"), ("reflink", "false"), ("label", "data.1")],
+            "xfs_db -r -c info -c label",
+            &["bsize=1024", "isize=512", "reflink=0", "data.1"],
+        ),
+        (
+            FsKind::Ext4,
+            &[
+                ("block-size", "2048"),
+                ("inode-size", "1024"),
+                ("inode-ratio", "65536"),
+                ("reserved-percent", "0"),
+                ("label", "data_1"),
+            ],
+            "dumpe2fs -h",
+            &[
+                "Block size:               2048",
+                "Inode size:\t          1024",
+                "Inode count:              8192",
+                "data_1",
+            ],
+        ),
+        (FsKind::Ext3, &[("label", "old")], "dumpe2fs -h", &["Block size:               4096", "old"]),
+        (FsKind::Btrfs, &[("label", "tree")], "btrfs inspect-internal dump-super", &["tree"]),
+    ];
+    for (fs, options, show, words) in asked {
+        let disk = Disk::new(512 * MIB);
+        bench.format_with(&disk.device(), fs, options).unwrap();
+        let shown = ok("sh", &["-c".as_ref(), format!("{show} {} 2>&1", disk.node.display()).as_ref()]);
+        words.iter().for_each(|word| assert!(shown.contains(word), "{fs}: {word} is not in {shown}"));
+        bench.mount(&disk, fs);
+        bench.unmount(&disk);
+        disk.close();
+    }
+}
+
+#[test]
+#[ignore = "needs root: make test-root"]
+fn root_a_label_that_blkid_prints_with_a_blank_is_read_back() {
+    let bench = Bench::new();
+    let disk = Disk::new(512 * MIB);
+    ok(
+        "mke2fs",
+        &["-q".as_ref(), "-L".as_ref(), "my = data".as_ref(), "-t".as_ref(), "ext4".as_ref(), disk.node.as_os_str()],
+    );
+    let Content::Filesystem(found) = bench.content(&disk) else { panic!() };
+    assert_eq!(found.label.as_deref(), Some("my = data"));
+    assert_eq!(found.uuid.unwrap().len(), 36);
+    disk.close();
+}
+
+#[test]
+#[ignore = "needs root: make test-root"]
+fn root_a_blank_disk_of_8_tib_is_looked_at_in_no_time() {
+    let disk = Disk::new(8192 * GIB);
+    let (device, runner) = (disk.device(), SystemRunner::new(find_tools().unwrap()));
+    let took = (0..5).map(|_| {
+        let started = Instant::now();
+        assert_eq!(observe_content(&runner, &device).unwrap(), Content::AllZero);
+        started.elapsed()
+    });
+    // The aim is 50 ms; a busy machine must not fail the test, so only the order of magnitude is asserted.
+    let best = took.min().unwrap();
+    eprintln!("looked at 8 TiB in {best:?}");
+    assert!(best < Duration::from_secs(1), "{best:?}");
+    disk.close();
+}
+
+#[test]
+#[ignore = "needs root: make test-root"]
+fn root_a_sample_between_the_ends_is_found_wherever_it_lies() {
+    let disk = Disk::new(8192 * GIB);
+    let bench = Bench::new();
+    let span = 8192 * GIB - 8 * MIB;
+    for i in [0, 1, 31, 63] {
+        let at = 4 * MIB + span / 64 * i + span / 128;
+        let at = at - at % 4096 + 17;
+        disk.write(at, b"x");
+        assert_eq!(bench.content(&disk), Content::Unrecognised { at });
+        disk.write(at, &[0]);
+    }
+    assert_eq!(bench.content(&disk), Content::AllZero);
+    disk.close();
+}
+
+#[test]
+#[ignore = "needs root: make test-root"]
+fn root_the_disk_is_looked_for_anew_each_time() {
+    let mut disk = Disk::new(64 * MIB);
+    let (places, name) = (disk.places(), disk.name.clone());
+    let device = disk.device();
+    assert_eq!((device.path(), device.size().0), (disk.node.as_path(), 64 * MIB));
+    assert!(matches!(observe_device(&places, &name, Some(Gib(1))).unwrap(), Sighting::TooSmall { want: Gib(1), .. }));
+    let link = places.link(&name);
+    fs::remove_file(&link).unwrap();
+    assert!(matches!(disk.observe(), Sighting::Missing { .. }));
+    std::os::unix::fs::symlink("/dev/no-such-disk", &link).unwrap();
+    assert!(matches!(disk.observe(), Sighting::Missing { .. }));
+    fs::remove_file(&link).unwrap();
+    std::os::unix::fs::symlink(disk.file(), &link).unwrap();
+    assert!(matches!(disk.observe(), Sighting::NotABlockDevice { .. }));
+    fs::remove_file(&link).unwrap();
+    std::os::unix::fs::symlink(&disk.node, &link).unwrap();
+    disk.detach();
+    assert!(!matches!(disk.observe(), Sighting::Ready(_)));
+}
+
+#[test]
+#[ignore = "needs root: make test-root"]
+fn root_a_disk_that_was_replaced_under_the_same_name_is_not_used() {
+    let bench = Bench::new();
+    let mut disk = Disk::new(512 * MIB);
+    let device = disk.device();
+    disk.detach();
+    ok("losetup", &[disk.node.as_os_str(), disk.file().as_os_str()]);
+    disk.is_attached = true;
+    let before = disk.remember();
+    for refused in [
+        device.open().map(drop),
+        observe_content(&bench.runner, &device).map(drop),
+        bench.format(&device, FsKind::Ext4),
+        apply_mount(&bench.guard, &device, FsKind::Xfs, &disk.mnt(), &MountOptions::default(), Duration::ZERO),
+    ] {
+        assert!(matches!(&refused, Err(Error::WrongDevice { found, .. }) if found.contains("replaced")), "{refused:?}");
+    }
+    assert!(disk.is_still(&before));
+    disk.close();
+}
+
+#[test]
+#[ignore = "needs root: make test-root"]
+fn root_a_link_that_comes_late_is_waited_for_and_one_that_never_comes_is_not() {
+    let bench = Bench::new();
+    let disk = Disk::new(64 * MIB);
+    let (places, name, node) = (disk.places(), disk.name.clone(), disk.node.clone());
+    let link = places.link(&name);
+    fs::remove_file(&link).unwrap();
+    let wait = |budget| await_device(&bench.guard, &places, &name, None, budget);
+    let missing = wait(Duration::from_millis(50)).unwrap_err();
+    assert!(
+        matches!(&missing, Error::DeviceMissing { found, .. } if found.contains("scsi-0DO_Volume_vol")),
+        "{missing}"
+    );
+    let udev = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(100));
+        std::os::unix::fs::symlink(&node, &link).unwrap();
+    });
+    assert_eq!(wait(Duration::from_secs(20)).unwrap().path(), disk.node);
+    udev.join().unwrap();
+    let too_small = await_device(&bench.guard, &places, &name, Some(Gib(2)), Duration::from_millis(20)).unwrap_err();
+    assert!(too_small.to_string().contains("less than 2 GiB"), "{too_small}");
+    disk.close();
+}
+
+#[test]
+#[ignore = "needs root: make test-root"]
+fn root_a_file_system_is_grown_with_its_disk_and_keeps_its_files() {
+    let bench = Bench::new();
+    for fs in FsKind::ALL {
+        let disk = Disk::new(512 * MIB);
+        bench.format(&disk.device(), fs).unwrap();
+        assert!(!observe_is_smaller(&disk.device(), fs).unwrap(), "{fs}");
+        bench.mount(&disk, fs);
+        let grow = || ensure_grown(&bench.guard, &bench.slots, &bench.runner, &disk.device(), fs, &disk.mnt());
+        assert!(!grow().unwrap(), "{fs}");
+        fs::write(disk.mnt().join("file"), "kept").unwrap();
+        OpenOptions::new().write(true).open(disk.file()).unwrap().set_len(3 * GIB).unwrap();
+        ok("losetup", &["-c".as_ref(), disk.node.as_os_str()]);
+        if matches!(fs, FsKind::Ext4 | FsKind::Ext3) && !may_grow_ext() {
+            // Without CAP_SYS_RESOURCE the kernel refuses, which must be said and must leave everything as it was.
+            let refused = grow().unwrap_err();
+            assert!(
+                Chain(&refused).to_string().contains("Permission denied to resize filesystem"),
+                "{}",
+                Chain(&refused)
+            );
+            assert_eq!(fs::read_to_string(disk.mnt().join("file")).unwrap(), "kept");
+            bench.unmount(&disk);
+            disk.close();
+            continue;
+        }
+        assert!(grow().unwrap(), "{fs}");
+        assert!(!grow().unwrap(), "{fs}");
+        let stat = nix::sys::statfs::statfs(&disk.mnt()).unwrap();
+        assert!(stat.blocks() * u64::try_from(stat.block_size()).unwrap() > 2700 * MIB, "{fs}");
+        assert_eq!(fs::read_to_string(disk.mnt().join("file")).unwrap(), "kept");
+        bench.unmount(&disk);
+        assert!(!observe_is_smaller(&disk.device(), fs).unwrap(), "{fs}");
+        disk.close();
+    }
+}
+
+#[test]
+#[ignore = "needs root: make test-root"]
+fn root_an_ext4_with_errors_is_checked_and_one_beyond_repair_is_left_to_a_person() {
+    let bench = Bench::new();
+    for fs in [FsKind::Ext4, FsKind::Ext3] {
+        let disk = Disk::new(512 * MIB);
+        bench.format(&disk.device(), fs).unwrap();
+        let device = disk.device();
+        let check = || apply_check(&bench.guard, &bench.slots, &bench.runner, &device, fs);
+        assert_eq!(observe_check_need(&device, fs).unwrap(), None);
+        ok("debugfs", &["-w".as_ref(), "-R".as_ref(), "set_super_value state 2".as_ref(), disk.node.as_os_str()]);
+        assert_eq!(observe_check_need(&device, fs).unwrap(), Some("the kernel has seen errors in it"));
+        check().unwrap();
+        assert_eq!(observe_check_need(&device, fs).unwrap(), None);
+        check().unwrap();
+        // A root folder that is none cannot be put right without asking.
+        ok("debugfs", &["-w".as_ref(), "-R".as_ref(), "clri <2>".as_ref(), disk.node.as_os_str()]);
+        ok("debugfs", &["-w".as_ref(), "-R".as_ref(), "set_super_value state 2".as_ref(), disk.node.as_os_str()]);
+        let damaged = check().unwrap_err();
+        assert!(matches!(damaged, Error::DamagedFilesystem { .. }), "{damaged}");
+        assert!(damaged.to_string().contains(&format!("e2fsck -f {}", disk.node.display())), "{damaged}");
+        disk.close();
+    }
+}
+
+#[test]
+#[ignore = "needs root: make test-root"]
+fn root_a_damaged_xfs_is_named_with_the_command_that_repairs_it() {
+    let bench = Bench::new();
+    let disk = Disk::new(512 * MIB);
+    bench.format(&disk.device(), FsKind::Xfs).unwrap();
+    // The header of the first group's free space.
+    disk.write(512, &[0x5a; 512]);
+    disk.write(1024, &[0x5a; 512]);
+    let options = MountOptions::default();
+    let damaged =
+        apply_mount(&bench.guard, &disk.device(), FsKind::Xfs, &disk.mnt(), &options, Duration::ZERO).unwrap_err();
+    assert!(damaged.to_string().contains(&format!("xfs_repair {}", disk.node.display())), "{}", Chain(&damaged));
+    assert!(observe_mounts().unwrap().at(&disk.mnt()).is_none());
+    disk.close();
+}
+
+#[test]
+#[ignore = "needs root: make test-root"]
+fn root_a_copy_of_an_xfs_is_mounted_beside_it() {
+    let bench = Bench::new();
+    let source = Disk::new(512 * MIB);
+    bench.format(&source.device(), FsKind::Xfs).unwrap();
+    let copy = Disk::new(512 * MIB);
+    ok("cp", &["--sparse=always".as_ref(), source.file().as_os_str(), copy.file().as_os_str()]);
+    let options = MountOptions::default().with_data("nouuid");
+    for disk in [&source, &copy] {
+        apply_mount(&bench.guard, &disk.device(), FsKind::Xfs, &disk.mnt(), &options, Duration::ZERO).unwrap();
+    }
+    bench.unmount(&source);
+    bench.unmount(&copy);
+    source.close();
+    copy.close();
+}
+
+#[test]
+#[ignore = "needs root: make test-root"]
+fn root_the_mount_table_tells_whose_mount_is_where() {
+    let bench = Bench::new();
+    for fs in FsKind::ALL {
+        let (disk, other) = (Disk::new(512 * MIB), Disk::new(512 * MIB));
+        bench.format(&disk.device(), fs).unwrap();
+        bench.mount(&disk, fs);
+        let odd = disk.root.path().canonicalize().unwrap().join("a b\\c\td#e");
+        fs::create_dir(&odd).unwrap();
+        apply_bind(&bench.guard, &disk.mnt(), &odd).unwrap();
+        let table = observe_mounts().unwrap();
+        assert_eq!(table.of_device(&disk.device()).count(), 2, "{fs}");
+        assert_eq!(table.of_device(&other.device()).count(), 0, "{fs}");
+        assert!(table.at(&odd).unwrap().is_of(&disk.device()), "{fs}");
+        assert!(table.at(&odd.join("inside")).is_none());
+        assert_eq!(table.below(disk.root.path()).count(), 2);
+        // A bind of the node shows no file system of the disk, but the disk.
+        let block = disk.root.path().canonicalize().unwrap().join("block");
+        File::create(&block).unwrap();
+        apply_bind(&bench.guard, &disk.node, &block).unwrap();
+        let table = observe_mounts().unwrap();
+        assert!(table.at(&block).unwrap().is_node_of(&disk.device()));
+        assert!(!table.at(&block).unwrap().is_node_of(&other.device()));
+        for target in [&block, &odd] {
+            assert!(apply_unmount(&bench.guard, target, Unmount::WhenFree).unwrap());
+            assert!(!apply_unmount(&bench.guard, target, Unmount::WhenFree).unwrap());
+        }
+        bench.unmount(&disk);
+        assert!(!apply_unmount(&bench.guard, &disk.mnt().join("missing"), Unmount::WhenFree).unwrap());
+        disk.close();
+        other.close();
+    }
+}
+
+#[test]
+#[ignore = "needs root: make test-root"]
+fn root_a_bind_mount_becomes_read_only_alone_and_keeps_its_other_flags() {
+    let bench = Bench::new();
+    let disk = Disk::new(512 * MIB);
+    bench.format(&disk.device(), FsKind::Ext4).unwrap();
+    let options = MountOptions::parse(["nosuid,nodev", "noatime"]).unwrap();
+    apply_mount(&bench.guard, &disk.device(), FsKind::Ext4, &disk.mnt(), &options, Duration::ZERO).unwrap();
+    let target = disk.root.path().canonicalize().unwrap().join("target");
+    fs::create_dir(&target).unwrap();
+    apply_bind(&bench.guard, &disk.mnt(), &target).unwrap();
+    for _ in 0..2 {
+        apply_read_only(&bench.guard, &target).unwrap();
+    }
+    let table = observe_mounts().unwrap();
+    let (staged, published) = (table.at(&disk.mnt()).unwrap(), table.at(&target).unwrap());
+    assert_eq!(options.differs_from(staged), None);
+    assert_eq!(options.clone().read_only().differs_from(published), None);
+    assert!(options.differs_from(published).unwrap().contains("read-only"));
+    assert!(published.is_read_only() && !published.is_super_read_only() && !staged.is_read_only());
+    assert_eq!(fs::write(target.join("file"), "x").unwrap_err().kind(), std::io::ErrorKind::ReadOnlyFilesystem);
+    fs::write(disk.mnt().join("file"), "x").unwrap();
+    assert!(apply_unmount(&bench.guard, &target, Unmount::WhenFree).unwrap());
+    assert!(matches!(apply_read_only(&bench.guard, &target), Err(Error::Precondition(_))));
+    bench.unmount(&disk);
+    disk.close();
+}
+
+#[test]
+#[ignore = "needs root: make test-root"]
+fn root_every_flag_of_the_kernel_is_taken_by_it_and_shown() {
+    let bench = Bench::new();
+    let disk = Disk::new(512 * MIB);
+    bench.format(&disk.device(), FsKind::Ext4).unwrap();
+    for flags in [
+        "ro",
+        "nosuid",
+        "nodev",
+        "noexec",
+        "sync",
+        "dirsync",
+        "noatime",
+        "nodiratime",
+        "relatime",
+        "strictatime",
+        "lazytime",
+        "rw,suid,dev,exec,async,atime,diratime,nolazytime,loud,defaults,nofail",
+        "ro,nosuid,nodev,noexec,noatime,discard",
+        "data=ordered,barrier=1",
+        "silent",
+    ] {
+        let options = MountOptions::parse([flags]).unwrap();
+        apply_mount(&bench.guard, &disk.device(), FsKind::Ext4, &disk.mnt(), &options, Duration::ZERO).unwrap();
+        assert_eq!(options.differs_from(observe_mounts().unwrap().at(&disk.mnt()).unwrap()), None, "{flags}");
+        bench.unmount(&disk);
+    }
+    bench.mount(&disk, FsKind::Ext4);
+    let noexec = MountOptions::parse(["noexec"]).unwrap();
+    assert!(noexec.differs_from(observe_mounts().unwrap().at(&disk.mnt()).unwrap()).unwrap().contains("noexec"));
+    bench.unmount(&disk);
+    disk.close();
+}
+
+#[test]
+#[ignore = "needs root: make test-root"]
+fn root_a_busy_mount_is_waited_for_and_a_lost_one_is_taken_out_of_the_way() {
+    let bench = Bench::new();
+    let disk = Disk::new(512 * MIB);
+    bench.format(&disk.device(), FsKind::Xfs).unwrap();
+    bench.mount(&disk, FsKind::Xfs);
+    let open = File::create(disk.mnt().join("open")).unwrap();
+    let busy = apply_unmount_within(&bench.guard, &disk.mnt(), Duration::from_millis(50)).unwrap_err();
+    assert!(Chain(&busy).to_string().contains("busy"), "{}", Chain(&busy));
+    let user = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(200));
+        drop(open);
+    });
+    assert!(apply_unmount_within(&bench.guard, &disk.mnt(), Duration::from_secs(20)).unwrap());
+    user.join().unwrap();
+    bench.mount(&disk, FsKind::Xfs);
+    let open = File::open(disk.mnt()).unwrap();
+    assert!(apply_unmount(&bench.guard, &disk.mnt(), Unmount::DiskGone).unwrap());
+    assert!(observe_mounts().unwrap().at(&disk.mnt()).is_none());
+    drop(open);
+    disk.close();
+}
+
+/// A loop device that ends with the test, however that ends.
+struct Loop(String);
+
+impl Drop for Loop {
+    fn drop(&mut self) {
+        Command::new("losetup").arg("-d").arg(&self.0).status().ok();
+    }
+}
+
+#[test]
+#[ignore = "needs root: make test-root"]
+fn root_a_program_that_does_not_die_keeps_its_volume_locked_until_it_is_gone() {
+    let bench = Bench::new();
+    let outer = Disk::new(2 * GIB);
+    bench.format(&outer.device(), FsKind::Ext4).unwrap();
+    bench.mount(&outer, FsKind::Ext4);
+    // A disk whose writes never end: its file is on a file system that is frozen.
+    let file = outer.mnt().join("inner");
+    File::create(&file).unwrap().set_len(512 * MIB).unwrap();
+    let inner = Loop(ok("losetup", &["-f".as_ref(), "--show".as_ref(), file.as_os_str()]).trim().to_owned());
+    ok("fsfreeze", &["-f".as_ref(), outer.mnt().as_os_str()]);
+    let locks = VolumeLocks::new();
+    let guard = locks.hold(key(), Duration::ZERO).unwrap();
+    let cmd =
+        Cmd::new(Tool::Mke2fs, Duration::from_millis(500)).args(["-q", "-t", "ext4", inner.0.as_str()]).holding(&guard);
+    let ended = bench.runner.run(&cmd).map(|out| out.exit);
+    drop((cmd, guard));
+    let is_locked = locks.hold(key(), Duration::ZERO).is_err();
+    ok("fsfreeze", &["-u".as_ref(), outer.mnt().as_os_str()]);
+    assert_eq!(ended.unwrap(), Exit::Stuck);
+    assert!(is_locked);
+    drop(locks.hold(key(), Duration::from_secs(60)).unwrap());
+    drop(inner);
+    bench.unmount(&outer);
+    outer.close();
+}
+
+#[test]
+#[ignore = "needs root: make test-root"]
+fn root_only_so_many_disks_are_formatted_at_once() {
+    let bench = Bench::new();
+    let disks: Vec<Disk> = (0..3).map(|_| Disk::new(512 * MIB)).collect();
+    let slots = Slots::new(1);
+    std::thread::scope(|scope| {
+        for disk in &disks {
+            scope.spawn(|| {
+                let options = FormatOptions::default();
+                apply_format(&bench.guard, &slots, &bench.runner, &disk.device(), FsKind::Xfs, &options).unwrap();
+            });
+        }
+    });
+    disks.into_iter().for_each(Disk::close);
+}
+
+/// Zeroes the first block, as a mke2fs that was cut off has left it, and as a mishap leaves it too.
+fn lose_superblock(disk: &Disk) {
+    disk.write(0, &[0; 4096]);
+}
+
+#[test]
+#[ignore = "needs root: make test-root"]
+fn root_an_ext_without_superblock_is_finished_only_if_nothing_was_ever_stored_in_it() {
+    let bench = Bench::new();
+    for (fs, size) in [(FsKind::Ext4, GIB), (FsKind::Ext3, GIB), (FsKind::Ext4, 300 * GIB)] {
+        let disk = Disk::new(size);
+        let refused = |why: &str| {
+            let before = disk.remember();
+            assert!(matches!(bench.content(&disk), Content::Unrecognised { .. }), "{fs}: {why}");
+            assert!(matches!(bench.format(&disk.device(), fs), Err(Error::WillNotFormat { .. })));
+            assert!(disk.is_still(&before), "{fs}: {why}");
+        };
+        bench.format(&disk.device(), fs).unwrap();
+        lose_superblock(&disk);
+        assert_eq!(bench.content(&disk), Content::Unfinished(fs), "{size}");
+        bench.format(&disk.device(), fs).unwrap();
+        if size > GIB {
+            // Comparing so large a disk takes long; what follows does not depend on the size.
+            disk.close();
+            continue;
+        }
+        bench.mount(&disk, fs);
+        let mut file = File::create(disk.mnt().join("file")).unwrap();
+        file.write_all(b"data").unwrap();
+        file.sync_all().unwrap();
+        let crashed = disk.remember_as("crashed");
+        drop(file);
+        bench.unmount(&disk);
+        lose_superblock(&disk);
+        refused("it holds a file");
+        // As a power cut leaves it: the file is in the journal only.
+        ok("cp", &["--sparse=always".as_ref(), crashed.as_os_str(), disk.file().as_os_str()]);
+        ok("blockdev", &["--flushbufs".as_ref(), disk.node.as_os_str()]);
+        lose_superblock(&disk);
+        refused("its journal holds a file");
+        disk.close();
+    }
+    // A file system that mke2fs filled itself was never mounted, and has files.
+    let disk = Disk::new(GIB);
+    let files = TempDir::new().unwrap();
+    fs::write(files.path().join("file"), "data").unwrap();
+    let kind: [&std::ffi::OsStr; 5] = ["-q".as_ref(), "-t".as_ref(), "ext4".as_ref(), "-b".as_ref(), "4096".as_ref()];
+    ok("mke2fs", &[&kind[..], &["-d".as_ref(), files.path().as_os_str(), disk.node.as_os_str()]].concat());
+    lose_superblock(&disk);
+    assert!(matches!(bench.content(&disk), Content::Unrecognised { .. }));
+    disk.close();
+}
+
+#[test]
+#[ignore = "needs root: make test-root"]
+fn root_an_xfs_with_files_is_never_taken_for_unfinished() {
+    let bench = Bench::new();
+    let disk = Disk::new(512 * MIB);
+    bench.format(&disk.device(), FsKind::Xfs).unwrap();
+    bench.mount(&disk, FsKind::Xfs);
+    (0..8).for_each(|i| fs::write(disk.mnt().join(i.to_string()), "data").unwrap());
+    bench.unmount(&disk);
+    // The byte by which an unfinished one is known, on one that is not.
+    disk.write(126, &[1]);
+    assert!(is_filesystem(&bench.content(&disk), FsKind::Xfs));
+    let before = disk.remember();
+    bench.format(&disk.device(), FsKind::Xfs).unwrap_err();
+    assert!(disk.is_still(&before));
+    disk.close();
+}
+
+/// A sysfs of our own, in which a loop device is a disk with a SCSI identity: what only a real one can show.
+struct ScsiTree {
+    root: TempDir,
+}
+
+impl ScsiTree {
+    fn new() -> ScsiTree {
+        let root = TempDir::new().unwrap();
+        fs::create_dir_all(root.path().join("block")).unwrap();
+        fs::create_dir_all(root.path().join("dev/block")).unwrap();
+        ScsiTree { root }
+    }
+
+    /// Shows the loop device with these attributes, each in a file below `device/` as the kernel prints it.
+    fn show(&self, disk: &Disk, name: &str, state: &str) -> PathBuf {
+        let kernel_name = disk.node.file_name().unwrap().to_str().unwrap();
+        let folder = self.root.path().join("block").join(kernel_name);
+        fs::create_dir_all(folder.join("device")).unwrap();
+        let real = Path::new("/sys/block").join(kernel_name);
+        for file in ["dev", "diskseq"] {
+            fs::copy(real.join(file), folder.join(file)).unwrap();
+        }
+        let number = fs::read_to_string(folder.join("dev")).unwrap();
+        let by_number = self.root.path().join("dev/block").join(number.trim());
+        fs::remove_file(&by_number).ok();
+        std::os::unix::fs::symlink(&folder, by_number).unwrap();
+        let length = u8::try_from(name.len()).unwrap();
+        let page_83 = [&[0, 0x83, 0, length + 4, 2, 0, 0, length], name.as_bytes()].concat();
+        let serial = &name.as_bytes()[..name.len().min(36)];
+        let page_80 = [&[0, 0x80, 0, u8::try_from(serial.len()).unwrap()], serial].concat();
+        let attributes: [(&str, &[u8]); 6] = [
+            ("vendor", b"DO      \n"),
+            ("model", b"Volume          \n"),
+            ("state", state.as_bytes()),
+            ("rescan", b""),
+            ("vpd_pg83", &page_83),
+            ("vpd_pg80", &page_80),
+        ];
+        attributes.iter().for_each(|(file, text)| fs::write(folder.join("device").join(file), text).unwrap());
+        folder.join("device")
+    }
+
+    fn places(&self, disk: &Disk) -> DevicePlaces {
+        DevicePlaces { sysfs: self.root.path().to_owned(), ..disk.places() }
+    }
+}
+
+#[test]
+#[ignore = "needs root: make test-root"]
+fn root_a_scsi_disk_is_used_only_when_it_carries_the_name_and_runs() {
+    let bench = Bench::new();
+    let (disk, tree) = (Disk::new(64 * MIB), ScsiTree::new());
+    let observe = || observe_device(&tree.places(&disk), &disk.name, None).unwrap();
+    // A disk that sysfs does not show could be anything.
+    assert!(matches!(observe(), Sighting::NotRunning { .. }));
+    let attributes = tree.show(&disk, "vol", "running\n");
+    let Sighting::Ready(device) = observe() else { panic!("{}", observe()) };
+    let too_small =
+        await_device(&bench.guard, &tree.places(&disk), &disk.name, Some(Gib(1)), Duration::from_millis(20));
+    assert!(too_small.is_err());
+    assert_eq!(fs::read_to_string(attributes.join("rescan")).unwrap(), "1");
+    for state in ["offline\n", "transport-offline\n", "deleted\n", "created\n", "\n"] {
+        tree.show(&disk, "vol", state);
+        assert!(matches!(observe(), Sighting::NotRunning { state: seen, .. } if seen == state.trim()), "{state}");
+        assert!(matches!(device.open(), Err(Error::WrongDevice { .. })), "{state}");
+    }
+    for name in ["vo", "vol2", "other"] {
+        tree.show(&disk, name, "running\n");
+        assert!(matches!(observe(), Sighting::OtherVolume { found, .. } if found.contains(name)), "{name}");
+        let wrong =
+            await_device(&bench.guard, &tree.places(&disk), &disk.name, None, Duration::from_millis(5)).unwrap_err();
+        assert!(matches!(&wrong, Error::WrongDevice { found, .. } if found.contains(name)), "{wrong}");
+    }
+    disk.close();
+}
+
+#[test]
+#[ignore = "needs root: make test-root"]
+fn root_a_stale_missing_or_cut_link_is_made_up_for_by_the_name_that_the_disk_carries() {
+    let (stale, mut right, tree) = (Disk::new(64 * MIB), Disk::new(32 * MIB), ScsiTree::new());
+    tree.show(&stale, "gone", "running\n");
+    tree.show(&right, "vol", "running\n");
+    let found = |places: &DevicePlaces, name: &VolumeName| {
+        let seen = observe_device(places, name, None).unwrap();
+        let Sighting::Ready(device) = seen else { panic!("{seen}") };
+        device.path().to_owned()
+    };
+    // The link still leads to the disk that had the volume's place before.
+    assert_eq!(found(&tree.places(&stale), &stale.name), right.node);
+    fs::remove_file(stale.places().link(&stale.name)).unwrap();
+    assert_eq!(found(&tree.places(&stale), &stale.name), right.node);
+    // A name that makes a link longer than a file name may be.
+    right.name = VolumeName::parse(&"n".repeat(245)).unwrap();
+    tree.show(&right, right.name.as_str(), "running\n");
+    assert_eq!(found(&tree.places(&stale), &right.name), right.node);
+    // Two disks of one name: neither is used.
+    tree.show(&stale, "vol", "running\n");
+    tree.show(&right, "vol", "running\n");
+    let refused = observe_device(&tree.places(&stale), &stale.name, None).unwrap();
+    assert!(matches!(&refused, Sighting::OtherVolume { found, .. } if found.contains("2 disks")), "{refused}");
+    // What sysfs calls by a name must be what the node of that name is.
+    tree.show(&stale, "gone", "running\n");
+    let folder = tree.show(&right, "vol", "running\n");
+    fs::write(folder.parent().unwrap().join("dev"), "8:240\n").unwrap();
+    let refused = observe_device(&tree.places(&stale), &stale.name, None).unwrap();
+    assert!(matches!(&refused, Sighting::NotRunning { .. }), "{refused}");
+    stale.close();
+    right.close();
+}

@@ -1,0 +1,143 @@
+//! The demo: plays the story of a volume on a simulated cloud, with the built plugin, and shows each step and its proof.
+//!
+//! Owns the command line of the example and what is shown on the terminal. The story itself is in `tests/support`, the
+//! cloud beside this file.
+
+#![allow(
+    dead_code,
+    unused_imports,
+    unreachable_pub,
+    missing_docs,
+    missing_debug_implementations,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::cast_precision_loss,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "test support, shared with tests/it; this program uses a part of it and prints"
+)]
+
+#[path = "mod.rs"]
+mod sim;
+#[path = "../support/mod.rs"]
+mod support;
+
+use std::error::Error;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressStyle};
+use nix::sys::signal::{SigSet, Signal};
+
+use sim::{Rules, SimConfig, Times};
+use support::cloud::Cloud;
+use support::figures::Figures;
+use support::story::{self, Listener};
+
+/// How long an attach, detach or resize takes in the demo.
+const ACTION_TIME: Duration = Duration::from_millis(1300);
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let outcome = match args.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
+        ["demo", program] => demo(Path::new(program)),
+        _ => Err("usage: do-sim demo PATH-OF-DO-CSI-PLUGIN".into()),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(err) => {
+            eprintln!("\nFAILED  {err}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn demo(program: &Path) -> Result<(), Box<dyn Error>> {
+    let program: PathBuf = fs::canonicalize(program).map_err(|err| format!("{}: {err}", program.display()))?;
+    let interrupted = watch_for_signals()?;
+    let started = Instant::now();
+    let rules = Rules { times: Times::actions(ACTION_TIME), ..Rules::default() };
+    let cloud = Cloud::start(SimConfig { rules, ..SimConfig::default() }, &["node-a", "node-b"])?;
+    let mut screen = Screen { steps: 0, bar: None, interrupted };
+    let told = story::tell(&cloud, &program, &mut screen);
+    screen.settle();
+    let told = told.and_then(|()| {
+        if story::leaves_nothing_attached(&cloud.sim) { Ok(()) } else { Err("a volume is still attached".into()) }
+    });
+    let figures = told.and_then(|()| Figures::measure(&cloud, &program));
+    let calls = cloud.sim.calls().total();
+    // Whatever happened, everything is taken down, and what could not be taken down is a failure too.
+    let closed = cloud.close();
+    let figures = figures?;
+    closed?;
+    println!("\n{figures}");
+    println!(
+        "PASSED  {} steps in {:.1} s, {calls} API calls, nothing left behind",
+        screen.steps,
+        started.elapsed().as_secs_f64()
+    );
+    Ok(())
+}
+
+/// Turns Ctrl-C and SIGTERM into a wish to stop, so that everything is taken down in order.
+fn watch_for_signals() -> Result<Arc<AtomicBool>, Box<dyn Error>> {
+    let mut signals = SigSet::empty();
+    signals.add(Signal::SIGINT);
+    signals.add(Signal::SIGTERM);
+    signals.thread_block()?;
+    let interrupted = Arc::new(AtomicBool::new(false));
+    std::thread::spawn({
+        let interrupted = Arc::clone(&interrupted);
+        move || {
+            let _signal = signals.wait();
+            interrupted.store(true, Ordering::Relaxed);
+        }
+    });
+    Ok(interrupted)
+}
+
+/// The terminal: a line for each step, and a spinner while a step runs.
+struct Screen {
+    steps: u32,
+    bar: Option<ProgressBar>,
+    interrupted: Arc<AtomicBool>,
+}
+
+impl Screen {
+    fn settle(&mut self) {
+        if let Some(bar) = self.bar.take() {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+impl Listener for Screen {
+    fn chapter(&mut self, title: &str) {
+        println!("\n{title}");
+    }
+
+    fn begins(&mut self, step: &str) {
+        let bar = ProgressBar::new_spinner().with_message(step.to_owned());
+        if let Ok(style) = ProgressStyle::with_template("  {spinner} {msg} {elapsed}") {
+            bar.set_style(style);
+        }
+        bar.enable_steady_tick(Duration::from_millis(100));
+        self.bar = Some(bar);
+    }
+
+    fn ended(&mut self, step: &str, proof: &str, took: Duration) {
+        self.settle();
+        self.steps += 1;
+        println!("  ok {:>7.1} ms  {step}\n                  {proof}", took.as_secs_f64() * 1000.0);
+    }
+
+    fn is_tired(&self) -> bool {
+        self.interrupted.load(Ordering::Relaxed)
+    }
+}

@@ -1,0 +1,112 @@
+//! The request rate limit: a sliding hour and a sliding minute, as one token has them.
+//!
+//! Owns the counting. The limits themselves are in `config.rs`.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use super::clock::Moment;
+use super::config::Limits;
+
+const HOUR: Duration = Duration::from_secs(3600);
+const MINUTE: Duration = Duration::from_secs(60);
+
+/// The requests of the last hour; each has an hour of its own (`description.yml`).
+#[derive(Debug, Default)]
+pub struct RateLimit {
+    requests: VecDeque<Moment>,
+}
+
+/// What the headers of a reply say, and whether there is a reply at all.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Allowance {
+    /// `ratelimit-limit`.
+    pub limit: usize,
+    /// `ratelimit-remaining`.
+    pub remaining: usize,
+    /// `ratelimit-reset`, in seconds since the Unix epoch.
+    pub reset: u64,
+    /// Which limit forbids the request.
+    pub verdict: Verdict,
+}
+
+/// Whether a request may pass.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verdict {
+    /// It may.
+    Allowed,
+    /// Too many in an hour.
+    HourUsedUp,
+    /// Too many in a minute; `retry-after` tells the seconds to wait.
+    MinuteUsedUp {
+        /// Whole seconds, rounded up.
+        retry_after: u64,
+    },
+}
+
+impl RateLimit {
+    /// Counts a request that comes `now`, unless it is refused.
+    pub fn admit(&mut self, now: Moment, limits: &Limits) -> Allowance {
+        let allowance = self.look(now, limits);
+        match allowance.verdict {
+            Verdict::Allowed => {
+                self.requests.push_back(now);
+                Allowance { remaining: allowance.remaining - 1, ..allowance }
+            }
+            Verdict::HourUsedUp | Verdict::MinuteUsedUp { .. } => allowance,
+        }
+    }
+
+    /// Tells what a request would meet, without counting one.
+    pub fn look(&mut self, now: Moment, limits: &Limits) -> Allowance {
+        while self.requests.front().is_some_and(|first| *first + HOUR <= now) {
+            self.requests.pop_front();
+        }
+        let recent = self.requests.iter().rev().take_while(|at| **at + MINUTE > now).count();
+        let oldest_recent = self.requests.len() - recent;
+        let used = self.requests.len();
+        let (verdict, remaining) = if used >= limits.requests_per_hour {
+            (Verdict::HourUsedUp, 0)
+        } else if recent >= limits.requests_per_minute {
+            let free_at = self.requests.get(oldest_recent).map_or(now, |at| *at + MINUTE);
+            (Verdict::MinuteUsedUp { retry_after: whole_seconds(free_at - now) }, 0)
+        } else {
+            (Verdict::Allowed, limits.requests_per_hour - used)
+        };
+        let reset = self.requests.front().map_or(now, |first| *first + HOUR).as_secs();
+        Allowance { limit: limits.requests_per_hour, remaining, reset, verdict }
+    }
+}
+
+fn whole_seconds(wait: Duration) -> u64 {
+    wait.as_secs() + u64::from(wait.subsec_nanos() > 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_burst_is_refused_until_its_minute_is_over() {
+        let limits = Limits { requests_per_minute: 2, ..Limits::default() };
+        let mut rate = RateLimit::default();
+        let start = Duration::from_secs(1000);
+        assert_eq!(rate.admit(start, &limits).verdict, Verdict::Allowed);
+        assert_eq!(rate.admit(start + Duration::from_secs(10), &limits).verdict, Verdict::Allowed);
+        let refused = rate.admit(start + Duration::from_secs(20), &limits);
+        assert_eq!(refused.verdict, Verdict::MinuteUsedUp { retry_after: 40 });
+        assert_eq!(refused.remaining, 0);
+        assert_eq!(rate.admit(start + Duration::from_secs(60), &limits).verdict, Verdict::Allowed);
+    }
+
+    #[test]
+    fn an_hour_is_sliding_and_says_when_a_request_is_free_again() {
+        let limits = Limits { requests_per_hour: 1, ..Limits::default() };
+        let mut rate = RateLimit::default();
+        let start = Duration::from_secs(1000);
+        assert_eq!(rate.admit(start, &limits).remaining, 0);
+        let refused = rate.admit(start + MINUTE, &limits);
+        assert_eq!((refused.verdict, refused.reset), (Verdict::HourUsedUp, 4600));
+        assert_eq!(rate.admit(start + HOUR, &limits).verdict, Verdict::Allowed);
+    }
+}

@@ -1,0 +1,265 @@
+//! A CSI client that says exactly what Nomad says.
+//!
+//! Owns the requests' form. What a test asks for is in its own words: [`Volume`] holds what Nomad keeps of a volume
+//! between its calls.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use do_csi_plugin::rpc::proto::csi::{self, volume_capability};
+use do_csi_plugin::rpc::proto::csi_grpc::{ControllerClient, IdentityClient, NodeClient};
+use grpcio::{CallOption, ChannelBuilder, EnvBuilder, Error, RpcStatus, RpcStatusCode};
+
+/// The deadline that Nomad gives its controller calls.
+const DEADLINE: Duration = Duration::from_secs(120);
+
+/// What a call gives: its answer, or the status it failed with.
+pub type Outcome<T> = Result<T, Refusal>;
+
+/// How a call failed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refusal {
+    /// The status code.
+    pub code: RpcStatusCode,
+    /// The message.
+    pub message: String,
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}: {}", self.code, self.message)
+    }
+}
+
+impl std::error::Error for Refusal {}
+
+impl From<Error> for Refusal {
+    fn from(err: Error) -> Self {
+        if let Error::RpcFailure(status) = err {
+            return status.into();
+        }
+        Refusal { code: RpcStatusCode::UNKNOWN, message: err.to_string() }
+    }
+}
+
+impl From<RpcStatus> for Refusal {
+    fn from(status: RpcStatus) -> Self {
+        Refusal { code: status.code(), message: status.message().to_owned() }
+    }
+}
+
+/// What Nomad keeps of a volume.
+#[derive(Debug, Clone)]
+pub struct Volume {
+    /// The volume's id at DigitalOcean.
+    pub id: String,
+    /// How it is used.
+    pub capability: csi::VolumeCapability,
+    /// What the controller said when it attached it.
+    pub publish_context: HashMap<String, String>,
+    /// What it was created or registered with.
+    pub context: HashMap<String, String>,
+}
+
+impl Volume {
+    /// A volume used by one node through a file system.
+    pub fn mounted(id: &str, fs_type: &str) -> Volume {
+        let mount = volume_capability::MountVolume { fs_type: fs_type.to_owned(), ..Default::default() };
+        Volume::used_as(id, volume_capability::Access_type::Mount(mount))
+    }
+
+    /// A volume used by one node as a raw block device.
+    pub fn block(id: &str) -> Volume {
+        Volume::used_as(id, volume_capability::Access_type::Block(volume_capability::BlockVolume::default()))
+    }
+
+    fn used_as(id: &str, access: volume_capability::Access_type) -> Volume {
+        let mode = volume_capability::access_mode::Mode::SINGLE_NODE_WRITER;
+        let capability = capability(access, mode);
+        Volume { id: id.to_owned(), capability, publish_context: HashMap::new(), context: HashMap::new() }
+    }
+}
+
+/// A capability from its two parts.
+pub fn capability(
+    access: volume_capability::Access_type,
+    mode: volume_capability::access_mode::Mode,
+) -> csi::VolumeCapability {
+    let access_mode = volume_capability::AccessMode { mode: mode.into(), ..Default::default() };
+    csi::VolumeCapability { access_type: Some(access), access_mode: Some(access_mode).into(), ..Default::default() }
+}
+
+/// The three services on one socket.
+#[derive(Clone)]
+pub struct Client {
+    /// Identity.
+    pub identity: IdentityClient,
+    /// Controller.
+    pub controller: ControllerClient,
+    /// Node.
+    pub node: NodeClient,
+}
+
+impl fmt::Debug for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Client")
+    }
+}
+
+impl Client {
+    /// Connects when the first call is made.
+    pub fn connect(socket: &Path) -> Client {
+        Client::connect_as(socket, None)
+    }
+
+    /// Connects with an `:authority` header of the caller's choice.
+    pub fn connect_as(socket: &Path, authority: Option<&str>) -> Client {
+        let env = Arc::new(EnvBuilder::new().cq_count(1).build());
+        let mut builder = ChannelBuilder::new(env)
+            .initial_reconnect_backoff(Duration::from_millis(1))
+            .max_reconnect_backoff(Duration::from_millis(5));
+        if let Some(authority) = authority {
+            builder = builder.default_authority(authority);
+        }
+        let channel = builder.connect(&format!("unix:{}", socket.display()));
+        Client {
+            identity: IdentityClient::new(channel.clone()),
+            controller: ControllerClient::new(channel.clone()),
+            node: NodeClient::new(channel),
+        }
+    }
+
+    /// Asks whether the plugin is ready.
+    pub fn probe(&self) -> Outcome<csi::ProbeResponse> {
+        Ok(self.identity.probe_opt(&csi::ProbeRequest::default(), option())?)
+    }
+
+    /// Creates a volume of this size.
+    pub fn create_volume(&self, name: &str, bytes: i64, capability: &csi::VolumeCapability) -> Outcome<csi::Volume> {
+        let range = csi::CapacityRange { required_bytes: bytes, ..Default::default() };
+        let request = csi::CreateVolumeRequest {
+            name: name.to_owned(),
+            capacity_range: Some(range).into(),
+            volume_capabilities: vec![capability.clone()],
+            accessibility_requirements: Some(csi::TopologyRequirement::default()).into(),
+            ..Default::default()
+        };
+        let reply = self.controller.create_volume_opt(&request, option())?;
+        Ok(reply.volume.unwrap_or_default())
+    }
+
+    /// Deletes a volume.
+    pub fn delete_volume(&self, id: &str) -> Outcome<()> {
+        let request = csi::DeleteVolumeRequest { volume_id: id.to_owned(), ..Default::default() };
+        Ok(self.controller.delete_volume_opt(&request, option()).map(drop)?)
+    }
+
+    /// Asks whether a volume can be used as it is going to be.
+    pub fn validate(&self, volume: &Volume) -> Outcome<csi::ValidateVolumeCapabilitiesResponse> {
+        let request = csi::ValidateVolumeCapabilitiesRequest {
+            volume_id: volume.id.clone(),
+            volume_context: volume.context.clone(),
+            volume_capabilities: vec![volume.capability.clone()],
+            ..Default::default()
+        };
+        Ok(self.controller.validate_volume_capabilities_opt(&request, option())?)
+    }
+
+    /// Attaches a volume to a droplet and keeps the publish context.
+    pub fn controller_publish(&self, volume: &mut Volume, droplet: &str) -> Outcome<()> {
+        let request = csi::ControllerPublishVolumeRequest {
+            volume_id: volume.id.clone(),
+            node_id: droplet.to_owned(),
+            volume_capability: Some(volume.capability.clone()).into(),
+            volume_context: volume.context.clone(),
+            ..Default::default()
+        };
+        volume.publish_context = self.controller.controller_publish_volume_opt(&request, option())?.publish_context;
+        Ok(())
+    }
+
+    /// Detaches a volume from a droplet.
+    pub fn controller_unpublish(&self, volume: &str, droplet: &str) -> Outcome<()> {
+        let request = csi::ControllerUnpublishVolumeRequest {
+            volume_id: volume.to_owned(),
+            node_id: droplet.to_owned(),
+            ..Default::default()
+        };
+        Ok(self.controller.controller_unpublish_volume_opt(&request, option()).map(drop)?)
+    }
+
+    /// Stages a volume.
+    pub fn stage(&self, volume: &Volume, staging: &Path) -> Outcome<()> {
+        let request = csi::NodeStageVolumeRequest {
+            volume_id: volume.id.clone(),
+            publish_context: volume.publish_context.clone(),
+            staging_target_path: text(staging),
+            volume_capability: Some(volume.capability.clone()).into(),
+            volume_context: volume.context.clone(),
+            ..Default::default()
+        };
+        Ok(self.node.node_stage_volume_opt(&request, option()).map(drop)?)
+    }
+
+    /// Unstages a volume.
+    pub fn unstage(&self, volume: &str, staging: &Path) -> Outcome<()> {
+        let request = csi::NodeUnstageVolumeRequest {
+            volume_id: volume.to_owned(),
+            staging_target_path: text(staging),
+            ..Default::default()
+        };
+        Ok(self.node.node_unstage_volume_opt(&request, option()).map(drop)?)
+    }
+
+    /// Publishes a staged volume at a target.
+    pub fn publish(&self, volume: &Volume, staging: &Path, target: &Path, readonly: bool) -> Outcome<()> {
+        let request = csi::NodePublishVolumeRequest {
+            volume_id: volume.id.clone(),
+            publish_context: volume.publish_context.clone(),
+            staging_target_path: text(staging),
+            target_path: text(target),
+            volume_capability: Some(volume.capability.clone()).into(),
+            readonly,
+            volume_context: volume.context.clone(),
+            ..Default::default()
+        };
+        Ok(self.node.node_publish_volume_opt(&request, option()).map(drop)?)
+    }
+
+    /// Takes a volume away from a target.
+    pub fn unpublish(&self, volume: &str, target: &Path) -> Outcome<()> {
+        let request = csi::NodeUnpublishVolumeRequest {
+            volume_id: volume.to_owned(),
+            target_path: text(target),
+            ..Default::default()
+        };
+        Ok(self.node.node_unpublish_volume_opt(&request, option()).map(drop)?)
+    }
+
+    /// Asks for the node's id and region.
+    pub fn node_info(&self) -> Outcome<csi::NodeGetInfoResponse> {
+        Ok(self.node.node_get_info_opt(&csi::NodeGetInfoRequest::default(), option())?)
+    }
+
+    /// Asks how full a volume is.
+    pub fn stats(&self, volume: &str, path: &Path) -> Outcome<csi::NodeGetVolumeStatsResponse> {
+        let request = csi::NodeGetVolumeStatsRequest {
+            volume_id: volume.to_owned(),
+            volume_path: text(path),
+            ..Default::default()
+        };
+        Ok(self.node.node_get_volume_stats_opt(&request, option())?)
+    }
+}
+
+/// The options of every call.
+pub fn option() -> CallOption {
+    CallOption::default().timeout(DEADLINE)
+}
+
+fn text(path: &Path) -> String {
+    path.to_string_lossy().into_owned()
+}

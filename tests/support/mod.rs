@@ -1,0 +1,28 @@
+//! What tests and the demo need around the built program: machines, processes, a client, and the story they play.
+//!
+//! Owns nothing of the program under test; everything here goes through its command line, its socket and the kernel.
+
+pub mod client;
+pub mod cloud;
+pub mod droplet;
+pub mod figures;
+pub mod plugin;
+pub mod story;
+
+use std::time::{Duration, Instant};
+
+/// Waits until something is so, looking often at first and then less; `None` when the time ran out.
+pub fn wait_for<T>(limit: Duration, mut look: impl FnMut() -> Option<T>) -> Option<T> {
+    let deadline = Instant::now() + limit;
+    let mut pause = Duration::from_micros(100);
+    loop {
+        if let Some(seen) = look() {
+            return Some(seen);
+        }
+        if Instant::now() >= deadline {
+            return None;
+        }
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(Duration::from_millis(20));
+    }
+}

@@ -1,0 +1,313 @@
+//! The life of a volume, step by step, as Nomad lives it: told by the demo, asserted by a test.
+//!
+//! Owns the steps and what must be true after each; how they are shown is the listener's. Every step ends with a proof
+//! taken from the world: the mount table, a file's content, or what the cloud says.
+
+use std::error::Error;
+use std::fmt;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use grpcio::RpcStatusCode;
+
+use super::client::{Client, Volume};
+use super::cloud::{Cloud, Machine};
+use super::plugin::Plugin;
+use crate::sim::{NewVolume, Sim};
+
+/// What went wrong, or what was seen.
+pub type Told<T> = Result<T, Box<dyn Error>>;
+
+/// Somebody who is told the story.
+pub trait Listener {
+    /// A new part begins.
+    fn chapter(&mut self, title: &str);
+    /// A step begins.
+    fn begins(&mut self, step: &str);
+    /// The step that began has ended well, with this proof.
+    fn ended(&mut self, step: &str, proof: &str, took: Duration);
+    /// Whether the story should be broken off here.
+    fn is_tired(&self) -> bool;
+}
+
+/// A step whose outcome is not what it must be.
+#[derive(Debug)]
+pub struct Mismatch {
+    step: String,
+    why: Box<dyn Error>,
+}
+
+impl fmt::Display for Mismatch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.step, self.why)
+    }
+}
+
+impl Error for Mismatch {}
+
+/// Plays the whole story with this program on the cloud's first two droplets.
+pub fn tell(cloud: &Cloud, program: &Path, listener: &mut dyn Listener) -> Told<()> {
+    let [a, b, ..] = cloud.machines.as_slice() else {
+        return Err("the story needs two droplets".into());
+    };
+    let mut story = Story { cloud, listener };
+    let (on_a, on_b) = story.start(program, a, b)?;
+    let mut blog = story.terraform()?;
+    story.write_on(a, &on_a, &mut blog)?;
+    story.read_on(b, &on_b, &mut blog)?;
+    story.conflict(a, &on_a, b, &on_b, &mut blog)?;
+    story.whole_life(program, a, on_a)
+}
+
+struct Story<'a> {
+    cloud: &'a Cloud,
+    listener: &'a mut dyn Listener,
+}
+
+/// A volume in use on a machine: where it is staged and published.
+struct Use {
+    staging: PathBuf,
+    target: PathBuf,
+}
+
+impl Use {
+    fn of(machine: &Machine, volume: &str, alloc: &str) -> Use {
+        Use { staging: machine.staging(volume), target: machine.target(alloc, volume) }
+    }
+}
+
+const VOLUME: &str = "nomad-volume";
+const ALLOC: &str = "5a2c9e3f";
+const MESSAGE: &str = "hello from the first node\n";
+
+impl Story<'_> {
+    fn step<T>(&mut self, step: &str, act: impl FnOnce() -> Told<(T, String)>) -> Told<T> {
+        if self.listener.is_tired() {
+            return Err("interrupted".into());
+        }
+        self.listener.begins(step);
+        let started = Instant::now();
+        let (result, proof) = act().map_err(|why| Mismatch { step: step.to_owned(), why })?;
+        self.listener.ended(step, &proof, started.elapsed());
+        Ok(result)
+    }
+
+    fn start(&mut self, program: &Path, a: &Machine, b: &Machine) -> Told<(Plugin, Plugin)> {
+        self.listener.chapter("Two droplets, a plugin on each");
+        let on_a = self.boot(program, a)?;
+        let on_b = self.boot(program, b)?;
+        Ok((on_a, on_b))
+    }
+
+    fn boot(&mut self, program: &Path, machine: &Machine) -> Told<Plugin> {
+        let plugin = self.step(&format!("{}: start the plugin, first Probe", machine.name), || {
+            let plugin = machine.start(program)?;
+            let proof = format!("answered {} ms after exec", plugin.ready_after.as_millis());
+            Ok((plugin, proof))
+        })?;
+        self.step(&format!("{}: plugin info, capabilities, node info", machine.name), || {
+            fingerprint(&plugin.client, machine).map(|proof| ((), proof))
+        })?;
+        Ok(plugin)
+    }
+
+    fn terraform(&mut self) -> Told<Volume> {
+        self.listener.chapter("An xfs volume, written on one node and read on the other");
+        let sim = &self.cloud.sim;
+        self.step("Terraform creates the volume, formatted as xfs", || {
+            let id = sim.add_volume(&NewVolume::new(VOLUME, 1, "fra1").formatted("xfs"))?;
+            sim.settle()?;
+            let proof = format!("cloud: {VOLUME} is {id}, attached to nobody");
+            Ok((Volume::mounted(&id, "xfs"), proof))
+        })
+    }
+
+    fn write_on(&mut self, machine: &Machine, plugin: &Plugin, volume: &mut Volume) -> Told<()> {
+        let used = Use::of(machine, VOLUME, ALLOC);
+        self.step(&format!("{}: validate, as at `volume register`", machine.name), || {
+            let reply = plugin.client.validate(volume)?;
+            ensure(reply.confirmed.is_some(), || format!("not confirmed: {}", reply.message))?;
+            Ok(((), "every capability confirmed".to_owned()))
+        })?;
+        self.up(machine, plugin, volume, &used)?;
+        self.put(machine, &used)?;
+        self.down(machine, plugin, volume, &used)
+    }
+
+    fn read_on(&mut self, machine: &Machine, plugin: &Plugin, volume: &mut Volume) -> Told<()> {
+        let used = Use::of(machine, VOLUME, "77aa01bc");
+        self.up(machine, plugin, volume, &used)?;
+        self.get(machine, &used)?;
+        self.down(machine, plugin, volume, &used)
+    }
+
+    fn conflict(&mut self, a: &Machine, on_a: &Plugin, b: &Machine, on_b: &Plugin, volume: &mut Volume) -> Told<()> {
+        self.listener.chapter("Both nodes want it at once");
+        let (used_a, used_b) = (Use::of(a, VOLUME, "c0ffee01"), Use::of(b, VOLUME, "c0ffee02"));
+        let mut other = volume.clone();
+        self.up(a, on_a, volume, &used_a)?;
+        let sim = &self.cloud.sim;
+        self.step(&format!("{}: asks for it too and is refused", b.name), || {
+            let refusal = on_b.client.controller_publish(&mut other, &b.node_id()).err().ok_or("it was not refused")?;
+            ensure(refusal.code == RpcStatusCode::FAILED_PRECONDITION, || refusal.to_string())?;
+            ensure(refusal.message.contains(&a.node_id()), || format!("{} is not named: {refusal}", a.id))?;
+            ensure(sim.attached_to(&other.id) == Some(a.id), || "it is not on the first droplet any more".to_owned())?;
+            Ok(((), format!("{refusal}")))
+        })?;
+        self.down(a, on_a, volume, &used_a)?;
+        self.up(b, on_b, &mut other, &used_b)?;
+        self.get(b, &used_b)?;
+        self.down(b, on_b, &other, &used_b)
+    }
+
+    fn whole_life(&mut self, program: &Path, machine: &Machine, plugin: Plugin) -> Told<()> {
+        self.listener.chapter("A volume from creation to deletion, with a crash in between");
+        let name = "scratch-volume";
+        let used = Use::of(machine, name, ALLOC);
+        let mut volume = self.create(name, &plugin.client)?;
+        self.attach_and_stage(machine, &plugin, &mut volume, &used)?;
+        let plugin = self.crash(program, machine, plugin)?;
+        self.publish(machine, &plugin, &volume, &used)?;
+        self.put(machine, &used)?;
+        self.get(machine, &used)?;
+        self.down(machine, &plugin, &volume, &used)?;
+        let sim = &self.cloud.sim;
+        self.step(&format!("{}: delete the volume", machine.name), || {
+            plugin.client.delete_volume(&volume.id)?;
+            ensure(sim.volume(&volume.id).is_none(), || "the cloud still has it".to_owned())?;
+            Ok(((), format!("cloud: {name} is gone, {} left", sim.volumes().len())))
+        })
+    }
+
+    fn create(&mut self, name: &str, client: &Client) -> Told<Volume> {
+        let sim = &self.cloud.sim;
+        self.step("create a volume", || {
+            let mut volume = Volume::mounted("", "xfs");
+            let made = client.create_volume(name, 1 << 30, &volume.capability)?;
+            let seen = sim.volume(&made.volume_id).ok_or("the cloud does not have it")?;
+            volume.id = made.volume_id;
+            Ok((volume, format!("cloud: {} has {} GiB, not formatted", seen.name, seen.size_gigabytes)))
+        })
+    }
+
+    fn crash(&mut self, program: &Path, machine: &Machine, plugin: Plugin) -> Told<Plugin> {
+        self.step(&format!("{}: SIGKILL the plugin and start it again", machine.name), || {
+            let before = machine.droplet.mounts();
+            plugin.kill()?;
+            let plugin = machine.start(program)?;
+            ensure(machine.droplet.mounts() == before, || "the mount table has changed".to_owned())?;
+            Ok((plugin, "mount table unchanged".to_owned()))
+        })
+    }
+
+    fn up(&mut self, machine: &Machine, plugin: &Plugin, volume: &mut Volume, used: &Use) -> Told<()> {
+        self.attach_and_stage(machine, plugin, volume, used)?;
+        self.publish(machine, plugin, volume, used)
+    }
+
+    fn attach_and_stage(&mut self, machine: &Machine, plugin: &Plugin, volume: &mut Volume, used: &Use) -> Told<()> {
+        let sim = &self.cloud.sim;
+        self.step(&format!("{}: controller publish", machine.name), || {
+            plugin.client.controller_publish(volume, &machine.node_id())?;
+            ensure(sim.attached_to(&volume.id) == Some(machine.id), || "the cloud says otherwise".to_owned())?;
+            Ok(((), format!("cloud: attached to droplet {} ({})", machine.id, machine.name)))
+        })?;
+        self.step(&format!("{}: stage", machine.name), || {
+            machine.prepare(&used.staging, &used.target)?;
+            plugin.client.stage(volume, &used.staging)?;
+            Ok(((), mounted(machine, &used.staging)?))
+        })
+    }
+
+    fn publish(&mut self, machine: &Machine, plugin: &Plugin, volume: &Volume, used: &Use) -> Told<()> {
+        self.step(&format!("{}: publish", machine.name), || {
+            plugin.client.publish(volume, &used.staging, &used.target, false)?;
+            Ok(((), mounted(machine, &used.target)?))
+        })
+    }
+
+    fn down(&mut self, machine: &Machine, plugin: &Plugin, volume: &Volume, used: &Use) -> Told<()> {
+        let sim = &self.cloud.sim;
+        self.step(&format!("{}: unpublish, unstage", machine.name), || {
+            plugin.client.unpublish(&volume.id, &used.target)?;
+            not_mounted(machine, &used.target)?;
+            plugin.client.unstage(&volume.id, &used.staging)?;
+            not_mounted(machine, &used.staging)?;
+            Ok(((), "neither path is in the mount table".to_owned()))
+        })?;
+        self.step(&format!("{}: controller unpublish", machine.name), || {
+            plugin.client.controller_unpublish(&volume.id, &machine.node_id())?;
+            let holder = sim.attached_to(&volume.id);
+            ensure(holder.is_none(), || format!("the cloud says it is attached to {holder:?}"))?;
+            Ok(((), "cloud: attached to nobody".to_owned()))
+        })
+    }
+
+    fn put(&mut self, machine: &Machine, used: &Use) -> Told<()> {
+        let file = used.target.join(format!("hello-{ALLOC}"));
+        self.step(&format!("{}: a task writes a file", machine.name), || {
+            fs::write(machine.droplet.path(&file), MESSAGE)?;
+            Ok(((), format!("{} bytes in hello-{ALLOC}", MESSAGE.len())))
+        })
+    }
+
+    fn get(&mut self, machine: &Machine, used: &Use) -> Told<()> {
+        let file = used.target.join(format!("hello-{ALLOC}"));
+        self.step(&format!("{}: a task reads it", machine.name), || {
+            let text = fs::read_to_string(machine.droplet.path(&file))?;
+            ensure(text == MESSAGE, || format!("it says {text:?}"))?;
+            Ok(((), format!("hello-{ALLOC} says {text:?}")))
+        })
+    }
+}
+
+fn ensure(is_so: bool, why_not: impl FnOnce() -> String) -> Told<()> {
+    if is_so { Ok(()) } else { Err(why_not().into()) }
+}
+
+fn mounted(machine: &Machine, path: &Path) -> Told<String> {
+    let line = machine.droplet.mount_at(path).ok_or_else(|| format!("nothing is mounted at {}", path.display()))?;
+    let fields: Vec<&str> = line.split(' ').collect();
+    let after = fields.iter().position(|field| *field == "-").unwrap_or(fields.len());
+    let part = |at: usize| fields.get(at).copied().unwrap_or_default();
+    Ok(format!("mounted: {} {} {}", part(after + 2), part(after + 1), part(5)))
+}
+
+fn not_mounted(machine: &Machine, path: &Path) -> Told<()> {
+    match machine.droplet.mount_at(path) {
+        None => Ok(()),
+        Some(line) => Err(format!("still mounted: {line}").into()),
+    }
+}
+
+fn fingerprint(client: &Client, machine: &Machine) -> Told<String> {
+    use do_csi_plugin::rpc::proto::csi::{
+        ControllerGetCapabilitiesRequest, GetPluginCapabilitiesRequest, GetPluginInfoRequest,
+        NodeGetCapabilitiesRequest,
+    };
+
+    let info = client.identity.get_plugin_info(&GetPluginInfoRequest::default())?;
+    ensure(info.name == "dobs.csi.digitalocean.com", || format!("it calls itself {}", info.name))?;
+    let plugin = client.identity.get_plugin_capabilities(&GetPluginCapabilitiesRequest::default())?;
+    let controller = client.controller.controller_get_capabilities(&ControllerGetCapabilitiesRequest::default())?;
+    let node = client.node.node_get_capabilities(&NodeGetCapabilitiesRequest::default())?;
+    let id = super::wait_for(Duration::from_secs(10), || client.node_info().ok()).ok_or("no node info")?;
+    ensure(id.node_id == machine.node_id(), || format!("it calls its node {}", id.node_id))?;
+    let region = id.accessible_topology.segments.get("region").cloned().unwrap_or_default();
+    Ok(format!(
+        "{} {}, node {} in {region}, {} volumes at most, capabilities {}+{}+{}",
+        info.name,
+        info.vendor_version,
+        id.node_id,
+        id.max_volumes_per_node,
+        plugin.capabilities.len(),
+        controller.capabilities.len(),
+        node.capabilities.len()
+    ))
+}
+
+/// Whether the story leaves nothing in the cloud but the volume it was given.
+pub fn leaves_nothing_attached(sim: &Sim) -> bool {
+    sim.volumes().iter().all(|volume| volume.attached_to.is_none())
+}
