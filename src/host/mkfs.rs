@@ -10,11 +10,15 @@ use super::content::{Content, FsKind, observe_content};
 use super::device::Device;
 use super::format_options::FormatOptions;
 use super::marker;
-use super::run::{Cmd, Runner, Tool};
+use super::run::{Cmd, CommandError, Exit, Runner, Tool};
 use super::slots::Slots;
 use super::{CLAIM_BUDGET, FORMAT_BUDGET, SLOT_BUDGET};
 use crate::error::{Error, Result};
 use crate::lock::VolumeGuard;
+
+/// How often mkfs is started when it fails and the disk is as blank as before. It refuses a disk that something looks at
+/// in the moment it starts, as udev rules do that mount a volume for a short look when it is attached.
+const TRIES: u32 = 3;
 
 /// How a file system is to be made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,22 +46,48 @@ pub fn apply_format(
 ) -> Result<()> {
     options.check_for(fs).map_err(|bad| Error::invalid("volume_context", bad))?;
     let _slot = slots.take(&format!("formatting {}", device.path().display()), SLOT_BUDGET)?;
-    // Only a file system in use, or somebody else's claim, makes this fail. mkfs claims the disk the same way, so it has
-    // to be let go right before; then mkfs's own claim holds.
+    let mut failed = None;
+    for _ in 0..TRIES {
+        let ready = prepare(guard, runner, device, fs, options);
+        let cmd = ready.map_err(|refused| failed.take().unwrap_or(refused))?;
+        match runner.run(&cmd).and_then(|out| out.success(&cmd)) {
+            Ok(_) => return see_formatted(runner, device, fs, &cmd),
+            Err(source) => {
+                let doing = format!("making {fs} on {} for volume {}", device.path().display(), device.volume());
+                let is_over = !matches!(&source, CommandError::Failed { exit: Exit::Code(_), .. });
+                let error = Error::Command { doing, source };
+                if is_over {
+                    return Err(error);
+                }
+                failed = Some(error);
+            }
+        }
+    }
+    Err(failed.unwrap_or_else(|| Error::Bug("mkfs was never tried".to_owned())))
+}
+
+/// Makes sure that the disk is blank and in nobody's use, and gives the command to run right after.
+fn prepare(
+    guard: &VolumeGuard,
+    runner: &dyn Runner,
+    device: &Device,
+    fs: FsKind,
+    options: &FormatOptions,
+) -> Result<Cmd> {
+    // mkfs claims the disk as this does, so the claim ends before mkfs starts; then mkfs's own claim holds.
     let claim = device.open_exclusively(CLAIM_BUDGET).map_err(|error| in_use(device, error))?;
     let plan = plan_format(&observe_content(runner, device)?, fs).map_err(|found| will_not(device, &found))?;
     leave_note(&claim, device, fs, options)?;
-    drop(claim);
-    let cmd = command(device, fs, plan, options).holding(guard);
-    let doing = || format!("making {fs} on {} for volume {}", device.path().display(), device.volume());
-    let out = runner.run(&cmd).and_then(|out| out.success(&cmd));
-    out.map_err(|source| Error::Command { doing: doing(), source })?;
+    Ok(command(device, fs, plan, options).holding(guard))
+}
+
+fn see_formatted(runner: &dyn Runner, device: &Device, fs: FsKind, cmd: &Cmd) -> Result<()> {
     let seen = observe_content(runner, device)?;
+    let path = device.path().display();
     if !matches!(&seen, Content::Filesystem(found) if found.kind == fs) {
-        let path = device.path().display();
         return Err(Error::Precondition(format!("`{cmd}` reported success, but {path} now holds {seen}")));
     }
-    log::info!("formatted device={} fs={fs} volume={}", device.path().display(), device.volume());
+    log::info!("formatted device={path} fs={fs} volume={}", device.volume());
     Ok(())
 }
 

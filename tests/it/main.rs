@@ -26,3 +26,4 @@ mod support;
 
 mod proto;
 mod root_demo;
+mod root_host;

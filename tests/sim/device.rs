@@ -224,6 +224,11 @@ impl Worker {
         if is_half {
             lengthen(&backing, 0)?;
         }
+        // Of two losetups that look for a free device at once, the slower one claims the faster one's for a moment, and an
+        // mkfs that starts right then finds its disk in use. Whoever makes loop devices takes this lock around it.
+        let control = Path::new("/dev/loop-control");
+        let turn = File::open(control).map_err(|error| SimError::io("open", control, &error))?;
+        turn.lock().map_err(|error| SimError::io("lock", control, &error))?;
         let printed = run("losetup", &["--find".as_ref(), "--show".as_ref(), backing.as_ref()])?;
         let device = PathBuf::from(printed.trim());
         let keeper = File::open(&device).map_err(|error| SimError::io("open", &device, &error))?;
