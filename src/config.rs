@@ -5,11 +5,11 @@
 
 use std::ffi::OsString;
 use std::fmt::Display;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use clap::{CommandFactory, FromArgMatches, Parser, ValueEnum};
+use clap::{Arg, CommandFactory, FromArgMatches, Parser, ValueEnum};
 
 use crate::cloud::call::BaseUrl;
 use crate::cloud::region::Region;
@@ -105,8 +105,15 @@ struct Flags {
     /// Take a volume also from a droplet that is running. Dangerous: what runs there loses its disk without warning and
     /// may lose data; meant for clusters whose orchestrator is certain that nobody uses the volume (not in the official
     /// driver)
-    #[arg(long)]
-    takeover: bool,
+    #[arg(
+        long,
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true",
+        default_value = "false",
+        hide_default_value = true
+    )]
+    takeover: String,
     /// Services to offer; without a token only `node` is possible (not in the official driver)
     #[arg(long, env = "CSI_MODE", value_enum)]
     mode: Option<Mode>,
@@ -201,7 +208,8 @@ impl Config {
     /// # Errors
     /// [`Early`] when help or version was asked for or a setting is wrong.
     pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Config, Early> {
-        let matches = Flags::command().try_get_matches_from(double_dashes(args)).map_err(early)?;
+        let command = Flags::command().mut_args(without_empty_variable);
+        let matches = command.try_get_matches_from(double_dashes(args)).map_err(early)?;
         let flags = Flags::from_arg_matches(&matches).map_err(early)?;
         flags.check().map_err(Early::Refusal)
     }
@@ -209,11 +217,16 @@ impl Config {
 
 impl Flags {
     fn check(self) -> Result<Config, String> {
-        let token = token_source(&self.token, self.token_file)?;
+        let token = token_source(&self.token, self.token_file.as_deref())?;
+        let mode = plan_mode(self.mode, token.is_some())?;
+        if let (Some(token), Some(file), true) = (&token, &self.token_file, mode.has_controller()) {
+            token.current().map_err(|err| format!("--token-file {}: {err}", file.display()))?;
+        }
+        parse_bool("--validate-attachment", &self.validate_attachment)?;
         Ok(Config {
             socket: parse_endpoint(&self.endpoint)?,
             socket_mode: parse_socket_mode(&self.socket_mode)?,
-            mode: plan_mode(self.mode, token.is_some())?,
+            mode,
             driver_name: parse_driver_name(self.driver_name)?,
             token,
             api_url: BaseUrl::parse(&self.url).map_err(|bad| format!("--url: {bad}"))?,
@@ -223,13 +236,18 @@ impl Flags {
             debug_addr: parse_debug_addr(&self.debug_addr)?,
             default_page_size: (self.default_volumes_page_size > 0).then_some(self.default_volumes_page_size),
             api_rate_limit: parse_rate(self.do_api_rate_limit)?,
-            takeover: self.takeover,
+            takeover: parse_bool("--takeover", &self.takeover)?,
             volume_limit: self.volume_limit,
             device_dir: self.device_dir,
             sys_dir: self.sys_dir,
         })
-        .and_then(|config| parse_bool("--validate-attachment", &self.validate_attachment).map(|_| config))
     }
+}
+
+/// A variable that is set but empty, as templates leave it behind, counts as not set.
+fn without_empty_variable(arg: Arg) -> Arg {
+    let is_empty = arg.get_env().and_then(std::env::var_os).is_some_and(|value| value.is_empty());
+    if is_empty { arg.env(None::<&'static str>) } else { arg }
 }
 
 /// Go's flag package takes one dash or two; clap takes `-endpoint` for a bundle of one-letter flags.
@@ -250,8 +268,10 @@ fn early(err: clap::Error) -> Early {
         return Early::Answer(err.to_string());
     }
     let text = err.to_string();
-    let line = text.lines().next().unwrap_or_default();
-    Early::Refusal(format!("{} (see --help)", line.strip_prefix("error: ").unwrap_or(line)))
+    // The first paragraph says what is wrong, and which values there are; the rest is usage and guesses.
+    let paragraph: Vec<&str> = text.lines().map(str::trim).take_while(|line| !line.is_empty()).collect();
+    let line = paragraph.join(" ");
+    Early::Refusal(format!("{} (see --help)", line.strip_prefix("error: ").unwrap_or(&line)))
 }
 
 /// Reads a setting whose empty text means that it was not given.
@@ -262,7 +282,7 @@ fn if_given<T, E: Display>(flag: &str, text: &str, parse: impl Fn(&str) -> Resul
     parse(text).map(Some).map_err(|bad| format!("{flag}: {bad}"))
 }
 
-fn token_source(token: &str, file: Option<PathBuf>) -> Result<Option<Token>, String> {
+fn token_source(token: &str, file: Option<&Path>) -> Result<Option<Token>, String> {
     let token = token.trim();
     match file.filter(|path| !path.as_os_str().is_empty()) {
         Some(_) if !token.is_empty() => Err("--token and --token-file are both given; give one".to_owned()),
@@ -310,9 +330,14 @@ fn parse_socket_mode(text: &str) -> Result<u32, String> {
         .ok_or_else(|| format!("--socket-mode: {text:?} is not an octal number from 0 to 0777"))
 }
 
+/// No name means the default, as in the official driver.
+///
 /// Source: CSI specification, GetPluginInfoResponse.name: domain name notation, at most 63 characters, letters or
 /// digits at both ends.
 fn parse_driver_name(name: String) -> Result<String, String> {
+    if name.is_empty() {
+        return Ok(DRIVER_NAME.to_owned());
+    }
     let is_edge = |c: char| c.is_ascii_alphanumeric();
     let fits = (1..=63).contains(&name.len())
         && name.starts_with(is_edge)
@@ -329,9 +354,10 @@ fn parse_debug_addr(text: &str) -> Result<Option<SocketAddr>, String> {
     if text.is_empty() {
         return Ok(None);
     }
-    // Go's net.Listen takes ":9810" for every address.
+    // Go's net.Listen takes ":9810" for every address, and names such as "localhost:9810".
     let full = if text.starts_with(':') { format!("0.0.0.0{text}") } else { text.to_owned() };
-    full.parse().map(Some).map_err(|_| format!("--debug-addr: {text:?} is no address such as 127.0.0.1:9810"))
+    let found = full.to_socket_addrs().ok().and_then(|mut addresses| addresses.next());
+    found.map(Some).ok_or_else(|| format!("--debug-addr: {text:?} is no address such as 127.0.0.1:9810"))
 }
 
 fn parse_rate(rate: f64) -> Result<f64, String> {

@@ -7,6 +7,7 @@ use std::cell::RefCell;
 use std::io::Write;
 
 use env_logger::{Builder, Env};
+use log::{Level, Record};
 
 thread_local! {
     static LABEL: RefCell<String> = const { RefCell::new(String::new()) };
@@ -35,6 +36,9 @@ impl Drop for Label {
 pub fn start() {
     Builder::from_env(Env::default().default_filter_or("info"))
         .format(|out, record| {
+            if is_dump(record) {
+                return Ok(());
+            }
             LABEL.with(|label| {
                 let label = label.borrow();
                 let (open, close) = if label.is_empty() { ("", "") } else { (" [", "]") };
@@ -42,4 +46,10 @@ pub fn start() {
             })
         })
         .init();
+}
+
+/// Whether the HTTP library shows the bytes of a request, in which the token is. They are in no log, whatever
+/// `RUST_LOG` says.
+fn is_dump(record: &Record<'_>) -> bool {
+    record.level() == Level::Trace && record.target().starts_with("ureq")
 }

@@ -4,9 +4,11 @@
 //! before the process does. It decides nothing about volumes.
 
 use std::sync::Arc;
+use std::thread;
 
+use crossbeam::channel::{Receiver, bounded, never};
 use grpcio::Service;
-use log::info;
+use log::{info, warn};
 use nix::sys::signal::{SigSet, Signal};
 
 use crate::cloud::Cloud;
@@ -26,20 +28,23 @@ use crate::rpc::controller::ControllerService;
 use crate::rpc::identity::IdentityService;
 use crate::rpc::node::NodeService;
 use crate::rpc::proto::csi_grpc::{create_controller, create_identity, create_node};
+use crate::rpc::socket::SocketFile;
 use crate::rpc::worker::Pool;
 
-/// Serves until SIGTERM or SIGINT, then lets running calls finish. Nothing is unmounted or detached at the end.
+/// Serves until SIGTERM or SIGINT, then lets running calls finish, for which a second signal ends the wait. Nothing is
+/// unmounted or detached at the end.
 ///
 /// # Errors
 /// One line that says why the program cannot start.
 pub fn run(mut config: Config) -> Result<(), String> {
     let signals = block_signals()?;
     logging::start();
+    let socket = SocketFile::plan(&config.socket)?;
     let token = config.token.take();
     let config = Arc::new(config);
     let own_droplet = OwnDroplet::unknown(config.region.clone());
     let services = services(&config, token, &own_droplet)?;
-    let server = Server::start(&config.socket, config.socket_mode, services)?;
+    let server = Server::start(socket, config.socket_mode, services)?;
     info!("started version={} driver={} mode={:?}", env!("CARGO_PKG_VERSION"), config.driver_name, config.mode);
     if needs_metadata(&config) {
         own_droplet
@@ -48,7 +53,7 @@ pub fn run(mut config: Config) -> Result<(), String> {
     }
     let signal = signals.wait().map_err(|err| format!("cannot wait for signals: {err}"))?;
     info!("{signal}: no new calls, waiting for the running ones");
-    server.shut_down(config::DRAIN_BUDGET);
+    server.shut_down(config::DRAIN_BUDGET, &next_signal(signals));
     info!("stopped; mounts and attachments stay as they are");
     Ok(())
 }
@@ -61,6 +66,25 @@ fn block_signals() -> Result<SigSet, String> {
     signals.add(Signal::SIGINT);
     signals.thread_block().map_err(|err| format!("cannot block signals: {err}"))?;
     Ok(signals)
+}
+
+/// Tells when a further signal arrives. Without a thread to wait for it, it never does.
+fn next_signal(signals: SigSet) -> Receiver<()> {
+    let (arrived, arrival) = bounded(1);
+    let wait = move || {
+        if signals.wait().is_ok() {
+            let _nobody_waits_any_more = arrived.send(()).is_err();
+        } else {
+            thread::park();
+        }
+    };
+    match thread::Builder::new().name("signals".to_owned()).spawn(wait) {
+        Ok(_) => arrival,
+        Err(err) => {
+            warn!("the system gives no thread to wait for a second signal: {err}");
+            never()
+        }
+    }
 }
 
 /// Only a controller whose region is given can do without knowing its droplet.
@@ -82,6 +106,8 @@ fn services(config: &Arc<Config>, token: Option<Token>, own_droplet: &Arc<OwnDro
         let controller = Arc::new(Controller::new(config, cloud, Arc::clone(own_droplet)));
         let pool = Pool::new("controller", config::CONTROLLER_WORKERS, config::QUEUE_LENGTH);
         services.push(create_controller(ControllerService::new(config, controller, pool)));
+    } else if config.debug_addr.is_some() {
+        warn!("--debug-addr has no effect: health is that of the controller service, which is not offered");
     }
     if config.mode.has_node() {
         let tools = find_tools().map_err(|missing| missing.to_string())?;

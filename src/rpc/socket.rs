@@ -9,6 +9,7 @@ use std::fs;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process;
 
@@ -29,10 +30,11 @@ pub struct SocketFile {
 }
 
 impl SocketFile {
-    /// Checks that a socket can be made at `place` and chooses the name to bind first.
+    /// Checks that a socket can be made at `place`, by making one, and chooses the name to bind first.
     ///
     /// # Errors
-    /// One line saying why not: a missing folder, a path too long, something else than a socket in the place.
+    /// One line saying why not: a missing folder, a path too long, something else than a socket in the place, or the
+    /// system's reason.
     pub fn plan(place: &Path) -> Result<SocketFile, String> {
         let refuse = |why: String| format!("cannot serve on {}: {why}", place.display());
         if let Ok(found) = fs::symlink_metadata(place)
@@ -52,7 +54,15 @@ impl SocketFile {
         if longest > MAX_PATH {
             return Err(refuse(format!("the path has {longest} bytes, a socket's path at most {MAX_PATH}")));
         }
+        // gRPC would tell the system's reason only in a log of its own.
+        try_bind(&bound).map_err(|err| refuse(err.to_string()))?;
         Ok(SocketFile { place: place.to_owned(), bound, identity: None })
+    }
+
+    /// Where clients find the socket.
+    #[must_use]
+    pub fn place(&self) -> &Path {
+        &self.place
     }
 
     /// The address that gRPC is to bind, with every byte that is special in a URI escaped.
@@ -101,6 +111,15 @@ impl Drop for SocketFile {
     }
 }
 
+fn try_bind(path: &Path) -> io::Result<()> {
+    if fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket()) {
+        // Left behind by a process of the same number that was killed.
+        fs::remove_file(path)?;
+    }
+    drop(UnixListener::bind(path)?);
+    fs::remove_file(path)
+}
+
 fn identity(path: &Path) -> io::Result<Identity> {
     let found = fs::symlink_metadata(path)?;
     Ok((found.dev(), found.ino()))
@@ -116,7 +135,6 @@ fn temporary_name(pid: u32) -> OsString {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::net::UnixListener;
 
     fn serve_at(place: &Path, mode: u32) -> (SocketFile, UnixListener) {
         let mut file = SocketFile::plan(place).unwrap();

@@ -24,6 +24,10 @@ mod sim;
 #[path = "../support/mod.rs"]
 mod support;
 
+mod program;
 mod proto;
 mod root_demo;
 mod root_host;
+
+/// The program under test.
+const PROGRAM: &str = env!("CARGO_BIN_EXE_do-csi-plugin");

@@ -7,6 +7,7 @@ pub mod cloud;
 pub mod droplet;
 pub mod figures;
 pub mod plugin;
+pub mod solo;
 pub mod story;
 
 use std::time::{Duration, Instant};

@@ -120,6 +120,11 @@ impl Plugin {
         self.child.wait()
     }
 
+    /// Whether it has ended by now.
+    pub fn has_ended(&mut self) -> bool {
+        self.child.try_wait().is_ok_and(|status| status.is_some())
+    }
+
     /// Resident memory in kB: all of it, and the part that is not backed by files.
     pub fn memory_kb(&self) -> Option<(u64, u64)> {
         let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).ok()?;
