@@ -356,8 +356,11 @@ fn parse_debug_addr(text: &str) -> Result<Option<SocketAddr>, String> {
     }
     // Go's net.Listen takes ":9810" for every address, and names such as "localhost:9810".
     let full = if text.starts_with(':') { format!("0.0.0.0{text}") } else { text.to_owned() };
-    let found = full.to_socket_addrs().ok().and_then(|mut addresses| addresses.next());
-    found.map(Some).ok_or_else(|| format!("--debug-addr: {text:?} is no address such as 127.0.0.1:9810"))
+    let found: Vec<SocketAddr> = full.to_socket_addrs().map(Iterator::collect).unwrap_or_default();
+    // Of the addresses of a name it prefers the one of IPv4.
+    let best = found.iter().find(|address| address.is_ipv4()).or(found.first());
+    best.map(|address| Some(*address))
+        .ok_or_else(|| format!("--debug-addr: {text:?} is no address such as 127.0.0.1:9810"))
 }
 
 fn parse_rate(rate: f64) -> Result<f64, String> {
@@ -451,6 +454,19 @@ mod tests {
         ];
         for (asked, has_token, want) in table {
             assert_eq!(plan_mode(asked, has_token).ok(), want, "{asked:?} {has_token}");
+        }
+    }
+
+    #[test]
+    fn a_debug_address_is_any_that_go_would_listen_on() {
+        for (text, want) in [
+            ("", None),
+            (":9810", Some("0.0.0.0:9810")),
+            ("127.0.0.1:9810", Some("127.0.0.1:9810")),
+            ("[::1]:9810", Some("[::1]:9810")),
+            ("localhost:9810", Some("127.0.0.1:9810")),
+        ] {
+            assert_eq!(parse_debug_addr(text), Ok(want.map(|address| address.parse().unwrap())), "{text}");
         }
     }
 

@@ -4,7 +4,7 @@
 //! `rpc/status.rs` maps variants to codes. `Display` says what was being done and to what, without the cause;
 //! [`Chain`] prints the rest, once, at the edge.
 
-use std::fmt;
+use std::fmt::{self, Write};
 use std::path::PathBuf;
 
 use crate::cloud::error::ApiError;
@@ -277,19 +277,59 @@ impl Error {
     }
 }
 
+/// Most bytes of a chain: gRPC sends it in a header, and a header longer than 8 KiB, escaped, fails the whole answer.
+const MAX_CHAIN: usize = 2048;
+
 /// Prints an error with all its causes, in one line: `opening /dev/sda: No such device`.
+///
+/// What a request or a tool said may be part of it, so it is kept to one line of at most 2 KiB, whatever that was.
 #[derive(Debug)]
 pub struct Chain<'a>(pub &'a dyn std::error::Error);
 
 impl fmt::Display for Chain<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.0)?;
+        let mut line = OneLine::new(f, MAX_CHAIN);
+        write!(line, "{}", self.0)?;
         let mut cause = self.0.source();
         while let Some(error) = cause {
-            write!(f, ": {error}")?;
+            write!(line, ": {error}")?;
             cause = error.source();
         }
         Ok(())
+    }
+}
+
+/// Passes text on without its control characters, which could forge lines of a log, and only up to a number of bytes.
+#[derive(Debug)]
+pub struct OneLine<'a, W> {
+    out: &'a mut W,
+    room: usize,
+}
+
+impl<'a, W: Write> OneLine<'a, W> {
+    /// Room for this many bytes.
+    pub fn new(out: &'a mut W, room: usize) -> Self {
+        OneLine { out, room }
+    }
+}
+
+impl<W: Write> Write for OneLine<'_, W> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        text.chars().try_for_each(|c| self.write_char(c))
+    }
+
+    fn write_char(&mut self, c: char) -> fmt::Result {
+        match self.room.checked_sub(c.len_utf8()) {
+            Some(room) => {
+                self.room = room;
+                self.out.write_char(if c.is_control() { ' ' } else { c })
+            }
+            // The first character without room is the end, even if a shorter one would still fit.
+            None => {
+                self.room = 0;
+                Ok(())
+            }
+        }
     }
 }
 
@@ -301,6 +341,14 @@ mod tests {
     fn the_chain_names_every_cause_once() {
         let err = Error::io("opening", "/dev/sda")(std::io::Error::other("gone"));
         assert_eq!(Chain(&err).to_string(), "opening /dev/sda: gone");
+    }
+
+    #[test]
+    fn a_chain_is_one_line_of_bounded_length_whatever_a_request_said() {
+        let err = Error::invalid("field\n2026-01-01T00:00:00Z INFO", format!("\u{1b}[31m{}", "\u{fc}".repeat(5000)));
+        let shown = Chain(&err).to_string();
+        assert!(shown.starts_with("field 2026-01-01T00:00:00Z INFO:  [31m\u{fc}"), "{shown}");
+        assert!(shown.len() <= MAX_CHAIN && shown.len() > MAX_CHAIN - 4 && !shown.chars().any(char::is_control));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The answer to `GET /health`: whether DigitalOcean's API can be used with this token.
 //!
-//! Owns the HTTP server behind `--debug-addr`. The answer is kept for a while, so that frequent checks cost no calls of
-//! the account's quota.
+//! Owns the HTTP server behind `--debug-addr`. A good answer is kept for a while, so that frequent checks cost few calls
+//! of the account's quota.
 
 use std::net::SocketAddr;
 use std::sync::{Mutex, PoisonError};
@@ -14,14 +14,16 @@ use oxhttp::model::{Body, Response, StatusCode};
 use crate::cloud::Cloud;
 use crate::error::Chain;
 
-/// How long an answer is good for.
+/// How long a good answer is kept. A bad one is not: orchestrators restart a task after some in a row.
 const KEPT: Duration = Duration::from_secs(30);
+/// How long a connection may be silent; without a limit, a few open ones would keep all others out.
+const SILENCE: Duration = Duration::from_secs(2);
 /// How long the API may take to answer a check.
 const BUDGET: Duration = Duration::from_secs(10);
 
 struct Health {
     cloud: Cloud,
-    last: Mutex<Option<(Instant, Result<(), String>)>>,
+    last_good: Mutex<Option<Instant>>,
 }
 
 /// Starts to answer on an address.
@@ -29,7 +31,7 @@ struct Health {
 /// # Errors
 /// One line that says why the address cannot be used.
 pub fn serve(addr: SocketAddr, cloud: Cloud) -> Result<(), String> {
-    let health = Health { cloud, last: Mutex::new(None) };
+    let health = Health { cloud, last_good: Mutex::new(None) };
     let server = Server::new(move |request| match request.uri().path() {
         "/health" => health.answer(),
         _ => text(StatusCode::NOT_FOUND, "there is /health only\n".to_owned()),
@@ -37,6 +39,7 @@ pub fn serve(addr: SocketAddr, cloud: Cloud) -> Result<(), String> {
     server
         .bind(addr)
         .with_max_concurrent_connections(8)
+        .with_global_timeout(SILENCE)
         .spawn()
         .map_err(|err| format!("--debug-addr {addr}: {err}"))?;
     info!("answering health checks on http://{addr}/health");
@@ -52,16 +55,14 @@ impl Health {
     }
 
     fn observe(&self) -> Result<(), String> {
-        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        match last.as_ref() {
-            Some((at, answer)) if at.elapsed() < KEPT => answer.clone(),
-            Some(_) | None => {
-                let account = self.cloud.until(Instant::now() + BUDGET).get_account();
-                let answer = account.map(drop).map_err(|err| Chain(&err).to_string());
-                *last = Some((Instant::now(), answer.clone()));
-                answer
-            }
+        // Held while the API is asked, so that checks at the same time are one request.
+        let mut last_good = self.last_good.lock().unwrap_or_else(PoisonError::into_inner);
+        if last_good.is_some_and(|at| at.elapsed() < KEPT) {
+            return Ok(());
         }
+        self.cloud.until(Instant::now() + BUDGET).get_account().map_err(|err| Chain(&err).to_string())?;
+        *last_good = Some(Instant::now());
+        Ok(())
     }
 }
 

@@ -4,10 +4,16 @@
 //! every line written on its behalf. It decides nothing about what is logged.
 
 use std::cell::RefCell;
-use std::io::Write;
+use std::fmt::Write as _;
+use std::io::{self, Write as _};
 
 use env_logger::{Builder, Env};
 use log::{Level, Record};
+
+use crate::error::OneLine;
+
+/// Most bytes of a line, without its time, level and label.
+const MAX_LINE: usize = 16 << 10;
 
 thread_local! {
     static LABEL: RefCell<String> = const { RefCell::new(String::new()) };
@@ -39,10 +45,12 @@ pub fn start() {
             if is_dump(record) {
                 return Ok(());
             }
+            let mut text = String::new();
+            OneLine::new(&mut text, MAX_LINE).write_fmt(*record.args()).map_err(io::Error::other)?;
             LABEL.with(|label| {
                 let label = label.borrow();
                 let (open, close) = if label.is_empty() { ("", "") } else { (" [", "]") };
-                writeln!(out, "{} {:5}{open}{label}{close} {}", out.timestamp_millis(), record.level(), record.args())
+                writeln!(out, "{} {:5}{open}{label}{close} {text}", out.timestamp_millis(), record.level())
             })
         })
         .init();

@@ -4,7 +4,7 @@
 //! gRPC's own threads never block: they queue the work and send the answer when it comes. What the work is, is not
 //! known here.
 
-use std::fmt;
+use std::fmt::{self, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -16,7 +16,7 @@ use futures_channel::oneshot;
 use grpcio::{RpcContext, RpcStatus, UnarySink};
 use log::{Level, debug, error, log};
 
-use crate::error::{Chain, Error, Result};
+use crate::error::{Chain, Error, OneLine, Result};
 use crate::logging::Label;
 use crate::rpc::status;
 
@@ -25,6 +25,9 @@ type Answer<T> = Result<T, RpcStatus>;
 
 /// Stack of a worker; the deepest calls, into JSON and TLS, take a fraction of it.
 const STACK: usize = 1 << 20;
+
+/// Most bytes that the log shows of what a call is about: a volume's id with a droplet's, and names of usual length.
+const MAX_ABOUT: usize = 100;
 
 /// Numbers the calls of this process, so that the lines of one call can be found among those of others.
 static NEXT_CALL: AtomicU64 = AtomicU64::new(1);
@@ -43,7 +46,7 @@ pub struct Call {
 impl fmt::Display for Call {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.rpc)?;
-        if self.about.is_empty() { Ok(()) } else { write!(f, " {}", self.about) }
+        if self.about.is_empty() { Ok(()) } else { write!(OneLine::new(f, MAX_ABOUT), " {}", self.about) }
     }
 }
 

@@ -28,6 +28,7 @@ mod program;
 mod proto;
 mod root_demo;
 mod root_host;
+mod server;
 
 /// The program under test.
 const PROGRAM: &str = env!("CARGO_BIN_EXE_do-csi-plugin");

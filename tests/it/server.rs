@@ -1,0 +1,556 @@
+//! The server: what is answered when, by whom, and whatever else is going on.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::net::TcpListener;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread;
+use std::time::Duration;
+
+use do_csi_plugin::rpc::Server;
+use do_csi_plugin::rpc::proto::csi::{
+    self, GetPluginCapabilitiesRequest, GetPluginCapabilitiesResponse, GetPluginInfoRequest, GetPluginInfoResponse,
+    ProbeRequest, ProbeResponse, controller_service_capability, node_service_capability, plugin_capability,
+};
+use do_csi_plugin::rpc::proto::csi_grpc::{Identity, create_identity};
+use do_csi_plugin::rpc::socket::SocketFile;
+use do_csi_plugin::rpc::worker::{Call, Pool};
+use grpcio::{
+    ChannelBuilder, EnvBuilder, Marshaller, Method, MethodType, RpcContext, RpcStatusCode, UnarySink, pb_de, pb_ser,
+};
+
+use crate::PROGRAM;
+use crate::sim::{Fault, NewVolume};
+use crate::support::client::{Client, Refusal, Volume, option};
+use crate::support::plugin::Plugin;
+use crate::support::solo::{DROPLET, Solo, until};
+
+/// Longer than any test waits.
+const FOR_EVER: Duration = Duration::from_secs(3600);
+
+/// An address where connections are taken and nothing is ever said.
+fn silent_server() -> (TcpListener, String) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    (listener, url)
+}
+
+/// An address where nobody listens.
+fn dead_url() -> String {
+    silent_server().1
+}
+
+fn get_info(client: &Client) -> Result<csi::GetPluginInfoResponse, Refusal> {
+    Ok(client.identity.get_plugin_info_opt(&GetPluginInfoRequest::default(), option())?)
+}
+
+/// The names of the services and RPCs that a plugin says it has.
+fn plugin_services(client: &Client) -> BTreeSet<String> {
+    let reply =
+        client.identity.get_plugin_capabilities_opt(&GetPluginCapabilitiesRequest::default(), option()).unwrap();
+    let name = |capability: csi::PluginCapability| match capability.type_ {
+        Some(plugin_capability::Type::Service(service)) => format!("{:?}", service.type_.unwrap()),
+        Some(plugin_capability::Type::VolumeExpansion(expansion)) => format!("{:?}", expansion.type_.unwrap()),
+        other => panic!("{other:?}"),
+    };
+    reply.capabilities.into_iter().map(name).collect()
+}
+
+#[test]
+fn the_plugin_answers_while_the_api_and_the_metadata_service_hang_or_are_dead() {
+    let solo = Solo::new(PROGRAM);
+    let (_silent, silent) = silent_server();
+    for url in [&silent, &dead_url()] {
+        let urls = [format!("--url={url}"), format!("--metadata-url={url}")];
+        let mut launch = solo.launch(&[]);
+        launch.args = urls.into();
+        let plugin = launch.start().unwrap();
+        let client = &plugin.client;
+        assert!(client.probe().unwrap().ready.value);
+        let info = get_info(client).unwrap();
+        assert_eq!(info.name, "dobs.csi.digitalocean.com");
+        assert_eq!(info.vendor_version, env!("CARGO_PKG_VERSION"));
+        assert!(plugin_services(client).contains("CONTROLLER_SERVICE"));
+        assert!(!client.node.node_get_capabilities_opt(&Default::default(), option()).unwrap().capabilities.is_empty());
+        let refusal = client.node_info().unwrap_err();
+        assert_eq!(refusal.code, RpcStatusCode::UNAVAILABLE, "{refusal}");
+        assert!(refusal.message.contains("metadata"), "{refusal}");
+        assert!(plugin.stop().unwrap().success());
+    }
+}
+
+#[test]
+fn node_info_is_unavailable_until_the_metadata_service_answers_and_right_from_then_on() {
+    let solo = Solo::new(PROGRAM);
+    solo.sim.metadata_down(DROPLET, FOR_EVER);
+    let plugin = solo.launch(&["--volume-limit=7"]).start().unwrap();
+    let client = &plugin.client;
+    until("it has asked once", || plugin.log().contains("the metadata service does not answer"));
+    assert_eq!(client.node_info().unwrap_err().code, RpcStatusCode::UNAVAILABLE);
+    solo.sim.advance(FOR_EVER);
+    until("it has asked again", || client.node_info().is_ok());
+    let info = client.node_info().unwrap();
+    assert_eq!(info.node_id, DROPLET.to_string());
+    assert_eq!(info.max_volumes_per_node, 7);
+    let segments: Vec<_> = info.accessible_topology.segments.iter().collect();
+    assert_eq!(segments, [(&"region".to_owned(), &"fra1".to_owned())]);
+    // Asked once and kept: what the service says later, or that it is gone, changes nothing.
+    solo.sim.metadata_down(DROPLET, FOR_EVER);
+    assert_eq!(client.node_info().unwrap(), info);
+}
+
+#[test]
+fn a_controller_with_a_region_needs_no_droplet() {
+    let solo = Solo::new(PROGRAM);
+    let metadata = format!("--metadata-url={}", dead_url());
+    let mut launch = solo.launch(&["--mode=controller", "--region=fra1"]);
+    launch.args[1] = metadata;
+    let plugin = launch.start().unwrap();
+    let client = &plugin.client;
+    let capability = Volume::mounted("", "ext4").capability;
+    let volume = client.create_volume("far-away", 1 << 30, &capability).unwrap();
+    assert_eq!(solo.sim.volume("far-away").unwrap().region, "fra1");
+    let mut volume = Volume::mounted(&volume.volume_id, "ext4");
+    client.controller_publish(&mut volume, &DROPLET.to_string()).unwrap();
+    assert_eq!(client.node_info().unwrap_err().code, RpcStatusCode::UNIMPLEMENTED);
+    assert_eq!(plugin_services(client).len(), 2);
+    assert!(!plugin.log().contains("WARN"), "{}", plugin.log());
+}
+
+/// Calls an RPC by its full name with an empty request; ProbeRequest is as empty as any other and reads every answer.
+fn call_by_name(socket: &Path, name: &str) -> Result<(), Refusal> {
+    let env = Arc::new(EnvBuilder::new().cq_count(1).build());
+    let channel = ChannelBuilder::new(env).connect(&format!("unix:{}", socket.display()));
+    let method: Method<ProbeRequest, ProbeRequest> = Method {
+        ty: MethodType::Unary,
+        name: Box::leak(name.to_owned().into_boxed_str()),
+        req_mar: Marshaller { ser: pb_ser, de: pb_de },
+        resp_mar: Marshaller { ser: pb_ser, de: pb_de },
+    };
+    Ok(grpcio::Client::new(channel).unary_call(&method, &ProbeRequest::default(), option()).map(drop)?)
+}
+
+/// `Service.Rpc` for everything in the interface.
+fn all_rpcs() -> Vec<String> {
+    let services = &csi::file_descriptor().proto().service;
+    let names = services.iter().flat_map(|service| {
+        service.method.iter().map(|method| format!("{}.{}", service.name(), method.name())).collect::<Vec<_>>()
+    });
+    names.collect()
+}
+
+/// The RPCs that a controller capability promises; those that are none of an RPC's promise nothing here.
+fn promised_by_controller(capability: controller_service_capability::rpc::Type) -> &'static [&'static str] {
+    use controller_service_capability::rpc::Type;
+    match capability {
+        Type::CREATE_DELETE_VOLUME => &["CreateVolume", "DeleteVolume"],
+        Type::PUBLISH_UNPUBLISH_VOLUME => &["ControllerPublishVolume", "ControllerUnpublishVolume"],
+        Type::LIST_VOLUMES => &["ListVolumes"],
+        Type::GET_CAPACITY => &["GetCapacity"],
+        Type::CREATE_DELETE_SNAPSHOT => &["CreateSnapshot", "DeleteSnapshot"],
+        Type::LIST_SNAPSHOTS => &["ListSnapshots"],
+        Type::EXPAND_VOLUME => &["ControllerExpandVolume"],
+        Type::GET_VOLUME => &["ControllerGetVolume"],
+        Type::MODIFY_VOLUME => &["ControllerModifyVolume"],
+        Type::GET_SNAPSHOT => &["GetSnapshot"],
+        Type::UNKNOWN
+        | Type::CLONE_VOLUME
+        | Type::PUBLISH_READONLY
+        | Type::LIST_VOLUMES_PUBLISHED_NODES
+        | Type::VOLUME_CONDITION
+        | Type::SINGLE_NODE_MULTI_WRITER => &[],
+    }
+}
+
+fn promised_by_node(capability: node_service_capability::rpc::Type) -> &'static [&'static str] {
+    use node_service_capability::rpc::Type;
+    match capability {
+        Type::STAGE_UNSTAGE_VOLUME => &["NodeStageVolume", "NodeUnstageVolume"],
+        Type::GET_VOLUME_STATS => &["NodeGetVolumeStats"],
+        Type::EXPAND_VOLUME => &["NodeExpandVolume"],
+        Type::UNKNOWN | Type::VOLUME_CONDITION | Type::SINGLE_NODE_MULTI_WRITER | Type::VOLUME_MOUNT_GROUP => &[],
+    }
+}
+
+/// What the specification has every plugin serve that offers the service.
+const ALWAYS: [&str; 10] = [
+    "Identity.GetPluginInfo",
+    "Identity.GetPluginCapabilities",
+    "Identity.Probe",
+    "Controller.ControllerGetCapabilities",
+    "Controller.ValidateVolumeCapabilities",
+    "Node.NodeGetCapabilities",
+    "Node.NodeGetInfo",
+    "Node.NodePublishVolume",
+    "Node.NodeUnpublishVolume",
+    "Node.NoSuchRpc",
+];
+
+/// What a plugin promises to serve, by its own words.
+fn promised(client: &Client) -> BTreeSet<String> {
+    let mut promised: BTreeSet<String> = ALWAYS[..3].iter().map(|name| (*name).to_owned()).collect();
+    if let Ok(reply) = client.controller.controller_get_capabilities_opt(&Default::default(), option()) {
+        promised.extend(ALWAYS[3..5].iter().map(|name| (*name).to_owned()));
+        let rpcs = reply.capabilities.iter().map(|capability| promised_by_controller(capability.rpc().type_.unwrap()));
+        promised.extend(rpcs.flatten().map(|rpc| format!("Controller.{rpc}")));
+    }
+    if let Ok(reply) = client.node.node_get_capabilities_opt(&Default::default(), option()) {
+        promised.extend(ALWAYS[5..9].iter().map(|name| (*name).to_owned()));
+        let rpcs = reply.capabilities.iter().map(|capability| promised_by_node(capability.rpc().type_.unwrap()));
+        promised.extend(rpcs.flatten().map(|rpc| format!("Node.{rpc}")));
+    }
+    promised
+}
+
+fn served(solo: &Solo) -> BTreeSet<String> {
+    let rpcs = all_rpcs().into_iter().chain([ALWAYS[9].to_owned()]);
+    let is_served = |rpc: &String| {
+        let outcome = call_by_name(&solo.socket(), &format!("/csi.v1.{}", rpc.replace('.', "/")));
+        !matches!(outcome, Err(refusal) if refusal.code == RpcStatusCode::UNIMPLEMENTED)
+    };
+    rpcs.filter(is_served).collect()
+}
+
+#[test]
+fn exactly_the_rpcs_that_are_promised_are_served_in_every_mode() {
+    let solo = Solo::new(PROGRAM);
+    for (args, token, services) in [
+        (&[][..], true, &["Identity", "Controller", "Node"][..]),
+        (&["--mode=monolith"], true, &["Identity", "Controller", "Node"]),
+        (&["--mode=controller"], true, &["Identity", "Controller"]),
+        (&["--mode=node"], true, &["Identity", "Node"]),
+        (&[], false, &["Identity", "Node"]),
+    ] {
+        let launch = if token { solo.launch(args) } else { solo.launch_without_token(args) };
+        let plugin = launch.start().unwrap();
+        let (promised, served) = (promised(&plugin.client), served(&solo));
+        assert_eq!(promised, served, "{args:?}");
+        let found: BTreeSet<&str> = served.iter().filter_map(|rpc| rpc.split('.').next()).collect();
+        assert_eq!(found, services.iter().copied().collect(), "{args:?}");
+        let says_controller = plugin_services(&plugin.client).contains("CONTROLLER_SERVICE");
+        assert_eq!(says_controller, services.contains(&"Controller"), "{args:?}");
+        assert!(plugin_services(&plugin.client).contains("VOLUME_ACCESSIBILITY_CONSTRAINTS"));
+        plugin.stop().unwrap();
+    }
+}
+
+#[test]
+fn every_authority_that_an_orchestrator_sends_is_taken() {
+    let solo = Solo::new(PROGRAM);
+    let plugin = solo.launch(&[]).start().unwrap();
+    plugin.client.probe().unwrap();
+    let socket = solo.socket().display().to_string();
+    let encoded = socket.replace('/', "%2F");
+    // Nomad before 1.1.13, 1.2.7 and 1.3.0 sends the socket's path.
+    for authority in ["localhost", "/csi/csi.sock", "%2Fcsi%2Fcsi.sock", "", "csi.sock", ":", &socket, &encoded] {
+        let client = Client::connect_as(&solo.socket(), Some(authority));
+        assert!(client.probe().unwrap().ready.value, "{authority:?}");
+        assert!(get_info(&client).is_ok(), "{authority:?}");
+        assert!(client.node.node_get_capabilities_opt(&Default::default(), option()).is_ok(), "{authority:?}");
+    }
+}
+
+/// A question about a volume, which waits for the API.
+fn ask_about(client: &Client, id: &str) -> grpcio::ClientUnaryReceiver<csi::ValidateVolumeCapabilitiesResponse> {
+    let request = csi::ValidateVolumeCapabilitiesRequest {
+        volume_id: id.to_owned(),
+        volume_capabilities: vec![Volume::mounted(id, "ext4").capability],
+        ..Default::default()
+    };
+    client.controller.validate_volume_capabilities_async_opt(&request, option()).unwrap()
+}
+
+#[test]
+fn what_needs_no_work_is_answered_while_every_worker_and_the_queue_are_full() {
+    let solo = Solo::new(PROGRAM);
+    let plugin = solo.launch(&[]).start().unwrap();
+    let client = &plugin.client;
+    until("the droplet is known", || client.node_info().is_ok());
+    let id = solo.sim.add_volume(&NewVolume::new("blog", 1, "fra1")).unwrap();
+    solo.sim.faults().add(Fault::hung().always());
+    let full = do_csi_plugin::config::CONTROLLER_WORKERS + do_csi_plugin::config::QUEUE_LENGTH;
+    let waiting: Vec<_> = (0..full).map(|_| ask_about(client, &id)).collect();
+    // One too many is told so at once; all others wait.
+    let refusal = Refusal::from(futures_executor::block_on(ask_about(client, &id)).unwrap_err());
+    assert_eq!(refusal.code, RpcStatusCode::UNAVAILABLE, "{refusal}");
+    assert!(refusal.message.contains("try again"), "{refusal}");
+
+    assert!(client.probe().unwrap().ready.value);
+    get_info(client).unwrap();
+    assert!(!plugin_services(client).is_empty());
+    client.controller.controller_get_capabilities_opt(&Default::default(), option()).unwrap();
+    client.node.node_get_capabilities_opt(&Default::default(), option()).unwrap();
+    client.node_info().unwrap();
+    // The node's calls have threads of their own.
+    client.unstage(&id, &solo.path("never-staged")).unwrap();
+    drop(waiting);
+}
+
+#[test]
+fn a_caller_that_goes_away_in_the_middle_leaves_a_server_that_answers() {
+    let solo = Solo::new(PROGRAM);
+    let plugin = solo.launch(&[]).start().unwrap();
+    let id = solo.sim.add_volume(&NewVolume::new("blog", 1, "fra1")).unwrap();
+    for _ in 0..20 {
+        let leaving = Client::connect(&solo.socket());
+        let mut answer = ask_about(&leaving, &id);
+        answer.cancel();
+        drop((answer, leaving));
+    }
+    // A whole process that dies while its attach goes on: what it began is done all the same.
+    let other = Client::connect(&solo.socket());
+    let begun = {
+        let request = csi::ControllerPublishVolumeRequest {
+            volume_id: id.clone(),
+            node_id: DROPLET.to_string(),
+            volume_capability: Some(Volume::mounted(&id, "ext4").capability).into(),
+            ..Default::default()
+        };
+        other.controller.controller_publish_volume_async_opt(&request, option()).unwrap()
+    };
+    until("the attachment has begun", || !solo.sim.actions().is_empty());
+    drop((begun, other));
+    until("the volume is attached", || solo.sim.attached_to("blog") == Some(DROPLET));
+    assert!(plugin.client.probe().unwrap().ready.value);
+    let mut volume = Volume::mounted(&id, "ext4");
+    plugin.client.controller_publish(&mut volume, &DROPLET.to_string()).unwrap();
+    assert_eq!(solo.sim.actions().len(), 1);
+}
+
+#[test]
+fn a_thousand_probes_at_once_are_all_answered() {
+    let solo = Solo::new(PROGRAM);
+    let plugin = solo.launch_without_token(&[]).start().unwrap();
+    let ask = |client: &Client| {
+        let asked: Vec<_> =
+            (0..250).map(|_| client.identity.probe_async_opt(&ProbeRequest::default(), option()).unwrap()).collect();
+        asked.into_iter().all(|answer| futures_executor::block_on(answer).unwrap().ready.value)
+    };
+    thread::scope(|scope| {
+        let callers: Vec<_> = (0..4).map(|_| scope.spawn(|| ask(&Client::connect(&solo.socket())))).collect();
+        assert!(callers.into_iter().all(|caller| caller.join().unwrap()));
+    });
+    plugin.client.probe().unwrap();
+}
+
+fn validate_with_context(client: &Client, id: &str, bytes: usize) -> Result<usize, Refusal> {
+    let mut volume = Volume::mounted(id, "ext4");
+    volume.context.insert("key".to_owned(), "x".repeat(bytes));
+    Ok(client.validate(&volume)?.confirmed.volume_context["key"].len())
+}
+
+#[test]
+fn a_big_message_is_taken_and_one_too_big_is_refused() {
+    let solo = Solo::new(PROGRAM);
+    let plugin = solo.launch(&[]).start().unwrap();
+    let id = solo.sim.add_volume(&NewVolume::new("blog", 1, "fra1")).unwrap();
+    let three = 3 << 20;
+    assert_eq!(validate_with_context(&plugin.client, &id, three), Ok(three));
+    let refusal = validate_with_context(&plugin.client, &id, 5 << 20).unwrap_err();
+    assert_eq!(refusal.code, RpcStatusCode::RESOURCE_EXHAUSTED, "{refusal}");
+    plugin.client.probe().unwrap();
+}
+
+#[test]
+fn a_long_or_odd_text_in_a_request_fills_neither_the_answer_nor_the_log() {
+    let solo = Solo::new(PROGRAM);
+    let plugin = solo.launch(&[]).start().unwrap();
+    let odd = "no\nid\u{1b}[31m\r".to_owned() + &"x".repeat(1 << 20);
+    let client = &plugin.client;
+    let staging = Path::new("relative").join(&odd);
+    let refusals = [
+        client.validate(&Volume::mounted(&odd, "ext4")).map(drop).unwrap_err(),
+        client.controller_publish(&mut Volume::mounted(&odd, "ext4"), "1").unwrap_err(),
+        client
+            .controller_publish(&mut Volume::mounted("1b2c3d4e-8f00-11f0-9a11-0a58ac14d1e2", "ext4"), &odd)
+            .unwrap_err(),
+        client.create_volume("name", 1 << 30, &Volume::mounted("", &odd).capability).map(drop).unwrap_err(),
+        client.create_volume(&odd, 1 << 30, &Volume::mounted("", "").capability).map(drop).unwrap_err(),
+        client.unstage("volume", &staging).unwrap_err(),
+        client.unpublish(&odd, &staging).unwrap_err(),
+    ];
+    for refusal in refusals {
+        let code = refusal.code;
+        assert!(code == RpcStatusCode::NOT_FOUND || code == RpcStatusCode::INVALID_ARGUMENT, "{code:?}");
+        assert!(refusal.message.len() < 3000, "{} bytes", refusal.message.len());
+        assert!(!refusal.message.chars().any(char::is_control), "{:?}", refusal.message);
+    }
+    client.delete_volume(&odd).unwrap();
+    let log = plugin.log();
+    assert!(log.len() < 50_000, "{} bytes", log.len());
+    for line in log.lines() {
+        assert!(line.starts_with("20") && !line.chars().any(char::is_control), "{line:?}");
+    }
+}
+
+/// A service of which some calls panic, some wait, and some are answered.
+#[derive(Clone)]
+struct Unsteady {
+    pool: Pool,
+    begun: Sender<()>,
+    go_on: crossbeam::channel::Receiver<()>,
+}
+
+fn named(rpc: &'static str) -> Call {
+    Call { rpc, about: String::new(), is_mutating: true }
+}
+
+impl Identity for Unsteady {
+    fn get_plugin_info(
+        &mut self,
+        ctx: RpcContext<'_>,
+        _: GetPluginInfoRequest,
+        sink: UnarySink<GetPluginInfoResponse>,
+    ) {
+        self.pool.answer(&ctx, sink, named("GetPluginInfo"), || panic!("on purpose"));
+    }
+
+    fn get_plugin_capabilities(
+        &mut self,
+        ctx: RpcContext<'_>,
+        _: GetPluginCapabilitiesRequest,
+        sink: UnarySink<GetPluginCapabilitiesResponse>,
+    ) {
+        let (begun, go_on) = (self.begun.clone(), self.go_on.clone());
+        self.pool.answer(&ctx, sink, named("GetPluginCapabilities"), move || {
+            begun.send(()).unwrap();
+            go_on.recv().unwrap();
+            Ok(GetPluginCapabilitiesResponse::default())
+        });
+    }
+
+    fn probe(&mut self, ctx: RpcContext<'_>, _: ProbeRequest, sink: UnarySink<ProbeResponse>) {
+        self.pool.answer(&ctx, sink, named("Probe"), || Ok(ProbeResponse::default()));
+    }
+}
+
+/// A server with that service in this process, and what steers it.
+struct Steered {
+    server: Option<Server>,
+    client: Client,
+    begun: Receiver<()>,
+    go_on: crossbeam::channel::Sender<()>,
+    home: tempfile::TempDir,
+}
+
+impl Steered {
+    fn start(threads: usize, queue: usize) -> Steered {
+        let home = tempfile::tempdir().unwrap();
+        let socket = home.path().join("s");
+        let (begun, has_begun) = channel();
+        let (may_go_on, go_on) = crossbeam::channel::unbounded();
+        let service = Unsteady { pool: Pool::new("unsteady", threads, queue), begun, go_on };
+        let file = SocketFile::plan(&socket).unwrap();
+        let server = Server::start(file, 0o600, vec![create_identity(service)]).unwrap();
+        let client = Client::connect(&socket);
+        Steered { server: Some(server), client, begun: has_begun, go_on: may_go_on, home }
+    }
+
+    fn wait_in_call(&self) -> grpcio::ClientUnaryReceiver<GetPluginCapabilitiesResponse> {
+        self.client.identity.get_plugin_capabilities_async_opt(&Default::default(), option()).unwrap()
+    }
+}
+
+#[test]
+fn a_panic_is_answered_internal_and_costs_no_thread() {
+    let steered = Steered::start(2, 4);
+    for _ in 0..20 {
+        let refusal = get_info(&steered.client).unwrap_err();
+        assert_eq!(refusal.code, RpcStatusCode::INTERNAL, "{refusal}");
+        assert!(refusal.message.contains("panicked"), "{refusal}");
+        steered.client.probe().unwrap();
+    }
+    // Both threads are still there: two calls can be at work at once.
+    let waiting = [steered.wait_in_call(), steered.wait_in_call()];
+    for _ in &waiting {
+        steered.begun.recv_timeout(Duration::from_secs(20)).unwrap();
+    }
+    for answer in waiting {
+        steered.go_on.send(()).unwrap();
+        futures_executor::block_on(answer).unwrap();
+    }
+}
+
+#[test]
+fn a_full_queue_is_unavailable_and_is_free_again_when_calls_are_done() {
+    let steered = Steered::start(2, 3);
+    let mut waiting = vec![steered.wait_in_call(), steered.wait_in_call()];
+    for _ in &waiting {
+        steered.begun.recv_timeout(Duration::from_secs(20)).unwrap();
+    }
+    waiting.extend((0..3).map(|_| steered.wait_in_call()));
+    let refusal = steered.client.probe().unwrap_err();
+    assert_eq!(refusal.code, RpcStatusCode::UNAVAILABLE, "{refusal}");
+    waiting.iter().for_each(|_| steered.go_on.send(()).unwrap());
+    for answer in waiting {
+        futures_executor::block_on(answer).unwrap();
+    }
+    steered.client.probe().unwrap();
+}
+
+#[test]
+fn the_end_waits_for_calls_only_as_long_as_it_may() {
+    let mut steered = Steered::start(2, 3);
+    let hanging = steered.wait_in_call();
+    steered.begun.recv_timeout(Duration::from_secs(20)).unwrap();
+    let (ended, has_ended) = channel();
+    let server = steered.server.take().unwrap();
+    thread::spawn(move || {
+        server.shut_down(Duration::from_millis(50), &crossbeam::channel::never());
+        ended.send(()).unwrap();
+    });
+    has_ended.recv_timeout(Duration::from_secs(20)).unwrap();
+    assert!(futures_executor::block_on(hanging).is_err());
+    assert_eq!(fs::read_dir(steered.home.path()).unwrap().count(), 0);
+}
+
+fn get_health(address: &str) -> (u16, String) {
+    use std::io::{Read, Write};
+    let mut stream = std::net::TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    stream.write_all(b"GET /health HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").unwrap();
+    let mut reply = String::new();
+    stream.read_to_string(&mut reply).unwrap();
+    let status = reply.split(' ').nth(1).unwrap().parse().unwrap();
+    (status, reply.rsplit("\r\n\r\n").next().unwrap().to_owned())
+}
+
+/// A plugin that answers health checks, and where.
+fn with_health(solo: &Solo) -> (Plugin, String) {
+    // Another process may take the port before the plugin does.
+    let start = || {
+        let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let plugin = solo.launch(&[&format!("--debug-addr=localhost:{}", free.port())]).start().ok()?;
+        Some((plugin, free.to_string()))
+    };
+    (0..5).find_map(|_| start()).unwrap()
+}
+
+#[test]
+fn health_is_whether_the_api_takes_the_token_and_comes_back_with_it() {
+    let solo = Solo::new(PROGRAM);
+    let (_plugin, address) = with_health(&solo);
+    solo.sim.faults().add(Fault::unavailable().on("GET", "/v2/account").always());
+    let (status, body) = get_health(&address);
+    assert_eq!(status, 500);
+    assert!(body.contains("503"), "{body}");
+    solo.sim.faults().clear();
+    // A failure is not kept: three checks in a row that fail let orchestrators restart a task.
+    assert_eq!(get_health(&address).0, 200);
+    solo.sim.reset_calls();
+    for _ in 0..10 {
+        assert_eq!(get_health(&address).0, 200);
+    }
+    assert_eq!(solo.sim.calls().total(), 0, "a good answer is kept for a while");
+}
+
+#[test]
+fn connections_that_say_nothing_do_not_keep_health_from_being_asked() {
+    let solo = Solo::new(PROGRAM);
+    let (_plugin, address) = with_health(&solo);
+    let silent: Vec<_> = (0..20).map(|_| std::net::TcpStream::connect(&address).unwrap()).collect();
+    assert_eq!(get_health(&address).0, 200);
+    drop(silent);
+}
