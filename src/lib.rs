@@ -23,6 +23,7 @@
 //! - [`host`]: what Linux can do: devices, content of disks, mkfs, mounts; the only place that runs commands
 //! - [`health`]: the answer to `GET /health`
 //! - [`logging`]: what a line of the log looks like
+//! - [`run`](mod@run): the order of start and stop
 //!
 //! # Invariants
 //! - The node side never talks to DigitalOcean's API, and the controller side never touches a disk.

@@ -33,7 +33,7 @@ pub fn observe_real_path(path: &Path) -> Result<Option<PathBuf>> {
     };
     match fs::canonicalize(parent) {
         Ok(parent) => Ok(Some(parent.join(name))),
-        Err(err) if err.kind() == ErrorKind::NotFound => Ok(None),
+        Err(err) if matches!(err.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => Ok(None),
         Err(err) => Err(Error::io("resolving", parent)(err)),
     }
 }

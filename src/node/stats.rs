@@ -43,7 +43,7 @@ impl Node {
         let not_there = || Error::NotFound(Thing::VolumeAt(want.path.clone()));
         let found = match fs::metadata(&want.path) {
             Ok(found) => found,
-            Err(err) if err.kind() == ErrorKind::NotFound => return Err(not_there()),
+            Err(err) if matches!(err.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => return Err(not_there()),
             Err(err) => return Err(Error::io("examining", &want.path)(err)),
         };
         let real = place::observe_real_path(&want.path)?.ok_or_else(not_there)?;

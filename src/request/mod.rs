@@ -48,7 +48,11 @@ pub fn droplet_id(field: &str, text: String) -> Result<DropletId> {
     DropletId::parse(&text).map_err(|_| Error::NotFound(Thing::Droplet(text)))
 }
 
-/// A path on this node: absolute, without `..`, and not the root itself.
+/// Longest path, and longest part of one, that the system takes. Source: `PATH_MAX` (with the final zero), `NAME_MAX`.
+const MAX_PATH: usize = 4095;
+const MAX_PART: usize = 255;
+
+/// A path on this node: absolute, without `..`, not the root itself, and no longer than the system takes.
 ///
 /// # Errors
 /// [`Error::Invalid`] naming the field.
@@ -63,6 +67,8 @@ pub fn absolute_path(field: &str, text: String) -> Result<PathBuf> {
         "must not be the root"
     } else if text.contains('\0') {
         "must not contain a zero byte"
+    } else if text.len() > MAX_PATH || path.iter().any(|part| part.len() > MAX_PART) {
+        "is too long"
     } else {
         // Rebuilt from its components, so that `//` and `/./` compare equal to what the mount table shows.
         return Ok(path.components().collect());
@@ -86,7 +92,8 @@ mod tests {
         for (text, want) in ok {
             assert_eq!(absolute_path("p", text.into()).unwrap(), PathBuf::from(want), "{text}");
         }
-        for bad in ["", "a/b", "./a", "/a/../b", "/..", "/", "//", "/a\0b"] {
+        let (long_part, long_path) = (format!("/{}", "x".repeat(256)), "/x".repeat(2048));
+        for bad in ["", "a/b", "./a", "/a/../b", "/..", "/", "//", "/a\0b", &long_part, &long_path] {
             let err = absolute_path("target_path", bad.into()).unwrap_err();
             assert!(matches!(&err, Error::Invalid { field, .. } if field == "target_path"), "{bad:?}: {err}");
         }

@@ -24,11 +24,14 @@ mod sim;
 #[path = "../support/mod.rs"]
 mod support;
 
+mod bad_input;
+mod concurrency;
 mod program;
 mod proto;
 mod root_demo;
 mod root_host;
 mod server;
+mod tidy;
 
 /// The program under test.
 const PROGRAM: &str = env!("CARGO_BIN_EXE_do-csi-plugin");

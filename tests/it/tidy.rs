@@ -1,0 +1,259 @@
+//! Rules of the tree that no compiler checks: maps that match it, one place for what has one place, small files.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::PROGRAM;
+use crate::support::solo::{bare, run_to_end};
+
+/// Most lines of a file, tests in it not counted.
+const MAX_LINES: usize = 500;
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn read(path: &str) -> String {
+    fs::read_to_string(root().join(path)).unwrap_or_else(|err| panic!("{path}: {err}"))
+}
+
+/// Every file below a folder with this ending, relative to the root.
+fn files(folder: &str, ending: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    let mut folders = vec![root().join(folder)];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.to_str().unwrap().ends_with(ending) {
+                found.push(path.strip_prefix(root()).unwrap().to_str().unwrap().to_owned());
+            }
+        }
+    }
+    found.sort();
+    assert!(!found.is_empty(), "nothing in {folder} ends with {ending}");
+    found
+}
+
+fn rust_files() -> Vec<String> {
+    ["src", "tests"].iter().flat_map(|folder| files(folder, ".rs")).collect()
+}
+
+/// The part of a file that is no test; tests in a file come last.
+fn without_tests(text: &str) -> &str {
+    text.split("\n#[cfg(test)]").next().unwrap_or_default()
+}
+
+/// The lines between a heading and the next one of the same or a higher level.
+fn section<'a>(text: &'a str, heading: &str) -> Vec<&'a str> {
+    let level = heading.split(' ').next().unwrap().len();
+    let is_next = |line: &&str| {
+        let marks = line.chars().take_while(|c| *c == '#').count();
+        (1..=level).contains(&marks) && line[marks..].starts_with(' ')
+    };
+    let lines: Vec<&str> =
+        text.lines().skip_while(|line| *line != heading).skip(1).take_while(|l| !is_next(l)).collect();
+    assert!(!lines.is_empty(), "there is no {heading:?}");
+    lines
+}
+
+/// What stands between backticks in a text.
+fn quoted(text: &str) -> Vec<&str> {
+    text.split('`').skip(1).step_by(2).collect()
+}
+
+/// Files that belong to the tree, as git sees it: what it ignores is somebody's own.
+fn tracked() -> Option<Vec<String>> {
+    let arguments = ["ls-files", "--cached", "--others", "--exclude-standard"];
+    let output = Command::new("git").arg("-C").arg(root()).args(arguments).output().ok()?;
+    output.status.success().then(|| String::from_utf8(output.stdout).unwrap().lines().map(str::to_owned).collect())
+}
+
+#[test]
+fn the_map_in_lib_rs_names_every_module_and_no_other() {
+    let lib = read("src/lib.rs");
+    let modules: BTreeSet<&str> =
+        lib.lines().filter_map(|line| line.strip_prefix("pub mod ")?.strip_suffix(';')).collect();
+    let on_disk: BTreeSet<String> = fs::read_dir(root().join("src"))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().to_str().unwrap().trim_end_matches(".rs").to_owned())
+        .filter(|name| name != "lib" && name != "main")
+        .collect();
+    assert_eq!(modules.iter().map(|name| (*name).to_owned()).collect::<BTreeSet<_>>(), on_disk);
+
+    let map: Vec<String> = section(&lib.replace("//! ", ""), "# The map, in reading order")
+        .into_iter()
+        .take_while(|line| line.starts_with("- ") || line.starts_with("  "))
+        .map(str::to_owned)
+        .collect();
+    let heads: String = map.iter().filter_map(|line| line.split(": ").next()).collect();
+    let mapped: BTreeSet<&str> = quoted(&heads).into_iter().collect();
+    assert_eq!(mapped, modules);
+}
+
+#[test]
+fn the_map_in_the_readme_is_the_tree() {
+    let readme = read("README.md");
+    let rows = section(&readme, "## Map of the tree");
+    let mapped: Vec<&str> = rows
+        .iter()
+        .filter(|row| row.starts_with('|'))
+        .filter_map(|row| row.split('|').nth(1))
+        .flat_map(quoted)
+        .collect();
+    for path in &mapped {
+        assert!(root().join(path).exists(), "README maps {path}, which is not there");
+    }
+    // Without git, as in a release's archive, only that direction can be checked.
+    let Some(tracked) = tracked() else { return };
+    for file in tracked.iter().filter(|file| file.as_str() != "README.md" && root().join(file).exists()) {
+        let is_mapped = mapped.iter().any(|path| file == path || path.ends_with('/') && file.starts_with(path));
+        assert!(is_mapped, "README's map has no row for {file}");
+    }
+}
+
+#[test]
+fn the_readme_knows_every_flag_and_no_other() {
+    let mut help = bare(Path::new(PROGRAM));
+    help.arg("--help");
+    let help = String::from_utf8(run_to_end(help).unwrap().stdout).unwrap();
+    let words = |text: &str| -> BTreeSet<String> {
+        let is_word = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+        text.split(|c| !is_word(c)).filter(|word| !word.is_empty()).map(str::to_owned).collect()
+    };
+    let flags: BTreeSet<String> =
+        words(&help).into_iter().filter(|word| word.starts_with("--") && word.len() > 2).collect();
+
+    let readme = read("README.md");
+    let rows = section(&readme, "### Flags");
+    let first_cells = rows.iter().filter(|row| row.starts_with("| `")).filter_map(|row| row.split('|').nth(1));
+    let described: BTreeSet<String> = first_cells.flat_map(quoted).map(str::to_owned).collect();
+    let mut expected = flags.clone();
+    for told_by_itself in ["--help", "--version"] {
+        expected.remove(told_by_itself);
+    }
+    assert_eq!(described, expected);
+
+    let variables = |text: &str| -> BTreeSet<String> {
+        words(text).into_iter().filter(|word| word.starts_with("DIGITALOCEAN_") || word.starts_with("CSI_")).collect()
+    };
+    assert_eq!(variables(&rows.join("\n")), variables(&help));
+    // Elsewhere in README and in the messages of the program a flag is one that exists, too.
+    let ours = |text: &str| -> Vec<String> {
+        quoted(text).iter().flat_map(|code| words(code)).filter(|word| word.starts_with("--")).collect()
+    };
+    for flag in ours(&readme.replace("```", "")) {
+        assert!(flags.contains(&flag), "README has {flag}, which --help does not");
+    }
+}
+
+#[test]
+fn the_readme_names_targets_of_the_makefile() {
+    let makefile = read("Makefile");
+    let readme = read("README.md");
+    let named = readme.lines().filter_map(|line| line.strip_prefix("make ")?.split_whitespace().next());
+    let mut count = 0;
+    for target in named {
+        let recipe = format!("\n{target}:");
+        assert!(makefile.contains(&recipe), "README has `make {target}`, the Makefile has not");
+        count += 1;
+    }
+    assert!(count > 3, "{count}");
+}
+
+#[test]
+fn what_has_one_place_is_in_no_other() {
+    for (text, place) in [
+        ("Command::new", "src/host/run.rs"),
+        ("RpcStatusCode", "src/rpc/status.rs"),
+        ("std::env::", "src/config.rs"),
+        ("#[allow(", "src/rpc/proto.rs"),
+    ] {
+        let has = |file: &&String| without_tests(&read(file)).contains(text);
+        let found: Vec<String> =
+            files("src", ".rs").iter().filter(has).filter(|file| *file != "src/main.rs").cloned().collect();
+        assert_eq!(found, [place], "{text}");
+    }
+}
+
+#[test]
+fn nothing_is_left_to_do() {
+    // Written in two parts, so that this file does not have them.
+    let words = [["TO", "DO"], ["FIX", "ME"], ["XX", "X"], ["todo", "!("], ["dbg", "!("], ["unimplemented", "!("]]
+        .map(|parts| parts.concat());
+    let others = ["Makefile", "README.md", "Cargo.toml", "build.rs", ".ci/run"].map(str::to_owned);
+    for file in rust_files().into_iter().chain(others).chain(files("protos", ".proto")) {
+        let text = read(&file);
+        for word in &words {
+            // A message of DigitalOcean's or Linux's own may have such a word within another.
+            let found = text.split(|c: char| c.is_whitespace()).find(|part| part.contains(word.as_str()));
+            assert_eq!(found, None, "{file}");
+        }
+    }
+}
+
+#[test]
+fn a_file_is_short_and_says_first_what_it_owns() {
+    for file in rust_files() {
+        let text = read(&file);
+        assert!(text.starts_with("//! "), "{file} does not begin with what it owns");
+        if file.starts_with("src/") && !file.contains("/tests.rs") {
+            let lines = without_tests(&text).lines().count();
+            assert!(lines <= MAX_LINES, "{file} has {lines} lines");
+        }
+    }
+}
+
+#[test]
+fn tests_that_need_root_are_named_so_and_only_those_are_left_out() {
+    let reason = "#[ignore = \"needs root: make test-root\"]";
+    let mut count = 0;
+    for file in rust_files().iter().filter(|file| *file != "tests/it/tidy.rs") {
+        let text = read(file);
+        let lines: Vec<&str> = text.lines().map(str::trim).collect();
+        for (number, line) in lines.iter().enumerate() {
+            if line.starts_with("#[ignore") {
+                assert_eq!(*line, reason, "{file}:{}", number + 1);
+                let test = lines[number..].iter().find(|line| line.starts_with("fn ")).unwrap();
+                assert!(test.starts_with("fn root_"), "{file}: {test}");
+                count += 1;
+            }
+            if line.starts_with("fn root_") && lines[..number].iter().rev().take(4).any(|line| *line == "#[test]") {
+                assert!(lines[..number].iter().rev().take(4).any(|line| *line == reason), "{file}: {line}");
+            }
+        }
+    }
+    assert!(count > 3, "{count}");
+}
+
+#[test]
+fn every_dependency_says_why_it_is_there() {
+    let manifest = read("Cargo.toml");
+    let (mut is_table, mut covered, mut count) = (false, 0, 0);
+    for line in manifest.lines() {
+        if line.starts_with('[') {
+            is_table = line.ends_with("dependencies]");
+            covered = 0;
+        } else if line.starts_with('#') {
+            // Two that are one thing, as serde and serde_json, share a reason.
+            covered = 2;
+        } else if is_table && line.contains(" = ") {
+            assert!(covered > 0, "{line} does not say why");
+            covered -= 1;
+            count += 1;
+        }
+    }
+    assert!(count > 20, "{count}");
+}
+
+#[test]
+fn every_fixture_says_where_it_came_from() {
+    for file in files("tests/fixtures", "").iter().filter(|file| !file.ends_with(".origin")) {
+        let origin = PathBuf::from(format!("{}.origin", root().join(file).display()));
+        let says_itself = fs::read(root().join(file)).unwrap().starts_with(b"#");
+        assert!(origin.exists() || says_itself, "{file} has no origin");
+    }
+}
