@@ -16,10 +16,7 @@ use crate::cloud::region::Region;
 use crate::cloud::tag::Tag;
 use crate::cloud::token::{Secret, Token};
 
-/// How long a call may take before its own caller gives up is two minutes under Nomad; all waits inside one call
-/// together stay below this.
-pub const CALL_BUDGET: Duration = Duration::from_secs(100);
-/// How long a call waits for another call on the same volume before it answers ABORTED.
+/// How long a node call waits for another call on the same volume before it answers ABORTED.
 pub const LOCK_PATIENCE: Duration = Duration::from_secs(20);
 /// How long staging waits for the volume's disk to appear and become ready.
 pub const DEVICE_BUDGET: Duration = Duration::from_secs(30);
@@ -27,10 +24,6 @@ pub const DEVICE_BUDGET: Duration = Duration::from_secs(30);
 pub const MOUNT_BUDGET: Duration = Duration::from_secs(15);
 /// How long an unmount is tried again while something still uses the mount.
 pub const UNMOUNT_BUDGET: Duration = Duration::from_secs(10);
-/// How long a volume that another running droplet holds is waited for when nothing says that it is being detached.
-pub const HOLDER_PATIENCE: Duration = Duration::from_secs(5);
-/// How long a droplet must stay off, or archived, before a volume is taken from it; a reboot passes through `off`.
-pub const OFF_PATIENCE: Duration = Duration::from_secs(5);
 /// How long running calls may take to finish after SIGTERM or SIGINT.
 pub const DRAIN_BUDGET: Duration = Duration::from_secs(90);
 /// Threads that serve controller calls. Most of them only wait for DigitalOcean, and a call that frees a volume must
@@ -114,6 +107,13 @@ struct Flags {
         hide_default_value = true
     )]
     takeover: String,
+    /// Seconds in which a controller call ends; Nomad gives up after 120. Every wait inside a call is a part of it (not in
+    /// the official driver; for tests)
+    #[arg(long, default_value_t = 100.0)]
+    call_budget: f64,
+    /// Seconds in which DigitalOcean must have answered one request (not in the official driver; for tests)
+    #[arg(long, default_value_t = 20.0)]
+    api_timeout: f64,
     /// Services to offer; without a token only `node` is possible (not in the official driver)
     #[arg(long, env = "CSI_MODE", value_enum)]
     mode: Option<Mode>,
@@ -185,6 +185,10 @@ pub struct Config {
     pub api_rate_limit: f64,
     /// Whether a volume is taken also from a droplet that is running.
     pub takeover: bool,
+    /// How long a controller call may take, all its waits included.
+    pub call_budget: Duration,
+    /// How long one request to DigitalOcean may take.
+    pub api_timeout: Duration,
     /// How many volumes a droplet may hold.
     pub volume_limit: u32,
     /// Where links to attached volumes appear.
@@ -237,6 +241,8 @@ impl Flags {
             default_page_size: (self.default_volumes_page_size > 0).then_some(self.default_volumes_page_size),
             api_rate_limit: parse_rate(self.do_api_rate_limit)?,
             takeover: parse_bool("--takeover", &self.takeover)?,
+            call_budget: parse_seconds("--call-budget", self.call_budget)?,
+            api_timeout: parse_seconds("--api-timeout", self.api_timeout)?,
             volume_limit: self.volume_limit,
             device_dir: self.device_dir,
             sys_dir: self.sys_dir,
@@ -370,6 +376,15 @@ fn parse_rate(rate: f64) -> Result<f64, String> {
     Err(format!("--do-api-rate-limit: {rate} is no number of requests a second"))
 }
 
+/// Reads a time that is neither nothing nor longer than any caller waits.
+fn parse_seconds(flag: &str, seconds: f64) -> Result<Duration, String> {
+    let time = Duration::try_from_secs_f64(seconds).unwrap_or_default();
+    if (Duration::from_millis(100)..=Duration::from_secs(600)).contains(&time) {
+        return Ok(time);
+    }
+    Err(format!("{flag}: {seconds} is no number of seconds from 0.1 to 600"))
+}
+
 fn parse_bool(flag: &str, text: &str) -> Result<bool, String> {
     match text.to_ascii_lowercase().as_str() {
         "true" | "t" | "1" => Ok(true),
@@ -423,7 +438,7 @@ mod tests {
 
     #[test]
     fn a_wrong_setting_is_one_line_that_names_the_flag() {
-        let table: [(&[&str], &str); 9] = [
+        let table: [(&[&str], &str); 11] = [
             (&["--nonsense"], "--nonsense"),
             (&["--endpoint=tcp://1"], "--endpoint"),
             (&["--url=ftp://x"], "--url"),
@@ -432,6 +447,8 @@ mod tests {
             (&["--debug-addr=x"], "--debug-addr"),
             (&["--do-api-rate-limit=-1"], "--do-api-rate-limit"),
             (&["--socket-mode=999"], "--socket-mode"),
+            (&["--call-budget=0"], "--call-budget"),
+            (&["--api-timeout=-1"], "--api-timeout"),
             (&["--validate-attachment=maybe"], "--validate-attachment"),
         ];
         for (args, flag) in table {

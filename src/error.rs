@@ -195,6 +195,9 @@ pub enum Error {
         /// What did not happen in that time.
         waited_for: String,
     },
+    /// An attach did not get done in the call's time; Nomad repeats it after this and after no other failure to wait.
+    #[error("{0}; nothing is lost, ask again")]
+    NotYet(Box<Error>),
     /// The program does not yet know something it needs, and is finding it out.
     #[error("not ready: {0}")]
     NotReady(String),
@@ -257,6 +260,12 @@ impl Error {
     /// A missing or malformed field.
     pub fn invalid(field: impl Into<String>, why: impl fmt::Display) -> Error {
         Error::Invalid { field: field.into(), why: why.to_string() }
+    }
+
+    /// Turns what a repeated attach may not meet again into [`Error::NotYet`], and leaves everything else as it is.
+    #[must_use]
+    pub fn or_not_yet(self) -> Error {
+        if matches!(self, Error::OutOfTime { .. } | Error::Locked(_)) { Error::NotYet(Box::new(self)) } else { self }
     }
 
     /// Gives an [`std::io::Error`] its context; meant for `map_err`.

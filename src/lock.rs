@@ -1,12 +1,13 @@
 //! One change at a time for each volume.
 //!
-//! Owns the table of volumes that some call is changing now. It does not know what a change is; the guard it hands out
-//! is the permission that every changing function takes as its first argument, so that an unlocked change does not compile.
+//! Owns what can be locked, and the guard: the permission that every changing function takes as its first argument, so
+//! that an unlocked change does not compile. It does not know what a change is.
 
-use std::collections::HashMap;
 use std::fmt;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+use crate::line::{Lines, NoPlace, Place};
 
 /// What is locked: the volume's name while it is being created, its id afterwards.
 ///
@@ -36,28 +37,21 @@ pub struct Locked {
     detail: &'static str,
 }
 
+impl Locked {
+    /// Tells of a volume that there is no place in the line for it.
+    #[must_use]
+    pub fn new(key: VolumeKey, why: NoPlace) -> Locked {
+        let detail = match why {
+            NoPlace::Full => ", and others wait for it",
+            NoPlace::TooLate => " after a wait",
+        };
+        Locked { key, detail }
+    }
+}
+
 /// The volumes that are being changed now.
 #[derive(Debug, Clone, Default)]
-pub struct VolumeLocks {
-    table: Arc<Table>,
-}
-
-#[derive(Debug, Default)]
-struct Table {
-    held: Mutex<HashMap<VolumeKey, Entry>>,
-    freed: Condvar,
-}
-
-/// Who has to do with a locked volume.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Entry {
-    /// One caller holds it.
-    Held,
-    /// One caller holds it and one waits.
-    Awaited,
-    /// Nobody holds it; it is kept for the one that waits, so that a newcomer cannot overtake.
-    Handed,
-}
+pub struct VolumeLocks(Lines<VolumeKey>);
 
 impl VolumeLocks {
     /// Makes an empty table.
@@ -74,67 +68,24 @@ impl VolumeLocks {
     /// # Errors
     /// [`Locked`] when another caller waits already, or when the wait ran out.
     pub fn hold(&self, key: VolumeKey, patience: Duration) -> Result<VolumeGuard, Locked> {
-        let deadline = Instant::now() + patience;
-        let mut held = self.table.lock();
-        match held.get(&key) {
-            None => return Ok(self.take(&mut held, key)),
-            Some(Entry::Awaited | Entry::Handed) => {
-                return Err(Locked { key, detail: ", and one more waits for it" });
-            }
-            Some(Entry::Held) => held.insert(key.clone(), Entry::Awaited),
-        };
-        loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            let (guard, _) = self.table.freed.wait_timeout(held, left).unwrap_or_else(PoisonError::into_inner);
-            held = guard;
-            match held.get(&key) {
-                None | Some(Entry::Handed) => return Ok(self.take(&mut held, key)),
-                Some(Entry::Held | Entry::Awaited) if left.is_zero() => {
-                    held.insert(key.clone(), Entry::Held);
-                    return Err(Locked { key, detail: " after a wait" });
-                }
-                Some(Entry::Held | Entry::Awaited) => {}
-            }
+        self.hold_in_line(key, 1, Instant::now() + patience)
+    }
+
+    /// Locks a volume, waiting until the deadline in a line of those who want it, with at most `most_ahead` ahead.
+    ///
+    /// # Errors
+    /// [`Locked`] at once when there are more, or when the deadline came first.
+    pub fn hold_in_line(&self, key: VolumeKey, most_ahead: usize, deadline: Instant) -> Result<VolumeGuard, Locked> {
+        match self.0.wait(key.clone(), most_ahead, deadline) {
+            Ok(place) => Ok(VolumeGuard(Arc::new(place))),
+            Err(why) => Err(Locked::new(key, why)),
         }
-    }
-
-    fn take(&self, held: &mut HashMap<VolumeKey, Entry>, key: VolumeKey) -> VolumeGuard {
-        held.insert(key.clone(), Entry::Held);
-        VolumeGuard { _lease: Arc::new(Lease { table: Arc::clone(&self.table), key }) }
-    }
-}
-
-impl Table {
-    /// A panic while the table was locked leaves it whole, as every change to it is a single insert or remove.
-    fn lock(&self) -> MutexGuard<'_, HashMap<VolumeKey, Entry>> {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// Permission to change one volume. The volume is free again when the last clone is dropped.
 #[derive(Debug, Clone)]
-pub struct VolumeGuard {
-    _lease: Arc<Lease>,
-}
-
-#[derive(Debug)]
-struct Lease {
-    table: Arc<Table>,
-    key: VolumeKey,
-}
-
-impl Drop for Lease {
-    fn drop(&mut self) {
-        let mut held = self.table.lock();
-        match held.remove(&self.key) {
-            Some(Entry::Awaited) => {
-                held.insert(self.key.clone(), Entry::Handed);
-                self.table.freed.notify_all();
-            }
-            Some(Entry::Held | Entry::Handed) | None => {}
-        }
-    }
-}
+pub struct VolumeGuard(#[expect(dead_code, reason = "held for its Drop")] Arc<Place<VolumeKey>>);
 
 #[cfg(test)]
 mod tests {
@@ -178,7 +129,7 @@ mod tests {
             let locks = locks.clone();
             move || locks.hold(key(), Duration::from_secs(10)).map(drop)
         });
-        while locks.table.lock().get(&key()) != Some(&Entry::Awaited) {
+        while locks.0.len(&key()) < 2 {
             thread::yield_now();
         }
         let asked = Instant::now();

@@ -99,7 +99,8 @@ fn services(config: &Arc<Config>, token: Option<Token>, own_droplet: &Arc<OwnDro
     let mut services = vec![create_identity(IdentityService::new(Arc::clone(config)))];
     if let Some(token) = token.filter(|_| config.mode.has_controller()) {
         let quota = Arc::new(Quota::new(config.api_rate_limit));
-        let cloud = Cloud::new(config.api_url.clone(), token, quota, HttpBudgets::default());
+        let budgets = HttpBudgets { total: config.api_timeout, ..HttpBudgets::default() };
+        let cloud = Cloud::new(config.api_url.clone(), token, quota, budgets);
         if let Some(addr) = config.debug_addr {
             health::serve(addr, cloud.clone())?;
         }

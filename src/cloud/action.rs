@@ -38,8 +38,8 @@ pub enum ActionStatus {
     Other(String),
 }
 
-/// How many actions are read to find the latest.
-const LATEST: u32 = 20;
+/// How many actions are read to find those that may still be running.
+const NEWEST: u32 = 20;
 
 impl Cloud {
     /// Starts attaching a volume to a droplet of the same region.
@@ -98,17 +98,17 @@ impl Cloud {
         if read.id == action.0 { Ok(read.into()) } else { Err(reply.unusable("it is about another action")) }
     }
 
-    /// Reads the latest action of a volume; `None` when it never had one.
+    /// Reads the newest actions of a volume, in the order of their numbers; none when it never had one.
     ///
     /// One request when DigitalOcean lists the newest actions first, two when it lists the oldest first and there are
-    /// more than fit on a page: the order is not documented, so the greatest number counts.
+    /// more than fit on a page: the order is not documented.
     ///
     /// # Errors
     /// `NotFound` when there is no such volume.
     ///
     /// Source: API reference, "List All Actions for a Volume".
-    pub fn latest_action(&self, volume: &VolumeId) -> ApiResult<Option<Action>> {
-        let first = Page::first().of(LATEST);
+    pub fn newest_actions(&self, volume: &VolumeId) -> ApiResult<Vec<Action>> {
+        let first = Page::first().of(NEWEST);
         let (page, last) = self.actions(volume, first)?;
         let is_oldest_first = match (page.items.first(), page.items.last()) {
             (Some(head), Some(tail)) => head.id.0 < tail.id.0,
@@ -118,7 +118,8 @@ impl Cloud {
         if let Some(last) = last.filter(|last| is_oldest_first && last.number() > first.number()) {
             actions.extend(self.actions(volume, last)?.0.items);
         }
-        Ok(actions.into_iter().max_by_key(|action| action.id.0))
+        actions.sort_by_key(|action| action.id.0);
+        Ok(actions)
     }
 
     fn actions(&self, volume: &VolumeId, page: Page) -> ApiResult<(Listed<Action>, Option<Page>)> {

@@ -9,7 +9,8 @@
 //!     sleep until the start of the action + looks.due();
 //!     match the action's status {
 //!         in progress => looks.still_running(time since the start),
-//!         completed => return pace.learn(looks.finished(time since the start)),
+//!         completed => return looks.finished(time since the start).map(|sample| pace.learn(sample)),
+//!         no answer => looks.told_nothing(time since the start),
 //!         errored => return,
 //!     }
 //! }
@@ -72,6 +73,8 @@ pub struct Looks {
     due: Duration,
     step: Step,
     seen_running: Option<Duration>,
+    /// Whether some look told nothing, so that the end cannot be placed between two others.
+    is_blurred: bool,
 }
 
 /// How far the next look is from the last.
@@ -115,6 +118,12 @@ impl Pace {
         self.with(kind, |estimate| estimate.looks(kind))
     }
 
+    /// Plans the looks at an action that somebody else began, nobody knows when; nothing can be learned from them.
+    #[must_use]
+    pub fn join(&self, kind: ActionKind) -> Looks {
+        self.with(kind, |estimate| Estimate { is_learned: false, ..*estimate }.looks(kind)).blurred()
+    }
+
     /// Takes in how long an action took. Only for actions that completed: what errored took no typical time.
     pub fn learn(&self, sample: Sample) {
         self.with(sample.kind, |estimate| estimate.learn(sample.after, sample.by));
@@ -140,6 +149,20 @@ impl Looks {
     /// A look, so long after the start, saw the action running.
     pub fn still_running(&mut self, at: Duration) {
         self.seen_running = Some(at);
+        self.go_on(at);
+    }
+
+    /// A look, so long after the start, told nothing: the reply was lost, or DigitalOcean did not know the action yet.
+    pub fn told_nothing(&mut self, at: Duration) {
+        self.is_blurred = true;
+        self.go_on(at);
+    }
+
+    fn blurred(self) -> Looks {
+        Looks { is_blurred: true, ..self }
+    }
+
+    fn go_on(&mut self, at: Duration) {
         let step = match &mut self.step {
             Step::Growing(step) => {
                 let this = *step;
@@ -151,10 +174,10 @@ impl Looks {
         self.due = at.saturating_add(step);
     }
 
-    /// A look, so long after the start, saw the action completed.
+    /// A look, so long after the start, saw the action completed; none: that teaches nothing.
     #[must_use]
-    pub fn finished(self, at: Duration) -> Sample {
-        Sample { kind: self.kind, after: self.seen_running, by: at }
+    pub fn finished(self, at: Duration) -> Option<Sample> {
+        (!self.is_blurred).then_some(Sample { kind: self.kind, after: self.seen_running, by: at })
     }
 }
 
@@ -171,7 +194,7 @@ impl Estimate {
         } else {
             (self.expected / 16, Step::Proportional)
         };
-        Looks { kind, due, step, seen_running: None }
+        Looks { kind, due, step, seen_running: None, is_blurred: false }
     }
 
     fn learn(&mut self, after: Option<Duration>, by: Duration) {
@@ -239,7 +262,7 @@ mod tests {
             assert!(count < 200, "endless: {pace:?}");
             let at = looks.due();
             if at >= took {
-                pace.learn(looks.finished(at + REPLY));
+                pace.learn(looks.finished(at + REPLY).unwrap());
                 return (count, at - took);
             }
             looks.still_running(at + REPLY);
@@ -318,6 +341,19 @@ mod tests {
         watch(&pace, ActionKind::Attach, ms(300));
         assert_eq!(pace.begin(ActionKind::Detach).due(), ms(3500) / 16);
         assert!(pace.begin(ActionKind::Attach).due() > ms(200));
+    }
+
+    #[test]
+    fn looks_that_told_nothing_teach_nothing() {
+        let pace = Pace::new();
+        watch(&pace, ActionKind::Attach, ms(300));
+        let mut looks = pace.begin(ActionKind::Attach);
+        looks.told_nothing(ms(300));
+        assert!(looks.due() > ms(300));
+        assert_eq!(looks.finished(ms(90_000)), None);
+        let joined = pace.join(ActionKind::Attach);
+        assert!(joined.due() < ms(100), "it may be about to end: {:?}", joined.due());
+        assert_eq!(joined.finished(ms(100)), None);
     }
 
     #[test]

@@ -223,26 +223,28 @@ fn an_action_that_is_not_the_one_asked_for_is_not_believed() {
 }
 
 #[test]
-fn the_latest_action_is_the_one_with_the_greatest_number() {
+fn the_newest_actions_come_in_the_order_of_their_numbers() {
     let server = Canned::start([ok(fixture!("client_actions.json")), ok("{}")]);
     let cloud = server.cloud();
-    let latest = cloud.latest_action(&id()).unwrap().unwrap();
+    let actions = cloud.newest_actions(&id()).unwrap();
+    assert!(actions.is_sorted_by_key(|action| action.id.0) && actions.len() > 1);
+    let latest = actions.into_iter().last().unwrap();
     assert_eq!((latest.id, latest.status), (ActionId(72_531_858), ActionStatus::Errored));
-    assert_eq!(cloud.latest_action(&id()).unwrap(), None);
+    assert_eq!(cloud.newest_actions(&id()).unwrap(), []);
     assert_eq!(server.seen().len(), 2);
 }
 
 #[test]
-fn the_latest_action_is_found_in_either_order() {
+fn the_newest_actions_are_found_in_either_order() {
     let page = |ids: &[u64]| {
         let actions: Vec<_> = ids.iter().map(|id| format!(r#"{{"id":{id},"status":"completed"}}"#)).collect();
         let links = r#"{"pages":{"next":"https://x/?page=2","last":"https://x/?page=3&per_page=20"}}"#;
         ok(&format!(r#"{{"actions":[{}],"links":{links}}}"#, actions.join(",")))
     };
     let newest_first = Canned::start([page(&[60, 59, 41])]);
-    assert_eq!(newest_first.cloud().latest_action(&id()).unwrap().unwrap().id, ActionId(60));
+    assert_eq!(newest_first.cloud().newest_actions(&id()).unwrap().last().unwrap().id, ActionId(60));
     let oldest_first = Canned::start([page(&[1, 2, 20]), page(&[41, 60])]);
-    assert_eq!(oldest_first.cloud().latest_action(&id()).unwrap().unwrap().id, ActionId(60));
+    assert_eq!(oldest_first.cloud().newest_actions(&id()).unwrap().last().unwrap().id, ActionId(60));
     assert_eq!(oldest_first.seen()[1].line, format!("GET /v2/volumes/{ID}/actions?page=3&per_page=20 HTTP/1.1"));
 }
 

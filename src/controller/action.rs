@@ -1,23 +1,20 @@
 //! Waiting for an action: attach, detach or resize.
 //!
-//! Owns the loop of looking and sleeping, at the pace that was learned. What the end of an action means is the caller's:
-//! a completed action is not yet a fact seen.
+//! Owns the loop of looking and sleeping, at the pace that was learned, and the search for actions that others began. What
+//! the end of an action means is the caller's: a completed action is not yet a fact seen.
 
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use log::{debug, warn};
 
+use super::Controller;
 use super::time::CallTime;
 use super::verdict::{Verdict, plan_verdict};
 use crate::cloud::action::{Action, ActionStatus};
-use crate::cloud::pace::{ActionKind, Pace};
+use crate::cloud::pace::{ActionKind, Looks, Pace};
 use crate::error::{Error, Result};
 use crate::id::VolumeId;
-
-/// How long a new action may be unknown to DigitalOcean before that is believed. Source: Terraform's provider tolerates
-/// sixty such answers.
-const UNKNOWN_PATIENCE: Duration = Duration::from_secs(15);
 
 /// How an action ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,7 +25,7 @@ pub enum Ended {
     Errored,
 }
 
-/// Waits until an action that this call started has ended.
+/// Waits until an action that this call started has ended, and learns from it how long such actions take.
 ///
 /// # Errors
 /// [`Error::OutOfTime`] when it still runs at the end of the call, [`Error::Api`] when the question is refused for good.
@@ -42,19 +39,33 @@ pub fn await_action(
 ) -> Result<Ended> {
     let started = Instant::now();
     let mut looks = pace.begin(kind);
-    let mut status = action.status.clone();
+    let ended = watch(time, volume, action, &mut looks, started, doing)?;
+    if ended == Ended::Completed
+        && let Some(sample) = looks.finished(started.elapsed())
+    {
+        pace.learn(sample);
+    }
+    Ok(ended)
+}
+
+fn watch(
+    time: &CallTime,
+    volume: &VolumeId,
+    action: &Action,
+    looks: &mut Looks,
+    started: Instant,
+    doing: &str,
+) -> Result<Ended> {
+    let mut status = Some(action.status.clone());
     loop {
-        match status {
-            ActionStatus::Completed => {
-                pace.learn(looks.finished(started.elapsed()));
-                return Ok(Ended::Completed);
-            }
-            ActionStatus::Errored => {
+        match &status {
+            Some(ActionStatus::Completed) => return Ok(Ended::Completed),
+            Some(ActionStatus::Errored) => {
                 warn!("action errored doing={doing} action={}", action.id);
                 return Ok(Ended::Errored);
             }
-            ActionStatus::InProgress => {}
-            ActionStatus::Other(ref word) => debug!("action has the unknown status {word:?}, taken as running"),
+            Some(ActionStatus::InProgress) | None => {}
+            Some(ActionStatus::Other(word)) => debug!("action has the unknown status {word:?}, taken as running"),
         }
         let wait = looks.due().saturating_sub(started.elapsed());
         if wait >= time.left() {
@@ -62,31 +73,96 @@ pub fn await_action(
         }
         thread::sleep(wait);
         status = look(time, volume, action, started, doing)?;
-        if status == ActionStatus::InProgress {
-            looks.still_running(started.elapsed());
+        match &status {
+            Some(ActionStatus::InProgress) => looks.still_running(started.elapsed()),
+            Some(ActionStatus::Other(_)) | None => looks.told_nothing(started.elapsed()),
+            Some(ActionStatus::Completed | ActionStatus::Errored) => {}
         }
     }
 }
 
-/// Looks once. What is not an answer counts as "still running", so that the next look asks again.
-fn look(time: &CallTime, volume: &VolumeId, action: &Action, started: Instant, doing: &str) -> Result<ActionStatus> {
+/// Looks once; none: there was no answer, and the next look asks again.
+fn look(
+    time: &CallTime,
+    volume: &VolumeId,
+    action: &Action,
+    started: Instant,
+    doing: &str,
+) -> Result<Option<ActionStatus>> {
     let err = match time.cloud.get_action(volume, action.id) {
-        Ok(seen) => return Ok(seen.status),
+        Ok(seen) => return Ok(Some(seen.status)),
         Err(err) => err,
     };
     match plan_verdict(&err) {
-        Verdict::Missing if started.elapsed() < UNKNOWN_PATIENCE => Ok(ActionStatus::InProgress),
-        Verdict::Missing => Ok(ActionStatus::Errored),
+        Verdict::Missing if started.elapsed() < time.patience.unknown_action() => Ok(None),
+        Verdict::Missing => Ok(Some(ActionStatus::Errored)),
         Verdict::OutOfTime => Err(time.out_of_time(doing, err.to_string())),
         Verdict::Busy | Verdict::Unclear => {
             debug!("looking again doing={doing}: {err}");
             if let Some(wait) = err.wait() {
                 time.pause(wait, doing, &err)?;
             }
-            Ok(ActionStatus::InProgress)
+            Ok(None)
         }
         Verdict::Conflict | Verdict::Odd | Verdict::Limit | Verdict::Refused => {
             Err(Error::Api { doing: doing.to_owned(), source: err })
+        }
+    }
+}
+
+/// The attach or detach among a volume's actions that is still running: the latest, should there be several.
+///
+/// A resize changes nothing about where a volume is. It is the only kind that is left out: DigitalOcean's word for it is
+/// not documented, and an action that is not known is waited for.
+fn plan_changing(actions: Vec<Action>) -> Option<Action> {
+    let is_changing = |action: &Action| action.status == ActionStatus::InProgress && !action.kind.contains("resize");
+    actions.into_iter().rfind(is_changing)
+}
+
+impl Controller {
+    /// What DigitalOcean is doing at this moment about where the volume is.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] when there is no such volume, [`Error::OutOfTime`] or [`Error::Api`].
+    pub(super) fn observe_changing(&self, time: &CallTime, id: &VolumeId) -> Result<Option<Action>> {
+        let doing = format!("reading the latest actions of volume {id}");
+        let actions = time.ask(&doing, super::no_volume(id, || doing.clone()), |cloud| cloud.newest_actions(id))?;
+        Ok(plan_changing(actions))
+    }
+
+    /// Waits until an action that somebody else began has ended, well or not.
+    ///
+    /// # Errors
+    /// As [`await_action`].
+    pub(super) fn await_foreign(&self, time: &CallTime, id: &VolumeId, action: &Action, doing: &str) -> Result<()> {
+        let kind = if action.kind.contains("detach") { ActionKind::Detach } else { ActionKind::Attach };
+        debug!("waiting for {} action={} of somebody else doing={doing}", action.kind, action.id);
+        watch(time, id, action, &mut self.pace.join(kind), Instant::now(), doing).map(drop)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::id::ActionId;
+
+    #[test]
+    fn the_latest_running_attach_or_detach_is_waited_for_and_a_resize_is_not() {
+        let action = |id, kind: &str, status| Action { id: ActionId(id), status, kind: kind.to_owned() };
+        let running = |id, kind| action(id, kind, ActionStatus::InProgress);
+        let table = [
+            (vec![], None),
+            (vec![action(1, "attach_volume", ActionStatus::Completed)], None),
+            (vec![action(1, "attach_volume", ActionStatus::Errored)], None),
+            (vec![running(1, "resize"), running(2, "resize_volume")], None),
+            (vec![running(1, "detach_volume"), running(2, "resize")], Some(1)),
+            (vec![running(1, "detach_volume"), action(2, "attach_volume", ActionStatus::Completed)], Some(1)),
+            (vec![running(1, "detach_volume"), running(2, "attach_volume")], Some(2)),
+            (vec![running(1, "never heard of")], Some(1)),
+        ];
+        for (actions, want) in table {
+            let text = format!("{actions:?}");
+            assert_eq!(plan_changing(actions).map(|action| action.id), want.map(ActionId), "{text}");
         }
     }
 }

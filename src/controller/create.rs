@@ -7,11 +7,10 @@ use log::{info, warn};
 
 use super::Controller;
 use super::name::{is_made_for, plan_description, plan_name};
-use super::time::{CallTime, Pauses};
+use super::time::CallTime;
 use super::verdict::{Verdict, plan_verdict};
 use crate::cloud::region::Region;
 use crate::cloud::volume::{NewVolume, Volume};
-use crate::config::LOCK_PATIENCE;
 use crate::error::{Error, Result};
 use crate::id::VolumeName;
 use crate::lock::{VolumeGuard, VolumeKey};
@@ -35,25 +34,31 @@ impl Controller {
         let name = VolumeName::parse(&name).map_err(|bad| Error::Bug(bad.to_string()))?;
         let description = plan_description(&want.name, &name);
         let tags = self.tag.iter().cloned().collect();
-        let guard = self.locks.hold(VolumeKey::Name(want.name.clone()), LOCK_PATIENCE)?;
-        self.ensure_created(&guard, want, &NewVolume { name, size, region, description, tags, snapshot: None })
+        let time = self.begin();
+        let guard = self.hold(&time, VolumeKey::Name(want.name.clone()))?;
+        self.ensure_created(&guard, &time, want, &NewVolume { name, size, region, description, tags, snapshot: None })
     }
 
-    fn ensure_created(&self, _guard: &VolumeGuard, want: &CreateVolume, new: &NewVolume) -> Result<Volume> {
-        let time = self.begin();
+    fn ensure_created(
+        &self,
+        _guard: &VolumeGuard,
+        time: &CallTime,
+        want: &CreateVolume,
+        new: &NewVolume,
+    ) -> Result<Volume> {
         let doing = format!("creating volume {} in {}", new.name, new.region);
-        let mut pauses = Pauses::new();
+        let mut pauses = time.pauses();
         loop {
             let err = match time.cloud.create_volume(new) {
                 Ok(volume) => {
                     info!("created volume={} name={} size={}", volume.id, volume.name, volume.size);
-                    return compare(want, volume);
+                    return compare(want, time.observe_new_volume(&volume.id)?);
                 }
                 Err(err) => err,
             };
             let verdict = plan_verdict(&err);
             if may_exist(verdict)
-                && let Some(found) = find(&time, new, &doing)?
+                && let Some(found) = find(time, new, &doing)?
             {
                 info!("found volume={} name={} size={}", found.id, found.name, found.size);
                 return compare(want, found);

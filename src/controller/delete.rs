@@ -5,10 +5,10 @@
 use log::{info, warn};
 
 use super::Controller;
-use super::time::Pauses;
 use super::verdict::{Verdict, plan_verdict};
 use crate::error::{Error, Result};
 use crate::id::VolumeId;
+use crate::lock::VolumeKey;
 
 impl Controller {
     /// Deletes a volume. One that does not exist, or an id that cannot be one, is deleted already.
@@ -17,10 +17,10 @@ impl Controller {
     /// [`Error::StillAttached`] when a droplet has it, [`Error::OutOfTime`], [`Error::Api`].
     pub fn delete_volume(&self, id: &str) -> Result<()> {
         let Ok(id) = VolumeId::parse(id) else { return Ok(()) };
-        let _guard = self.hold(&id)?;
         let time = self.begin();
+        let _guard = self.hold(&time, VolumeKey::Id(id.to_string()))?;
         let doing = format!("deleting volume {id}");
-        let mut pauses = Pauses::new();
+        let mut pauses = time.pauses();
         loop {
             let err = match time.cloud.delete_volume(&id) {
                 Ok(()) => {

@@ -6,11 +6,10 @@
 //! | module | holds |
 //! |---|---|
 //! | [`create`], [`delete`] | volumes come and go |
-//! | [`publish`], [`unpublish`] | attachments come and go |
+//! | [`publish`], [`holder`], [`unpublish`] | attachments come and go |
 //! | [`list`] | pages of volumes |
-//! | [`time`] | one call's budget, and asking again within it |
+//! | [`time`] | one call's budget and the waits in it, and asking again within it |
 //! | [`action`] | waiting for an action |
-//! | [`turn`] | one event at a time for each droplet |
 //! | [`setback`] | pauses between calls that keep failing |
 //! | [`verdict`] | what a failed API call calls for |
 //! | [`name`] | CSI names into DigitalOcean names |
@@ -18,12 +17,12 @@
 pub mod action;
 pub mod create;
 pub mod delete;
+pub mod holder;
 pub mod list;
 pub mod name;
 pub mod publish;
 pub mod setback;
 pub mod time;
-pub mod turn;
 pub mod unpublish;
 pub mod verdict;
 
@@ -34,17 +33,21 @@ use crate::cloud::error::ApiError;
 use crate::cloud::pace::Pace;
 use crate::cloud::tag::Tag;
 use crate::cloud::volume::Volume;
-use crate::config::{CALL_BUDGET, Config, LOCK_PATIENCE};
+use crate::config::Config;
 use crate::error::{Error, Result, Thing};
-use crate::id::VolumeId;
+use crate::id::{DropletId, VolumeId};
+use crate::line::{Lines, Place};
 use crate::lock::{VolumeGuard, VolumeKey, VolumeLocks};
 use crate::own_droplet::OwnDroplet;
 use crate::size::SizeLimits;
 
-use setback::Setbacks;
-use time::CallTime;
-use turn::DropletTurns;
+use setback::{Pair, Setbacks};
+use time::{CallTime, Patience};
 use verdict::{Verdict, plan_verdict};
+
+/// How many calls may be ahead of one that wants a volume: every node of a small cluster may ask for it at once, and a
+/// storm of calls for one volume must leave threads for the others.
+const MOST_AHEAD: usize = 8;
 
 /// The controller side of the driver.
 #[derive(Debug)]
@@ -56,7 +59,12 @@ pub struct Controller {
     takeover: bool,
     locks: VolumeLocks,
     pace: Pace,
-    turns: DropletTurns,
+    patience: Patience,
+    /// DigitalOcean refuses a droplet's second event while one is running, so the calls of this process wait for each
+    /// other here, in order, instead of colliding there.
+    turns: Lines<DropletId>,
+    /// Calls that repeat the same detach.
+    detaching: Lines<Pair>,
     setbacks: Setbacks,
 }
 
@@ -64,6 +72,7 @@ impl Controller {
     /// Makes the controller side; it asks nothing yet.
     #[must_use]
     pub fn new(config: &Config, cloud: Cloud, own_droplet: Arc<OwnDroplet>) -> Controller {
+        let patience = Patience::of(config.call_budget);
         Controller {
             cloud,
             own_droplet,
@@ -72,8 +81,10 @@ impl Controller {
             takeover: config.takeover,
             locks: VolumeLocks::new(),
             pace: Pace::new(),
-            turns: DropletTurns::default(),
-            setbacks: Setbacks::default(),
+            patience,
+            turns: Lines::default(),
+            detaching: Lines::default(),
+            setbacks: Setbacks::new(patience.setbacks()),
         }
     }
 
@@ -87,11 +98,23 @@ impl Controller {
 
     /// Starts the clock of one call.
     fn begin(&self) -> CallTime {
-        CallTime::start(&self.cloud, CALL_BUDGET)
+        CallTime::start(&self.cloud, self.patience)
     }
 
-    fn hold(&self, id: &VolumeId) -> Result<VolumeGuard> {
-        Ok(self.locks.hold(VolumeKey::Id(id.to_string()), LOCK_PATIENCE)?)
+    /// Locks a volume for a call whose caller is better off asking again than waiting long.
+    fn hold(&self, time: &CallTime, key: VolumeKey) -> Result<VolumeGuard> {
+        Ok(self.locks.hold(key, time.patience.lock().min(time.left()))?)
+    }
+
+    /// Locks a volume for a call that waits as long as it can.
+    fn hold_in_line(&self, time: &CallTime, id: &VolumeId) -> Result<VolumeGuard> {
+        Ok(self.locks.hold_in_line(VolumeKey::Id(id.to_string()), MOST_AHEAD, time.deadline())?)
+    }
+
+    /// Waits for a droplet's turn.
+    fn take_turn(&self, time: &CallTime, droplet: DropletId, doing: &str) -> Result<Place<DropletId>> {
+        let busy = |_| time.out_of_time(doing, "earlier calls for this droplet are still running");
+        self.turns.wait(droplet, usize::MAX, time.deadline()).map_err(busy)
     }
 }
 

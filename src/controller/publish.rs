@@ -2,28 +2,26 @@
 //!
 //! Owns the decision what to do about an attachment and the loop that ends only when the volume has been seen on the
 //! droplet, or when it is certain that it cannot get there. Error texts decide nothing here: after each of them the volume
-//! is read again.
+//! is read again. What to do about another droplet that has the volume is in `holder`.
 
-use std::time::{Duration, Instant};
+use std::mem;
+use std::time::Instant;
 
 use log::{info, warn};
 
 use super::Controller;
 use super::action::{Ended, await_action};
+use super::holder::Watch;
 use super::time::{CallTime, Pauses};
 use super::verdict::{Verdict, plan_verdict};
-use crate::cloud::action::ActionStatus;
-use crate::cloud::droplet::{Droplet, DropletStatus};
+use crate::cloud::action::Action;
+use crate::cloud::error::ApiError;
 use crate::cloud::pace::ActionKind;
 use crate::cloud::volume::Volume;
-use crate::config::{HOLDER_PATIENCE, OFF_PATIENCE};
-use crate::error::{Error, Holder, Result, Thing};
+use crate::error::{Error, Result, Thing};
 use crate::id::{DropletId, VolumeId};
 use crate::lock::VolumeGuard;
 use crate::request::controller::Publish;
-
-/// The pause between two looks at a volume that something else is changing.
-const WATCH_PAUSE: Duration = Duration::from_secs(1);
 
 /// What a volume's attachment calls for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,35 +44,42 @@ fn plan_attach(droplets: &[DropletId], want: DropletId) -> AttachPlan {
     }
 }
 
-/// What to do about another droplet that has the volume.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum HolderPlan {
-    /// It cannot use the volume: take it away.
-    Take,
-    /// It is off or archived; look again in a while, as a reboot passes through `off`.
-    LookAgain,
-    /// It may be using the volume: leave it alone.
-    Respect,
+/// How one look at the volume, and what was done about it, ended.
+#[derive(Debug)]
+pub(super) enum Round {
+    /// The volume has been seen where it should be.
+    Done(Volume),
+    /// Something has changed: look again at once.
+    Again,
+    /// Nothing more can be done now, for this reason: look again after a pause, each longer than the last.
+    Pause(String),
+    /// The same, but look soon, as the state is about to change.
+    Watch(String),
+    /// Somebody else's action has to end first.
+    Await(Action),
 }
 
-/// Decides about the droplet that has the volume; none: DigitalOcean does not know it any more.
-fn plan_holder(holder: Option<&Droplet>, off_since: Option<Duration>, takeover: bool) -> HolderPlan {
-    match holder.map(|droplet| &droplet.status) {
-        None => HolderPlan::Take,
-        Some(_) if takeover => HolderPlan::Take,
-        Some(DropletStatus::Off | DropletStatus::Archive) => match off_since {
-            Some(time) if time >= OFF_PATIENCE => HolderPlan::Take,
-            Some(_) | None => HolderPlan::LookAgain,
-        },
-        Some(DropletStatus::New | DropletStatus::Active | DropletStatus::Other(_)) => HolderPlan::Respect,
-    }
+/// What came of an attach that was sent.
+#[derive(Debug)]
+enum Tried {
+    /// DigitalOcean says that it is done.
+    Completed,
+    /// DigitalOcean says that it failed.
+    Errored,
+    /// It is open whether it had an effect, or somebody else was faster.
+    Open(ApiError),
+    /// DigitalOcean refuses it, if the volume is not there already.
+    Refused(Error),
 }
 
-/// What one call has seen so far of a volume that it cannot have yet.
-#[derive(Debug, Default)]
-struct Watch {
-    since: Option<Instant>,
-    off_since: Option<Instant>,
+/// What one call has met so far.
+#[derive(Debug)]
+struct Course {
+    pauses: Pauses,
+    /// An attach, this call's or another's, may be on its way.
+    is_contested: bool,
+    refusal: Option<Error>,
+    watch: Watch,
 }
 
 impl Controller {
@@ -84,147 +89,131 @@ impl Controller {
     ///
     /// # Errors
     /// [`Error::NotFound`] for a volume or droplet that does not exist, [`Error::AttachedElsewhere`] when a running
-    /// droplet has it, [`Error::AttachLimit`], [`Error::OutOfTime`] when DigitalOcean was busy for the whole call.
+    /// droplet has it, [`Error::AttachLimit`], [`Error::NotYet`] when the call's time was used up by waiting.
     pub fn publish(&self, want: &Publish) -> Result<Volume> {
-        let guard = self.hold(&want.volume)?;
         let time = self.begin();
-        let volume = self.ensure_attached(&guard, &time, &want.volume, want.droplet)?;
-        self.ensure_tagged(&guard, &time, &volume)?;
-        Ok(volume)
+        self.ensure_attached(&time, want).map_err(Error::or_not_yet)
     }
 
-    fn ensure_attached(
-        &self,
-        guard: &VolumeGuard,
-        time: &CallTime,
-        id: &VolumeId,
-        droplet: DropletId,
-    ) -> Result<Volume> {
-        let mut is_ours = false;
-        let mut watch = Watch::default();
-        let mut pauses = Pauses::new();
+    fn ensure_attached(&self, time: &CallTime, want: &Publish) -> Result<Volume> {
+        let doing = attaching(&want.volume, want.droplet);
+        let mut course = Course { pauses: time.pauses(), is_contested: false, refusal: None, watch: Watch::default() };
         loop {
-            let volume = time.observe_volume(id)?;
-            match plan_attach(&volume.droplets, droplet) {
-                // An attachment that this call did not make may be on its way out: a detach shows only at its end.
-                AttachPlan::Here if is_ours || !self.is_changing(time, id)? => return Ok(volume),
-                AttachPlan::Here => time.pause(WATCH_PAUSE, &attaching(id, droplet), &"a detach is running")?,
-                AttachPlan::Attach if is_ours => {
-                    // Completed, yet not shown: the listing may lag, and if it does not the attach is repeated.
-                    is_ours = false;
-                    time.pause(pauses.next_pause(), &attaching(id, droplet), &"the attachment does not show yet")?;
-                }
-                AttachPlan::Attach => is_ours = self.apply_attach(guard, time, id, droplet)? == Ended::Completed,
-                AttachPlan::Elsewhere(holder) => {
-                    is_ours = false;
-                    self.ensure_released(guard, time, &volume, holder, droplet, &mut watch)?;
-                }
+            let guard = self.hold_in_line(time, &want.volume)?;
+            let round = self.attach_round(&guard, time, want, &mut course)?;
+            if let Round::Done(volume) = round {
+                self.ensure_tagged(&guard, time, &volume)?;
+                return Ok(volume);
+            }
+            // The call that makes the volume free must not wait for this one, which waits for that.
+            drop(guard);
+            match round {
+                Round::Done(_) | Round::Again => {}
+                Round::Pause(why) => time.pause(course.pauses.next_pause(), &doing, &why)?,
+                Round::Watch(why) => time.pause(time.patience.watch(), &doing, &why)?,
+                Round::Await(action) => self.await_foreign(time, &want.volume, &action, &doing)?,
             }
         }
     }
 
-    /// Starts an attach and waits for its end. Says whether it completed; everything that leaves it open whether it did
-    /// counts as not completed, and the caller looks.
-    fn apply_attach(&self, _guard: &VolumeGuard, time: &CallTime, id: &VolumeId, droplet: DropletId) -> Result<Ended> {
+    fn attach_round(&self, guard: &VolumeGuard, time: &CallTime, want: &Publish, course: &mut Course) -> Result<Round> {
+        let volume = time.observe_volume(&want.volume)?;
+        match plan_attach(&volume.droplets, want.droplet) {
+            // An attachment that this call did not make may be on its way out: a detach shows only at its end.
+            AttachPlan::Here => Ok(match self.observe_changing(time, &want.volume)? {
+                Some(action) => Round::Await(action),
+                None => Round::Done(volume),
+            }),
+            AttachPlan::Attach => self.attach_free(guard, time, want, course),
+            AttachPlan::Elsewhere(holder) => {
+                course.refusal = None;
+                self.release_round(guard, time, &volume, holder, want.droplet, &mut course.watch)
+            }
+        }
+    }
+
+    /// Attaches a volume that was seen nowhere.
+    fn attach_free(&self, guard: &VolumeGuard, time: &CallTime, want: &Publish, course: &mut Course) -> Result<Round> {
+        if mem::take(&mut course.is_contested)
+            && let Some(action) = self.observe_changing(time, &want.volume)?
+        {
+            return Ok(Round::Await(action));
+        }
+        if let Some(refusal) = course.refusal.take() {
+            return Err(refusal);
+        }
+        match self.apply_attach(guard, time, want)? {
+            Tried::Completed => self.await_shown(guard, time, want, course),
+            Tried::Errored => Ok(Round::Pause("DigitalOcean's attach action errored".to_owned())),
+            Tried::Open(err) => {
+                warn!(
+                    "attach unclear, reading the volume again doing={}: {err}",
+                    attaching(&want.volume, want.droplet)
+                );
+                course.is_contested = true;
+                Ok(Round::Pause(err.to_string()))
+            }
+            Tried::Refused(err) => {
+                course.is_contested = true;
+                course.refusal = Some(err);
+                Ok(Round::Again)
+            }
+        }
+    }
+
+    /// Reads back what a completed attach has brought about. The guard is kept meanwhile: who waits for the volume to
+    /// detach it comes after this call's answer, not between attach and answer.
+    fn await_shown(&self, _guard: &VolumeGuard, time: &CallTime, want: &Publish, course: &mut Course) -> Result<Round> {
+        let (since, mut pauses) = (Instant::now(), time.pauses());
+        loop {
+            let volume = time.observe_volume(&want.volume)?;
+            match plan_attach(&volume.droplets, want.droplet) {
+                AttachPlan::Here => return Ok(Round::Done(volume)),
+                AttachPlan::Elsewhere(_) => return Ok(Round::Again),
+                AttachPlan::Attach => {}
+            }
+            let why = "DigitalOcean's attach action completed, but the attachment does not show";
+            if since.elapsed() > time.patience.shown() {
+                course.is_contested = true;
+                return Ok(Round::Pause(why.to_owned()));
+            }
+            time.pause(pauses.next_pause(), &attaching(&want.volume, want.droplet), &why)?;
+        }
+    }
+
+    /// Sends an attach when it is this call's turn, again while the droplet is busy, and waits for its end.
+    fn apply_attach(&self, _guard: &VolumeGuard, time: &CallTime, want: &Publish) -> Result<Tried> {
+        let (id, droplet) = (&want.volume, want.droplet);
         let doing = attaching(id, droplet);
-        let busy = || time.out_of_time(&doing, "earlier calls for this droplet are still running");
-        let _turn = self.turns.take(droplet, time.deadline()).ok_or_else(busy)?;
-        let mut pauses = Pauses::new();
+        let _turn = self.take_turn(time, droplet, &doing)?;
+        let mut pauses = time.pauses();
         loop {
             let err = match time.cloud.attach(id, droplet) {
                 Ok(action) => {
-                    let ended = await_action(time, &self.pace, id, ActionKind::Attach, &action, &doing)?;
-                    if ended == Ended::Completed {
-                        info!("attached volume={id} droplet={droplet} action={}", action.id);
-                    } else {
-                        time.pause(pauses.next_pause(), &doing, &"DigitalOcean's attach action errored")?;
-                    }
-                    return Ok(ended);
+                    return Ok(match await_action(time, &self.pace, id, ActionKind::Attach, &action, &doing)? {
+                        Ended::Completed => {
+                            info!("attached volume={id} droplet={droplet} action={}", action.id);
+                            Tried::Completed
+                        }
+                        Ended::Errored => Tried::Errored,
+                    });
                 }
                 Err(err) => err,
             };
             match plan_verdict(&err) {
                 Verdict::Busy => time.pause(pauses.after(&err), &doing, &err)?,
-                Verdict::Unclear | Verdict::Conflict => {
-                    warn!("attach unclear, reading the volume again doing={doing}: {err}");
-                    time.pause(pauses.after(&err), &doing, &err)?;
-                    return Ok(Ended::Errored);
-                }
+                Verdict::Unclear | Verdict::Conflict => return Ok(Tried::Open(err)),
                 Verdict::Missing | Verdict::Odd if self.observe_droplet(time, droplet)?.is_none() => {
                     return Err(Error::NotFound(Thing::Droplet(droplet.to_string())));
                 }
                 // The droplet is there, so it is the volume that is gone, which reading it will tell.
-                Verdict::Missing => return Ok(Ended::Errored),
-                Verdict::Limit => return Err(Error::AttachLimit { droplet, volume: id.clone() }),
-                Verdict::OutOfTime => return Err(time.out_of_time(&doing, err.to_string())),
-                Verdict::Odd | Verdict::Refused => return Err(Error::Api { doing, source: err }),
-            }
-        }
-    }
-
-    /// Brings about that another droplet lets go of the volume, or fails when that is not ours to do.
-    fn ensure_released(
-        &self,
-        guard: &VolumeGuard,
-        time: &CallTime,
-        volume: &Volume,
-        holder: DropletId,
-        wanted: DropletId,
-        watch: &mut Watch,
-    ) -> Result<()> {
-        let doing = attaching(&volume.id, wanted);
-        if self.is_changing(time, &volume.id)? {
-            return time.pause(
-                WATCH_PAUSE,
-                &doing,
-                &format!("droplet {holder} has it, and an action on it is running"),
-            );
-        }
-        let droplet = self.observe_droplet(time, holder)?;
-        let off_since = watch.off_since.map(|since| since.elapsed());
-        match plan_holder(droplet.as_ref(), off_since, self.takeover) {
-            HolderPlan::Take => {
-                let state = droplet.map_or_else(|| "gone".to_owned(), |droplet| format!("{:?}", droplet.status));
-                warn!("taking volume={} from droplet={holder}, which is {state}, for droplet={wanted}", volume.id);
-                self.ensure_detached(guard, time, &volume.id, holder)
-            }
-            HolderPlan::LookAgain => {
-                watch.off_since.get_or_insert_with(Instant::now);
-                time.pause(WATCH_PAUSE, &doing, &format!("droplet {holder} has it and is not running"))
-            }
-            HolderPlan::Respect => {
-                watch.off_since = None;
-                if watch.since.get_or_insert_with(Instant::now).elapsed() < HOLDER_PATIENCE {
-                    return time.pause(WATCH_PAUSE, &doing, &format!("droplet {holder} has it"));
+                Verdict::Missing => return Ok(Tried::Open(err)),
+                Verdict::Limit => {
+                    return Ok(Tried::Refused(Error::AttachLimit { droplet, volume: id.clone() }));
                 }
-                let name = droplet.map(|droplet| droplet.name).filter(|name| !name.is_empty());
-                Err(Error::AttachedElsewhere {
-                    volume: volume.id.clone(),
-                    name: volume.name.clone(),
-                    holder: Holder { id: holder, name },
-                    wanted,
-                })
+                Verdict::OutOfTime => return Err(time.out_of_time(&doing, err.to_string())),
+                Verdict::Odd | Verdict::Refused => return Ok(Tried::Refused(Error::Api { doing, source: err })),
             }
-        }
-    }
-
-    /// Whether DigitalOcean is doing something to the volume at this moment.
-    pub(super) fn is_changing(&self, time: &CallTime, id: &VolumeId) -> Result<bool> {
-        let doing = format!("reading the latest action of volume {id}");
-        let latest = time.ask(&doing, super::no_volume(id, || doing.clone()), |cloud| cloud.latest_action(id))?;
-        Ok(latest.is_some_and(|action| match action.status {
-            ActionStatus::InProgress => true,
-            ActionStatus::Completed | ActionStatus::Errored | ActionStatus::Other(_) => false,
-        }))
-    }
-
-    /// Reads a droplet; none: it does not exist.
-    pub(super) fn observe_droplet(&self, time: &CallTime, id: DropletId) -> Result<Option<Droplet>> {
-        let doing = format!("reading droplet {id}");
-        match time.ask(&doing, Error::api(doing.clone()), |cloud| cloud.get_droplet(id)) {
-            Ok(droplet) => Ok(Some(droplet)),
-            Err(Error::Api { source, .. }) if plan_verdict(&source) == Verdict::Missing => Ok(None),
-            Err(err) => Err(err),
         }
     }
 
@@ -250,10 +239,6 @@ mod tests {
         DropletId::new(number).unwrap()
     }
 
-    fn droplet(status: DropletStatus) -> Droplet {
-        Droplet { id: id(7), name: "a".into(), status, region: None, volumes: Vec::new() }
-    }
-
     #[test]
     fn the_plan_follows_from_where_the_volume_is() {
         let table: [(&[DropletId], AttachPlan); 4] = [
@@ -264,28 +249,6 @@ mod tests {
         ];
         for (droplets, want) in table {
             assert_eq!(plan_attach(droplets, id(1)), want, "{droplets:?}");
-        }
-    }
-
-    #[test]
-    fn only_a_droplet_that_cannot_use_the_volume_loses_it() {
-        let long = Some(OFF_PATIENCE);
-        let table = [
-            (None, None, false, HolderPlan::Take),
-            (Some(DropletStatus::Active), long, false, HolderPlan::Respect),
-            (Some(DropletStatus::New), long, false, HolderPlan::Respect),
-            (Some(DropletStatus::Other("locked".into())), long, false, HolderPlan::Respect),
-            (Some(DropletStatus::Off), None, false, HolderPlan::LookAgain),
-            (Some(DropletStatus::Off), Some(Duration::ZERO), false, HolderPlan::LookAgain),
-            (Some(DropletStatus::Off), long, false, HolderPlan::Take),
-            (Some(DropletStatus::Archive), None, false, HolderPlan::LookAgain),
-            (Some(DropletStatus::Archive), long, false, HolderPlan::Take),
-            (Some(DropletStatus::Active), None, true, HolderPlan::Take),
-            (Some(DropletStatus::Off), None, true, HolderPlan::Take),
-        ];
-        for (status, off_since, takeover, want) in table {
-            let holder = status.clone().map(droplet);
-            assert_eq!(plan_holder(holder.as_ref(), off_since, takeover), want, "{status:?} {off_since:?} {takeover}");
         }
     }
 }

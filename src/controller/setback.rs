@@ -9,10 +9,6 @@ use std::time::{Duration, Instant};
 
 use crate::id::{DropletId, VolumeId};
 
-/// The pause after the first failure, and the longest one.
-const FIRST_PAUSE: Duration = Duration::from_secs(1);
-const LONGEST_PAUSE: Duration = Duration::from_secs(60);
-
 /// A volume and the droplet that it cannot be taken from; none: from wherever it is.
 pub type Pair = (VolumeId, Option<DropletId>);
 
@@ -23,24 +19,32 @@ struct Setback {
 }
 
 /// The pairs whose last try failed.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Setbacks {
+    first_pause: Duration,
+    longest_pause: Duration,
     table: Mutex<HashMap<Pair, Setback>>,
 }
 
 impl Setbacks {
-    /// How long to wait before the next try.
-    pub fn pause_before(&self, pair: &Pair, now: Instant) -> Duration {
+    /// Remembers nothing yet; `pauses` are the one after the first failure, and the longest one.
+    #[must_use]
+    pub fn new(pauses: (Duration, Duration)) -> Setbacks {
+        Setbacks { first_pause: pauses.0, longest_pause: pauses.1, table: Mutex::default() }
+    }
+
+    /// How long to wait before the next try; none: the last one did not fail.
+    pub fn pause_before(&self, pair: &Pair, now: Instant) -> Option<Duration> {
         let table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
-        table.get(pair).map_or(Duration::ZERO, |setback| setback.until.saturating_duration_since(now))
+        table.get(pair).map(|setback| setback.until.saturating_duration_since(now))
     }
 
     /// A try failed: the next pause is twice as long as the last.
     pub fn failed(&self, pair: Pair, now: Instant) {
         let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
         // Pairs that nobody asked for in a long while are finished business.
-        table.retain(|_, setback| now < setback.until + LONGEST_PAUSE * 10);
-        let pause = table.get(&pair).map_or(FIRST_PAUSE, |last| (last.pause * 2).min(LONGEST_PAUSE));
+        table.retain(|_, setback| now < setback.until + self.longest_pause * 10);
+        let pause = table.get(&pair).map_or(self.first_pause, |last| (last.pause * 2).min(self.longest_pause));
         table.insert(pair, Setback { pause, until: now + pause });
     }
 
@@ -54,31 +58,36 @@ impl Setbacks {
 mod tests {
     use super::*;
 
+    fn setbacks() -> Setbacks {
+        Setbacks::new((Duration::from_secs(1), Duration::from_secs(60)))
+    }
+
     fn pair(droplet: u64) -> Pair {
         (VolumeId::parse("1b2c3d4e-8f00-11f0-9a11-0a58ac14d1e2").unwrap(), DropletId::new(droplet))
     }
 
     #[test]
     fn pauses_double_to_a_bound_and_end_with_success() {
-        let setbacks = Setbacks::default();
+        let setbacks = setbacks();
         let now = Instant::now();
         let mut seen = Vec::new();
         for _ in 0..8 {
             setbacks.failed(pair(1), now);
-            seen.push(setbacks.pause_before(&pair(1), now).as_secs());
+            seen.push(setbacks.pause_before(&pair(1), now).unwrap().as_secs());
         }
         assert_eq!(seen, [1, 2, 4, 8, 16, 32, 60, 60]);
-        assert_eq!(setbacks.pause_before(&pair(2), now), Duration::ZERO);
+        assert_eq!(setbacks.pause_before(&pair(1), now + Duration::from_secs(60)), Some(Duration::ZERO));
+        assert_eq!(setbacks.pause_before(&pair(2), now), None);
         setbacks.succeeded(&pair(1));
-        assert_eq!(setbacks.pause_before(&pair(1), now), Duration::ZERO);
+        assert_eq!(setbacks.pause_before(&pair(1), now), None);
     }
 
     #[test]
     fn old_setbacks_are_forgotten() {
-        let setbacks = Setbacks::default();
+        let setbacks = setbacks();
         let now = Instant::now();
         setbacks.failed(pair(1), now);
-        setbacks.failed(pair(2), now + LONGEST_PAUSE * 20);
+        setbacks.failed(pair(2), now + Duration::from_secs(60) * 20);
         assert_eq!(setbacks.table.lock().unwrap().len(), 1);
     }
 }

@@ -1,7 +1,7 @@
-//! One call's time: when it has to end, and asking again until then.
+//! One call's time: when it has to end, the waits inside it, and asking again until then.
 //!
-//! Owns the deadline of a call, the pauses inside it, and the repetition of questions that DigitalOcean did not answer.
-//! Only questions are repeated here; a change is repeated by whoever knows what it may have done.
+//! Owns the deadline of a call, the length of every wait inside it, and the repetition of questions that DigitalOcean
+//! did not answer. Only questions are repeated here; a change is repeated by whoever knows what it may have done.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -14,15 +14,85 @@ use crate::cloud::{ApiResult, Cloud};
 use crate::error::{Error, Result, Thing};
 use crate::id::VolumeId;
 
-/// The first and the longest pause between two tries.
-const FIRST_PAUSE: Duration = Duration::from_millis(200);
-const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// How long a call waits for what. Every wait is a part of the call's budget, so that they fit into it together and tests
+/// can shrink them all at once; the comments say what comes of the budget of 100 s that a call has by default.
+#[derive(Debug, Clone, Copy)]
+pub struct Patience(Duration);
+
+impl Patience {
+    /// The waits of calls with this budget.
+    #[must_use]
+    pub fn of(budget: Duration) -> Patience {
+        Patience(budget)
+    }
+
+    /// The whole call; Nomad gives up after 120 s.
+    #[must_use]
+    pub fn call(self) -> Duration {
+        self.0
+    }
+
+    /// 20 s: for another call on the same volume, where the caller is better off asking again.
+    #[must_use]
+    pub fn lock(self) -> Duration {
+        self.0 / 5
+    }
+
+    /// 5 s: for a running droplet to let go of a volume, when no action says that it is about to.
+    #[must_use]
+    pub fn holder(self) -> Duration {
+        self.0 / 20
+    }
+
+    /// 1 s: between two looks at a volume whose state is about to change.
+    #[must_use]
+    pub fn watch(self) -> Duration {
+        self.0 / 100
+    }
+
+    /// 10 s: until a droplet that is off, or archived, is believed to stay so; a reboot passes through `off`.
+    #[must_use]
+    pub fn off(self) -> Duration {
+        self.0 / 10
+    }
+
+    /// 10 s: for the effect of a completed action, or a new volume, to be shown.
+    #[must_use]
+    pub fn shown(self) -> Duration {
+        self.0 / 10
+    }
+
+    /// 15 s: for a new action to be known. Source: Terraform's provider tolerates sixty times 404.
+    #[must_use]
+    pub fn unknown_action(self) -> Duration {
+        self.0 * 3 / 20
+    }
+
+    /// 1 s and 60 s: the first and the longest pause between detaches of one volume that keep failing.
+    #[must_use]
+    pub fn setbacks(self) -> (Duration, Duration) {
+        (self.0 / 100, self.0 * 3 / 5)
+    }
+
+    /// 30 s: for a detach that has failed before. With the longest pause it fits into a call.
+    #[must_use]
+    pub fn after_setback(self) -> Duration {
+        self.0 * 3 / 10
+    }
+
+    /// 200 ms and 5 s: the first and the longest pause between two tries.
+    fn pauses(self) -> (Duration, Duration) {
+        (self.0 / 500, self.0 / 20)
+    }
+}
 
 /// The time that one call has.
 #[derive(Debug)]
 pub struct CallTime {
     /// The API, bounded by this call's deadline.
     pub cloud: Cloud,
+    /// How long to wait for what.
+    pub patience: Patience,
     started: Instant,
     deadline: Instant,
 }
@@ -30,10 +100,17 @@ pub struct CallTime {
 impl CallTime {
     /// Starts the clock.
     #[must_use]
-    pub fn start(cloud: &Cloud, budget: Duration) -> CallTime {
+    pub fn start(cloud: &Cloud, patience: Patience) -> CallTime {
         let started = Instant::now();
-        let deadline = started + budget;
-        CallTime { cloud: cloud.until(deadline), started, deadline }
+        let deadline = started + patience.call();
+        CallTime { cloud: cloud.until(deadline), patience, started, deadline }
+    }
+
+    /// The same call, to end earlier because what it does has failed before.
+    #[must_use]
+    pub fn shortened_after_setback(self) -> CallTime {
+        let deadline = self.deadline.min(Instant::now() + self.patience.after_setback());
+        CallTime { cloud: self.cloud.until(deadline), deadline, ..self }
     }
 
     /// How much is left.
@@ -46,6 +123,13 @@ impl CallTime {
     #[must_use]
     pub fn deadline(&self) -> Instant {
         self.deadline
+    }
+
+    /// Growing pauses between tries of this call.
+    #[must_use]
+    pub fn pauses(&self) -> Pauses {
+        let (first, longest) = self.patience.pauses();
+        Pauses { next: first, longest }
     }
 
     /// The error of a call whose time is used up.
@@ -77,7 +161,7 @@ impl CallTime {
         refused: impl FnOnce(ApiError) -> Error,
         question: impl Fn(&Cloud) -> ApiResult<T>,
     ) -> Result<T> {
-        let mut pauses = Pauses::new();
+        let mut pauses = self.pauses();
         loop {
             let err = match question(&self.cloud) {
                 Ok(answer) => return Ok(answer),
@@ -114,23 +198,37 @@ impl CallTime {
             Err(err) => Err(err),
         }
     }
+
+    /// As [`CallTime::observe_volume`], for a volume that has just been created and may take a moment to be shown.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] when it is not shown for too long, [`Error::OutOfTime`] or [`Error::Api`].
+    pub fn observe_new_volume(&self, id: &VolumeId) -> Result<Volume> {
+        let (since, mut pauses) = (Instant::now(), self.pauses());
+        loop {
+            match self.observe_volume_if_there(id)? {
+                Some(volume) => return Ok(volume),
+                None if since.elapsed() > self.patience.shown() => {
+                    return Err(Error::NotFound(Thing::Volume(id.to_string())));
+                }
+                None => self.pause(pauses.next_pause(), &format!("creating volume {id}"), &"it does not show yet")?,
+            }
+        }
+    }
 }
 
 /// Growing pauses, each with a random part, so that the plugins of a cluster do not stay in step.
 #[derive(Debug)]
-pub struct Pauses(Duration);
+pub struct Pauses {
+    next: Duration,
+    longest: Duration,
+}
 
 impl Pauses {
-    /// Starts with the shortest.
-    #[must_use]
-    pub fn new() -> Pauses {
-        Pauses(FIRST_PAUSE)
-    }
-
     /// The next pause: at least half of what it would be without chance, at most one and a half times as much.
     pub fn next_pause(&mut self) -> Duration {
-        let pause = self.0.mul_f64(0.5 + fastrand::f64());
-        self.0 = (self.0 * 2).min(LONGEST_PAUSE);
+        let pause = self.next.mul_f64(0.5 + fastrand::f64());
+        self.next = (self.next * 2).min(self.longest);
         pause
     }
 
@@ -139,11 +237,11 @@ impl Pauses {
         let pause = self.next_pause();
         err.wait().map_or(pause, |asked| asked.max(pause))
     }
-}
 
-impl Default for Pauses {
-    fn default() -> Self {
-        Pauses::new()
+    /// The same, but long from the first on, for what has failed before.
+    #[must_use]
+    pub fn long(self) -> Pauses {
+        Pauses { next: self.longest, ..self }
     }
 }
 
@@ -151,11 +249,21 @@ impl Default for Pauses {
 mod tests {
     use super::*;
 
+    const BUDGET: Duration = Duration::from_secs(100);
+
     #[test]
     fn pauses_grow_to_a_bound_and_are_never_the_same() {
-        let mut pauses = Pauses::new();
+        let (first, longest) = Patience::of(BUDGET).pauses();
+        let mut pauses = Pauses { next: first, longest };
         let all: Vec<Duration> = (0..20).map(|_| pauses.next_pause()).collect();
-        assert!(all.iter().all(|pause| *pause >= FIRST_PAUSE / 2 && *pause <= LONGEST_PAUSE * 3 / 2));
+        assert!(all.iter().all(|pause| *pause >= first / 2 && *pause <= longest * 3 / 2));
         assert!(all.last() > all.first());
+    }
+
+    #[test]
+    fn what_one_call_waits_for_in_turn_fits_into_it() {
+        let patience = Patience::of(BUDGET);
+        assert!(patience.setbacks().1 + patience.after_setback() < patience.call());
+        assert!(patience.holder() + patience.off() + patience.shown() + patience.unknown_action() < patience.call());
     }
 }

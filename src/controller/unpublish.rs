@@ -1,7 +1,8 @@
 //! Detaching a volume from a droplet, so that it is not there when the call says so.
 //!
 //! Owns the loop that ends only when the volume has been seen not to be on the droplet, or not to exist. The detach is
-//! sent first, without a look: it is right in almost every case, and DigitalOcean refuses it harmlessly in the others.
+//! sent first, without a look: it is right in almost every case, and DigitalOcean refuses it harmlessly in the others. Once
+//! DigitalOcean has carried one out, no second one is sent: the volume may be in use there again by then.
 
 use std::time::Instant;
 
@@ -11,22 +12,35 @@ use super::Controller;
 use super::action::{Ended, await_action};
 use super::time::{CallTime, Pauses};
 use super::verdict::{Verdict, plan_verdict};
+use crate::cloud::action::Action;
+use crate::cloud::error::ApiError;
 use crate::cloud::pace::ActionKind;
-use crate::config::LOCK_PATIENCE;
+use crate::cloud::volume::Volume;
 use crate::error::{Error, Result};
 use crate::id::{DropletId, VolumeId};
-use crate::lock::{VolumeGuard, VolumeKey};
+use crate::lock::{Locked, VolumeGuard, VolumeKey};
 use crate::request::controller::{DetachFrom, Unpublish};
 
 /// What is known after a detach was sent.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Sent {
+#[derive(Debug)]
+pub(super) enum Sent {
     /// DigitalOcean says that it is done.
     Completed,
-    /// DigitalOcean says that there is nothing to detach.
-    NothingThere,
+    /// DigitalOcean says that it failed.
+    Errored,
+    /// DigitalOcean says that there is nothing to detach, or that something does not fit.
+    Refused(ApiError),
     /// It is open whether it had an effect.
-    Unclear,
+    Open(ApiError),
+}
+
+/// What to do while DigitalOcean says that the droplet is busy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum WhenBusy {
+    /// Keep the droplet's turn and try again.
+    Wait,
+    /// Return; whoever sent the detach has to think again.
+    Return,
 }
 
 impl Controller {
@@ -36,22 +50,34 @@ impl Controller {
     ///
     /// # Errors
     /// [`Error::OutOfTime`] when the volume was still there at the end of the call, [`Error::Api`] when DigitalOcean
-    /// refuses for good. Calls for a pair that keeps failing are answered later and later, so that a caller that repeats
-    /// them in a hot loop does not use up the account's quota.
+    /// refuses for good, [`Error::Locked`] at once when two calls like this one are running already. Calls that keep
+    /// failing are answered later and later, so that a caller that repeats them in a hot loop does not use up the quota.
     pub fn unpublish(&self, want: &Unpublish) -> Result<()> {
+        let time = self.begin();
         let droplet = match want.from {
             DetachFrom::Droplet(droplet) => Some(droplet),
             DetachFrom::Anywhere => None,
         };
         let pair = (want.volume.clone(), droplet);
         // Who repeats a failed detach waits here, where it is in nobody's way but that of its own repetitions.
-        let queue = VolumeKey::Name(format!("{} being detached from {droplet:?}", want.volume));
-        let _queue = self.locks.hold(queue, LOCK_PATIENCE)?;
-        std::thread::sleep(self.setbacks.pause_before(&pair, Instant::now()));
-        let guard = self.hold(&want.volume)?;
-        let time = self.begin();
+        let until = time.deadline().min(Instant::now() + time.patience.lock());
+        let locked = |why| Locked::new(VolumeKey::Id(want.volume.to_string()), why);
+        let _place = self.detaching.wait(pair.clone(), 1, until).map_err(locked)?;
+        let (time, pauses) = match self.setbacks.pause_before(&pair, Instant::now()) {
+            Some(pause) => {
+                time.pause(pause, &format!("detaching volume {}", want.volume), &"it failed a moment ago")?;
+                let time = time.shortened_after_setback();
+                let pauses = time.pauses().long();
+                (time, pauses)
+            }
+            None => {
+                let pauses = time.pauses();
+                (time, pauses)
+            }
+        };
+        let guard = self.hold_in_line(&time, &want.volume)?;
         let outcome = match droplet {
-            Some(droplet) => self.ensure_detached(&guard, &time, &want.volume, droplet),
+            Some(droplet) => self.ensure_detached(&guard, &time, &want.volume, droplet, pauses),
             None => self.ensure_detached_everywhere(&guard, &time, &want.volume),
         };
         match &outcome {
@@ -62,85 +88,132 @@ impl Controller {
     }
 
     fn ensure_detached_everywhere(&self, guard: &VolumeGuard, time: &CallTime, id: &VolumeId) -> Result<()> {
-        let Some(volume) = time.observe_volume_if_there(id)? else { return Ok(()) };
-        volume.droplets.iter().try_for_each(|droplet| self.ensure_detached(guard, time, id, *droplet))
+        loop {
+            let Some(volume) = time.observe_volume_if_there(id)? else { return Ok(()) };
+            if !volume.droplets.is_empty() {
+                let detach = |droplet: &DropletId| self.ensure_detached(guard, time, id, *droplet, time.pauses());
+                return volume.droplets.iter().try_for_each(detach);
+            }
+            match self.changing_if_there(time, id)? {
+                None => return Ok(()),
+                Some(action) => self.await_foreign(time, id, &action, &format!("detaching volume {id}"))?,
+            }
+        }
     }
 
-    /// Detaches a volume from a droplet, with the lock held.
-    pub(super) fn ensure_detached(
+    fn ensure_detached(
         &self,
         guard: &VolumeGuard,
         time: &CallTime,
         id: &VolumeId,
         droplet: DropletId,
+        mut pauses: Pauses,
     ) -> Result<()> {
-        let doing = format!("detaching volume {id} from droplet {droplet}");
-        let mut pauses = Pauses::new();
+        let doing = detaching(id, droplet);
         loop {
-            let sent = self.apply_detach(guard, time, id, droplet, &doing)?;
+            let sent = self.apply_detach(guard, time, id, droplet, WhenBusy::Wait)?;
             let Some(volume) = time.observe_volume_if_there(id)? else { return Ok(()) };
-            if volume.is_attached_to(droplet) {
-                if self.observe_droplet(time, droplet)?.is_none() {
-                    info!("volume={id} is listed on droplet={droplet}, which does not exist any more");
-                    return Ok(());
-                }
-                time.pause(pauses.next_pause(), &doing, &"DigitalOcean still shows the attachment")?;
+            if matches!(sent, Sent::Completed) {
+                return self.await_not_shown(time, volume, droplet);
+            }
+            // An attach that is still running shows nothing yet, and would be there a moment after this answer.
+            if let Some(action) = self.changing_if_there(time, id)? {
+                self.await_foreign(time, id, &action, &doing)?;
                 continue;
             }
-            match sent {
-                Sent::Completed => return Ok(()),
-                // An attach that is still running shows nothing yet, and would be there a moment after this answer.
-                Sent::NothingThere | Sent::Unclear if !self.is_changing_or_gone(time, id)? => return Ok(()),
-                Sent::NothingThere | Sent::Unclear => {
-                    time.pause(pauses.next_pause(), &doing, &"another action on the volume is running")?;
-                }
+            if !volume.is_attached_to(droplet) {
+                return Ok(());
             }
+            if matches!(sent, Sent::Refused(_)) && self.is_without(time, droplet, id)? {
+                return Ok(());
+            }
+            let why = match sent {
+                Sent::Refused(err) | Sent::Open(err) => err.to_string(),
+                Sent::Errored | Sent::Completed => "DigitalOcean's detach action errored".to_owned(),
+            };
+            time.pause(pauses.next_pause(), &doing, &why)?;
         }
     }
 
-    fn is_changing_or_gone(&self, time: &CallTime, id: &VolumeId) -> Result<bool> {
-        match self.is_changing(time, id) {
-            Err(Error::NotFound(_)) => Ok(false),
+    /// Waits until a detach that was carried out is shown; `volume` is what was read first.
+    fn await_not_shown(&self, time: &CallTime, mut volume: Volume, droplet: DropletId) -> Result<()> {
+        let doing = detaching(&volume.id, droplet);
+        let (since, mut pauses) = (Instant::now(), time.pauses());
+        while volume.is_attached_to(droplet) {
+            let why = "DigitalOcean's detach action completed, but the attachment is still shown";
+            if since.elapsed() > time.patience.shown() {
+                let is_without = self.is_without(time, droplet, &volume.id)?;
+                return if is_without { Ok(()) } else { Err(time.out_of_time(&doing, why)) };
+            }
+            time.pause(pauses.next_pause(), &doing, &why)?;
+            match time.observe_volume_if_there(&volume.id)? {
+                Some(seen) => volume = seen,
+                None => return Ok(()),
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the droplet does not exist, or does not know of the volume: its record and the volume's are kept apart, and
+    /// the volume's can lag behind for a while, most of all after a droplet was destroyed.
+    fn is_without(&self, time: &CallTime, droplet: DropletId, id: &VolumeId) -> Result<bool> {
+        let is_without = match self.observe_droplet(time, droplet)? {
+            None => true,
+            Some(seen) => !seen.volumes.contains(id),
+        };
+        if is_without {
+            info!("volume={id} is still shown on droplet={droplet}, which is gone or does not have it");
+        }
+        Ok(is_without)
+    }
+
+    fn changing_if_there(&self, time: &CallTime, id: &VolumeId) -> Result<Option<Action>> {
+        match self.observe_changing(time, id) {
+            Err(Error::NotFound(_)) => Ok(None),
             other => other,
         }
     }
 
-    fn apply_detach(
+    /// Sends a detach when it is this call's turn, and waits for its end.
+    pub(super) fn apply_detach(
         &self,
         _guard: &VolumeGuard,
         time: &CallTime,
         id: &VolumeId,
         droplet: DropletId,
-        doing: &str,
+        when_busy: WhenBusy,
     ) -> Result<Sent> {
-        let busy = || time.out_of_time(doing, "earlier calls for this droplet are still running");
-        let _turn = self.turns.take(droplet, time.deadline()).ok_or_else(busy)?;
-        let mut pauses = Pauses::new();
+        let doing = detaching(id, droplet);
+        let _turn = self.take_turn(time, droplet, &doing)?;
+        let mut pauses = time.pauses();
         loop {
             let err = match time.cloud.detach(id, droplet) {
                 Ok(action) => {
-                    return Ok(match await_action(time, &self.pace, id, ActionKind::Detach, &action, doing)? {
+                    return Ok(match await_action(time, &self.pace, id, ActionKind::Detach, &action, &doing)? {
                         Ended::Completed => {
                             info!("detached volume={id} droplet={droplet} action={}", action.id);
                             Sent::Completed
                         }
-                        Ended::Errored => Sent::Unclear,
+                        Ended::Errored => Sent::Errored,
                     });
                 }
                 Err(err) => err,
             };
             match plan_verdict(&err) {
-                Verdict::Conflict | Verdict::Missing => return Ok(Sent::NothingThere),
-                Verdict::Busy => time.pause(pauses.after(&err), doing, &err)?,
-                Verdict::Odd => return Ok(Sent::Unclear),
+                Verdict::Conflict | Verdict::Missing | Verdict::Odd => return Ok(Sent::Refused(err)),
+                Verdict::Busy if when_busy == WhenBusy::Return => return Ok(Sent::Refused(err)),
+                Verdict::Busy => time.pause(pauses.after(&err), &doing, &err)?,
                 Verdict::Unclear => {
                     warn!("detach unclear, reading the volume doing={doing}: {err}");
-                    time.pause(pauses.after(&err), doing, &err)?;
-                    return Ok(Sent::Unclear);
+                    return Ok(Sent::Open(err));
                 }
-                Verdict::OutOfTime => return Err(time.out_of_time(doing, err.to_string())),
-                Verdict::Limit | Verdict::Refused => return Err(Error::Api { doing: doing.to_owned(), source: err }),
+                Verdict::OutOfTime => return Err(time.out_of_time(&doing, err.to_string())),
+                Verdict::Limit | Verdict::Refused => return Err(Error::Api { doing, source: err }),
             }
         }
     }
+}
+
+fn detaching(id: &VolumeId, droplet: DropletId) -> String {
+    format!("detaching volume {id} from droplet {droplet}")
 }

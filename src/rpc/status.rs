@@ -35,18 +35,20 @@ fn code(err: &Error) -> RpcStatusCode {
         Error::RegionUnavailable { .. } | Error::AttachLimit { .. } | Error::AccountLimit { .. } => {
             RpcStatusCode::RESOURCE_EXHAUSTED
         }
-        // Nomad tries an attach again after this code and no other, so a call that waited in vain ends with it too.
-        Error::AttachedElsewhere { .. }
+        // Nomad tries an attach again after this code and no other, so one that waited in vain ends with it too.
+        Error::NotYet(_)
+        | Error::AttachedElsewhere { .. }
         | Error::StillAttached { .. }
         | Error::WillNotFormat { .. }
         | Error::WrongFilesystem { .. }
         | Error::DamagedFilesystem { .. }
         | Error::WrongDevice { .. }
         | Error::TargetTaken { .. }
-        | Error::Precondition(_)
-        | Error::OutOfTime { .. } => RpcStatusCode::FAILED_PRECONDITION,
+        | Error::Precondition(_) => RpcStatusCode::FAILED_PRECONDITION,
         Error::Locked(_) | Error::BadPageToken(_) => RpcStatusCode::ABORTED,
-        Error::DeviceMissing { .. } | Error::NotReady(_) | Error::Overloaded(_) => RpcStatusCode::UNAVAILABLE,
+        Error::OutOfTime { .. } | Error::DeviceMissing { .. } | Error::NotReady(_) | Error::Overloaded(_) => {
+            RpcStatusCode::UNAVAILABLE
+        }
         Error::Api { source, .. } => code_of_api(source),
         Error::Command { source, .. } if source.timed_out() => RpcStatusCode::DEADLINE_EXCEEDED,
         Error::Command { .. } | Error::Io { .. } | Error::Bug(_) => RpcStatusCode::INTERNAL,

@@ -214,6 +214,7 @@ fn level_of(err: &Error) -> Level {
         | Error::Precondition(_)
         | Error::Locked(_)
         | Error::OutOfTime { .. }
+        | Error::NotYet(_)
         | Error::NotReady(_)
         | Error::Overloaded(_)
         | Error::BadPageToken(_) => Level::Warn,

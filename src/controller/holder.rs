@@ -1,0 +1,177 @@
+//! What to do about another droplet that has the volume.
+//!
+//! Owns the decision whether it may be taken from there, and the patience with which that is found out. A volume is taken
+//! only from a droplet that cannot use it: one that is gone, or that was seen off, or archived, twice and some time apart.
+
+use std::time::{Duration, Instant};
+
+use log::warn;
+
+use super::Controller;
+use super::publish::Round;
+use super::time::{CallTime, Patience};
+use super::unpublish::{Sent, WhenBusy};
+use super::verdict::{Verdict, plan_verdict};
+use crate::cloud::droplet::{Droplet, DropletStatus};
+use crate::cloud::volume::Volume;
+use crate::error::{Error, Holder, Result};
+use crate::id::DropletId;
+use crate::lock::VolumeGuard;
+
+/// What to do about another droplet that has the volume.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum HolderPlan {
+    /// It cannot use the volume: take it away.
+    Take,
+    /// It is off or archived; look again in a while, as a reboot passes through `off`.
+    LookAgain,
+    /// It may be using the volume: leave it alone.
+    Respect,
+}
+
+/// Decides about the droplet that has the volume; none: DigitalOcean does not know it any more.
+fn plan_holder(holder: Option<&Droplet>, off_for: Option<Duration>, patience: Patience, takeover: bool) -> HolderPlan {
+    match holder.map(|droplet| &droplet.status) {
+        None => HolderPlan::Take,
+        Some(_) if takeover => HolderPlan::Take,
+        Some(DropletStatus::Off | DropletStatus::Archive) => match off_for {
+            Some(time) if time >= patience.off() => HolderPlan::Take,
+            Some(_) | None => HolderPlan::LookAgain,
+        },
+        Some(DropletStatus::New | DropletStatus::Active | DropletStatus::Other(_)) => HolderPlan::Respect,
+    }
+}
+
+/// What one call has seen so far of the droplet that has the volume.
+#[derive(Debug, Default)]
+pub(super) struct Watch {
+    holder: Option<DropletId>,
+    running_since: Option<Instant>,
+    off_since: Option<Instant>,
+}
+
+impl Watch {
+    /// Another droplet is another story.
+    fn turn_to(&mut self, holder: DropletId) {
+        if self.holder != Some(holder) {
+            *self = Watch { holder: Some(holder), ..Watch::default() };
+        }
+    }
+
+    /// Whether it is too early for a second look at the droplet to tell anything.
+    fn is_too_early(&self, patience: Patience) -> bool {
+        let within = |since: Option<Instant>, time| since.is_some_and(|since| since.elapsed() < time);
+        within(self.running_since, patience.holder()) || within(self.off_since, patience.off())
+    }
+}
+
+impl Controller {
+    /// Does the next step towards another droplet's letting go of the volume, or fails when that is not ours to do.
+    pub(super) fn release_round(
+        &self,
+        guard: &VolumeGuard,
+        time: &CallTime,
+        volume: &Volume,
+        holder: DropletId,
+        wanted: DropletId,
+        watch: &mut Watch,
+    ) -> Result<Round> {
+        watch.turn_to(holder);
+        let why = format!("droplet {holder} has it");
+        if watch.is_too_early(time.patience) {
+            return Ok(Round::Watch(why));
+        }
+        if let Some(action) = self.observe_changing(time, &volume.id)? {
+            return Ok(Round::Await(action));
+        }
+        let droplet = self.observe_droplet(time, holder)?;
+        let off_for = watch.off_since.map(|since| since.elapsed());
+        match plan_holder(droplet.as_ref(), off_for, time.patience, self.takeover) {
+            HolderPlan::Take => self.take(guard, time, volume, droplet.as_ref(), holder, wanted),
+            HolderPlan::LookAgain => {
+                *watch = Watch { holder: Some(holder), running_since: None, off_since: Some(Instant::now()) };
+                Ok(Round::Watch(format!("droplet {holder} has it and is not running")))
+            }
+            HolderPlan::Respect if watch.running_since.is_none() => {
+                *watch = Watch { holder: Some(holder), running_since: Some(Instant::now()), off_since: None };
+                Ok(Round::Watch(why))
+            }
+            HolderPlan::Respect => {
+                let name = droplet.map(|droplet| droplet.name).filter(|name| !name.is_empty());
+                Err(Error::AttachedElsewhere {
+                    volume: volume.id.clone(),
+                    name: volume.name.clone(),
+                    holder: Holder { id: holder, name },
+                    wanted,
+                })
+            }
+        }
+    }
+
+    /// Takes the volume from a droplet. While that is busy, its state is looked at again before each try: an event that
+    /// keeps it busy may be the one that switches it on.
+    fn take(
+        &self,
+        guard: &VolumeGuard,
+        time: &CallTime,
+        volume: &Volume,
+        droplet: Option<&Droplet>,
+        holder: DropletId,
+        wanted: DropletId,
+    ) -> Result<Round> {
+        let state = droplet.map_or_else(|| "gone".to_owned(), |droplet| format!("{:?}", droplet.status).to_lowercase());
+        warn!(
+            "taking volume={} name={} from droplet={holder}, which is {state}, for droplet={wanted}",
+            volume.id, volume.name
+        );
+        Ok(match self.apply_detach(guard, time, &volume.id, holder, WhenBusy::Return)? {
+            Sent::Completed => Round::Again,
+            Sent::Refused(err) | Sent::Open(err) => Round::Pause(format!("taking it from droplet {holder}: {err}")),
+            Sent::Errored => Round::Pause(format!("the detach from droplet {holder} errored")),
+        })
+    }
+
+    /// Reads a droplet; none: it does not exist.
+    pub(super) fn observe_droplet(&self, time: &CallTime, id: DropletId) -> Result<Option<Droplet>> {
+        let doing = format!("reading droplet {id}");
+        match time.ask(&doing, Error::api(doing.clone()), |cloud| cloud.get_droplet(id)) {
+            Ok(droplet) => Ok(Some(droplet)),
+            Err(Error::Api { source, .. }) if plan_verdict(&source) == Verdict::Missing => Ok(None),
+            Err(err) => Err(err),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn droplet(status: DropletStatus) -> Droplet {
+        let id = DropletId::new(7).unwrap();
+        Droplet { id, name: "a".into(), status, region: None, volumes: Vec::new() }
+    }
+
+    #[test]
+    fn only_a_droplet_that_cannot_use_the_volume_loses_it() {
+        let patience = Patience::of(Duration::from_secs(100));
+        let long = Some(patience.off());
+        let table = [
+            (None, None, false, HolderPlan::Take),
+            (Some(DropletStatus::Active), long, false, HolderPlan::Respect),
+            (Some(DropletStatus::New), long, false, HolderPlan::Respect),
+            (Some(DropletStatus::Other("locked".into())), long, false, HolderPlan::Respect),
+            (Some(DropletStatus::Off), None, false, HolderPlan::LookAgain),
+            (Some(DropletStatus::Off), Some(Duration::ZERO), false, HolderPlan::LookAgain),
+            (Some(DropletStatus::Off), long, false, HolderPlan::Take),
+            (Some(DropletStatus::Archive), None, false, HolderPlan::LookAgain),
+            (Some(DropletStatus::Archive), long, false, HolderPlan::Take),
+            (Some(DropletStatus::Active), None, true, HolderPlan::Take),
+            (Some(DropletStatus::Off), None, true, HolderPlan::Take),
+        ];
+        for (status, off_for, takeover, want) in table {
+            let holder = status.clone().map(droplet);
+            let plan = plan_holder(holder.as_ref(), off_for, patience, takeover);
+            assert_eq!(plan, want, "{status:?} {off_for:?} {takeover}");
+        }
+    }
+}

@@ -1,0 +1,171 @@
+//! Standing in line: one at a time for each key, in the order in which they came.
+//!
+//! Owns the lines and nothing of what is done by whoever is first. The locks of volumes and the turns of droplets are
+//! such lines; other processes are not known here.
+
+use std::collections::{HashMap, VecDeque};
+use std::fmt::Debug;
+use std::hash::Hash;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// The lines of all keys that something is being done to; a clone is another way to the same lines.
+#[derive(Debug)]
+pub struct Lines<K>(Arc<Shared<K>>);
+
+#[derive(Debug)]
+struct Shared<K> {
+    state: Mutex<State<K>>,
+    moved: Condvar,
+}
+
+#[derive(Debug)]
+struct State<K> {
+    lines: HashMap<K, VecDeque<u64>>,
+    next_ticket: u64,
+}
+
+/// The first place in a line; the next one has it when this is dropped.
+#[derive(Debug)]
+pub struct Place<K: Eq + Hash> {
+    shared: Arc<Shared<K>>,
+    key: K,
+    ticket: u64,
+}
+
+/// Why there is no place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NoPlace {
+    /// Too many were in the line already.
+    Full,
+    /// The deadline came before the turn.
+    TooLate,
+}
+
+impl<K> Default for Lines<K> {
+    fn default() -> Self {
+        let state = Mutex::new(State { lines: HashMap::new(), next_ticket: 0 });
+        Lines(Arc::new(Shared { state, moved: Condvar::new() }))
+    }
+}
+
+impl<K> Clone for Lines<K> {
+    fn clone(&self) -> Self {
+        Lines(Arc::clone(&self.0))
+    }
+}
+
+impl<K: Eq + Hash + Clone> Lines<K> {
+    /// Waits until nobody is ahead in the line of `key`.
+    ///
+    /// # Errors
+    /// [`NoPlace::Full`] at once when more than `most_ahead` are ahead, [`NoPlace::TooLate`] when the deadline came first.
+    pub fn wait(&self, key: K, most_ahead: usize, deadline: Instant) -> Result<Place<K>, NoPlace> {
+        let mut state = self.0.lock();
+        if state.lines.get(&key).map_or(0, VecDeque::len) > most_ahead {
+            return Err(NoPlace::Full);
+        }
+        let ticket = state.next_ticket;
+        state.next_ticket += 1;
+        state.lines.entry(key.clone()).or_default().push_back(ticket);
+        // From here on the place's Drop takes the ticket out again, however this ends.
+        let place = Place { shared: Arc::clone(&self.0), key, ticket };
+        while state.first(&place.key) != Some(ticket) {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left == Duration::ZERO {
+                drop(state);
+                return Err(NoPlace::TooLate);
+            }
+            state = self.0.moved.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        drop(state);
+        Ok(place)
+    }
+
+    #[cfg(test)]
+    pub(crate) fn len(&self, key: &K) -> usize {
+        self.0.lock().lines.get(key).map_or(0, VecDeque::len)
+    }
+}
+
+impl<K> Shared<K> {
+    /// A panic while the lines were locked leaves them whole, as every change to them is a single one.
+    fn lock(&self) -> MutexGuard<'_, State<K>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<K: Eq + Hash> State<K> {
+    fn first(&self, key: &K) -> Option<u64> {
+        self.lines.get(key).and_then(VecDeque::front).copied()
+    }
+}
+
+impl<K: Eq + Hash> Drop for Place<K> {
+    fn drop(&mut self) {
+        let mut state = self.shared.lock();
+        if let Some(line) = state.lines.get_mut(&self.key) {
+            line.retain(|ticket| *ticket != self.ticket);
+            if line.is_empty() {
+                state.lines.remove(&self.key);
+            }
+        }
+        self.shared.moved.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::thread;
+
+    const ANY: usize = usize::MAX;
+
+    fn soon() -> Instant {
+        Instant::now() + Duration::from_secs(10)
+    }
+
+    #[test]
+    fn those_in_one_line_come_in_order() {
+        let lines = Lines::default();
+        let done = Arc::new(Mutex::new(Vec::new()));
+        let first = lines.wait(1, ANY, soon()).unwrap();
+        let mut waiting = Vec::new();
+        for number in 0..5 {
+            let before = lines.len(&1);
+            waiting.push(thread::spawn({
+                let (lines, done) = (lines.clone(), Arc::clone(&done));
+                move || {
+                    let _place = lines.wait(1, ANY, soon()).unwrap();
+                    done.lock().unwrap().push(number);
+                }
+            }));
+            while lines.len(&1) == before {
+                thread::yield_now();
+            }
+        }
+        drop(first);
+        for thread in waiting {
+            thread.join().unwrap();
+        }
+        assert_eq!(*done.lock().unwrap(), [0, 1, 2, 3, 4]);
+        assert!(lines.0.lock().lines.is_empty());
+    }
+
+    #[test]
+    fn lines_do_not_wait_for_each_other_and_a_deadline_ends_the_wait() {
+        let lines = Lines::default();
+        let _first = lines.wait(1, ANY, soon()).unwrap();
+        assert!(lines.wait(2, ANY, Instant::now()).is_ok());
+        assert_eq!(lines.wait(1, ANY, Instant::now() + Duration::from_millis(5)).unwrap_err(), NoPlace::TooLate);
+        assert_eq!(lines.len(&1), 1);
+    }
+
+    #[test]
+    fn a_line_that_is_long_enough_takes_nobody_more() {
+        let lines = Lines::default();
+        let _first = lines.wait(1, 0, soon()).unwrap();
+        assert_eq!(lines.wait(1, 0, soon()).unwrap_err(), NoPlace::Full);
+        assert_eq!(lines.len(&1), 1);
+    }
+}
