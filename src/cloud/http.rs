@@ -67,6 +67,11 @@ impl Reply {
         serde_json::from_slice(&self.body).map_err(|error| self.unusable(&error.to_string()))
     }
 
+    /// Makes sure that this is what a call without a result returns: a web page with a good status is no success.
+    pub(super) fn nothing(&self) -> ApiResult<()> {
+        if self.body.is_empty() { Ok(()) } else { Err(self.unusable("a reply without content was expected")) }
+    }
+
     /// The error for a body that is JSON, but breaks a rule of the API.
     pub(super) fn unusable(&self, why: &str) -> ApiError {
         ApiError::bad_reply(self.status, why, &self.body, self.request_id.clone())

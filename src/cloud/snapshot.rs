@@ -78,7 +78,7 @@ impl Cloud {
     /// Source: API reference, "Delete a Volume Snapshot".
     pub fn delete_snapshot(&self, id: &SnapshotId) -> ApiResult<()> {
         let path = format_args!("volumes/snapshots/{id}");
-        self.send(&Call::new(Method::Delete, path, Class::Essential)).map(drop)
+        self.send(&Call::new(Method::Delete, path, Class::Essential))?.nothing()
     }
 
     /// Lists one page of the account's volume snapshots, of all regions.

@@ -65,12 +65,12 @@ impl Cloud {
     /// Source: API reference, "Untag a Resource".
     pub fn untag_volume(&self, volume: &VolumeId, tag: &Tag) -> ApiResult<()> {
         let path = format_args!("tags/{}/resources", tag.as_str());
-        self.send(&Call::new(Method::Delete, path, Class::Essential).json(&resources(volume))).map(drop)
+        self.send(&Call::new(Method::Delete, path, Class::Essential).json(&resources(volume)))?.nothing()
     }
 
     fn put_tag(&self, volume: &VolumeId, tag: &Tag) -> ApiResult<()> {
         let path = format_args!("tags/{}/resources", tag.as_str());
-        self.send(&Call::new(Method::Post, path, Class::Essential).json(&resources(volume))).map(drop)
+        self.send(&Call::new(Method::Post, path, Class::Essential).json(&resources(volume)))?.nothing()
     }
 
     fn create_tag(&self, tag: &Tag) -> ApiResult<()> {

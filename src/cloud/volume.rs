@@ -127,7 +127,7 @@ impl Cloud {
     ///
     /// Source: API reference, "Delete a Block Storage Volume".
     pub fn delete_volume(&self, id: &VolumeId) -> ApiResult<()> {
-        self.send(&Call::new(Method::Delete, format_args!("volumes/{id}"), Class::Essential)).map(drop)
+        self.send(&Call::new(Method::Delete, format_args!("volumes/{id}"), Class::Essential))?.nothing()
     }
 
     /// Lists one page of the volumes of a region, or of all.

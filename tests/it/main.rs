@@ -28,6 +28,7 @@ mod bad_input;
 mod concurrency;
 mod program;
 mod proto;
+mod retry;
 mod root_demo;
 mod root_host;
 mod server;

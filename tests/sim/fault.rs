@@ -5,7 +5,7 @@
 //! Faults that are lasting properties of the cloud (limits, texts, lags for everything) are in `config.rs`.
 
 use std::sync::Mutex;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::endpoint;
 use super::http::{Delivery, Reply, Request};
@@ -85,9 +85,12 @@ impl Fault {
         Fault::new(Course::Refuse { refusal: Refusal::RATE_LIMIT, headers })
     }
 
-    /// 429 of the hourly limit: no `retry-after`, only the headers that say when a request is free again.
-    pub fn hourly_limit() -> Fault {
-        let headers = vec![("ratelimit-remaining", "0".to_owned())];
+    /// 429 of the hourly limit: no `retry-after`, only the headers that say when a request is free again: in whole
+    /// seconds, so long after the fault was scripted.
+    pub fn hourly_limit(free_in: Duration) -> Fault {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let reset = (now + free_in).as_secs();
+        let headers = vec![("ratelimit-remaining", "0".to_owned()), ("ratelimit-reset", reset.to_string())];
         Fault::new(Course::Refuse { refusal: Refusal::RATE_LIMIT, headers })
     }
 

@@ -216,7 +216,7 @@ fn a_fault_spares_other_requests_and_runs_out() {
     let limited = call(&sim, "GET", "/v2/droplets", "");
     assert_eq!((limited.status, limited.header("retry-after")), (429, Some("29")));
     assert_eq!(limited.header("ratelimit-remaining"), Some("0"));
-    sim.faults().add(Fault::hourly_limit());
+    sim.faults().add(Fault::hourly_limit(Duration::from_secs(3600)));
     assert_eq!(call(&sim, "GET", "/v2/droplets", "").header("retry-after"), None);
 }
 

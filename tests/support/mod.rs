@@ -6,6 +6,7 @@ pub mod client;
 pub mod cloud;
 pub mod droplet;
 pub mod figures;
+pub mod fleet;
 pub mod plugin;
 pub mod solo;
 pub mod story;

@@ -1,0 +1,259 @@
+//! Everything that can go wrong between the controller and DigitalOcean, at every request of every call that changes
+//! something: the first try rides it out, or the next one is right, and the cloud ends as asked.
+
+use std::path::Path;
+use std::time::Duration;
+
+use crate::sim::{ActionFault, Fault, Refusal, Rules, Times};
+use crate::support::client::{Client, Outcome, Volume};
+use crate::support::fleet::{A, ACTION, B, Fleet, no_rate_limit};
+use crate::support::wait_for;
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_do-csi-plugin");
+
+/// A hanging connection is given up after so long, and all waits inside a call fit into so long.
+const ARGS: [&str; 2] = ["--api-timeout=0.4", "--call-budget=8"];
+
+/// Behind the last request of any call.
+const MOST_REQUESTS: u32 = 30;
+
+/// A call that changes something.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Change {
+    Create,
+    Delete,
+    Publish,
+    Unpublish,
+    UnpublishAnywhere,
+}
+
+impl Change {
+    /// Makes what the call needs, and gives the volume's id, if it is there before.
+    fn prepare(self, fleet: &Fleet, name: &str) -> String {
+        match self {
+            Change::Create => String::new(),
+            Change::Delete | Change::Publish => fleet.volume(name),
+            Change::Unpublish | Change::UnpublishAnywhere => fleet.volume_on(name, A),
+        }
+    }
+
+    fn make(self, client: &Client, name: &str, id: &str) -> Outcome<()> {
+        let mut volume = Volume::mounted(id, "ext4");
+        match self {
+            Change::Create => client.create_volume(name, 1 << 30, &volume.capability).map(drop),
+            Change::Delete => client.delete_volume(id),
+            Change::Publish => client.controller_publish(&mut volume, &A.to_string()),
+            Change::Unpublish => client.controller_unpublish(id, &A.to_string()),
+            Change::UnpublishAnywhere => client.controller_unpublish(id, ""),
+        }
+    }
+
+    /// What is not as the call says it is; also some time after its answer, when nothing is on its way any more.
+    fn mismatch(self, fleet: &Fleet, name: &str) -> Option<String> {
+        let look = || {
+            let all = fleet.sim.volumes().iter().filter(|volume| volume.name == name).count();
+            let want = match self {
+                Change::Create | Change::Unpublish | Change::UnpublishAnywhere => (1, None),
+                Change::Delete => (0, None),
+                Change::Publish => (1, Some(A)),
+            };
+            let have = (all, fleet.sim.attached_to(name));
+            (have != want).then(|| format!("volumes and droplet are {have:?}, should be {want:?}"))
+        };
+        let at_once = look();
+        fleet.rest();
+        at_once.or_else(look)
+    }
+}
+
+type RequestFault = (&'static str, Fault, bool);
+
+/// What goes wrong with one request, and whether the same call has to get over it.
+fn request_faults() -> Vec<RequestFault> {
+    let ms = Duration::from_millis;
+    vec![
+        ("500", Fault::server_error(), true),
+        ("503", Fault::unavailable(), true),
+        ("a web page", Fault::html_page(), true),
+        ("a web page after the effect", Fault::html_page_after_effect(), true),
+        ("a good status with a web page", Fault::answered(200, "text/html", "<html></html>"), true),
+        ("a good status with other JSON", Fault::answered(200, "application/json", "{\"volume\":7}"), true),
+        ("a web page that says 404", Fault::answered(404, "text/html", "<html>not here</html>"), true),
+        ("an unknown status", Fault::answered(418, "text/plain", "I am a teapot"), false),
+        ("lost request", Fault::lost_request(), true),
+        ("lost reply", Fault::lost_reply(), true),
+        ("reply cut short", Fault::reply_cut_short(), true),
+        ("late reply", Fault::late(ms(200)), true),
+        ("reply later than anybody waits", Fault::late(ms(600)), true),
+        ("hung", Fault::hung(), true),
+        ("hung after the effect", Fault::hung_after_effect(), true),
+        ("burst limit", Fault::burst_limit(Duration::from_secs(1)), true),
+        ("hourly limit", Fault::hourly_limit(Duration::from_secs(1)), true),
+        ("pending event", Fault::pending_event(), true),
+        ("said to be attached", Fault::refused(Refusal::ALREADY_ATTACHED), false),
+        ("said not to be attached", Fault::refused(Refusal::ATTACHMENT_NOT_FOUND), false),
+        ("said to be full", Fault::refused(Refusal::ATTACH_LIMIT), false),
+        ("conflict", Fault::refused(Refusal::DUPLICATE_NAME_CONFLICT), false),
+        ("quota", Fault::quota_used_up(), false),
+        ("quota as 429", Fault::quota_used_up_as_429(), false),
+        ("snapshot too soon", Fault::snapshot_too_soon(), false),
+        ("bad token", Fault::refused(Refusal::UNAUTHORIZED), false),
+        ("forbidden", Fault::refused(Refusal::FORBIDDEN), false),
+    ]
+}
+
+/// What goes wrong with an action; the same call has to get over all of it.
+fn action_faults() -> Vec<(&'static str, ActionFault)> {
+    let ms = Duration::from_millis;
+    vec![
+        ("errored", ActionFault::errored()),
+        ("errored three times", ActionFault::errored().times(3)),
+        ("unknown at first", ActionFault::unknown_at_first(3)),
+        ("slow", ActionFault::taking(ms(500))),
+        ("droplet_ids late", ActionFault::droplet_ids_late(ms(300))),
+        ("droplet_ids very late", ActionFault::droplet_ids_late(ms(1500))),
+        ("droplet_ids early", ActionFault::droplet_ids_early().times(2)),
+        ("device late", ActionFault::device_late(ms(500))),
+        ("half attached", ActionFault::half_attached(ms(500))),
+        ("stale link", ActionFault::stale_link()),
+    ]
+}
+
+/// One call after another on one cloud, each with something that goes wrong.
+struct Trial {
+    change: Change,
+    fleet: Fleet,
+    plugin: crate::support::plugin::Plugin,
+    bystander: String,
+    cases: u32,
+    complaints: Vec<String>,
+}
+
+impl Trial {
+    fn start(change: Change, rules: Rules) -> Trial {
+        let mut rules = rules;
+        rules.limits = no_rate_limit();
+        (rules.limits.attach, rules.limits.volumes) = (10_000, 0);
+        let fleet = Fleet::with(rules);
+        let bystander = fleet.volume_on("bystander", B);
+        let plugin = fleet.controller(Path::new(PROGRAM), "one", &ARGS);
+        Trial { change, fleet, plugin, bystander, cases: 0, complaints: Vec::new() }
+    }
+
+    /// Makes the call, twice if need be; says whether everything that was to go wrong did.
+    fn run(&mut self, what: &str, go_wrong: impl FnOnce(&Fleet, &str), has_to_ride: bool) -> bool {
+        self.cases += 1;
+        let name = format!("case-{}", self.cases);
+        let id = self.change.prepare(&self.fleet, &name);
+        // A volume that this program created is shown when the call ends; one of somebody else may not be shown yet.
+        let is_shown = || id.is_empty() || self.plugin.client.validate(&Volume::mounted(&id, "ext4")).is_ok();
+        wait_for(Duration::from_secs(10), || is_shown().then_some(())).expect("the volume is shown in the end");
+        go_wrong(&self.fleet, &id);
+        let first = self.change.make(&self.plugin.client, &name, &id);
+        let is_met = self.fleet.sim.faults().outstanding() == 0;
+        self.fleet.sim.faults().clear();
+        let mut complain = |why: String| self.complaints.push(format!("{:?}, {what}: {why}", self.change));
+        if let Err(refusal) = &first {
+            if has_to_ride {
+                complain(format!("the first try failed: {refusal}"));
+            }
+            if let Err(refusal) = self.change.make(&self.plugin.client, &name, &id) {
+                complain(format!("the second try failed: {refusal}"));
+            }
+        }
+        if let Some(mismatch) = self.change.mismatch(&self.fleet, &name) {
+            complain(mismatch);
+        }
+        if self.fleet.sim.attached_to(&self.bystander) != Some(B) {
+            complain("another volume is not where it was".to_owned());
+        }
+        is_met
+    }
+
+    fn finish(self) -> (u32, Vec<String>) {
+        (self.cases, self.complaints)
+    }
+}
+
+fn at_every_request(change: Change, faults: &[RequestFault]) -> (u32, Vec<String>) {
+    let rules = Rules { times: Times::actions(ACTION), ..Rules::default() };
+    let mut trial = Trial::start(change, rules);
+    for (what, fault, has_to_ride) in faults {
+        for position in 0.. {
+            let what = format!("{what} at request {}", position + 1);
+            let fault = fault.clone();
+            let is_met = trial.run(&what, |fleet, _| fleet.sim.faults().add(fault.after(position)), *has_to_ride);
+            assert!(is_met || position > 0, "{what} never happened");
+            assert!(position < MOST_REQUESTS, "{what}: the call has no end");
+            if !is_met {
+                break;
+            }
+        }
+    }
+    trial.finish()
+}
+
+/// Runs the trials side by side, since they mostly wait.
+fn together<T: Send>(inputs: &[T], trial: impl Fn(&T) -> (u32, Vec<String>) + Sync)
+where
+    T: Sync,
+{
+    let (cases, complaints): (Vec<u32>, Vec<Vec<String>>) = std::thread::scope(|scope| {
+        let threads: Vec<_> = inputs.iter().map(|input| scope.spawn(|| trial(input))).collect();
+        threads.into_iter().map(|thread| thread.join().expect("the trial runs to its end")).unzip()
+    });
+    let complaints = complaints.concat();
+    println!("{} cases", cases.iter().sum::<u32>());
+    assert!(complaints.is_empty(), "{} complaints:\n{}", complaints.len(), complaints.join("\n"));
+}
+
+const CHANGES: [Change; 5] =
+    [Change::Create, Change::Delete, Change::Publish, Change::Unpublish, Change::UnpublishAnywhere];
+
+#[test]
+fn whatever_happens_to_any_request_of_a_change_the_cloud_ends_as_asked() {
+    let faults = request_faults();
+    let inputs: Vec<_> = CHANGES.iter().flat_map(|change| faults.chunks(6).map(move |some| (*change, some))).collect();
+    together(&inputs, |(change, some)| at_every_request(*change, some));
+}
+
+#[test]
+fn whatever_happens_to_an_action_the_same_call_gets_over_it() {
+    together(&[Change::Publish, Change::Unpublish, Change::UnpublishAnywhere], |change| {
+        let mut trial = Trial::start(*change, Rules { times: Times::actions(ACTION), ..Rules::default() });
+        for (what, fault) in action_faults() {
+            let go_wrong = |fleet: &Fleet, id: &str| fleet.sim.faults().add_action(fault.clone().on_volume(id));
+            trial.run(what, go_wrong, true);
+        }
+        trial.finish()
+    });
+}
+
+/// What nobody knows about DigitalOcean; the program has to be right either way.
+fn switches() -> Vec<(&'static str, fn(&mut Rules))> {
+    vec![
+        ("attach to the same droplet again is accepted", |rules| rules.switches.attach_again_is_accepted = true),
+        ("empty lists are null", |rules| rules.switches.empty_arrays_are_null = true),
+        ("a duplicate already exists", |rules| rules.switches.duplicate_name_says_already_exists = true),
+        ("new volumes are hidden", |rules| rules.times.create_visible_after = Duration::from_millis(300)),
+        ("deleted volumes linger", |rules| rules.times.deleted_lingers = Duration::from_millis(300)),
+        ("resource ids are 0", |rules| rules.switches.resource_id_is_zero = true),
+        ("resource types are volume", |rules| rules.switches.resource_type_is_volume = true),
+        ("actions take no time", |rules| rules.times = Times::actions(Duration::ZERO)),
+    ]
+}
+
+#[test]
+fn under_every_habit_that_digitalocean_may_have_a_lost_reply_is_found_again() {
+    let inputs: Vec<_> = CHANGES.iter().flat_map(|change| switches().into_iter().map(|it| (*change, it))).collect();
+    together(&inputs, |(change, (what, switch))| {
+        let mut rules = Rules { times: Times::actions(ACTION), ..Rules::default() };
+        switch(&mut rules);
+        let mut trial = Trial::start(*change, rules);
+        for position in 0..3 {
+            let go_wrong = |fleet: &Fleet, _: &str| fleet.sim.faults().add(Fault::lost_reply().after(position));
+            trial.run(&format!("{what}, lost reply {position}"), go_wrong, true);
+        }
+        trial.finish()
+    });
+}
