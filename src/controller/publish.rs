@@ -97,7 +97,7 @@ impl Controller {
 
     fn ensure_attached(&self, time: &CallTime, want: &Publish) -> Result<Volume> {
         let doing = attaching(&want.volume, want.droplet);
-        let mut course = Course { pauses: time.pauses(), is_contested: false, refusal: None, watch: Watch::default() };
+        let mut course = Course { pauses: time.retries(), is_contested: false, refusal: None, watch: Watch::default() };
         loop {
             let guard = self.hold_in_line(time, &want.volume)?;
             let round = self.attach_round(&guard, time, want, &mut course)?;

@@ -80,9 +80,14 @@ impl Patience {
         self.0 * 3 / 10
     }
 
-    /// 200 ms and 5 s: the first and the longest pause between two tries.
+    /// 200 ms and 5 s: the first and the longest pause while something is busy and will not be for long.
     fn pauses(self) -> (Duration, Duration) {
         (self.0 / 500, self.0 / 20)
+    }
+
+    /// 200 ms and 10 s: the first and the longest pause after something failed; each try of it costs several requests.
+    fn retries(self) -> (Duration, Duration) {
+        (self.0 / 500, self.0 / 10)
     }
 }
 
@@ -95,6 +100,7 @@ pub struct CallTime {
     pub patience: Patience,
     started: Instant,
     deadline: Instant,
+    has_failed_before: bool,
 }
 
 impl CallTime {
@@ -103,14 +109,14 @@ impl CallTime {
     pub fn start(cloud: &Cloud, patience: Patience) -> CallTime {
         let started = Instant::now();
         let deadline = started + patience.call();
-        CallTime { cloud: cloud.until(deadline), patience, started, deadline }
+        CallTime { cloud: cloud.until(deadline), patience, started, deadline, has_failed_before: false }
     }
 
-    /// The same call, to end earlier because what it does has failed before.
+    /// The same call, to end earlier and to try less often, because what it does has failed before.
     #[must_use]
-    pub fn shortened_after_setback(self) -> CallTime {
+    pub fn after_setback(self) -> CallTime {
         let deadline = self.deadline.min(Instant::now() + self.patience.after_setback());
-        CallTime { cloud: self.cloud.until(deadline), deadline, ..self }
+        CallTime { has_failed_before: true, cloud: self.cloud.until(deadline), deadline, ..self }
     }
 
     /// How much is left.
@@ -125,11 +131,18 @@ impl CallTime {
         self.deadline
     }
 
-    /// Growing pauses between tries of this call.
+    /// Growing pauses while something is busy.
     #[must_use]
     pub fn pauses(&self) -> Pauses {
-        let (first, longest) = self.patience.pauses();
-        Pauses { next: first, longest }
+        let (next, longest) = self.patience.pauses();
+        Pauses { next, longest }
+    }
+
+    /// Growing pauses between tries of something that fails.
+    #[must_use]
+    pub fn retries(&self) -> Pauses {
+        let (first, longest) = self.patience.retries();
+        Pauses { next: if self.has_failed_before { longest } else { first }, longest }
     }
 
     /// The error of a call whose time is used up.
@@ -236,12 +249,6 @@ impl Pauses {
     pub fn after(&mut self, err: &ApiError) -> Duration {
         let pause = self.next_pause();
         err.wait().map_or(pause, |asked| asked.max(pause))
-    }
-
-    /// The same, but long from the first on, for what has failed before.
-    #[must_use]
-    pub fn long(self) -> Pauses {
-        Pauses { next: self.longest, ..self }
     }
 }
 

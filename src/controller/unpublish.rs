@@ -10,7 +10,8 @@ use log::{info, warn};
 
 use super::Controller;
 use super::action::{Ended, await_action};
-use super::time::{CallTime, Pauses};
+use super::setback::Pair;
+use super::time::CallTime;
 use super::verdict::{Verdict, plan_verdict};
 use crate::cloud::action::Action;
 use crate::cloud::error::ApiError;
@@ -63,21 +64,10 @@ impl Controller {
         let until = time.deadline().min(Instant::now() + time.patience.lock());
         let locked = |why| Locked::new(VolumeKey::Id(want.volume.to_string()), why);
         let _place = self.detaching.wait(pair.clone(), 1, until).map_err(locked)?;
-        let (time, pauses) = match self.setbacks.pause_before(&pair, Instant::now()) {
-            Some(pause) => {
-                time.pause(pause, &format!("detaching volume {}", want.volume), &"it failed a moment ago")?;
-                let time = time.shortened_after_setback();
-                let pauses = time.pauses().long();
-                (time, pauses)
-            }
-            None => {
-                let pauses = time.pauses();
-                (time, pauses)
-            }
-        };
+        let time = self.await_setback(time, &pair)?;
         let guard = self.hold_in_line(&time, &want.volume)?;
         let outcome = match droplet {
-            Some(droplet) => self.ensure_detached(&guard, &time, &want.volume, droplet, pauses),
+            Some(droplet) => self.ensure_detached(&guard, &time, &want.volume, droplet),
             None => self.ensure_detached_everywhere(&guard, &time, &want.volume),
         };
         match &outcome {
@@ -87,11 +77,18 @@ impl Controller {
         outcome
     }
 
+    /// Waits as long as earlier failures demand; a call that had to has less time for the rest, and longer pauses in it.
+    fn await_setback(&self, time: CallTime, pair: &Pair) -> Result<CallTime> {
+        let Some(pause) = self.setbacks.pause_before(pair, Instant::now()) else { return Ok(time) };
+        time.pause(pause, &format!("detaching volume {}", pair.0), &"the last try failed a moment ago")?;
+        Ok(time.after_setback())
+    }
+
     fn ensure_detached_everywhere(&self, guard: &VolumeGuard, time: &CallTime, id: &VolumeId) -> Result<()> {
         loop {
             let Some(volume) = time.observe_volume_if_there(id)? else { return Ok(()) };
             if !volume.droplets.is_empty() {
-                let detach = |droplet: &DropletId| self.ensure_detached(guard, time, id, *droplet, time.pauses());
+                let detach = |droplet: &DropletId| self.ensure_detached(guard, time, id, *droplet);
                 return volume.droplets.iter().try_for_each(detach);
             }
             match self.changing_if_there(time, id)? {
@@ -101,30 +98,25 @@ impl Controller {
         }
     }
 
-    fn ensure_detached(
-        &self,
-        guard: &VolumeGuard,
-        time: &CallTime,
-        id: &VolumeId,
-        droplet: DropletId,
-        mut pauses: Pauses,
-    ) -> Result<()> {
+    fn ensure_detached(&self, guard: &VolumeGuard, time: &CallTime, id: &VolumeId, droplet: DropletId) -> Result<()> {
         let doing = detaching(id, droplet);
+        let mut pauses = time.retries();
         loop {
             let sent = self.apply_detach(guard, time, id, droplet, WhenBusy::Wait)?;
             let Some(volume) = time.observe_volume_if_there(id)? else { return Ok(()) };
             if matches!(sent, Sent::Completed) {
                 return self.await_not_shown(time, volume, droplet);
             }
+            let is_shown = volume.is_attached_to(droplet);
+            let is_refused = matches!(sent, Sent::Refused(_));
             // An attach that is still running shows nothing yet, and would be there a moment after this answer.
-            if let Some(action) = self.changing_if_there(time, id)? {
+            if (is_refused || !is_shown)
+                && let Some(action) = self.changing_if_there(time, id)?
+            {
                 self.await_foreign(time, id, &action, &doing)?;
                 continue;
             }
-            if !volume.is_attached_to(droplet) {
-                return Ok(());
-            }
-            if matches!(sent, Sent::Refused(_)) && self.is_without(time, droplet, id)? {
+            if !is_shown || (is_refused && self.is_without(time, droplet, id)?) {
                 return Ok(());
             }
             let why = match sent {

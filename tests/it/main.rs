@@ -27,6 +27,8 @@ mod support;
 mod bad_input;
 mod concurrency;
 mod program;
+mod conflict;
+mod controller;
 mod proto;
 mod retry;
 mod root_demo;

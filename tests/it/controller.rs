@@ -1,0 +1,208 @@
+//! Controller calls on a cloud that works: what they answer, what they leave behind, what they cost.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use grpcio::RpcStatusCode;
+
+use crate::sim::{Fault, Rules, Times};
+use crate::support::client::{Client, Volume};
+use crate::support::fleet::{A, ACTION, B, Fleet, no_rate_limit};
+use crate::support::plugin::Plugin;
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_do-csi-plugin");
+const NOWHERE: &str = "ffffffff-8f00-11f0-9a11-0a58ac14d1e2";
+
+fn started() -> (Fleet, Plugin) {
+    started_with(&["--call-budget=10"])
+}
+
+fn started_with(args: &[&str]) -> (Fleet, Plugin) {
+    let fleet = Fleet::with_actions(ACTION);
+    let plugin = fleet.controller(Path::new(PROGRAM), "one", args);
+    (fleet, plugin)
+}
+
+fn publish(client: &Client, id: &str, droplet: u64) -> Result<(), (RpcStatusCode, String)> {
+    let mut volume = Volume::mounted(id, "ext4");
+    client.controller_publish(&mut volume, &droplet.to_string()).map_err(|refusal| (refusal.code, refusal.message))
+}
+
+#[test]
+fn unpublish_is_done_wherever_the_volume_is_not() {
+    let (fleet, plugin) = started();
+    let free = fleet.volume("free");
+    let elsewhere = fleet.volume_on("elsewhere", B);
+    let actions = fleet.sim.actions().len();
+    let a = A.to_string();
+    for (volume, node) in [
+        (NOWHERE, a.as_str()),
+        (NOWHERE, ""),
+        ("no-uuid-at-all", a.as_str()),
+        (free.as_str(), a.as_str()),
+        (free.as_str(), "999"),
+        (free.as_str(), "not-a-number"),
+        (free.as_str(), ""),
+        (elsewhere.as_str(), a.as_str()),
+        (elsewhere.as_str(), "not-a-number"),
+    ] {
+        assert_eq!(plugin.client.controller_unpublish(volume, node), Ok(()), "{volume} {node}");
+    }
+    assert_eq!(fleet.sim.attached_to("elsewhere"), Some(B));
+    assert_eq!(fleet.sim.actions().len(), actions, "something was detached");
+}
+
+#[test]
+fn unpublish_without_a_node_detaches_from_wherever_it_is() {
+    let (fleet, plugin) = started();
+    let id = fleet.volume_on("one", B);
+    assert_eq!(plugin.client.controller_unpublish(&id, ""), Ok(()));
+    assert_eq!(fleet.sim.attached_to("one"), None);
+    // Also one whose attach is still running and does not show yet.
+    fleet.sim.change_rules(|rules| rules.times.attach = Duration::from_millis(300));
+    fleet.sim.attach(&id, A).unwrap();
+    assert_eq!(plugin.client.controller_unpublish(&id, ""), Ok(()));
+    fleet.rest();
+    assert_eq!(fleet.sim.attached_to("one"), None);
+}
+
+#[test]
+fn unpublish_is_done_when_the_droplet_is_destroyed() {
+    let (fleet, plugin) = started();
+    let id = fleet.volume_on("one", A);
+    fleet.sim.change_rules(|rules| rules.times.detach = Duration::from_millis(500));
+    fleet.sim.destroy_droplet(A);
+    assert_eq!(plugin.client.controller_unpublish(&id, &A.to_string()), Ok(()));
+    assert_eq!(publish(&plugin.client, &id, B), Ok(()));
+    assert_eq!(fleet.sim.attached_to("one"), Some(B));
+}
+
+#[test]
+fn an_attached_volume_is_not_deleted_and_a_missing_one_is_deleted_already() {
+    let (fleet, plugin) = started();
+    let id = fleet.volume_on("one", A);
+    let refusal = plugin.client.delete_volume(&id).unwrap_err();
+    assert_eq!(refusal.code, RpcStatusCode::FAILED_PRECONDITION);
+    assert!(refusal.message.contains(&id) && refusal.message.contains(&A.to_string()), "{refusal}");
+    assert!(fleet.sim.volume("one").is_some());
+    for gone in [NOWHERE, "no-uuid-at-all"] {
+        assert_eq!(plugin.client.delete_volume(gone), Ok(()), "{gone}");
+    }
+    plugin.client.controller_unpublish(&id, &A.to_string()).unwrap();
+    for _ in 0..2 {
+        assert_eq!(plugin.client.delete_volume(&id), Ok(()));
+    }
+    assert!(fleet.sim.volume("one").is_none());
+}
+
+#[test]
+fn publish_says_what_does_not_exist_and_what_is_full() {
+    let (fleet, plugin) = started();
+    let id = fleet.volume("one");
+    for (volume, droplet) in [(NOWHERE, A), (id.as_str(), 999)] {
+        let (code, message) = publish(&plugin.client, volume, droplet).unwrap_err();
+        assert_eq!(code, RpcStatusCode::NOT_FOUND, "{message}");
+    }
+    fleet.sim.change_rules(|rules| rules.switches.unknown_droplet_is_422 = true);
+    assert_eq!(publish(&plugin.client, &id, 999).unwrap_err().0, RpcStatusCode::NOT_FOUND);
+    fleet.sim.change_rules(|rules| rules.limits.attach = 1);
+    fleet.volume_on("other", A);
+    let (code, message) = publish(&plugin.client, &id, A).unwrap_err();
+    assert_eq!(code, RpcStatusCode::RESOURCE_EXHAUSTED, "{message}");
+    assert_eq!(fleet.sim.attached_to("one"), None);
+}
+
+#[test]
+fn a_full_droplet_that_has_the_volume_by_a_lost_attach_is_no_refusal() {
+    let (fleet, plugin) = started();
+    let id = fleet.volume("one");
+    fleet.sim.change_rules(|rules| rules.times.attach = Duration::from_millis(400));
+    let attach = || ("POST", "/v2/volumes/{id}/actions");
+    fleet.sim.faults().add(Fault::lost_reply().on(attach().0, attach().1));
+    fleet.sim.faults().add(Fault::refused(crate::sim::Refusal::ATTACH_LIMIT).on(attach().0, attach().1).times(5));
+    assert_eq!(publish(&plugin.client, &id, A), Ok(()));
+    assert_eq!(fleet.sim.attached_to("one"), Some(A));
+}
+
+#[test]
+fn the_calls_of_every_change_are_few() {
+    let (fleet, plugin) = started();
+    let client = &plugin.client;
+    let spent = |what: &str, most: u64, change: &dyn Fn()| {
+        fleet.sim.reset_calls();
+        change();
+        let calls = fleet.sim.calls();
+        assert!(calls.total() <= most, "{what} took more than {most} calls:\n{calls}");
+        assert_eq!(calls.of("GET", "/v2/droplets/{droplet_id}"), 0, "{what} looked at a droplet");
+    };
+    let capability = Volume::mounted("", "ext4").capability;
+    let id = client.create_volume("one", 1 << 30, &capability).unwrap().volume_id;
+    // The first actions of a process teach it how long they take.
+    for _ in 0..5 {
+        publish(client, &id, A).unwrap();
+        client.controller_unpublish(&id, &A.to_string()).unwrap();
+    }
+    spent("create", 2, &|| drop(client.create_volume("two", 1 << 30, &capability).unwrap()));
+    spent("create again", 2, &|| drop(client.create_volume("two", 1 << 30, &capability).unwrap()));
+    spent("publish", 5, &|| publish(client, &id, A).unwrap());
+    spent("publish again", 2, &|| publish(client, &id, A).unwrap());
+    spent("unpublish", 4, &|| client.controller_unpublish(&id, &A.to_string()).unwrap());
+    spent("unpublish again", 3, &|| client.controller_unpublish(&id, &A.to_string()).unwrap());
+    spent("delete", 1, &|| client.delete_volume(&id).unwrap());
+    spent("delete again", 1, &|| client.delete_volume(&id).unwrap());
+}
+
+#[test]
+fn the_kinds_of_429_are_told_apart() {
+    let (fleet, plugin) = started_with(&["--call-budget=3"]);
+    let capability = Volume::mounted("", "ext4").capability;
+    let create = |name: &str| plugin.client.create_volume(name, 1 << 30, &capability);
+    for is_429 in [false, true] {
+        fleet.sim.change_rules(|rules| (rules.limits.volumes, rules.switches.quota_is_429) = (1, is_429));
+        drop(create("first"));
+        let refusal = create("second").unwrap_err();
+        assert_eq!(refusal.code, RpcStatusCode::RESOURCE_EXHAUSTED, "{refusal}");
+        assert!(refusal.message.contains("capacity limit"), "{refusal}");
+    }
+    fleet.sim.change_rules(|rules| rules.limits.volumes = 100);
+    fleet.sim.faults().add(Fault::burst_limit(Duration::from_secs(1)));
+    let asked = Instant::now();
+    create("third").unwrap();
+    assert!(asked.elapsed() >= Duration::from_secs(1), "the wait was not kept");
+    // Longer than the call may last: it ends at once, and tells how long.
+    fleet.sim.faults().add(Fault::burst_limit(Duration::from_secs(55)));
+    let (asked, refusal) = (Instant::now(), create("fourth").unwrap_err());
+    assert_eq!(refusal.code, RpcStatusCode::UNAVAILABLE, "{refusal}");
+    assert!(asked.elapsed() < Duration::from_secs(2) && refusal.message.contains("429"), "{refusal}");
+}
+
+#[test]
+fn a_publish_without_time_left_says_what_it_waited_for_in_the_code_that_nomad_repeats() {
+    let (fleet, plugin) = started_with(&["--call-budget=1"]);
+    let id = fleet.volume("one");
+    fleet.sim.hold_pending_event(A, Duration::from_secs(600));
+    let (code, message) = publish(&plugin.client, &id, A).unwrap_err();
+    assert_eq!(code, RpcStatusCode::FAILED_PRECONDITION, "{message}");
+    assert!(message.contains("pending event") && message.contains(&id), "{message}");
+    fleet.sim.faults().add(Fault::burst_limit(Duration::from_secs(55)));
+    let (code, message) = publish(&plugin.client, &id, A).unwrap_err();
+    assert_eq!(code, RpcStatusCode::FAILED_PRECONDITION, "{message}");
+    assert!(message.contains("429"), "{message}");
+}
+
+#[test]
+fn a_volume_is_created_once_by_however_many_plugins() {
+    let mut rules = Rules { times: Times::actions(ACTION), limits: no_rate_limit(), ..Rules::default() };
+    rules.times.create_visible_after = Duration::from_millis(200);
+    let fleet = Fleet::with(rules);
+    let plugins = ["one", "two", "three"].map(|name| fleet.controller(Path::new(PROGRAM), name, &["--call-budget=10"]));
+    let capability = Volume::mounted("", "ext4").capability;
+    fleet.sim.faults().add(Fault::lost_reply().on("POST", "/v2/volumes").times(2));
+    let made: Vec<_> = std::thread::scope(|scope| {
+        let create = |plugin: &Plugin| plugin.client.create_volume("redis[0]", 1 << 30, &capability).unwrap().volume_id;
+        let threads: Vec<_> = plugins.iter().map(|plugin| scope.spawn(move || create(plugin))).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    assert_eq!(fleet.sim.volumes().len(), 1);
+    assert!(made.iter().all(|id| *id == fleet.sim.volumes()[0].id), "{made:?}");
+}
