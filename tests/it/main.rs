@@ -26,9 +26,9 @@ mod support;
 
 mod bad_input;
 mod concurrency;
-mod program;
 mod conflict;
 mod controller;
+mod program;
 mod proto;
 mod retry;
 mod root_demo;

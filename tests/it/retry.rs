@@ -194,10 +194,7 @@ fn at_every_request(change: Change, faults: &[RequestFault]) -> (u32, Vec<String
 }
 
 /// Runs the trials side by side, since they mostly wait.
-fn together<T: Send>(inputs: &[T], trial: impl Fn(&T) -> (u32, Vec<String>) + Sync)
-where
-    T: Sync,
-{
+fn together<T: Sync>(inputs: &[T], trial: impl Fn(&T) -> (u32, Vec<String>) + Sync) {
     let (cases, complaints): (Vec<u32>, Vec<Vec<String>>) = std::thread::scope(|scope| {
         let threads: Vec<_> = inputs.iter().map(|input| scope.spawn(|| trial(input))).collect();
         threads.into_iter().map(|thread| thread.join().expect("the trial runs to its end")).unzip()
@@ -229,8 +226,10 @@ fn whatever_happens_to_an_action_the_same_call_gets_over_it() {
     });
 }
 
+type Switch = fn(&mut Rules);
+
 /// What nobody knows about DigitalOcean; the program has to be right either way.
-fn switches() -> Vec<(&'static str, fn(&mut Rules))> {
+fn switches() -> Vec<(&'static str, Switch)> {
     vec![
         ("attach to the same droplet again is accepted", |rules| rules.switches.attach_again_is_accepted = true),
         ("empty lists are null", |rules| rules.switches.empty_arrays_are_null = true),
