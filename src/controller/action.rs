@@ -110,24 +110,47 @@ fn look(
     }
 }
 
-/// The attach or detach among a volume's actions that is still running: the latest, should there be several.
+/// What a volume's actions say about where it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Moves {
+    /// An attach or a detach is running: the latest, should there be several.
+    Running(Action),
+    /// The last one that was carried out was an attach, so that the volume is on some droplet.
+    Attached,
+    /// The last one that was carried out was a detach, so that the volume is on no droplet, whatever is listed.
+    Detached,
+    /// It has not been moved yet, or in ways that are not known.
+    Unknown,
+}
+
+/// Reads the actions of a volume, the oldest first.
 ///
 /// A resize changes nothing about where a volume is. It is the only kind that is left out: DigitalOcean's word for it is
 /// not documented, and an action that is not known is waited for.
-fn plan_changing(actions: Vec<Action>) -> Option<Action> {
-    let is_changing = |action: &Action| action.status == ActionStatus::InProgress && !action.kind.contains("resize");
-    actions.into_iter().rfind(is_changing)
+fn plan_moves(actions: &[Action]) -> Moves {
+    let moves = || actions.iter().rev().filter(|action| !action.kind.contains("resize"));
+    if let Some(running) = moves().find(|action| action.status == ActionStatus::InProgress) {
+        return Moves::Running(running.clone());
+    }
+    match moves().find(|action| action.status == ActionStatus::Completed) {
+        Some(last) if last.kind.contains("detach") => Moves::Detached,
+        Some(last) if last.kind.contains("attach") => Moves::Attached,
+        Some(_) | None => Moves::Unknown,
+    }
 }
 
 impl Controller {
-    /// What DigitalOcean is doing at this moment about where the volume is.
+    /// What DigitalOcean is doing at this moment about where the volume is, or has done last.
+    ///
+    /// The list of a volume's droplets lags behind: after an action it shows the old state for a while, and before the end
+    /// of one that is running it may show either. Whoever is about to believe it asks here first.
     ///
     /// # Errors
     /// [`Error::NotFound`] when there is no such volume, [`Error::OutOfTime`] or [`Error::Api`].
-    pub(super) fn observe_changing(&self, time: &CallTime, id: &VolumeId) -> Result<Option<Action>> {
+    pub(super) fn observe_moves(&self, time: &CallTime, id: &VolumeId) -> Result<Moves> {
         let doing = format!("reading the latest actions of volume {id}");
         let actions = time.ask(&doing, super::no_volume(id, || doing.clone()), |cloud| cloud.newest_actions(id))?;
-        Ok(plan_changing(actions))
+        Ok(plan_moves(&actions))
     }
 
     /// Waits until an action that somebody else began has ended, well or not.
@@ -147,22 +170,29 @@ mod tests {
     use crate::id::ActionId;
 
     #[test]
-    fn the_latest_running_attach_or_detach_is_waited_for_and_a_resize_is_not() {
+    fn the_moves_of_a_volume_are_told_from_its_actions_and_a_resize_is_none() {
         let action = |id, kind: &str, status| Action { id: ActionId(id), status, kind: kind.to_owned() };
         let running = |id, kind| action(id, kind, ActionStatus::InProgress);
+        let done = |id, kind| action(id, kind, ActionStatus::Completed);
+        let failed = |id, kind| action(id, kind, ActionStatus::Errored);
         let table = [
-            (vec![], None),
-            (vec![action(1, "attach_volume", ActionStatus::Completed)], None),
-            (vec![action(1, "attach_volume", ActionStatus::Errored)], None),
-            (vec![running(1, "resize"), running(2, "resize_volume")], None),
-            (vec![running(1, "detach_volume"), running(2, "resize")], Some(1)),
-            (vec![running(1, "detach_volume"), action(2, "attach_volume", ActionStatus::Completed)], Some(1)),
-            (vec![running(1, "detach_volume"), running(2, "attach_volume")], Some(2)),
-            (vec![running(1, "never heard of")], Some(1)),
+            (vec![], Moves::Unknown),
+            (vec![done(1, "attach_volume")], Moves::Attached),
+            (vec![done(1, "attach_volume"), done(2, "detach_volume")], Moves::Detached),
+            (vec![done(1, "attach_volume"), failed(2, "detach_volume")], Moves::Attached),
+            (vec![done(1, "detach_volume"), failed(2, "attach_volume"), running(3, "resize")], Moves::Detached),
+            (vec![done(1, "never heard of")], Moves::Unknown),
+            (vec![running(1, "resize"), running(2, "resize_volume")], Moves::Unknown),
+            (vec![running(1, "detach_volume"), running(2, "resize")], Moves::Running(running(1, "detach_volume"))),
+            (vec![running(1, "detach_volume"), done(2, "attach_volume")], Moves::Running(running(1, "detach_volume"))),
+            (
+                vec![running(1, "detach_volume"), running(2, "attach_volume")],
+                Moves::Running(running(2, "attach_volume")),
+            ),
+            (vec![running(1, "never heard of")], Moves::Running(running(1, "never heard of"))),
         ];
         for (actions, want) in table {
-            let text = format!("{actions:?}");
-            assert_eq!(plan_changing(actions).map(|action| action.id), want.map(ActionId), "{text}");
+            assert_eq!(plan_moves(&actions), want, "{actions:?}");
         }
     }
 }

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use log::warn;
 
 use super::Controller;
+use super::action::Moves;
 use super::publish::Round;
 use super::time::{CallTime, Patience};
 use super::unpublish::{Sent, WhenBusy};
@@ -15,7 +16,7 @@ use super::verdict::{Verdict, plan_verdict};
 use crate::cloud::droplet::{Droplet, DropletStatus};
 use crate::cloud::volume::Volume;
 use crate::error::{Error, Holder, Result};
-use crate::id::DropletId;
+use crate::id::{DropletId, VolumeId};
 use crate::lock::VolumeGuard;
 
 /// What to do about another droplet that has the volume.
@@ -48,6 +49,7 @@ pub(super) struct Watch {
     holder: Option<DropletId>,
     running_since: Option<Instant>,
     off_since: Option<Instant>,
+    stale_since: Option<Instant>,
 }
 
 impl Watch {
@@ -81,19 +83,24 @@ impl Controller {
         if watch.is_too_early(time.patience) {
             return Ok(Round::Watch(why));
         }
-        if let Some(action) = self.observe_changing(time, &volume.id)? {
-            return Ok(Round::Await(action));
+        match self.observe_moves(time, &volume.id)? {
+            Moves::Running(action) => return Ok(Round::Await(action)),
+            // The list of droplets lags behind; but it may also be the list of actions that does.
+            Moves::Detached if watch.stale_since.get_or_insert_with(Instant::now).elapsed() < time.patience.shown() => {
+                return Ok(Round::Watch(format!("it has been detached, and droplet {holder} still shows")));
+            }
+            Moves::Detached | Moves::Attached | Moves::Unknown => {}
         }
         let droplet = self.observe_droplet(time, holder)?;
         let off_for = watch.off_since.map(|since| since.elapsed());
         match plan_holder(droplet.as_ref(), off_for, time.patience, self.takeover) {
             HolderPlan::Take => self.take(guard, time, volume, droplet.as_ref(), holder, wanted),
             HolderPlan::LookAgain => {
-                *watch = Watch { holder: Some(holder), running_since: None, off_since: Some(Instant::now()) };
+                (watch.running_since, watch.off_since) = (None, Some(Instant::now()));
                 Ok(Round::Watch(format!("droplet {holder} has it and is not running")))
             }
             HolderPlan::Respect if watch.running_since.is_none() => {
-                *watch = Watch { holder: Some(holder), running_since: Some(Instant::now()), off_since: None };
+                (watch.running_since, watch.off_since) = (Some(Instant::now()), None);
                 Ok(Round::Watch(why))
             }
             HolderPlan::Respect => {
@@ -129,6 +136,11 @@ impl Controller {
             Sent::Refused(err) | Sent::Open(err) => Round::Pause(format!("taking it from droplet {holder}: {err}")),
             Sent::Errored => Round::Pause(format!("the detach from droplet {holder} errored")),
         })
+    }
+
+    /// Whether a droplet says that it has the volume: its record and the volume's are kept apart.
+    pub(super) fn has_volume(&self, time: &CallTime, droplet: DropletId, id: &VolumeId) -> Result<bool> {
+        Ok(self.observe_droplet(time, droplet)?.is_some_and(|droplet| droplet.volumes.contains(id)))
     }
 
     /// Reads a droplet; none: it does not exist.

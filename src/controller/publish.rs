@@ -10,7 +10,7 @@ use std::time::Instant;
 use log::{info, warn};
 
 use super::Controller;
-use super::action::{Ended, await_action};
+use super::action::{Ended, Moves, await_action};
 use super::holder::Watch;
 use super::time::{CallTime, Pauses};
 use super::verdict::{Verdict, plan_verdict};
@@ -78,6 +78,8 @@ struct Course {
     pauses: Pauses,
     /// An attach, this call's or another's, may be on its way.
     is_contested: bool,
+    /// Since when the list of droplets has been contradicting the actions.
+    stale_since: Option<Instant>,
     refusal: Option<Error>,
     watch: Watch,
 }
@@ -97,7 +99,13 @@ impl Controller {
 
     fn ensure_attached(&self, time: &CallTime, want: &Publish) -> Result<Volume> {
         let doing = attaching(&want.volume, want.droplet);
-        let mut course = Course { pauses: time.retries(), is_contested: false, refusal: None, watch: Watch::default() };
+        let mut course = Course {
+            pauses: time.retries(),
+            is_contested: false,
+            stale_since: None,
+            refusal: None,
+            watch: Watch::default(),
+        };
         loop {
             let guard = self.hold_in_line(time, &want.volume)?;
             let round = self.attach_round(&guard, time, want, &mut course)?;
@@ -119,11 +127,7 @@ impl Controller {
     fn attach_round(&self, guard: &VolumeGuard, time: &CallTime, want: &Publish, course: &mut Course) -> Result<Round> {
         let volume = time.observe_volume(&want.volume)?;
         match plan_attach(&volume.droplets, want.droplet) {
-            // An attachment that this call did not make may be on its way out: a detach shows only at its end.
-            AttachPlan::Here => Ok(match self.observe_changing(time, &want.volume)? {
-                Some(action) => Round::Await(action),
-                None => Round::Done(volume),
-            }),
+            AttachPlan::Here => self.confirm_here(guard, time, volume, want, course),
             AttachPlan::Attach => self.attach_free(guard, time, want, course),
             AttachPlan::Elsewhere(holder) => {
                 course.refusal = None;
@@ -132,10 +136,35 @@ impl Controller {
         }
     }
 
-    /// Attaches a volume that was seen nowhere.
+    /// Believes in an attachment that this call did not make, or does not. It may be on its way out, as a detach shows only
+    /// at its end; and when the last that was carried out was a detach, the list of droplets lags, unless it goes on for
+    /// long and the droplet says so too.
+    fn confirm_here(
+        &self,
+        guard: &VolumeGuard,
+        time: &CallTime,
+        volume: Volume,
+        want: &Publish,
+        course: &mut Course,
+    ) -> Result<Round> {
+        match self.observe_moves(time, &volume.id)? {
+            Moves::Running(action) => return Ok(Round::Await(action)),
+            Moves::Attached | Moves::Unknown => return Ok(Round::Done(volume)),
+            Moves::Detached => {}
+        }
+        if course.stale_since.get_or_insert_with(Instant::now).elapsed() < time.patience.shown() {
+            return Ok(Round::Pause("it has been detached, and the attachment still shows".to_owned()));
+        }
+        if self.has_volume(time, want.droplet, &volume.id)? {
+            return Ok(Round::Done(volume));
+        }
+        self.attach_free(guard, time, want, course)
+    }
+
+    /// Attaches a volume that is nowhere.
     fn attach_free(&self, guard: &VolumeGuard, time: &CallTime, want: &Publish, course: &mut Course) -> Result<Round> {
         if mem::take(&mut course.is_contested)
-            && let Some(action) = self.observe_changing(time, &want.volume)?
+            && let Moves::Running(action) = self.observe_moves(time, &want.volume)?
         {
             return Ok(Round::Await(action));
         }

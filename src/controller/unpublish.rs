@@ -9,11 +9,10 @@ use std::time::Instant;
 use log::{info, warn};
 
 use super::Controller;
-use super::action::{Ended, await_action};
+use super::action::{Ended, Moves, await_action};
 use super::setback::Pair;
 use super::time::CallTime;
 use super::verdict::{Verdict, plan_verdict};
-use crate::cloud::action::Action;
 use crate::cloud::error::ApiError;
 use crate::cloud::pace::ActionKind;
 use crate::cloud::volume::Volume;
@@ -85,15 +84,20 @@ impl Controller {
     }
 
     fn ensure_detached_everywhere(&self, guard: &VolumeGuard, time: &CallTime, id: &VolumeId) -> Result<()> {
+        let (stale_since, mut pauses) = (Instant::now(), time.retries());
         loop {
             let Some(volume) = time.observe_volume_if_there(id)? else { return Ok(()) };
             if !volume.droplets.is_empty() {
                 let detach = |droplet: &DropletId| self.ensure_detached(guard, time, id, *droplet);
                 return volume.droplets.iter().try_for_each(detach);
             }
-            match self.changing_if_there(time, id)? {
-                None => return Ok(()),
-                Some(action) => self.await_foreign(time, id, &action, &format!("detaching volume {id}"))?,
+            let doing = format!("detaching volume {id}");
+            match self.observe_moves_if_there(time, id)? {
+                Moves::Running(action) => self.await_foreign(time, id, &action, &doing)?,
+                Moves::Attached if stale_since.elapsed() < time.patience.shown() => {
+                    time.pause(pauses.next_pause(), &doing, &"it has been attached, and that does not show")?;
+                }
+                Moves::Attached | Moves::Detached | Moves::Unknown => return Ok(()),
             }
         }
     }
@@ -109,14 +113,20 @@ impl Controller {
             }
             let is_shown = volume.is_attached_to(droplet);
             let is_refused = matches!(sent, Sent::Refused(_));
-            // An attach that is still running shows nothing yet, and would be there a moment after this answer.
-            if (is_refused || !is_shown)
-                && let Some(action) = self.changing_if_there(time, id)?
-            {
-                self.await_foreign(time, id, &action, &doing)?;
-                continue;
+            if is_refused || !is_shown {
+                match self.observe_moves_if_there(time, id)? {
+                    // An attach that is still running shows nothing yet, and would be there a moment after this answer.
+                    Moves::Running(action) => {
+                        self.await_foreign(time, id, &action, &doing)?;
+                        continue;
+                    }
+                    // Nothing shows, but that may lag behind an attach. Only a refusal tells that there is nothing.
+                    Moves::Attached if !is_refused => {}
+                    Moves::Attached | Moves::Detached | Moves::Unknown if !is_shown => return Ok(()),
+                    Moves::Attached | Moves::Detached | Moves::Unknown => {}
+                }
             }
-            if !is_shown || (is_refused && self.is_without(time, droplet, id)?) {
+            if is_shown && is_refused && self.is_without(time, droplet, id)? {
                 return Ok(());
             }
             let why = match sent {
@@ -149,19 +159,16 @@ impl Controller {
     /// Whether the droplet does not exist, or does not know of the volume: its record and the volume's are kept apart, and
     /// the volume's can lag behind for a while, most of all after a droplet was destroyed.
     fn is_without(&self, time: &CallTime, droplet: DropletId, id: &VolumeId) -> Result<bool> {
-        let is_without = match self.observe_droplet(time, droplet)? {
-            None => true,
-            Some(seen) => !seen.volumes.contains(id),
-        };
+        let is_without = !self.has_volume(time, droplet, id)?;
         if is_without {
             info!("volume={id} is still shown on droplet={droplet}, which is gone or does not have it");
         }
         Ok(is_without)
     }
 
-    fn changing_if_there(&self, time: &CallTime, id: &VolumeId) -> Result<Option<Action>> {
-        match self.observe_changing(time, id) {
-            Err(Error::NotFound(_)) => Ok(None),
+    fn observe_moves_if_there(&self, time: &CallTime, id: &VolumeId) -> Result<Moves> {
+        match self.observe_moves(time, id) {
+            Err(Error::NotFound(_)) => Ok(Moves::Unknown),
             other => other,
         }
     }

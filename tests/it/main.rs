@@ -25,6 +25,7 @@ mod sim;
 mod support;
 
 mod bad_input;
+mod chaos;
 mod concurrency;
 mod conflict;
 mod controller;

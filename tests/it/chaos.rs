@@ -1,0 +1,433 @@
+//! Random days of a cluster: volumes come, move and go, while requests and actions fail and plugins are killed.
+//!
+//! Each run follows from a seed, which is printed; `CHAOS_SEED=n` plays that run again, and `CHAOS_SECONDS=n` goes on with
+//! new ones for so long. Which thread is faster is not in the seed, so a rare failure may need some more plays.
+
+use std::path::Path;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, RwLock};
+use std::time::{Duration, Instant};
+
+use fastrand::Rng;
+use grpcio::RpcStatusCode;
+
+use crate::sim::{ActionFault, DropletStatus, Fault, Refusal as Said, Rules, Times};
+use crate::support::client::{Client, Outcome, Refusal, Volume};
+use crate::support::fleet::{A, B, C, Fleet, no_rate_limit};
+use crate::support::plugin::Plugin;
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_do-csi-plugin");
+const ARGS: [&str; 2] = ["--call-budget=5", "--api-timeout=0.3"];
+/// A call must end in its budget; what is more is for a machine that has much to do.
+const LONGEST_CALL: Duration = Duration::from_secs(9);
+
+const DROPLETS: [u64; 3] = [A, B, C];
+const PLUGINS: [&str; 3] = ["one", "two", "three"];
+const VOLUMES: usize = 10;
+const RUN: Duration = Duration::from_secs(8);
+const ALL_RUNS: u64 = 45;
+
+/// What must be so if the answers so far were true.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Known {
+    On(u64),
+    Detached,
+    /// A call failed, and may have had an effect.
+    Nothing,
+}
+
+/// What one run is made of, shared by its threads.
+struct World<'a> {
+    fleet: &'a Fleet,
+    clients: RwLock<Vec<Client>>,
+    /// Droplets are switched off and on: a volume may be taken from one, rightly.
+    has_power_cuts: bool,
+    ends: Instant,
+    complaints: Mutex<Vec<String>>,
+    answers: AtomicU32,
+    failures: AtomicU32,
+}
+
+impl World<'_> {
+    fn client(&self, rng: &mut Rng) -> Client {
+        self.clients.read().unwrap()[rng.usize(..PLUGINS.len())].clone()
+    }
+
+    /// Makes a call, counts it, and complains if it took too long or broke the program.
+    fn call<T>(&self, what: &str, call: impl FnOnce() -> Outcome<T>) -> Outcome<T> {
+        let asked = Instant::now();
+        let outcome = call();
+        let count = if outcome.is_ok() { &self.answers } else { &self.failures };
+        count.fetch_add(1, Ordering::Relaxed);
+        let took = asked.elapsed();
+        if took > LONGEST_CALL {
+            self.complain(format!("{what} took {took:?}"));
+        }
+        if let Err(refusal) = &outcome
+            && (refusal.message.contains("panicked") || refusal.code == RpcStatusCode::UNKNOWN)
+        {
+            self.complain(format!("{what}: {refusal}"));
+        }
+        outcome
+    }
+
+    fn complain(&self, why: String) {
+        self.complaints.lock().unwrap().push(why);
+    }
+
+    fn expect(&self, is_so: bool, why: impl FnOnce() -> String) {
+        if !is_so {
+            self.complain(why());
+        }
+    }
+}
+
+/// One volume and the only orchestrator that knows of it.
+struct Life<'a> {
+    world: &'a World<'a>,
+    name: String,
+    id: Option<String>,
+    /// A delete failed and may have had an effect.
+    may_be_gone: bool,
+    known: Known,
+    rng: Rng,
+}
+
+impl Life<'_> {
+    fn live(mut self) {
+        while Instant::now() < self.world.ends {
+            let Some(id) = self.id.clone() else {
+                self.create();
+                continue;
+            };
+            let droplet = DROPLETS[self.rng.usize(..3)];
+            match self.rng.u32(..20) {
+                0..8 => self.publish(&id, droplet),
+                8..13 => self.unpublish(&id, droplet),
+                13 => self.unpublish_anywhere(&id),
+                14..16 => self.delete(&id),
+                16 => self.create(),
+                17 => self.two_nodes(&id),
+                18 => self.same_twice(&id, droplet),
+                _ => self.publish_beside_a_late_unpublish(&id),
+            }
+        }
+    }
+
+    fn on(&self) -> Option<u64> {
+        self.world.fleet.sim.attached_to(&self.name)
+    }
+
+    fn create(&mut self) {
+        let (client, capability) = (self.world.client(&mut self.rng), Volume::mounted("", "ext4").capability);
+        let what = format!("create {}", self.name);
+        let Ok(made) = self.world.call(&what, || client.create_volume(&self.name, 1 << 30, &capability)) else {
+            return;
+        };
+        let have = self.world.fleet.sim.volume(&made.volume_id);
+        self.world.expect(have.is_some_and(|volume| volume.name == self.name), || format!("{what}: there is none"));
+        if self.id.as_ref() != Some(&made.volume_id) {
+            self.world.expect(self.id.is_none() || self.may_be_gone, || format!("{what}: it is a second one"));
+            self.known = Known::Nothing;
+        }
+        (self.id, self.may_be_gone) = (Some(made.volume_id), false);
+    }
+
+    fn publish(&mut self, id: &str, droplet: u64) {
+        let client = self.world.client(&mut self.rng);
+        let what = format!("publish {} on {droplet}", self.name);
+        let outcome = self.world.call(&what, || publish(&client, id, droplet));
+        self.published(&what, droplet, &outcome);
+    }
+
+    fn published(&mut self, what: &str, droplet: u64, outcome: &Outcome<()>) {
+        let before = self.known;
+        let is_elsewhere = matches!(before, Known::On(holder) if holder != droplet);
+        match outcome {
+            Ok(()) => {
+                let on = self.on();
+                self.world.expect(on == Some(droplet), || format!("{what}: OK, but it is on {on:?}; was {before:?}"));
+                let may_move = !is_elsewhere || self.world.has_power_cuts;
+                self.world.expect(may_move, || format!("{what}: taken from a running droplet, was {before:?}"));
+                self.known = Known::On(droplet);
+            }
+            Err(refusal) if refusal.code == RpcStatusCode::NOT_FOUND => self.not_found(what, refusal),
+            // What failed may have an effect, but never takes the volume away from where it is.
+            Err(_) if matches!(before, Known::On(_)) && !self.world.has_power_cuts => {
+                let on = self.on();
+                self.world.expect(before == on.map_or(Known::Detached, Known::On), || {
+                    format!("{what}: failed, and the volume went from {before:?} to {on:?}")
+                });
+            }
+            Err(_) => self.known = Known::Nothing,
+        }
+    }
+
+    fn not_found(&mut self, what: &str, refusal: &Refusal) {
+        let is_there = self.world.fleet.sim.volume(&self.name).is_some();
+        self.world.expect(self.may_be_gone && !is_there, || format!("{what}: {refusal}, but it is there"));
+        self.id = None;
+    }
+
+    fn unpublish(&mut self, id: &str, droplet: u64) {
+        let client = self.world.client(&mut self.rng);
+        let what = format!("unpublish {} from {droplet}", self.name);
+        let outcome = self.world.call(&what, || client.controller_unpublish(id, &droplet.to_string()));
+        let (before, on) = (self.known, self.on());
+        match outcome {
+            Ok(()) => {
+                self.world.expect(on != Some(droplet), || format!("{what}: OK, but it is there; was {before:?}"));
+                match before {
+                    Known::On(holder) if holder == droplet => self.known = Known::Detached,
+                    Known::On(holder) if !self.world.has_power_cuts => {
+                        self.world.expect(on == Some(holder), || format!("{what}: it left {holder} for {on:?}"));
+                    }
+                    Known::On(_) | Known::Detached | Known::Nothing => {}
+                }
+            }
+            Err(_) if before == Known::On(droplet) => self.known = Known::Nothing,
+            Err(_) => {}
+        }
+    }
+
+    fn unpublish_anywhere(&mut self, id: &str) {
+        let client = self.world.client(&mut self.rng);
+        let what = format!("unpublish {} from anywhere", self.name);
+        let outcome = self.world.call(&what, || client.controller_unpublish(id, ""));
+        let (before, on) = (self.known, self.on());
+        match outcome {
+            Ok(()) => {
+                self.world.expect(on.is_none(), || format!("{what}: OK, but it is on {on:?}; was {before:?}"));
+                self.known = Known::Detached;
+            }
+            Err(_) => self.known = Known::Nothing,
+        }
+    }
+
+    fn delete(&mut self, id: &str) {
+        let client = self.world.client(&mut self.rng);
+        let what = format!("delete {}", self.name);
+        let outcome = self.world.call(&what, || client.delete_volume(id));
+        let is_there = self.world.fleet.sim.volume(id).is_some();
+        match outcome {
+            Ok(()) => {
+                self.world.expect(!is_there, || format!("{what}: OK, but it is there"));
+                let was_free = !matches!(self.known, Known::On(_));
+                self.world.expect(was_free || self.world.has_power_cuts, || format!("{what}: was {:?}", self.known));
+                self.id = None;
+            }
+            Err(_) => self.may_be_gone = true,
+        }
+    }
+
+    /// Two nodes ask at once, as when a task moves before its volume was let go.
+    fn two_nodes(&mut self, id: &str) {
+        let (first, second) = (self.world.client(&mut self.rng), self.world.client(&mut self.rng));
+        let (here, there) = (DROPLETS[0], DROPLETS[1 + self.rng.usize(..2)]);
+        let what = format!("publish {} on {here} and {there} at once", self.name);
+        let ask = |client: &Client, droplet| self.world.call(&what, || publish(client, id, droplet)).is_ok();
+        let winners = std::thread::scope(|scope| {
+            let other = scope.spawn(|| ask(&first, here));
+            (ask(&second, there), other.join().unwrap())
+        });
+        let on = self.on();
+        self.known = match winners {
+            (true, true) => {
+                self.world.expect(self.world.has_power_cuts, || format!("{what}: both were told OK"));
+                Known::Nothing
+            }
+            (true, false) => Known::On(there),
+            (false, true) => Known::On(here),
+            (false, false) => Known::Nothing,
+        };
+        if let Known::On(winner) = self.known
+            && !self.world.has_power_cuts
+        {
+            self.world.expect(on == Some(winner), || format!("{what}: {winner} was told OK, but it is on {on:?}"));
+        }
+    }
+
+    /// A call and its repetition at once, through two plugins, as when the leader changes.
+    fn same_twice(&mut self, id: &str, droplet: u64) {
+        let (first, second) = (self.world.client(&mut self.rng), self.world.client(&mut self.rng));
+        let what = format!("publish {} on {droplet} twice at once", self.name);
+        let ask = |client: &Client| self.world.call(&what, || publish(client, id, droplet));
+        let (one, other) = std::thread::scope(|scope| {
+            let other = scope.spawn(|| ask(&first));
+            (ask(&second), other.join().unwrap())
+        });
+        // What one of them was told is true, whatever the other was told.
+        self.published(&what, droplet, &one.or(other));
+    }
+
+    /// An unpublish for a node that never had the volume comes late, while another node asks for it.
+    fn publish_beside_a_late_unpublish(&mut self, id: &str) {
+        let (first, second) = (self.world.client(&mut self.rng), self.world.client(&mut self.rng));
+        let what = format!("publish {} on {A} beside an unpublish from {B}", self.name);
+        let outcome = std::thread::scope(|scope| {
+            scope.spawn(|| drop(self.world.call(&what, || first.controller_unpublish(id, &B.to_string()))));
+            self.world.call(&what, || publish(&second, id, A))
+        });
+        if self.known == Known::On(B) {
+            self.known = Known::Nothing;
+        }
+        self.published(&what, A, &outcome);
+    }
+}
+
+fn publish(client: &Client, id: &str, droplet: u64) -> Outcome<()> {
+    client.controller_publish(&mut Volume::mounted(id, "ext4"), &droplet.to_string())
+}
+
+/// Lets something go wrong.
+fn strike(world: &World<'_>, rng: &mut Rng) {
+    let (faults, ms) = (world.fleet.sim.faults(), Duration::from_millis);
+    let fault = match rng.u32(..18) {
+        0 => Fault::server_error(),
+        1 => Fault::unavailable().times(3),
+        2 => Fault::html_page(),
+        3 => Fault::html_page_after_effect(),
+        4 => Fault::lost_request(),
+        5 | 6 => Fault::lost_reply(),
+        7 => Fault::reply_cut_short(),
+        8 => Fault::late(ms(rng.u64(..700))),
+        9 => Fault::hung(),
+        10 => Fault::hung_after_effect(),
+        11 => Fault::pending_event().times(3),
+        12 => Fault::refused(Said::ALREADY_ATTACHED),
+        13 => Fault::refused(Said::ATTACHMENT_NOT_FOUND),
+        14 => Fault::burst_limit(Duration::from_secs(1)),
+        15 => Fault::quota_used_up(),
+        16 => Fault::answered(200, "text/html", "<html></html>"),
+        _ => Fault::refused(Said::ATTACH_LIMIT),
+    };
+    faults.add(match rng.u32(..6) {
+        0 => fault.on("POST", "/v2/volumes"),
+        1 => fault.on("GET", "/v2/volumes/{id}"),
+        2 => fault.on("GET", "/v2/volumes/{id}/actions/{action_id}"),
+        3 => fault.on("DELETE", "/v2/volumes/{id}"),
+        _ => fault.on("POST", "/v2/volumes/{id}/actions"),
+    });
+    match rng.u32(..12) {
+        0 => faults.add_action(ActionFault::errored()),
+        1 => faults.add_action(ActionFault::unknown_at_first(2)),
+        2 => faults.add_action(ActionFault::taking(ms(rng.u64(200..1500)))),
+        3 => faults.add_action(ActionFault::droplet_ids_late(ms(rng.u64(50..800)))),
+        4 => faults.add_action(ActionFault::droplet_ids_early()),
+        5 => world.fleet.sim.hold_pending_event(DROPLETS[rng.usize(..3)], ms(rng.u64(100..1500))),
+        6 if world.has_power_cuts => {
+            let status = if rng.bool() { DropletStatus::Off } else { DropletStatus::Active };
+            world.fleet.sim.set_droplet_status(DROPLETS[rng.usize(..3)], status);
+        }
+        7 => world.fleet.sim.close_connections(),
+        _ => {}
+    }
+}
+
+/// Plays one run, and gives what was not as it must be.
+fn play(seed: u64) -> Vec<String> {
+    let mut rng = Rng::with_seed(seed);
+    let mut rules = Rules { limits: no_rate_limit(), ..Rules::default() };
+    rules.times = Times::actions(Duration::from_millis(rng.u64(5..200)));
+    rules.times.create_visible_after = Duration::from_millis(if rng.bool() { 0 } else { 100 });
+    rules.limits.volumes = 0;
+    rules.switches.attach_again_is_accepted = rng.bool();
+    rules.switches.duplicate_name_says_already_exists = rng.bool();
+    rules.switches.empty_arrays_are_null = rng.bool();
+    let fleet = Fleet::with(rules);
+    let mut plugins: Vec<Plugin> =
+        PLUGINS.iter().map(|name| fleet.controller(Path::new(PROGRAM), name, &ARGS)).collect();
+    let world = World {
+        fleet: &fleet,
+        clients: RwLock::new(plugins.iter().map(|plugin| plugin.client.clone()).collect()),
+        has_power_cuts: rng.u32(..4) == 0,
+        ends: Instant::now() + RUN,
+        complaints: Mutex::default(),
+        answers: AtomicU32::new(0),
+        failures: AtomicU32::new(0),
+    };
+    let mut kills = 0;
+    std::thread::scope(|scope| {
+        for number in 0..VOLUMES {
+            let (name, rng) = (format!("volume-{number}"), rng.fork());
+            let life = Life { world: &world, name, id: None, may_be_gone: false, known: Known::Detached, rng };
+            scope.spawn(|| life.live());
+        }
+        // Plugins end with the thread that starts them, so this one kills them and starts them again.
+        let mut next_kill = Instant::now() + Duration::from_millis(rng.u64(200..1000));
+        while Instant::now() < world.ends {
+            strike(&world, &mut rng);
+            if Instant::now() >= next_kill {
+                kills += 1;
+                let number = rng.usize(..PLUGINS.len());
+                plugins.remove(number).kill().expect("the plugin is killed");
+                plugins.insert(number, fleet.controller(Path::new(PROGRAM), PLUGINS[number], &ARGS));
+                world.clients.write().unwrap()[number] = plugins[number].client.clone();
+                next_kill = Instant::now() + Duration::from_millis(rng.u64(200..1500));
+            }
+            std::thread::sleep(Duration::from_millis(rng.u64(20..300)));
+        }
+    });
+    aftermath(&world, &mut rng);
+    let (answers, failures) = (world.answers.load(Ordering::Relaxed), world.failures.load(Ordering::Relaxed));
+    println!("CHAOS_SEED={seed}: {answers} calls answered OK, {failures} failed, {kills} plugins killed");
+    if answers < 50 {
+        world.complain(format!("only {answers} calls were answered OK: that is no test"));
+    }
+    world.complaints.into_inner().unwrap()
+}
+
+/// When nothing goes wrong any more, everything can be published, moved and deleted, at the first try.
+fn aftermath(world: &World<'_>, rng: &mut Rng) {
+    let sim = &world.fleet.sim;
+    sim.faults().clear();
+    DROPLETS.iter().for_each(|droplet| sim.set_droplet_status(*droplet, DropletStatus::Active));
+    world.fleet.rest();
+    let volumes = sim.volumes();
+    let mut names: Vec<_> = volumes.iter().map(|volume| &volume.name).collect();
+    names.sort();
+    names.dedup();
+    world.expect(names.len() == volumes.len(), || format!("there are two of a name: {volumes:?}"));
+    std::thread::scope(|scope| {
+        for volume in &volumes {
+            let clients: Vec<Client> = (0..5).map(|_| world.client(rng)).collect();
+            scope.spawn(move || {
+                let must = |what: &str, outcome: Outcome<()>| {
+                    world.expect(outcome.is_ok(), || format!("afterwards, {what} {}: {outcome:?}", volume.name));
+                };
+                must("unpublish", clients[0].controller_unpublish(&volume.id, ""));
+                for (client, droplet) in clients[1..].iter().zip(DROPLETS) {
+                    must("publish", publish(client, &volume.id, droplet));
+                    world.expect(sim.attached_to(&volume.id) == Some(droplet), || {
+                        format!("{} is not there", volume.name)
+                    });
+                    must("unpublish", client.controller_unpublish(&volume.id, &droplet.to_string()));
+                }
+                must("delete", clients[4].delete_volume(&volume.id));
+            });
+        }
+    });
+    world.fleet.rest();
+    world.expect(sim.volumes().is_empty(), || format!("volumes are left: {:?}", sim.volumes()));
+}
+
+fn number(variable: &str) -> Option<u64> {
+    std::env::var(variable).ok().map(|text| text.parse().expect("a number"))
+}
+
+#[test]
+fn whatever_a_day_brings_answers_are_true_and_every_volume_stays_usable() {
+    let (replayed, seconds) = (number("CHAOS_SEED"), number("CHAOS_SECONDS"));
+    let ends = Instant::now() + Duration::from_secs(seconds.unwrap_or(ALL_RUNS));
+    let mut seed = replayed.unwrap_or_else(|| fastrand::u64(..1_000_000));
+    loop {
+        println!("CHAOS_SEED={seed} begins");
+        let complaints = play(seed);
+        assert!(complaints.is_empty(), "replay with CHAOS_SEED={seed}:\n{}", complaints.join("\n"));
+        seed += 1;
+        let is_over = (replayed.is_some() && seconds.is_none()) || Instant::now() >= ends;
+        if is_over {
+            return;
+        }
+    }
+}
