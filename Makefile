@@ -2,7 +2,7 @@
 # On Debian and Ubuntu root gets missing packages installed; anyone else is told their names.
 
 .DEFAULT_GOAL := help
-.PHONY: help build check test test-root demo clean root rust lints own compiler disk-tools
+.PHONY: help build check test test-root demo bench clean root rust lints own compiler disk-tools
 # A recipe is one script, so it can use functions, and its first failing line ends it.
 .ONESHELL:
 .SHELLFLAGS := -euc
@@ -43,6 +43,10 @@ test-root: root rust own compiler disk-tools ## Run the kernel tests: loop devic
 demo: root rust own compiler disk-tools ## Show a volume's whole life on this machine (as root)
 	cargo build $(SHARED) --bin do-csi-plugin --example do-sim
 	exec "$$CARGO_TARGET_DIR/release/examples/do-sim" demo "$$CARGO_TARGET_DIR/release/do-csi-plugin"
+
+bench: root rust own compiler disk-tools ## Measure attaching, moving and sharing volumes (as root, two minutes)
+	cargo build $(SHARED) --bin do-csi-plugin --example do-sim
+	exec "$$CARGO_TARGET_DIR/release/examples/do-sim" bench "$$CARGO_TARGET_DIR/release/do-csi-plugin"
 
 # A target directory chosen by the user may hold other projects, so there only our own package goes.
 clean: ## Remove what was built

@@ -261,6 +261,55 @@ fn an_attach_in_flight_does_not_outlive_an_unpublish() {
 }
 
 #[test]
+fn a_list_of_droplets_that_a_finished_detach_contradicts_is_not_believed() {
+    let fleet = Fleet::with_actions(ACTION);
+    let plugin = controller(&fleet, "one");
+    let id = fleet.volume_on("one", A);
+    for wanted in [A, B] {
+        let late = ActionFault::droplet_ids_late(Duration::from_millis(700)).of(ActionKind::Detach);
+        fleet.sim.faults().add_action(late);
+        fleet.sim.detach(&id, A).unwrap();
+        fleet.rest();
+        assert_eq!(publish(&plugin.client, &id, wanted), Ok(()));
+        assert_eq!(fleet.sim.attached_to("one"), Some(wanted));
+    }
+}
+
+#[test]
+fn an_empty_list_of_droplets_that_a_finished_attach_contradicts_is_not_believed() {
+    let fleet = Fleet::with_actions(ACTION);
+    let plugin = controller(&fleet, "one");
+    let id = fleet.volume("one");
+    for node in [A.to_string(), String::new()] {
+        let late = ActionFault::droplet_ids_late(Duration::from_millis(700)).of(ActionKind::Attach);
+        fleet.sim.faults().add_action(late);
+        fleet.sim.attach(&id, A).unwrap();
+        fleet.rest();
+        fleet.sim.faults().add(Fault::lost_request().on(ATTACH_OR_DETACH.0, ATTACH_OR_DETACH.1));
+        assert_eq!(plugin.client.controller_unpublish(&id, &node), Ok(()));
+        assert_eq!(fleet.sim.attached_to("one"), None, "{node:?}");
+    }
+}
+
+#[test]
+fn calls_that_wait_for_each_other_still_end_in_their_own_time() {
+    let fleet = Fleet::with_actions(ACTION);
+    let plugin = fleet.controller(Path::new(PROGRAM), "one", &["--call-budget=2"]);
+    let id = fleet.volume("one");
+    fleet.sim.hold_pending_event(A, Duration::from_secs(600));
+    let asked = Instant::now();
+    std::thread::scope(|scope| {
+        let ask = || {
+            let refusal = publish(&plugin.client, &id, A).unwrap_err();
+            assert_eq!(refusal.code, RpcStatusCode::FAILED_PRECONDITION, "{refusal}");
+        };
+        let calls: Vec<_> = (0..4).map(|_| scope.spawn(ask)).collect();
+        calls.into_iter().for_each(|call| call.join().unwrap());
+    });
+    assert!(asked.elapsed() < Duration::from_secs(3), "{:?}", asked.elapsed());
+}
+
+#[test]
 fn a_growing_volume_is_attached_without_waiting_for_its_end() {
     let fleet = Fleet::with_actions(ACTION);
     let plugin = controller(&fleet, "one");

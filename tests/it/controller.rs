@@ -191,6 +191,15 @@ fn a_publish_without_time_left_says_what_it_waited_for_in_the_code_that_nomad_re
 }
 
 #[test]
+fn a_new_volume_can_be_attached_at_once_although_digitalocean_shows_it_late() {
+    let (fleet, plugin) = started();
+    fleet.sim.change_rules(|rules| rules.times.create_visible_after = Duration::from_millis(500));
+    let capability = Volume::mounted("", "ext4").capability;
+    let made = plugin.client.create_volume("one", 1 << 30, &capability).unwrap();
+    assert_eq!(publish(&plugin.client, &made.volume_id, A), Ok(()));
+}
+
+#[test]
 fn a_volume_is_created_once_by_however_many_plugins() {
     let mut rules = Rules { times: Times::actions(ACTION), limits: no_rate_limit(), ..Rules::default() };
     rules.times.create_visible_after = Duration::from_millis(200);

@@ -1,4 +1,5 @@
-//! The demo: plays the story of a volume on a simulated cloud, with the built plugin, and shows each step and its proof.
+//! The demo and the bench, with the built plugin on a simulated cloud. The demo plays the story of a volume and shows
+//! each step and its proof; the bench prints how fast volumes are attached, moved and shared, and what that costs.
 //!
 //! Owns the command line of the example and what is shown on the terminal. The story itself is in `tests/support`, the
 //! cloud beside this file.
@@ -36,6 +37,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use nix::sys::signal::{SigSet, Signal};
 
 use sim::{Rules, SimConfig, Times};
+use support::bench::{Calls, Together};
 use support::cloud::Cloud;
 use support::figures::Figures;
 use support::story::{self, Listener};
@@ -47,7 +49,8 @@ fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let outcome = match args.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
         ["demo", program] => demo(Path::new(program)),
-        _ => Err("usage: do-sim demo PATH-OF-DO-CSI-PLUGIN".into()),
+        ["bench", program] => bench(Path::new(program)),
+        _ => Err("usage: do-sim demo|bench PATH-OF-DO-CSI-PLUGIN".into()),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -82,6 +85,14 @@ fn demo(program: &Path) -> Result<(), Box<dyn Error>> {
         screen.steps,
         started.elapsed().as_secs_f64()
     );
+    Ok(())
+}
+
+fn bench(program: &Path) -> Result<(), Box<dyn Error>> {
+    let program: PathBuf = fs::canonicalize(program).map_err(|err| format!("{}: {err}", program.display()))?;
+    println!("{}", Calls::measure(&program).map_err(|err| err.to_string())?);
+    // By itself, since it is work for the machine too, and not only waiting.
+    println!("{}", Together::measure(&program).map_err(|err| err.to_string())?);
     Ok(())
 }
 

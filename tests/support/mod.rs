@@ -2,6 +2,7 @@
 //!
 //! Owns nothing of the program under test; everything here goes through its command line, its socket and the kernel.
 
+pub mod bench;
 pub mod client;
 pub mod cloud;
 pub mod droplet;
