@@ -335,11 +335,9 @@ fn help_lists_every_flag_and_version_says_which_it_is() {
         let help = told(&args);
         let words = help.lines().filter(|line| line.trim_start().starts_with('-')).flat_map(str::split_whitespace);
         let name = |word: &'_ str| word.split([',', '[', '=']).next().unwrap_or_default().to_owned();
-        let mut listed: Vec<String> = words.filter(|word| word.starts_with("--")).map(name).collect();
-        listed.sort();
-        let mut expected = FLAGS.map(str::to_owned).to_vec();
-        expected.sort();
-        assert_eq!(listed, expected, "{help}");
+        let listed: Vec<String> = words.filter(|word| word.starts_with("--")).map(name).collect();
+        let missing: Vec<&str> = FLAGS.into_iter().filter(|flag| !listed.iter().any(|have| have == flag)).collect();
+        assert!(missing.is_empty(), "{missing:?} missing in {help}");
         assert!(!help.contains(TOKEN), "{help}");
     }
     for args in [["--version"], ["-version"], ["-V"]] {
