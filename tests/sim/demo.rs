@@ -1,5 +1,6 @@
-//! The demo and the bench, with the built plugin on a simulated cloud. The demo plays the story of a volume and shows
-//! each step and its proof; the bench prints how fast volumes are attached, moved and shared, and what that costs.
+//! The demo, the bench and the served cloud, with the built plugin on a simulated DigitalOcean. The demo plays the story
+//! of a volume and shows each step and its proof; the bench prints how fast volumes are attached, moved and shared, and
+//! what that costs; `serve` keeps the cloud up, with the plugin on one droplet, for whatever else speaks CSI.
 //!
 //! Owns the command line of the example and what is shown on the terminal. The story itself is in `tests/support`, the
 //! cloud beside this file.
@@ -36,24 +37,31 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressStyle};
 use nix::sys::signal::{SigSet, Signal};
 
-use sim::{Rules, SimConfig, Times};
+use sim::{Limits, Rules, SimConfig, Times};
 use support::bench::{Calls, Together};
-use support::cloud::Cloud;
+use support::cloud::{Cloud, Machine};
 use support::figures::Figures;
 use support::story::{self, Listener};
 
 /// How long an attach, detach or resize takes in the demo.
 const ACTION_TIME: Duration = Duration::from_millis(1300);
+/// How long one takes while serving: test suites make hundreds.
+const SERVED_ACTION_TIME: Duration = Duration::from_millis(50);
+/// The request limits while serving: far above what DigitalOcean allows, as a suite sends an hour's calls in a minute.
+const SERVED_REQUESTS: usize = 1_000_000;
+
+const USAGE: &str = "usage: do-sim demo PLUGIN\n       do-sim serve PLUGIN [COMMAND [ARGUMENT...]]";
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let outcome = match args.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
-        ["demo", program] => demo(Path::new(program)),
-        ["bench", program] => bench(Path::new(program)),
-        _ => Err("usage: do-sim demo|bench PATH-OF-DO-CSI-PLUGIN".into()),
+        ["demo", program] => demo(Path::new(program)).map(|()| ExitCode::SUCCESS),
+        ["bench", program] => bench(Path::new(program)).map(|()| ExitCode::SUCCESS),
+        ["serve", program, command @ ..] => serve(Path::new(program), command),
+        _ => Err(USAGE.into()),
     };
     match outcome {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(err) => {
             eprintln!("\nFAILED  {err}");
             ExitCode::FAILURE
@@ -94,6 +102,55 @@ fn bench(program: &Path) -> Result<(), Box<dyn Error>> {
     // By itself, since it is work for the machine too, and not only waiting.
     println!("{}", Together::measure(&program).map_err(|err| err.to_string())?);
     Ok(())
+}
+
+/// Keeps a cloud up with the plugin on its one droplet: until the command ends, which runs on that droplet, or, without
+/// one, until standard input closes.
+fn serve(program: &Path, command: &[&str]) -> Result<ExitCode, Box<dyn Error>> {
+    let program: PathBuf = fs::canonicalize(program).map_err(|err| format!("{}: {err}", program.display()))?;
+    let limits =
+        Limits { requests_per_hour: SERVED_REQUESTS, requests_per_minute: SERVED_REQUESTS, ..Limits::default() };
+    let rules = Rules { times: Times::actions(SERVED_ACTION_TIME), limits, ..Rules::default() };
+    let cloud = Cloud::start(SimConfig { rules, ..SimConfig::default() }, &["node-a"])?;
+    let served = serve_on(&cloud, &program, command);
+    let closed = cloud.close();
+    let code = served?;
+    closed?;
+    Ok(code)
+}
+
+fn serve_on(cloud: &Cloud, program: &Path, command: &[&str]) -> Result<ExitCode, Box<dyn Error>> {
+    let machine = cloud.machines.first().ok_or("no droplet")?;
+    let plugin = machine.start(program)?;
+    let environment = environment(cloud, machine);
+    let code = match command {
+        [] => {
+            environment.iter().for_each(|(name, value)| println!("{name}={value}"));
+            std::io::copy(&mut std::io::stdin(), &mut std::io::sink())?;
+            ExitCode::SUCCESS
+        }
+        [name, arguments @ ..] => {
+            let status = machine.droplet.command(Path::new(name)).args(arguments).envs(environment).status()?;
+            status.code().and_then(|code| u8::try_from(code).ok()).map_or(ExitCode::FAILURE, ExitCode::from)
+        }
+    };
+    if code != ExitCode::SUCCESS {
+        eprintln!("{}", plugin.log());
+    }
+    plugin.stop()?;
+    Ok(code)
+}
+
+/// What whoever uses the served cloud has to know.
+fn environment(cloud: &Cloud, machine: &Machine) -> [(&'static str, String); 5] {
+    let home = machine.home().display().to_string();
+    [
+        ("CSI_ENDPOINT", format!("unix://{}", machine.socket().display())),
+        ("DIGITALOCEAN_API_URL", cloud.sim.api_url()),
+        ("DROPLET_ID", machine.node_id()),
+        ("DROPLET_HOME", home),
+        ("DROPLET_MOUNTS", machine.droplet.namespace()),
+    ]
 }
 
 /// Turns Ctrl-C and SIGTERM into a wish to stop, so that everything is taken down in order.

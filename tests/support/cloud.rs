@@ -50,6 +50,11 @@ impl Machine {
         self.home.join("csi.sock")
     }
 
+    /// The folder that is this droplet's own.
+    pub fn home(&self) -> &Path {
+        &self.home
+    }
+
     /// Makes the folders that Nomad makes before it calls: the staging path itself, and the target's parent.
     pub fn prepare(&self, staging: &Path, target: &Path) -> std::io::Result<()> {
         fs::create_dir_all(staging)?;

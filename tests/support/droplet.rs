@@ -36,10 +36,15 @@ impl Droplet {
         let mut command = Command::new("nsenter");
         // The kernel kills the program when the thread that started it is gone, whatever happens to the test.
         command
-            .arg(format!("--mount=/proc/{}/ns/mnt", self.holder.id()))
+            .arg(format!("--mount={}", self.namespace()))
             .args(["--", "setpriv", "--pdeathsig", "KILL", "--"])
             .arg(program);
         command
+    }
+
+    /// The file by which the namespace is entered.
+    pub fn namespace(&self) -> String {
+        format!("/proc/{}/ns/mnt", self.holder.id())
     }
 
     /// The path by which a file inside is reached from outside.
