@@ -15,6 +15,7 @@ use crate::cloud::call::BaseUrl;
 use crate::cloud::region::Region;
 use crate::cloud::tag::Tag;
 use crate::cloud::token::{Secret, Token};
+use crate::size::{Gib, SizeLimits};
 
 /// How long a node call waits for another call on the same volume before it answers ABORTED.
 pub const LOCK_PATIENCE: Duration = Duration::from_secs(20);
@@ -114,6 +115,13 @@ struct Flags {
     /// Seconds in which DigitalOcean must have answered one request (not in the official driver; for tests)
     #[arg(long, default_value_t = 20.0)]
     api_timeout: f64,
+    /// Largest volume to make, in GiB (not in the official driver)
+    #[arg(long, default_value_t = SizeLimits::DIGITALOCEAN.max.0)]
+    max_volume_size: u64,
+    /// Let readers and writers of a volume share a droplet, as Nomad asks for when a job that reads and one that writes
+    /// run side by side; otherwise the second is refused, as CSI has it (not in the official driver)
+    #[arg(long)]
+    mixed_access: bool,
     /// Services to offer; without a token only `node` is possible (not in the official driver)
     #[arg(long, env = "CSI_MODE", value_enum)]
     mode: Option<Mode>,
@@ -191,6 +199,10 @@ pub struct Config {
     pub api_timeout: Duration,
     /// How many volumes a droplet may hold.
     pub volume_limit: u32,
+    /// The largest volume that is made.
+    pub max_volume_size: Gib,
+    /// Whether a volume may be published to one droplet in different ways.
+    pub mixed_access: bool,
     /// Where links to attached volumes appear.
     pub device_dir: PathBuf,
     /// Where sysfs is mounted.
@@ -244,6 +256,8 @@ impl Flags {
             call_budget: parse_seconds("--call-budget", self.call_budget)?,
             api_timeout: parse_seconds("--api-timeout", self.api_timeout)?,
             volume_limit: self.volume_limit,
+            max_volume_size: parse_max_size(self.max_volume_size)?,
+            mixed_access: self.mixed_access,
             device_dir: self.device_dir,
             sys_dir: self.sys_dir,
         })
@@ -385,6 +399,13 @@ fn parse_seconds(flag: &str, seconds: f64) -> Result<Duration, String> {
     Err(format!("{flag}: {seconds} is no number of seconds from 0.1 to 600"))
 }
 
+fn parse_max_size(gib: u64) -> Result<Gib, String> {
+    if Gib(gib) >= SizeLimits::DIGITALOCEAN.min {
+        return Ok(Gib(gib));
+    }
+    Err(format!("--max-volume-size: {gib} GiB is less than the smallest volume, {}", SizeLimits::DIGITALOCEAN.min))
+}
+
 fn parse_bool(flag: &str, text: &str) -> Result<bool, String> {
     match text.to_ascii_lowercase().as_str() {
         "true" | "t" | "1" => Ok(true),
@@ -438,7 +459,7 @@ mod tests {
 
     #[test]
     fn a_wrong_setting_is_one_line_that_names_the_flag() {
-        let table: [(&[&str], &str); 11] = [
+        let table: [(&[&str], &str); 12] = [
             (&["--nonsense"], "--nonsense"),
             (&["--endpoint=tcp://1"], "--endpoint"),
             (&["--url=ftp://x"], "--url"),
@@ -449,6 +470,7 @@ mod tests {
             (&["--socket-mode=999"], "--socket-mode"),
             (&["--call-budget=0"], "--call-budget"),
             (&["--api-timeout=-1"], "--api-timeout"),
+            (&["--max-volume-size=0"], "--max-volume-size"),
             (&["--validate-attachment=maybe"], "--validate-attachment"),
         ];
         for (args, flag) in table {

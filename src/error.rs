@@ -93,6 +93,22 @@ pub enum Error {
         /// DigitalOcean's answer.
         source: ApiError,
     },
+    /// DigitalOcean takes one snapshot of a volume in a while, and the last one was a moment ago.
+    #[error(
+        "volume {volume} can have its next snapshot in {wait_s} s{bound}; DigitalOcean takes one in {interval_s} s"
+    )]
+    SnapshotTooSoon {
+        /// The volume.
+        volume: VolumeId,
+        /// How long to wait, in seconds.
+        wait_s: u64,
+        /// How sure that is: empty, or " at the latest" when the last snapshot is gone already.
+        bound: &'static str,
+        /// The least time between two snapshots, in seconds.
+        interval_s: u64,
+        /// DigitalOcean's answer.
+        source: ApiError,
+    },
     /// The volume is attached to another droplet, which may be using it.
     #[error(
         "volume {name} ({volume}) is attached to droplet {holder}, not to droplet {wanted}; stop what uses it there, \

@@ -103,6 +103,12 @@ impl SizeRange {
         self.required.is_none_or(|r| size.bytes() >= r) && self.limit.is_none_or(|l| size.bytes() <= l)
     }
 
+    /// The least size that is acceptable, in whole GiB; `None` when any is.
+    #[must_use]
+    pub fn least(&self) -> Option<Gib> {
+        self.required.map(Bytes::rounded_up)
+    }
+
     /// Whether neither end is set.
     #[must_use]
     pub fn is_open(&self) -> bool {
@@ -139,6 +145,39 @@ pub fn plan_size(range: &SizeRange, limits: &SizeLimits) -> Result<Gib, String> 
         return Err(format!("{range} asked, but volumes come in whole GiB and none lies in that range"));
     }
     Ok(size)
+}
+
+/// Chooses the size of a copy of something: at least the source's, which is also the default.
+///
+/// # Errors
+/// A phrase saying why no size fits; the caller answers OUT_OF_RANGE.
+pub fn plan_copy_size(range: &SizeRange, limits: &SizeLimits, source: Gib) -> Result<Gib, String> {
+    let size = range.required.map_or(source, |required| required.rounded_up().max(source));
+    if size > limits.max {
+        return Err(format!("{range} of a source of {source} asked, but a volume has at most {}", limits.max));
+    }
+    if !range.holds(size) {
+        return Err(format!("{range} asked, but a copy of {source} has whole GiB and no fewer than that"));
+    }
+    Ok(size)
+}
+
+/// Decides whether a volume has to grow, and to what size; `None` when it satisfies the range as it is.
+///
+/// # Errors
+/// A phrase saying why it cannot be brought into the range; the caller answers OUT_OF_RANGE.
+pub fn plan_growth(have: Gib, range: &SizeRange, limits: &SizeLimits) -> Result<Option<Gib>, String> {
+    if range.holds(have) {
+        return Ok(None);
+    }
+    match range.required.map(Bytes::rounded_up) {
+        Some(size) if size > limits.max => Err(format!("{range} asked, but a volume has at most {}", limits.max)),
+        Some(size) if size > have && range.holds(size) => Ok(Some(size)),
+        Some(size) if size > have => {
+            Err(format!("{range} asked, but volumes come in whole GiB and none lies in that range"))
+        }
+        Some(_) | None => Err(format!("{range} asked, but the volume has {have}, and volumes do not shrink")),
+    }
 }
 
 #[cfg(test)]
@@ -182,6 +221,46 @@ mod tests {
     fn contradictory_ranges_are_no_ranges() {
         for (required, limit) in [(-1, 0), (0, -1), (2 * GIB, GIB)] {
             assert!(SizeRange::from_wire(required, limit).is_err(), "{required}..{limit}");
+        }
+    }
+
+    #[test]
+    fn a_copy_is_no_smaller_than_its_source() {
+        let table = [
+            (0, 0, Ok(10)),
+            (5 * GIB, 0, Ok(10)),
+            (10 * GIB + 1, 0, Ok(11)),
+            (0, 12 * GIB, Ok(10)),
+            (0, 9 * GIB, Err(())),
+            (GIB, 9 * GIB, Err(())),
+            (16384 * GIB + 1, 0, Err(())),
+            (10 * GIB + 1, 10 * GIB + 2, Err(())),
+        ];
+        for (required, limit, want) in table {
+            let range = SizeRange::from_wire(required, limit).unwrap();
+            let got = plan_copy_size(&range, &SizeLimits::DIGITALOCEAN, Gib(10));
+            assert_eq!(got.map_err(|_| ()), want.map(Gib), "{required}..{limit}");
+        }
+    }
+
+    #[test]
+    fn a_volume_grows_only_when_it_must_and_never_shrinks() {
+        let table = [
+            (10 * GIB, 0, Ok(None)),
+            (1, 0, Ok(None)),
+            (0, 10 * GIB, Ok(None)),
+            (10 * GIB + 1, 0, Ok(Some(11))),
+            (20 * GIB, 20 * GIB, Ok(Some(20))),
+            (16384 * GIB, 0, Ok(Some(16384))),
+            (16384 * GIB + 1, 0, Err(())),
+            (0, 9 * GIB, Err(())),
+            (5 * GIB, 9 * GIB, Err(())),
+            (10 * GIB + 1, 10 * GIB + 2, Err(())),
+        ];
+        for (required, limit, want) in table {
+            let range = SizeRange::from_wire(required, limit).unwrap();
+            let got = plan_growth(Gib(10), &range, &SizeLimits::DIGITALOCEAN);
+            assert_eq!(got.map_err(|_| ()), want.map(|size| size.map(Gib)), "{required}..{limit}");
         }
     }
 

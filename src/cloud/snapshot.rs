@@ -2,6 +2,8 @@
 //!
 //! Owns these calls and the type that a snapshot has in this program. Snapshots of droplets are not its business.
 
+use std::time::SystemTime;
+
 use serde_json::json;
 
 use super::call::{Call, Method};
@@ -32,6 +34,14 @@ pub struct Snapshot {
     pub created_at: String,
     /// Its tags.
     pub tags: Vec<String>,
+}
+
+impl Snapshot {
+    /// When it was taken; `None` when DigitalOcean's text is no time.
+    #[must_use]
+    pub fn taken_at(&self) -> Option<SystemTime> {
+        self.created_at.parse::<jiff::Timestamp>().ok().map(SystemTime::from)
+    }
 }
 
 impl Cloud {

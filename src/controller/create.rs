@@ -1,45 +1,72 @@
 //! Creating a volume, once, however often and by however many plugins it is asked for.
 //!
 //! Owns the comparison of a volume that is there with the one that is asked for. The create is sent first: DigitalOcean
-//! keeps names unique in a region, so a refusal, or a lost reply, leads to the volume that an earlier call made.
+//! keeps names unique in a region, so a refusal, or a lost reply, leads to the volume that an earlier call made. What a
+//! volume with content needs before and after is in [`source`](super::source).
 
 use log::{info, warn};
 
 use super::Controller;
-use super::name::{is_made_for, plan_description, plan_name};
+use super::describe::{is_made_for, plan_description, source_of};
+use super::name::plan_name;
 use super::time::CallTime;
 use super::verdict::{Verdict, plan_verdict};
 use crate::cloud::region::Region;
+use crate::cloud::tag::Tag;
 use crate::cloud::volume::{NewVolume, Volume};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, Thing};
 use crate::id::VolumeName;
 use crate::lock::{VolumeGuard, VolumeKey};
-use crate::request::controller::CreateVolume;
-use crate::size::plan_size;
+use crate::request::controller::{CreateVolume, Source};
+use crate::size::{Gib, plan_size};
 
 impl Controller {
     /// Creates a volume, or finds the one that an earlier call with this name created.
     ///
     /// # Errors
     /// [`Error::Mismatch`] when a volume of that name is there but not as asked, [`Error::SizeOutOfRange`],
-    /// [`Error::RegionUnavailable`], [`Error::AccountLimit`], [`Error::NotReady`] while the region is unknown.
+    /// [`Error::RegionUnavailable`], [`Error::AccountLimit`], [`Error::NotReady`] while the region is unknown; with a
+    /// source also [`Error::NotFound`] and, for a clone, [`Error::SnapshotTooSoon`].
     pub fn create_volume(&self, want: &CreateVolume) -> Result<Volume> {
-        if want.source.is_some() {
-            return Err(Error::Unsupported("volume_content_source: volumes are created empty".to_owned()));
-        }
-        let size = plan_size(&want.range, &self.limits).map_err(Error::SizeOutOfRange)?;
+        let size = match want.source {
+            None => plan_size(&want.range, &self.limits).map_err(Error::SizeOutOfRange)?,
+            // DigitalOcean gives a copy the size of its source, whatever is sent.
+            Some(Source::Snapshot(_) | Source::Volume(_)) => self.limits.min,
+        };
         let region = self.own_droplet.region()?;
         check_region(want, &region)?;
-        let name = plan_name(&want.name);
-        let name = VolumeName::parse(&name).map_err(|bad| Error::Bug(bad.to_string()))?;
-        let description = plan_description(&want.name, &name);
-        let tags = self.tag.iter().cloned().collect();
+        let new = self.plan_new(want, region, size)?;
         let time = self.begin();
         let guard = self.hold(&time, VolumeKey::Name(want.name.clone()))?;
-        self.ensure_created(&guard, &time, want, &NewVolume { name, size, region, description, tags, snapshot: None })
+        match &want.source {
+            None => check_size(want, self.ensure_created(&guard, &time, want, &new)?),
+            Some(Source::Snapshot(id)) => self.ensure_restored(&guard, &time, want, new, id),
+            Some(Source::Volume(id)) => self.ensure_cloned(&guard, &time, want, new, id),
+        }
     }
 
-    fn ensure_created(
+    fn plan_new(&self, want: &CreateVolume, region: Region, size: Gib) -> Result<NewVolume> {
+        let name = plan_name(&want.name);
+        let name = VolumeName::parse(&name).map_err(|bad| Error::Bug(bad.to_string()))?;
+        let text = want.parameters.description.as_deref();
+        let description = plan_description(&want.name, &name, want.source.as_ref(), text);
+        Ok(NewVolume { name, size, region, description, tags: self.plan_tags(want), snapshot: None })
+    }
+
+    /// The operator's tag, the class's tags and the volume's, each once.
+    fn plan_tags(&self, want: &CreateVolume) -> Vec<Tag> {
+        let mut tags: Vec<Tag> = Vec::new();
+        for tag in self.tag.iter().chain(&want.parameters.tags).chain(&want.mutable.put) {
+            if !tags.contains(tag) {
+                tags.push(tag.clone());
+            }
+        }
+        tags
+    }
+
+    /// Creates a volume, or finds the one of that name, and sees that it was made for this request. Its size is the
+    /// caller's to look at.
+    pub(super) fn ensure_created(
         &self,
         _guard: &VolumeGuard,
         time: &CallTime,
@@ -52,13 +79,13 @@ impl Controller {
             let err = match time.cloud.create_volume(new) {
                 Ok(volume) => {
                     info!("created volume={} name={} size={}", volume.id, volume.name, volume.size);
-                    return compare(want, time.observe_new_volume(&volume.id)?);
+                    return time.observe_new_volume(&volume.id);
                 }
                 Err(err) => err,
             };
             let verdict = plan_verdict(&err);
             if may_exist(verdict)
-                && let Some(found) = find(time, new, &doing)?
+                && let Some(found) = observe_named(time, new)?
             {
                 info!("found volume={} name={} size={}", found.id, found.name, found.size);
                 return compare(want, found);
@@ -72,6 +99,9 @@ impl Controller {
                 }
                 Verdict::OutOfTime => return Err(time.out_of_time(&doing, err.to_string())),
                 Verdict::Limit => return Err(Error::AccountLimit { doing, source: err }),
+                Verdict::Missing if let Some(snapshot) = &new.snapshot => {
+                    return Err(Error::NotFound(Thing::Snapshot(snapshot.to_string())));
+                }
                 Verdict::Missing | Verdict::Odd | Verdict::Refused => return Err(Error::Api { doing, source: err }),
             }
         }
@@ -87,8 +117,10 @@ fn may_exist(verdict: Verdict) -> bool {
     }
 }
 
-fn find(time: &CallTime, new: &NewVolume, doing: &str) -> Result<Option<Volume>> {
-    time.ask(doing, Error::api(doing), |cloud| cloud.find_volume(&new.name, &new.region))
+/// Looks for the volume that has the name of the one to be created.
+pub(super) fn observe_named(time: &CallTime, new: &NewVolume) -> Result<Option<Volume>> {
+    let doing = format!("looking for volume {} in {}", new.name, new.region);
+    time.ask(&doing, Error::api(doing.clone()), |cloud| cloud.find_volume(&new.name, &new.region))
 }
 
 fn check_region(want: &CreateVolume, ours: &Region) -> Result<()> {
@@ -98,21 +130,35 @@ fn check_region(want: &CreateVolume, ours: &Region) -> Result<()> {
     Err(Error::RegionUnavailable { asked: want.regions.join(", "), ours: ours.to_string() })
 }
 
-/// Compares what is there with what was asked.
-fn compare(want: &CreateVolume, have: Volume) -> Result<Volume> {
-    let mismatch = |have_text: String, want_text: String| Error::Mismatch {
-        thing: format!("volume {} ({})", have.name, have.id),
-        have: have_text,
-        want: want_text,
-    };
+/// Compares what is there with what was asked, but for the size.
+pub(super) fn compare(want: &CreateVolume, have: Volume) -> Result<Volume> {
     if !is_made_for(&want.name, &have.name, &have.description) {
-        return Err(mismatch(
-            format!("the description {:?}", have.description),
-            format!("the CSI name {:?}", want.name),
-        ));
+        let description = format!("the description {:?}", have.description);
+        return Err(mismatch(&have, description, format!("the CSI name {:?}", want.name)));
     }
-    if !want.range.holds(have.size) {
-        return Err(mismatch(have.size.to_string(), want.range.to_string()));
+    let source = source_of(&have.description);
+    if source != want.source {
+        return Err(mismatch(&have, content(source.as_ref()), content(want.source.as_ref())));
     }
     Ok(have)
+}
+
+/// Compares the size of what is there with what was asked.
+pub(super) fn check_size(want: &CreateVolume, have: Volume) -> Result<Volume> {
+    if want.range.holds(have.size) {
+        return Ok(have);
+    }
+    Err(mismatch(&have, have.size.to_string(), want.range.to_string()))
+}
+
+fn mismatch(volume: &Volume, have: String, want: String) -> Error {
+    Error::Mismatch { thing: format!("volume {} ({})", volume.name, volume.id), have, want }
+}
+
+fn content(source: Option<&Source>) -> String {
+    match source {
+        None => "no source in its description".to_owned(),
+        Some(Source::Snapshot(id)) => format!("the content of snapshot {id}"),
+        Some(Source::Volume(id)) => format!("the content of volume {id}"),
+    }
 }

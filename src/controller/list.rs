@@ -1,26 +1,40 @@
-//! Pages of volumes.
+//! Pages of volumes and of snapshots.
 //!
-//! Owns the step from CSI's pages, of any size and starting anywhere, to DigitalOcean's of 200. A token is the number of
-//! entries before the page, so it means the same to every plugin and after a restart.
+//! Owns the step from CSI's pages, of any size and starting anywhere, to DigitalOcean's of 200. A token is a position in
+//! DigitalOcean's list, so it means the same to every plugin and after a restart, and what is filtered out before a page
+//! is cut does not move it.
 
 use std::num::NonZeroU32;
 
 use super::Controller;
-use crate::cloud::page::Page as CloudPage;
+use super::temporary::is_temporary;
+use super::time::CallTime;
+use crate::cloud::error::{ApiError, ApiErrorKind};
+use crate::cloud::page::{Listed, Page as CloudPage};
+use crate::cloud::snapshot::Snapshot;
 use crate::cloud::volume::Volume;
+use crate::cloud::{ApiResult, Cloud};
 use crate::error::{Error, Result};
+use crate::id::VolumeId;
 use crate::request::controller::Page;
+use crate::request::snapshot::{ListSnapshots, Which};
 
 /// Entries on DigitalOcean's largest page.
 const CLOUD_PAGE: usize = 200;
 
-/// Volumes, and where the next page begins, if there is one.
-#[derive(Debug)]
-pub struct VolumePage {
-    /// The volumes of this page.
-    pub volumes: Vec<Volume>,
-    /// The number of entries before the next page.
+/// One page, and where the next one begins, if there is one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Slice<T> {
+    /// The entries of this page.
+    pub items: Vec<T>,
+    /// The position at which the next page begins.
     pub next: Option<usize>,
+}
+
+impl<T> Slice<T> {
+    fn of(items: Vec<T>) -> Slice<T> {
+        Slice { items, next: None }
+    }
 }
 
 impl Controller {
@@ -28,33 +42,85 @@ impl Controller {
     ///
     /// # Errors
     /// [`Error::BadPageToken`] for a start behind the end, [`Error::NotReady`], [`Error::OutOfTime`], [`Error::Api`].
-    pub fn list_volumes(&self, page: &Page) -> Result<VolumePage> {
+    pub fn list_volumes(&self, page: &Page) -> Result<Slice<Volume>> {
         let region = self.own_droplet.region()?;
-        let time = self.begin();
-        let bad_token = || Error::BadPageToken(page.offset.to_string());
-        let wanted = page.max_entries.unwrap_or(usize::MAX);
-        let mut volumes: Vec<Volume> = Vec::new();
-        let mut skip = page.offset % CLOUD_PAGE;
-        let number =
-            u32::try_from(page.offset / CLOUD_PAGE + 1).ok().and_then(NonZeroU32::new).ok_or_else(bad_token)?;
-        let mut at = CloudPage::first().at(number);
-        loop {
-            let doing = "listing volumes";
-            let listed = time.ask(doing, Error::api(doing), |cloud| cloud.list_volumes(Some(&region), at))?;
-            let on_page = listed.items.len();
-            if on_page < skip || (on_page == 0 && page.offset > 0 && volumes.is_empty()) {
-                return Err(bad_token());
+        let fetch = |cloud: &Cloud, at| cloud.list_volumes(Some(&region), at);
+        walk(&self.begin(), page, "listing volumes", fetch, |_| true)
+    }
+
+    /// Lists snapshots of the region, without those that only clones are made through.
+    ///
+    /// Those of one volume are read through that volume, so their number is what counts and not the account's. Only when
+    /// the volume is gone all are read, as snapshots outlive their volume.
+    ///
+    /// # Errors
+    /// As [`Controller::list_volumes`].
+    pub fn list_snapshots(&self, want: &ListSnapshots) -> Result<Slice<Snapshot>> {
+        match &want.which {
+            Which::Nothing => Ok(Slice::of(Vec::new())),
+            Which::One(id, source) => {
+                let found = self.begin().observe_snapshot_if_there(id)?;
+                let is_of = |found: &Snapshot| source.is_none() || found.source == *source;
+                Ok(Slice::of(found.filter(is_of).into_iter().collect()))
             }
-            volumes.extend(listed.items.into_iter().skip(skip));
-            skip = 0;
-            if volumes.len() > wanted || (volumes.len() == wanted && listed.next.is_some()) {
-                volumes.truncate(wanted);
-                return Ok(VolumePage { volumes, next: Some(page.offset + wanted) });
-            }
-            match listed.next {
-                Some(next) => at = next,
-                None => return Ok(VolumePage { volumes, next: None }),
+            Which::Of(volume) => self.list_snapshots_of(volume, &want.page),
+            Which::All => {
+                let region = self.own_droplet.region()?;
+                let keep = |found: &Snapshot| found.regions.contains(&region) && !is_temporary(found);
+                walk(&self.begin(), &want.page, "listing snapshots", Cloud::list_snapshots, keep)
             }
         }
+    }
+
+    fn list_snapshots_of(&self, volume: &VolumeId, page: &Page) -> Result<Slice<Snapshot>> {
+        let time = self.begin();
+        let doing = format!("listing the snapshots of volume {volume}");
+        let fetch = |cloud: &Cloud, at| cloud.list_snapshots_of(volume, at);
+        match walk(&time, page, &doing, fetch, |found| !is_temporary(found)) {
+            Err(Error::Api { source, .. }) if source.kind() == ApiErrorKind::NotFound => {
+                let keep = |found: &Snapshot| found.source.as_ref() == Some(volume) && !is_temporary(found);
+                walk(&time, page, &doing, Cloud::list_snapshots, keep)
+            }
+            listed => listed,
+        }
+    }
+}
+
+/// Walks DigitalOcean's pages until a page of CSI's is full.
+fn walk<T>(
+    time: &CallTime,
+    page: &Page,
+    doing: &str,
+    fetch: impl Fn(&Cloud, CloudPage) -> ApiResult<Listed<T>>,
+    keep: impl Fn(&T) -> bool,
+) -> Result<Slice<T>> {
+    let bad_token = || Error::BadPageToken(page.offset.to_string());
+    let wanted = page.max_entries.unwrap_or(usize::MAX);
+    let number = u32::try_from(page.offset / CLOUD_PAGE + 1).ok().and_then(NonZeroU32::new).ok_or_else(bad_token)?;
+    let mut at = CloudPage::first().at(number);
+    let mut position = page.offset - page.offset % CLOUD_PAGE;
+    let mut items = Vec::new();
+    loop {
+        let refused = |source: ApiError| Error::Api { doing: doing.to_owned(), source };
+        let listed = time.ask(doing, refused, |cloud| fetch(cloud, at))?;
+        if page.offset > 0 && position + listed.items.len() <= page.offset {
+            return Err(bad_token());
+        }
+        let start = position;
+        for (here, item) in (start..).zip(listed.items) {
+            if here < page.offset || !keep(&item) {
+                continue;
+            }
+            if items.len() == wanted {
+                return Ok(Slice { items, next: Some(here) });
+            }
+            items.push(item);
+        }
+        let Some(next) = listed.next else { return Ok(Slice::of(items)) };
+        position = start + CLOUD_PAGE;
+        if items.len() == wanted {
+            return Ok(Slice { items, next: Some(position) });
+        }
+        at = next;
     }
 }

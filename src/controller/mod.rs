@@ -6,24 +6,38 @@
 //! | module | holds |
 //! |---|---|
 //! | [`create`], [`delete`] | volumes come and go |
+//! | [`source`], [`temporary`] | volumes that begin with content |
 //! | [`publish`], [`holder`], [`unpublish`] | attachments come and go |
-//! | [`list`] | pages of volumes |
+//! | [`usage`] | how a volume was published |
+//! | [`expand`], [`modify`] | volumes become larger, or get other tags |
+//! | [`snapshot`] | snapshots come and go |
+//! | [`list`] | pages of volumes and of snapshots |
+//! | [`condition`], [`capacity`] | whether a volume is well, and whether there is room for one more |
 //! | [`time`] | one call's budget and the waits in it, and asking again within it |
 //! | [`action`] | waiting for an action |
 //! | [`setback`] | pauses between calls that keep failing |
 //! | [`verdict`] | what a failed API call calls for |
-//! | [`name`] | CSI names into DigitalOcean names |
+//! | [`name`], [`describe`] | CSI names into DigitalOcean names, and what a description keeps |
 
 pub mod action;
+pub mod capacity;
+pub mod condition;
 pub mod create;
 pub mod delete;
+pub mod describe;
+pub mod expand;
 pub mod holder;
 pub mod list;
+pub mod modify;
 pub mod name;
 pub mod publish;
 pub mod setback;
+pub mod snapshot;
+pub mod source;
+pub mod temporary;
 pub mod time;
 pub mod unpublish;
+pub mod usage;
 pub mod verdict;
 
 use std::sync::Arc;
@@ -42,7 +56,9 @@ use crate::own_droplet::OwnDroplet;
 use crate::size::SizeLimits;
 
 use setback::{Pair, Setbacks};
+use temporary::Sweeper;
 use time::{CallTime, Patience};
+use usage::Usages;
 use verdict::{Verdict, plan_verdict};
 
 /// How many calls may be ahead of one that wants a volume: every node of a small cluster may ask for it at once, and a
@@ -57,6 +73,7 @@ pub struct Controller {
     limits: SizeLimits,
     tag: Option<Tag>,
     takeover: bool,
+    mixed_access: bool,
     locks: VolumeLocks,
     pace: Pace,
     patience: Patience,
@@ -66,25 +83,30 @@ pub struct Controller {
     /// Calls that repeat the same detach.
     detaching: Lines<Pair>,
     setbacks: Setbacks,
+    usages: Usages,
+    sweeper: Sweeper,
 }
 
 impl Controller {
-    /// Makes the controller side; it asks nothing yet.
+    /// Makes the controller side; it asks nothing yet, but starts the thread that looks for what an earlier process left.
     #[must_use]
     pub fn new(config: &Config, cloud: Cloud, own_droplet: Arc<OwnDroplet>) -> Controller {
         let patience = Patience::of(config.call_budget);
         Controller {
+            sweeper: Sweeper::start(cloud.clone()),
             cloud,
             own_droplet,
-            limits: SizeLimits::DIGITALOCEAN,
+            limits: SizeLimits { max: config.max_volume_size, ..SizeLimits::DIGITALOCEAN },
             tag: config.tag.clone(),
             takeover: config.takeover,
+            mixed_access: config.mixed_access,
             locks: VolumeLocks::new(),
             pace: Pace::new(),
             patience,
             turns: Lines::default(),
             detaching: Lines::default(),
             setbacks: Setbacks::new(patience.setbacks()),
+            usages: Usages::default(),
         }
     }
 

@@ -1,22 +1,20 @@
 //! CSI names into DigitalOcean names.
 //!
-//! Owns the mapping and the description that keeps the full name. A CSI name is any text of up to 128 bytes; DigitalOcean
-//! takes at most 64 lower case letters, digits and dashes that begin with a letter. The mapping is the same on every
-//! plugin and for ever, because it is how a repeated call finds the volume that an earlier one made.
+//! Owns the mapping, of volumes' names and of snapshots'. A CSI name is any text of up to 128 bytes; DigitalOcean takes at
+//! most 64 lower case letters, digits and dashes that begin with a letter. The mapping is the same on every plugin and for
+//! ever, because it is how a repeated call finds what an earlier one made.
 
 use std::fmt::Write;
 
 use sha2::{Digest, Sha256};
-
-use crate::id::VolumeName;
 
 /// Most characters of a name. Source: API reference, "Create a New Block Storage Volume", `name`.
 const MAX_NAME: usize = 64;
 /// How many hexadecimal digits of the hash end a mapped name: 80 bits, so that two names meet never.
 const HASH_DIGITS: usize = 20;
 
-/// What the description of every volume begins with; the official driver's text.
-const DESCRIPTION: &str = "Created by DigitalOcean CSI driver";
+/// What the names of snapshots begin with that are taken only to make a clone.
+const CLONE_PREFIX: &str = "do-csi-clone-";
 
 /// The DigitalOcean name of a CSI name: the same where it is legal, otherwise a readable part of it and a hash of all.
 #[must_use]
@@ -64,18 +62,18 @@ fn hash(text: &str) -> String {
     digits
 }
 
-/// The description of a volume: the full CSI name is kept in it when the volume's own name is another.
+/// The name of the snapshot through which a volume of this CSI name is cloned: always the same, so that it is found again
+/// after a crash.
 #[must_use]
-pub fn plan_description(csi: &str, name: &VolumeName) -> String {
-    if csi == name.as_str() { DESCRIPTION.to_owned() } else { format!("{DESCRIPTION} for {csi:?}") }
+pub fn plan_clone_name(csi: &str) -> String {
+    format!("{CLONE_PREFIX}{}", hash(csi))
 }
 
-/// Whether a volume of the right DigitalOcean name was made for this CSI name.
-///
-/// A volume whose name needed no mapping may have any description: people edit them, and Terraform writes others.
+/// Whether a snapshot's name is one of [`plan_clone_name`]. No CSI name leads to such a one: it is legal and looks mapped,
+/// so it would be mapped itself.
 #[must_use]
-pub fn is_made_for(csi: &str, name: &VolumeName, description: &str) -> bool {
-    csi == name.as_str() || description == plan_description(csi, name)
+pub fn is_clone_name(name: &str) -> bool {
+    name.strip_prefix(CLONE_PREFIX).is_some_and(|tail| !tail.contains('-')) && looks_mapped(name)
 }
 
 #[cfg(test)]
@@ -126,11 +124,11 @@ mod tests {
     }
 
     #[test]
-    fn a_mapped_volume_is_known_by_its_description() {
-        let name = VolumeName::parse(&plan_name("redis[0]")).unwrap();
-        assert!(is_made_for("redis[0]", &name, &plan_description("redis[0]", &name)));
-        assert!(!is_made_for("redis[0]", &name, "Created by hand"));
-        let plain = VolumeName::parse("blog").unwrap();
-        assert!(is_made_for("blog", &plain, "anything"));
+    fn no_snapshot_that_somebody_asked_for_has_a_clones_name() {
+        let clone = plan_clone_name("redis[0]");
+        assert!(is_clone_name(&clone) && is_legal(&clone), "{clone}");
+        for csi in ["redis[0]", &clone, "do-csi-clone-1", "do-csi-clone-", "do-csi-clone", "DO-CSI-CLONE-1"] {
+            assert!(!is_clone_name(&plan_name(csi)), "{csi}");
+        }
     }
 }

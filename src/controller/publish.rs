@@ -21,7 +21,7 @@ use crate::cloud::volume::Volume;
 use crate::error::{Error, Result, Thing};
 use crate::id::{DropletId, VolumeId};
 use crate::lock::VolumeGuard;
-use crate::request::controller::Publish;
+use crate::request::controller::{DetachFrom, Publish};
 
 /// What a volume's attachment calls for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -91,7 +91,8 @@ impl Controller {
     ///
     /// # Errors
     /// [`Error::NotFound`] for a volume or droplet that does not exist, [`Error::AttachedElsewhere`] when a running
-    /// droplet has it, [`Error::AttachLimit`], [`Error::NotYet`] when the call's time was used up by waiting.
+    /// droplet has it, [`Error::Mismatch`] when it is there for another use, [`Error::AttachLimit`], [`Error::NotYet`] when the call's
+    /// time was used up by waiting.
     pub fn publish(&self, want: &Publish) -> Result<Volume> {
         let time = self.begin();
         self.ensure_attached(&time, want).map_err(Error::or_not_yet)
@@ -110,6 +111,7 @@ impl Controller {
             let guard = self.hold_in_line(time, &want.volume)?;
             let round = self.attach_round(&guard, time, want, &mut course)?;
             if let Round::Done(volume) = round {
+                self.settle_usage(&guard, want, &volume)?;
                 self.ensure_tagged(&guard, time, &volume)?;
                 return Ok(volume);
             }
@@ -128,7 +130,10 @@ impl Controller {
         let volume = time.observe_volume(&want.volume)?;
         match plan_attach(&volume.droplets, want.droplet) {
             AttachPlan::Here => self.confirm_here(guard, time, volume, want, course),
-            AttachPlan::Attach => self.attach_free(guard, time, want, course),
+            AttachPlan::Attach => {
+                self.usages.unpublished(&want.volume, DetachFrom::Anywhere);
+                self.attach_free(guard, time, want, course)
+            }
             AttachPlan::Elsewhere(holder) => {
                 course.refusal = None;
                 self.release_round(guard, time, &volume, holder, want.droplet, &mut course.watch)

@@ -70,7 +70,10 @@ impl Controller {
             None => self.ensure_detached_everywhere(&guard, &time, &want.volume),
         };
         match &outcome {
-            Ok(()) => self.setbacks.succeeded(&pair),
+            Ok(()) => {
+                self.setbacks.succeeded(&pair);
+                self.usages.unpublished(&want.volume, want.from);
+            }
             Err(_) => self.setbacks.failed(pair, Instant::now()),
         }
         outcome

@@ -2,11 +2,10 @@
 //!
 //! Owns one type for each request whose fields need reading together. It does not know what DigitalOcean has.
 
-use std::collections::HashMap;
-
 use crate::error::{Error, Result};
 use crate::id::{DropletId, SnapshotId, VolumeId};
-use crate::request::capability::Capability;
+use crate::request::capability::{Access, AccessMode, Capability};
+use crate::request::parameters::{Parameters, TagChange};
 use crate::request::{droplet_id, required, volume_id};
 use crate::rpc::proto::csi;
 use crate::size::SizeRange;
@@ -30,8 +29,10 @@ pub struct CreateVolume {
     pub regions: Vec<String>,
     /// What it is to contain.
     pub source: Option<Source>,
-    /// Free settings of the orchestrator's user.
-    pub parameters: HashMap<String, String>,
+    /// What the orchestrator's user sets.
+    pub parameters: Parameters,
+    /// What can also be set later.
+    pub mutable: TagChange,
 }
 
 /// Where a new volume's content comes from.
@@ -54,14 +55,16 @@ impl TryFrom<csi::CreateVolumeRequest> for CreateVolume {
             capabilities: Capability::parse_all("volume_capabilities", wire.volume_capabilities)?,
             range: size_range(&range)?,
             regions: requisite_regions(topology)?,
+            parameters: Parameters::parse("parameters", &wire.parameters)?,
+            mutable: TagChange::parse(&wire.mutable_parameters)?,
+            // Last, as an id that cannot exist is no fault of the request's form.
             source: wire.volume_content_source.into_option().map(parse_source).transpose()?,
-            parameters: wire.parameters,
         })
     }
 }
 
 /// Reads a name that the orchestrator's user chose.
-fn csi_name(field: &str, text: String) -> Result<String> {
+pub(super) fn csi_name(field: &str, text: String) -> Result<String> {
     let text = required(field, text)?;
     if text.len() > MAX_NAME {
         return Err(Error::invalid(field, format!("must have at most {MAX_NAME} bytes, has {}", text.len())));
@@ -72,7 +75,7 @@ fn csi_name(field: &str, text: String) -> Result<String> {
     Ok(text)
 }
 
-fn size_range(wire: &csi::CapacityRange) -> Result<SizeRange> {
+pub(super) fn size_range(wire: &csi::CapacityRange) -> Result<SizeRange> {
     SizeRange::from_wire(wire.required_bytes, wire.limit_bytes).map_err(|why| Error::invalid("capacity_range", why))
 }
 
@@ -114,8 +117,17 @@ pub struct Publish {
     pub volume: VolumeId,
     /// The droplet.
     pub droplet: DropletId,
-    /// Whether it is only going to be read. DigitalOcean attaches for reading and writing; the node mounts read-only.
+    /// How it is going to be used there.
+    pub usage: Usage,
+}
+
+/// How a volume is used on the droplet that it is attached to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Usage {
+    /// Whether it is only going to be read. DigitalOcean attaches for reading and writing; the node publishes read-only.
     pub is_read_only: bool,
+    /// Whether it is used as a raw block device.
+    pub is_block: bool,
 }
 
 impl TryFrom<csi::ControllerPublishVolumeRequest> for Publish {
@@ -125,12 +137,12 @@ impl TryFrom<csi::ControllerPublishVolumeRequest> for Publish {
     fn try_from(wire: csi::ControllerPublishVolumeRequest) -> Result<Self> {
         let volume = required("volume_id", wire.volume_id)?;
         let droplet = required("node_id", wire.node_id)?;
-        Capability::parse("volume_capability", wire.volume_capability.into_option())?;
-        Ok(Publish {
-            volume: volume_id("volume_id", volume)?,
-            droplet: droplet_id("node_id", droplet)?,
-            is_read_only: wire.readonly,
-        })
+        let capability = Capability::parse("volume_capability", wire.volume_capability.into_option())?;
+        let usage = Usage {
+            is_read_only: wire.readonly || capability.mode == AccessMode::SingleNodeReaderOnly,
+            is_block: matches!(capability.access, Access::Block),
+        };
+        Ok(Publish { volume: volume_id("volume_id", volume)?, droplet: droplet_id("node_id", droplet)?, usage })
     }
 }
 
@@ -176,7 +188,7 @@ impl Unpublish {
 pub struct Validate {
     /// The volume.
     pub volume: VolumeId,
-    /// Why not all of the capabilities can be had; none: they all can.
+    /// Why not all of what is asked can be had; none: it all can.
     pub refusal: Option<String>,
 }
 
@@ -187,12 +199,50 @@ impl Validate {
     /// [`Error::Invalid`] when something is missing or malformed, [`Error::NotFound`] for an impossible id.
     pub fn parse(wire: &csi::ValidateVolumeCapabilitiesRequest) -> Result<Validate> {
         let volume = required("volume_id", wire.volume_id.clone())?;
-        let refusal = match Capability::parse_all("volume_capabilities", wire.volume_capabilities.clone()) {
+        let capabilities = match Capability::parse_all("volume_capabilities", wire.volume_capabilities.clone()) {
             Ok(_) => None,
             Err(Error::Unsupported(why)) => Some(why),
             Err(err) => return Err(err),
         };
+        let parameters = Parameters::parse("parameters", &wire.parameters).err();
+        let mutable = TagChange::parse(&wire.mutable_parameters).err();
+        let refusal = capabilities.or_else(|| parameters.or(mutable).map(|err| err.to_string()));
         Ok(Validate { volume: volume_id("volume_id", volume)?, refusal })
+    }
+}
+
+/// A question how much room there is for more volumes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Capacity {
+    /// The region it is asked about; none: ours.
+    pub region: Option<String>,
+    /// Whether volumes can be used as asked at all.
+    pub is_supported: bool,
+}
+
+impl Capacity {
+    /// Reads the request.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] when something is malformed.
+    pub fn parse(wire: csi::GetCapacityRequest) -> Result<Capacity> {
+        Parameters::parse("parameters", &wire.parameters)?;
+        let capabilities =
+            wire.volume_capabilities.into_iter().map(|one| Capability::parse("volume_capabilities", Some(one)));
+        // A topology without segments is no restriction, and one with a foreign key is nowhere.
+        let topology = wire.accessible_topology.into_option().filter(|topology| !topology.segments.is_empty());
+        let region = topology.map(|topology| if_supported(region(topology))).transpose()?;
+        let are_supported = if_supported(capabilities.collect::<Result<Vec<_>>>())?.is_some();
+        Ok(Capacity { is_supported: are_supported && region != Some(None), region: region.flatten() })
+    }
+}
+
+/// What is well formed but cannot be had is an answer.
+fn if_supported<T>(parsed: Result<T>) -> Result<Option<T>> {
+    match parsed {
+        Ok(parsed) => Ok(Some(parsed)),
+        Err(Error::Unsupported(_)) => Ok(None),
+        Err(err) => Err(err),
     }
 }
 

@@ -4,8 +4,11 @@
 //! exists is not known here.
 
 pub mod capability;
+pub mod change;
 pub mod controller;
 pub mod node;
+pub mod parameters;
+pub mod snapshot;
 
 use std::collections::HashMap;
 use std::path::{Component, Path, PathBuf};

@@ -6,12 +6,13 @@
 use std::collections::HashMap;
 use std::path::PathBuf;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, Thing};
 use crate::id::VolumeName;
 use crate::request::capability::{Access, AccessMode, Capability};
+use crate::request::controller::size_range;
 use crate::request::{absolute_path, lookup, required};
 use crate::rpc::proto::csi;
-use crate::size::Gib;
+use crate::size::{Gib, SizeRange};
 
 /// What the controller's publish context says of a volume.
 ///
@@ -22,6 +23,8 @@ pub struct Attached {
     pub name: VolumeName,
     /// The volume's size when it was attached; missing when the official driver attached it.
     pub size: Option<Gib>,
+    /// Whether it was attached for reading only.
+    pub is_read_only: bool,
 }
 
 /// The keys of the publish context.
@@ -29,19 +32,23 @@ pub struct Attached {
 pub struct ContextKeys {
     name: String,
     size: String,
+    read_only: String,
 }
 
 impl ContextKeys {
     /// The keys under this driver name.
     #[must_use]
     pub fn new(driver_name: &str) -> Self {
-        ContextKeys { name: format!("{driver_name}/volume-name"), size: format!("{driver_name}/size-gigabytes") }
+        let key = |name: &str| format!("{driver_name}/{name}");
+        ContextKeys { name: key("volume-name"), size: key("size-gigabytes"), read_only: key("read-only") }
     }
 
     /// Writes the context that [`ContextKeys::read`] reads.
     #[must_use]
-    pub fn write(&self, name: &VolumeName, size: Gib) -> HashMap<String, String> {
-        HashMap::from([(self.name.clone(), name.to_string()), (self.size.clone(), size.0.to_string())])
+    pub fn write(&self, name: &VolumeName, size: Gib, is_read_only: bool) -> HashMap<String, String> {
+        let read_only = is_read_only.then(|| (self.read_only.clone(), "true".to_owned()));
+        let both = [(self.name.clone(), name.to_string()), (self.size.clone(), size.0.to_string())];
+        both.into_iter().chain(read_only).collect()
     }
 
     /// Reads the context.
@@ -55,7 +62,9 @@ impl ContextKeys {
         let size = lookup(context, &self.size)
             .map(|text| text.parse().map(Gib).map_err(|_| Error::invalid(field(&self.size), "is no number of GiB")))
             .transpose()?;
-        Ok(Attached { name, size })
+        // Whatever is there but the word that says otherwise is taken for the safe side.
+        let is_read_only = lookup(context, &self.read_only).is_some_and(|text| text != "false");
+        Ok(Attached { name, size, is_read_only })
     }
 }
 
@@ -140,8 +149,9 @@ impl Publish {
         if target.starts_with(&staging) {
             return Err(Error::invalid("target_path", "must not lie below staging_target_path"));
         }
-        let is_read_only = wire.readonly || capability.mode == AccessMode::SingleNodeReaderOnly;
         let attached = keys.read(&wire.publish_context)?;
+        let is_read_only =
+            wire.readonly || attached.is_read_only || capability.mode == AccessMode::SingleNodeReaderOnly;
         let stage = Stage { volume, attached, staging, capability, context: wire.volume_context };
         Ok(Publish { stage, target, is_read_only })
     }
@@ -190,11 +200,41 @@ impl Stats {
     /// # Errors
     /// [`Error::Invalid`].
     pub fn parse(wire: csi::NodeGetVolumeStatsRequest) -> Result<Stats> {
-        Ok(Stats {
-            volume: required("volume_id", wire.volume_id)?,
-            path: absolute_path("volume_path", wire.volume_path)?,
-        })
+        Ok(Stats { volume: required("volume_id", wire.volume_id)?, path: volume_path(wire.volume_path)? })
     }
+}
+
+/// A volume that has become larger, and whose disk and file system are to follow.
+#[derive(Debug, Clone)]
+pub struct Expand {
+    /// The volume's id as the orchestrator has it.
+    pub volume: String,
+    /// Where it is staged or published.
+    pub path: PathBuf,
+    /// The sizes that are acceptable; open: whatever the disk has.
+    pub range: SizeRange,
+}
+
+impl Expand {
+    /// Reads the request.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] or [`Error::Unsupported`]; [`Error::NotFound`] for a path at which nothing can be.
+    pub fn parse(wire: csi::NodeExpandVolumeRequest) -> Result<Expand> {
+        let volume = required("volume_id", wire.volume_id)?;
+        let range = size_range(&wire.capacity_range.unwrap_or_default())?;
+        if let Some(capability) = wire.volume_capability.into_option() {
+            Capability::parse("volume_capability", Some(capability))?;
+        }
+        Ok(Expand { volume, range, path: volume_path(wire.volume_path)? })
+    }
+}
+
+/// The path of a volume that should be there. One that no volume is ever put at, such as a relative one, is an answer and
+/// not a malformed request.
+fn volume_path(text: String) -> Result<PathBuf> {
+    let text = required("volume_path", text)?;
+    absolute_path("volume_path", text.clone()).map_err(|_| Error::NotFound(Thing::VolumeAt(text.into())))
 }
 
 #[cfg(test)]
@@ -206,8 +246,12 @@ mod tests {
         let keys = ContextKeys::new("dobs.csi.digitalocean.com");
         let official = HashMap::from([("dobs.csi.digitalocean.com/volume-name".to_owned(), "blog".to_owned())]);
         let name = VolumeName::parse("blog").unwrap();
-        assert_eq!(keys.read(&official).unwrap(), Attached { name: name.clone(), size: None });
-        assert_eq!(keys.read(&keys.write(&name, Gib(3))).unwrap(), Attached { name, size: Some(Gib(3)) });
+        let attached = Attached { name: name.clone(), size: None, is_read_only: false };
+        assert_eq!(keys.read(&official).unwrap(), attached);
+        for is_read_only in [false, true] {
+            let attached = Attached { size: Some(Gib(3)), is_read_only, ..attached.clone() };
+            assert_eq!(keys.read(&keys.write(&name, Gib(3), is_read_only)).unwrap(), attached);
+        }
         for bad in ["", "../../sda", "a/b"] {
             let context = HashMap::from([("dobs.csi.digitalocean.com/volume-name".to_owned(), bad.to_owned())]);
             assert!(matches!(keys.read(&context), Err(Error::Invalid { .. })), "{bad}");

@@ -6,25 +6,36 @@ use std::sync::Arc;
 
 use grpcio::{RpcContext, UnarySink};
 
-use crate::cloud::volume::Volume;
 use crate::config::Config;
 use crate::controller::Controller;
-use crate::controller::list::VolumePage;
 use crate::error::Result;
-use crate::request::controller::{CreateVolume, Page, Publish, Unpublish, Validate};
+use crate::request::change::{Expand, Modify};
+use crate::request::controller::{Capacity, CreateVolume, Page, Publish, Unpublish, Validate};
 use crate::request::node::ContextKeys;
-use crate::request::required;
-use crate::rpc::node::topology;
+use crate::request::snapshot::{CreateSnapshot, ListSnapshots};
+use crate::request::{required, snapshot_id, volume_id};
 use crate::rpc::proto::csi::{self, controller_service_capability, controller_service_capability::rpc::Type};
 use crate::rpc::proto::csi_grpc;
+use crate::rpc::reply::{examined, listed_snapshots, listed_volumes, room, snapshot, validated, volume};
 use crate::rpc::worker::{Call, Pool, answer_now};
 
-/// What the controller can do.
-const CAPABILITIES: [Type; 4] = [
+/// What the controller can do. Groups of snapshots are left out: DigitalOcean takes none at one moment of several volumes.
+const CAPABILITIES: [Type; 15] = [
     Type::CREATE_DELETE_VOLUME,
     Type::PUBLISH_UNPUBLISH_VOLUME,
     Type::LIST_VOLUMES,
+    Type::GET_CAPACITY,
+    Type::CREATE_DELETE_SNAPSHOT,
+    Type::LIST_SNAPSHOTS,
+    Type::CLONE_VOLUME,
+    Type::PUBLISH_READONLY,
+    Type::EXPAND_VOLUME,
     Type::LIST_VOLUMES_PUBLISHED_NODES,
+    Type::VOLUME_CONDITION,
+    Type::GET_VOLUME,
+    Type::SINGLE_NODE_MULTI_WRITER,
+    Type::MODIFY_VOLUME,
+    Type::GET_SNAPSHOT,
 ];
 
 /// Serves the Controller service.
@@ -83,8 +94,8 @@ impl csi_grpc::Controller for ControllerService {
         sink: UnarySink<csi::CreateVolumeResponse>,
     ) {
         self.answer(&ctx, sink, change("CreateVolume", wire.name.clone()), move |controller| {
-            let volume = controller.create_volume(&CreateVolume::try_from(wire)?)?;
-            Ok(csi::CreateVolumeResponse { volume: Some(wire_volume(&volume)).into(), ..Default::default() })
+            let made = controller.create_volume(&CreateVolume::try_from(wire)?)?;
+            Ok(csi::CreateVolumeResponse { volume: Some(volume(&made)).into(), ..Default::default() })
         });
     }
 
@@ -112,8 +123,9 @@ impl csi_grpc::Controller for ControllerService {
             sink,
             change("ControllerPublishVolume", about(&wire.volume_id, &wire.node_id)),
             move |controller| {
-                let volume = controller.publish(&Publish::try_from(wire)?)?;
-                let publish_context = keys.write(&volume.name, volume.size);
+                let want = Publish::try_from(wire)?;
+                let volume = controller.publish(&want)?;
+                let publish_context = keys.write(&volume.name, volume.size, want.usage.is_read_only);
                 Ok(csi::ControllerPublishVolumeResponse { publish_context, ..Default::default() })
             },
         );
@@ -160,7 +172,107 @@ impl csi_grpc::Controller for ControllerService {
         let default_page_size = self.default_page_size;
         self.answer(&ctx, sink, question("ListVolumes", String::new()), move |controller| {
             let page = Page::parse(wire.max_entries, &wire.starting_token)?.or_size(default_page_size);
-            Ok(listed(controller.list_volumes(&page)?))
+            Ok(listed_volumes(&controller.list_volumes(&page)?))
+        });
+    }
+
+    fn controller_get_volume(
+        &mut self,
+        ctx: RpcContext<'_>,
+        wire: csi::ControllerGetVolumeRequest,
+        sink: UnarySink<csi::ControllerGetVolumeResponse>,
+    ) {
+        self.answer(&ctx, sink, question("ControllerGetVolume", wire.volume_id.clone()), move |controller| {
+            let (volume, condition) = controller.examine_volume(&volume_id("volume_id", wire.volume_id)?)?;
+            Ok(examined(&volume, condition))
+        });
+    }
+
+    fn get_capacity(
+        &mut self,
+        ctx: RpcContext<'_>,
+        wire: csi::GetCapacityRequest,
+        sink: UnarySink<csi::GetCapacityResponse>,
+    ) {
+        self.answer(&ctx, sink, question("GetCapacity", String::new()), move |controller| {
+            Ok(room(controller.room(&Capacity::parse(wire)?)?))
+        });
+    }
+
+    fn controller_expand_volume(
+        &mut self,
+        ctx: RpcContext<'_>,
+        wire: csi::ControllerExpandVolumeRequest,
+        sink: UnarySink<csi::ControllerExpandVolumeResponse>,
+    ) {
+        self.answer(&ctx, sink, change("ControllerExpandVolume", wire.volume_id.clone()), move |controller| {
+            let volume = controller.expand(&Expand::try_from(wire)?)?;
+            Ok(csi::ControllerExpandVolumeResponse {
+                capacity_bytes: volume.size.bytes().wire(),
+                // Also a raw block device: its disk has to be asked for its size again.
+                node_expansion_required: true,
+                ..Default::default()
+            })
+        });
+    }
+
+    fn controller_modify_volume(
+        &mut self,
+        ctx: RpcContext<'_>,
+        wire: csi::ControllerModifyVolumeRequest,
+        sink: UnarySink<csi::ControllerModifyVolumeResponse>,
+    ) {
+        self.answer(&ctx, sink, change("ControllerModifyVolume", wire.volume_id.clone()), move |controller| {
+            controller.modify(&Modify::try_from(wire)?)?;
+            Ok(csi::ControllerModifyVolumeResponse::default())
+        });
+    }
+
+    fn create_snapshot(
+        &mut self,
+        ctx: RpcContext<'_>,
+        wire: csi::CreateSnapshotRequest,
+        sink: UnarySink<csi::CreateSnapshotResponse>,
+    ) {
+        let about = format!("{} volume={}", wire.name, wire.source_volume_id);
+        self.answer(&ctx, sink, change("CreateSnapshot", about), move |controller| {
+            let taken = controller.create_snapshot(&CreateSnapshot::try_from(wire)?)?;
+            Ok(csi::CreateSnapshotResponse { snapshot: Some(snapshot(&taken)).into(), ..Default::default() })
+        });
+    }
+
+    fn delete_snapshot(
+        &mut self,
+        ctx: RpcContext<'_>,
+        wire: csi::DeleteSnapshotRequest,
+        sink: UnarySink<csi::DeleteSnapshotResponse>,
+    ) {
+        self.answer(&ctx, sink, change("DeleteSnapshot", wire.snapshot_id.clone()), move |controller| {
+            controller.delete_snapshot(&required("snapshot_id", wire.snapshot_id)?)?;
+            Ok(csi::DeleteSnapshotResponse::default())
+        });
+    }
+
+    fn list_snapshots(
+        &mut self,
+        ctx: RpcContext<'_>,
+        wire: csi::ListSnapshotsRequest,
+        sink: UnarySink<csi::ListSnapshotsResponse>,
+    ) {
+        self.answer(&ctx, sink, question("ListSnapshots", wire.source_volume_id.clone()), move |controller| {
+            Ok(listed_snapshots(&controller.list_snapshots(&ListSnapshots::parse(&wire)?)?))
+        });
+    }
+
+    fn get_snapshot(
+        &mut self,
+        ctx: RpcContext<'_>,
+        wire: csi::GetSnapshotRequest,
+        sink: UnarySink<csi::GetSnapshotResponse>,
+    ) {
+        self.answer(&ctx, sink, question("GetSnapshot", wire.snapshot_id.clone()), move |controller| {
+            let found = controller.find_snapshot(&snapshot_id("snapshot_id", wire.snapshot_id)?)?;
+            Ok(csi::GetSnapshotResponse { snapshot: Some(snapshot(&found)).into(), ..Default::default() })
         });
     }
 }
@@ -173,53 +285,6 @@ fn capability(kind: Type) -> csi::ControllerServiceCapability {
     let rpc = controller_service_capability::RPC { type_: kind.into(), ..Default::default() };
     csi::ControllerServiceCapability {
         type_: Some(controller_service_capability::Type::Rpc(rpc)),
-        ..Default::default()
-    }
-}
-
-/// A volume as CSI shows it; its size is the true one, whatever was asked.
-fn wire_volume(volume: &Volume) -> csi::Volume {
-    csi::Volume {
-        volume_id: volume.id.to_string(),
-        capacity_bytes: volume.size.bytes().wire(),
-        accessible_topology: volume.region.iter().map(topology).collect(),
-        ..Default::default()
-    }
-}
-
-/// Everything that was asked, echoed, when all of it can be had; Nomad 0.11 compares it field by field.
-fn validated(
-    wire: csi::ValidateVolumeCapabilitiesRequest,
-    refusal: Option<String>,
-) -> csi::ValidateVolumeCapabilitiesResponse {
-    use csi::validate_volume_capabilities_response::Confirmed;
-
-    match refusal {
-        Some(message) => csi::ValidateVolumeCapabilitiesResponse { message, ..Default::default() },
-        None => {
-            let confirmed = Confirmed {
-                volume_context: wire.volume_context,
-                volume_capabilities: wire.volume_capabilities,
-                parameters: wire.parameters,
-                mutable_parameters: wire.mutable_parameters,
-                ..Default::default()
-            };
-            csi::ValidateVolumeCapabilitiesResponse { confirmed: Some(confirmed).into(), ..Default::default() }
-        }
-    }
-}
-
-fn listed(page: VolumePage) -> csi::ListVolumesResponse {
-    use csi::list_volumes_response::{Entry, VolumeStatus};
-
-    let entry = |volume: &Volume| {
-        let published_node_ids = volume.droplets.iter().map(ToString::to_string).collect();
-        let status = VolumeStatus { published_node_ids, ..Default::default() };
-        Entry { volume: Some(wire_volume(volume)).into(), status: Some(status).into(), ..Default::default() }
-    };
-    csi::ListVolumesResponse {
-        entries: page.volumes.iter().map(entry).collect(),
-        next_token: page.next.map(|offset| offset.to_string()).unwrap_or_default(),
         ..Default::default()
     }
 }

@@ -7,6 +7,7 @@ pub mod controller;
 pub mod identity;
 pub mod node;
 pub mod proto;
+mod reply;
 pub mod socket;
 pub mod status;
 pub mod worker;

@@ -32,9 +32,10 @@ fn code(err: &Error) -> RpcStatusCode {
         Error::NotFound(_) => RpcStatusCode::NOT_FOUND,
         Error::Mismatch { .. } => RpcStatusCode::ALREADY_EXISTS,
         Error::SizeOutOfRange(_) => RpcStatusCode::OUT_OF_RANGE,
-        Error::RegionUnavailable { .. } | Error::AttachLimit { .. } | Error::AccountLimit { .. } => {
-            RpcStatusCode::RESOURCE_EXHAUSTED
-        }
+        Error::RegionUnavailable { .. }
+        | Error::AttachLimit { .. }
+        | Error::AccountLimit { .. }
+        | Error::SnapshotTooSoon { .. } => RpcStatusCode::RESOURCE_EXHAUSTED,
         // Nomad tries an attach again after this code and no other, so one that waited in vain ends with it too.
         Error::NotYet(_)
         | Error::AttachedElsewhere { .. }

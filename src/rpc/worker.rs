@@ -208,6 +208,7 @@ fn level_of(err: &Error) -> Level {
         | Error::SizeOutOfRange(_)
         | Error::RegionUnavailable { .. }
         | Error::AttachLimit { .. }
+        | Error::SnapshotTooSoon { .. }
         | Error::AttachedElsewhere { .. }
         | Error::StillAttached { .. }
         | Error::TargetTaken { .. }

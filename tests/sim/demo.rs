@@ -50,7 +50,7 @@ const SERVED_ACTION_TIME: Duration = Duration::from_millis(50);
 /// The request limits while serving: far above what DigitalOcean allows, as a suite sends an hour's calls in a minute.
 const SERVED_REQUESTS: usize = 1_000_000;
 
-const USAGE: &str = "usage: do-sim demo PLUGIN\n       do-sim serve PLUGIN [COMMAND [ARGUMENT...]]";
+const USAGE: &str = "usage: do-sim demo|bench PLUGIN\n       do-sim serve PLUGIN [COMMAND [ARGUMENT...]]";
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();

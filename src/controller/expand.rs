@@ -1,0 +1,100 @@
+//! Making a volume larger, while it is used or not.
+//!
+//! Owns the loop that ends only when the volume has been seen to have the size. That the disk, and the file system on it,
+//! become as large is the node's.
+
+use log::{info, warn};
+
+use super::Controller;
+use super::action::{Ended, await_action};
+use super::time::CallTime;
+use super::verdict::{Verdict, plan_verdict};
+use crate::cloud::pace::ActionKind;
+use crate::cloud::volume::Volume;
+use crate::error::{Error, Result, Thing};
+use crate::id::VolumeId;
+use crate::lock::{VolumeGuard, VolumeKey};
+use crate::request::change::Expand;
+use crate::size::{Gib, plan_growth};
+
+impl Controller {
+    /// Brings a volume's size into a range, by growing it when it is smaller.
+    ///
+    /// A second call sees the size and changes nothing.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], [`Error::SizeOutOfRange`] when it is larger than asked already, or would have to become larger
+    /// than a volume may be, [`Error::AccountLimit`], [`Error::OutOfTime`].
+    pub fn expand(&self, want: &Expand) -> Result<Volume> {
+        let time = self.begin();
+        let guard = self.hold(&time, VolumeKey::Id(want.volume.to_string()))?;
+        let volume = time.observe_volume(&want.volume)?;
+        match plan_growth(volume.size, &want.range, &self.limits).map_err(Error::SizeOutOfRange)? {
+            None => Ok(volume),
+            Some(size) => self.ensure_size(&guard, &time, &want.volume, size),
+        }
+    }
+
+    /// Grows a volume to at least this size, with the lock held.
+    pub(super) fn ensure_size(&self, guard: &VolumeGuard, time: &CallTime, id: &VolumeId, size: Gib) -> Result<Volume> {
+        let doing = format!("growing volume {id} to {size}");
+        let mut pauses = time.retries();
+        loop {
+            let volume = time.observe_volume(id)?;
+            if volume.size >= size {
+                return Ok(volume);
+            }
+            if self.apply_resize(guard, time, &volume, size, &doing)? == Ended::Errored {
+                time.pause(pauses.next_pause(), &doing, &"the volume does not have the size yet")?;
+            }
+        }
+    }
+
+    /// Starts a resize and waits for its end. Says whether it completed; the caller looks in any case.
+    fn apply_resize(
+        &self,
+        _guard: &VolumeGuard,
+        time: &CallTime,
+        volume: &Volume,
+        size: Gib,
+        doing: &str,
+    ) -> Result<Ended> {
+        let region = match &volume.region {
+            Some(region) => region.clone(),
+            None => self.own_droplet.region()?,
+        };
+        let turns = volume.droplets.iter().map(|droplet| self.take_turn(time, *droplet, doing));
+        let _turns = turns.collect::<Result<Vec<_>>>()?;
+        let mut pauses = time.pauses();
+        loop {
+            let err = match time.cloud.resize(&volume.id, size, &region) {
+                Ok(action) => {
+                    let ended = await_action(time, &self.pace, &volume.id, ActionKind::Resize, &action, doing)?;
+                    if ended == Ended::Completed {
+                        info!(
+                            "resized volume={} from=\"{}\" to=\"{size}\" action={}",
+                            volume.id, volume.size, action.id
+                        );
+                    }
+                    return Ok(ended);
+                }
+                Err(err) => err,
+            };
+            match plan_verdict(&err) {
+                Verdict::Busy => time.pause(pauses.after(&err), doing, &err)?,
+                Verdict::Unclear | Verdict::Conflict => {
+                    warn!("resize unclear, reading the volume again doing={doing}: {err}");
+                    return Ok(Ended::Errored);
+                }
+                Verdict::Missing => return Err(Error::NotFound(Thing::Volume(volume.id.to_string()))),
+                Verdict::Limit => return Err(Error::AccountLimit { doing: doing.to_owned(), source: err }),
+                Verdict::OutOfTime => return Err(time.out_of_time(doing, err.to_string())),
+                // A resize that another plugin began may have made the volume as large in the meantime.
+                Verdict::Odd | Verdict::Refused if time.observe_volume(&volume.id)?.size >= size => {
+                    return Ok(Ended::Completed);
+                }
+                Verdict::Odd | Verdict::Refused => return Err(Error::Api { doing: doing.to_owned(), source: err }),
+            }
+        }
+    }
+}

@@ -1,0 +1,99 @@
+//! Changing the tags of a volume.
+//!
+//! Owns the loop that ends only when the volume has been seen with the tags that are wanted and without the others.
+
+use log::{info, warn};
+
+use super::Controller;
+use super::time::{CallTime, Pauses};
+use super::verdict::{Verdict, plan_verdict};
+use crate::cloud::tag::Tag;
+use crate::error::{Error, Result};
+use crate::id::VolumeId;
+use crate::lock::{VolumeGuard, VolumeKey};
+use crate::request::change::Modify;
+use crate::request::parameters::TagChange;
+
+/// One thing to do about a volume's tags.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Change<'a> {
+    Put(&'a Tag),
+    Remove(&'a Tag),
+}
+
+/// What is still to be done.
+fn plan_changes<'a>(have: &[String], want: &'a TagChange) -> Vec<Change<'a>> {
+    let has = |tag: &Tag| have.iter().any(|have| have == tag.as_str());
+    let put = want.put.iter().filter(|tag| !has(tag)).map(Change::Put);
+    let remove = want.remove.iter().filter(|tag| has(tag)).map(Change::Remove);
+    put.chain(remove).collect()
+}
+
+impl Controller {
+    /// Puts tags on a volume and takes tags off; all its other tags stay.
+    ///
+    /// A second call sees the tags and changes nothing.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], [`Error::OutOfTime`], [`Error::Api`].
+    pub fn modify(&self, want: &Modify) -> Result<()> {
+        let time = self.begin();
+        let guard = self.hold(&time, VolumeKey::Id(want.volume.to_string()))?;
+        let doing = format!("changing the tags of volume {}", want.volume);
+        let mut pauses = time.retries();
+        loop {
+            let volume = time.observe_volume(&want.volume)?;
+            let changes = plan_changes(&volume.tags, &want.tags);
+            if changes.is_empty() {
+                return Ok(());
+            }
+            for change in changes {
+                apply_change(&guard, &time, &volume.id, change, &doing, &mut pauses)?;
+            }
+        }
+    }
+}
+
+/// Makes one change. What leaves it open whether it was made is waited out; the caller reads the volume again.
+fn apply_change(
+    _guard: &VolumeGuard,
+    time: &CallTime,
+    id: &VolumeId,
+    change: Change<'_>,
+    doing: &str,
+    pauses: &mut Pauses,
+) -> Result<()> {
+    let outcome = match change {
+        Change::Put(tag) => {
+            time.cloud.tag_volume(id, tag).inspect(|()| info!("tagged volume={id} tag={}", tag.as_str()))
+        }
+        Change::Remove(tag) => {
+            time.cloud.untag_volume(id, tag).inspect(|()| info!("untagged volume={id} tag={}", tag.as_str()))
+        }
+    };
+    let Err(err) = outcome else { return Ok(()) };
+    match plan_verdict(&err) {
+        // What is missing is the volume, which reading it will tell, or a tag that somebody deletes at this moment.
+        Verdict::Busy | Verdict::Unclear | Verdict::Conflict | Verdict::Missing => {
+            warn!("tags unclear, reading the volume again doing={doing}: {err}");
+            time.pause(pauses.after(&err), doing, &err)
+        }
+        Verdict::OutOfTime => Err(time.out_of_time(doing, err.to_string())),
+        Verdict::Odd | Verdict::Limit | Verdict::Refused => Err(Error::Api { doing: doing.to_owned(), source: err }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_differs_is_changed() {
+        let tags = |names: &[&str]| names.iter().map(|name| Tag::parse(name).unwrap()).collect::<Vec<_>>();
+        let want = TagChange { put: tags(&["a", "b"]), remove: tags(&["c", "d"]) };
+        let have = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
+        let (b, c) = (&want.put[1], &want.remove[0]);
+        assert_eq!(plan_changes(&have(&["a", "c", "x"]), &want), [Change::Put(b), Change::Remove(c)]);
+        assert_eq!(plan_changes(&have(&["a", "b", "x"]), &want), []);
+    }
+}

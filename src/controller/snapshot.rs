@@ -1,0 +1,218 @@
+//! Snapshots: taken once for each name, read, and deleted.
+//!
+//! Owns the comparison of a snapshot that is there with the one that is asked for. Before one is taken, the snapshots of
+//! its volume are read: that DigitalOcean keeps the names of snapshots unique is not documented, and a lost reply must not
+//! lead to a second one.
+
+use std::time::SystemTime;
+
+use log::{info, warn};
+
+use super::Controller;
+use super::name::plan_name;
+use super::time::CallTime;
+use super::verdict::{Verdict, plan_verdict};
+use crate::cloud::error::{ApiError, ApiErrorKind};
+use crate::cloud::page::Page;
+use crate::cloud::snapshot::Snapshot;
+use crate::cloud::tag::Tag;
+use crate::error::{Error, Result, Thing};
+use crate::id::{SnapshotId, VolumeId};
+use crate::lock::{VolumeGuard, VolumeKey};
+use crate::request::snapshot::CreateSnapshot;
+
+/// How many of a volume's snapshots DigitalOcean keeps at most. Source: product documentation, "Snapshots", limits.
+const MOST_OF_A_VOLUME: usize = 25;
+
+/// A snapshot to be taken.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct NewSnapshot<'a> {
+    /// The volume.
+    pub(super) volume: &'a VolumeId,
+    /// The name at DigitalOcean.
+    pub(super) name: &'a str,
+    /// Its tags.
+    pub(super) tags: &'a [Tag],
+}
+
+impl Controller {
+    /// Takes a snapshot of a volume, or finds the one that an earlier call with this name took.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] when there is no such volume, [`Error::Mismatch`] when another volume has a snapshot of that
+    /// name, [`Error::SnapshotTooSoon`], [`Error::AccountLimit`], [`Error::OutOfTime`].
+    pub fn create_snapshot(&self, want: &CreateSnapshot) -> Result<Snapshot> {
+        let time = self.begin();
+        let guard = self.hold(&time, VolumeKey::Name(format!("{} (a snapshot)", want.name)))?;
+        let name = plan_name(&want.name);
+        let new = NewSnapshot { volume: &want.source, name: &name, tags: &want.tags };
+        self.ensure_snapshot(&guard, &time, new, |_| true)
+    }
+
+    /// Deletes a snapshot. One that does not exist, or an id that cannot be one, is deleted already.
+    ///
+    /// # Errors
+    /// [`Error::Precondition`] when DigitalOcean says that it is in use, [`Error::OutOfTime`], [`Error::Api`].
+    pub fn delete_snapshot(&self, id: &str) -> Result<()> {
+        let Ok(id) = SnapshotId::parse(id) else { return Ok(()) };
+        let time = self.begin();
+        let guard = self.hold(&time, VolumeKey::Id(id.to_string()))?;
+        self.ensure_snapshot_deleted(&guard, &time, &id)
+    }
+
+    /// Reads a snapshot.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], [`Error::OutOfTime`], [`Error::Api`].
+    pub fn find_snapshot(&self, id: &SnapshotId) -> Result<Snapshot> {
+        let found = self.begin().observe_snapshot_if_there(id)?;
+        found.ok_or_else(|| Error::NotFound(Thing::Snapshot(id.to_string())))
+    }
+
+    /// Takes a snapshot, with its name locked. One of that name which `is_usable` refuses is replaced.
+    pub(super) fn ensure_snapshot(
+        &self,
+        guard: &VolumeGuard,
+        time: &CallTime,
+        new: NewSnapshot<'_>,
+        is_usable: impl Fn(&Snapshot) -> bool,
+    ) -> Result<Snapshot> {
+        let NewSnapshot { volume, name, tags } = new;
+        let doing = format!("taking snapshot {name} of volume {volume}");
+        let mut was_refused = false;
+        let mut pauses = time.pauses();
+        loop {
+            let all = time.observe_snapshots_of(volume)?;
+            match all.iter().find(|snapshot| snapshot.name == name) {
+                Some(found) if is_usable(found) => return Ok(found.clone()),
+                Some(found) => self.ensure_snapshot_deleted(guard, time, &found.id)?,
+                // Nobody else of this volume has it, also not a moment after the refusal: another volume's snapshot does.
+                None if was_refused => return Err(taken(name, volume)),
+                None => {}
+            }
+            let err = match time.cloud.create_snapshot(volume, name, tags) {
+                Ok(taken) => {
+                    info!("took snapshot={} name={name} volume={volume}", taken.id);
+                    return Ok(taken);
+                }
+                Err(err) => err,
+            };
+            match plan_verdict(&err) {
+                Verdict::Busy => time.pause(pauses.after(&err), &doing, &err)?,
+                Verdict::Conflict => {
+                    was_refused = true;
+                    time.pause(pauses.after(&err), &doing, &err)?;
+                }
+                Verdict::Unclear => {
+                    warn!("snapshot unclear, reading the volume's snapshots doing={doing}: {err}");
+                    time.pause(pauses.after(&err), &doing, &err)?;
+                }
+                Verdict::Missing => return Err(Error::NotFound(Thing::Volume(volume.to_string()))),
+                Verdict::OutOfTime => return Err(time.out_of_time(&doing, err.to_string())),
+                Verdict::Limit => return Err(limit(volume, &all, doing, err)),
+                Verdict::Odd if all.len() >= MOST_OF_A_VOLUME => {
+                    return Err(Error::AccountLimit { doing, source: err });
+                }
+                Verdict::Odd | Verdict::Refused => return Err(Error::Api { doing, source: err }),
+            }
+        }
+    }
+
+    pub(super) fn ensure_snapshot_deleted(&self, _guard: &VolumeGuard, time: &CallTime, id: &SnapshotId) -> Result<()> {
+        let doing = format!("deleting snapshot {id}");
+        let mut pauses = time.pauses();
+        loop {
+            let err = match time.cloud.delete_snapshot(id) {
+                Ok(()) => {
+                    info!("deleted snapshot={id}");
+                    return Ok(());
+                }
+                Err(err) => err,
+            };
+            match plan_verdict(&err) {
+                Verdict::Missing => return Ok(()),
+                Verdict::Busy | Verdict::Unclear => {
+                    warn!("snapshot not deleted, trying again doing={doing}: {err}");
+                    time.pause(pauses.after(&err), &doing, &err)?;
+                }
+                Verdict::Conflict => return Err(Error::Precondition(format!("snapshot {id} is in use: {err}"))),
+                Verdict::OutOfTime => return Err(time.out_of_time(&doing, err.to_string())),
+                Verdict::Odd | Verdict::Limit | Verdict::Refused => return Err(Error::Api { doing, source: err }),
+            }
+        }
+    }
+}
+
+impl CallTime {
+    /// Reads a snapshot; a missing one is an answer.
+    pub(super) fn observe_snapshot_if_there(&self, id: &SnapshotId) -> Result<Option<Snapshot>> {
+        let doing = format!("reading snapshot {id}");
+        match self.ask(&doing, Error::api(doing.clone()), |cloud| cloud.get_snapshot(id)) {
+            Ok(snapshot) => Ok(Some(snapshot)),
+            Err(Error::Api { source, .. }) if plan_verdict(&source) == Verdict::Missing => Ok(None),
+            Err(err) => Err(err),
+        }
+    }
+
+    /// Reads all snapshots of a volume, of which there are few.
+    pub(super) fn observe_snapshots_of(&self, volume: &VolumeId) -> Result<Vec<Snapshot>> {
+        let doing = format!("reading the snapshots of volume {volume}");
+        let mut all = Vec::new();
+        let mut at = Some(Page::first());
+        while let Some(page) = at {
+            let refused = super::no_volume(volume, || doing.clone());
+            let listed = self.ask(&doing, refused, |cloud| cloud.list_snapshots_of(volume, page))?;
+            all.extend(listed.items);
+            at = listed.next;
+        }
+        Ok(all)
+    }
+}
+
+fn taken(name: &str, volume: &VolumeId) -> Error {
+    Error::Mismatch {
+        thing: format!("snapshot {name}"),
+        have: "another source volume".to_owned(),
+        want: format!("source volume {volume}"),
+    }
+}
+
+/// Tells the limit that was met; for the ten-minute rule, when the next snapshot can be taken.
+fn limit(volume: &VolumeId, all: &[Snapshot], doing: String, err: ApiError) -> Error {
+    let ApiErrorKind::SnapshotRateLimit { wait: interval } = err.kind() else {
+        return Error::AccountLimit { doing, source: err };
+    };
+    let interval_s = interval.as_secs();
+    let last = all.iter().filter_map(Snapshot::taken_at).max();
+    let age_s = last.and_then(|last| SystemTime::now().duration_since(last).ok()).map(|age| age.as_secs());
+    let (wait_s, bound) = plan_wait(interval_s, age_s);
+    Error::SnapshotTooSoon { volume: volume.clone(), wait_s, bound, interval_s, source: err }
+}
+
+/// How long until the next snapshot can be taken, and how sure that is. The refusal stands whatever the clocks say: the
+/// snapshot that it is about may be deleted, and the youngest that is left be older.
+fn plan_wait(interval_s: u64, age_s: Option<u64>) -> (u64, &'static str) {
+    match age_s.and_then(|age| interval_s.checked_sub(age)) {
+        Some(left) => (left.max(1), ""),
+        None => (interval_s, " at the latest"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_wait_is_what_is_left_of_the_ten_minutes() {
+        let table = [
+            (Some(0), (600, "")),
+            (Some(599), (1, "")),
+            (Some(600), (1, "")),
+            (Some(601), (600, " at the latest")),
+            (None, (600, " at the latest")),
+        ];
+        for (age, want) in table {
+            assert_eq!(plan_wait(600, age), want, "{age:?}");
+        }
+    }
+}

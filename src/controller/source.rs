@@ -1,0 +1,94 @@
+//! Volumes that begin with content: restored from a snapshot, or cloned from another volume.
+//!
+//! Owns the steps before and after the create. A copy gets its source's size from DigitalOcean and is grown afterwards, so
+//! a call that was cut off in between leaves a volume that the next one recognises by its description and grows. A clone
+//! is made through a temporary snapshot, which [`temporary`](super::temporary) takes and takes away.
+
+use super::Controller;
+use super::create::{check_size, compare, observe_named};
+use super::name::plan_clone_name;
+use super::time::CallTime;
+use crate::cloud::region::Region;
+use crate::cloud::volume::{NewVolume, Volume};
+use crate::error::{Error, Result, Thing};
+use crate::id::{SnapshotId, VolumeId};
+use crate::lock::VolumeGuard;
+use crate::request::controller::CreateVolume;
+use crate::size::{plan_copy_size, plan_growth};
+
+impl Controller {
+    /// Restores a snapshot into a new volume.
+    pub(super) fn ensure_restored(
+        &self,
+        guard: &VolumeGuard,
+        time: &CallTime,
+        want: &CreateVolume,
+        new: NewVolume,
+        id: &SnapshotId,
+    ) -> Result<Volume> {
+        let Some(snapshot) = time.observe_snapshot_if_there(id)? else {
+            // It may have been deleted since an earlier call restored it.
+            let restored =
+                observe_named(time, &new)?.ok_or_else(|| Error::NotFound(Thing::Snapshot(id.to_string())))?;
+            return self.ensure_asked_size(guard, time, want, compare(want, restored)?);
+        };
+        plan_copy_size(&want.range, &self.limits, snapshot.min_size).map_err(Error::SizeOutOfRange)?;
+        if !snapshot.regions.contains(&new.region) {
+            return Err(elsewhere(&snapshot.regions, &format!("snapshot {id}"), &new.region));
+        }
+        let new = NewVolume { snapshot: Some(id.clone()), ..new };
+        let volume = self.ensure_created(guard, time, want, &new)?;
+        self.ensure_asked_size(guard, time, want, volume)
+    }
+
+    /// Clones a volume as it is on DigitalOcean's disks at this moment.
+    pub(super) fn ensure_cloned(
+        &self,
+        guard: &VolumeGuard,
+        time: &CallTime,
+        want: &CreateVolume,
+        new: NewVolume,
+        id: &VolumeId,
+    ) -> Result<Volume> {
+        let temporary = plan_clone_name(&want.name);
+        if let Some(cloned) = observe_named(time, &new)? {
+            let volume = self.ensure_asked_size(guard, time, want, compare(want, cloned)?)?;
+            self.clear_temporary_of(guard, time, id, &temporary);
+            return Ok(volume);
+        }
+        let source = time.observe_volume(id)?;
+        plan_copy_size(&want.range, &self.limits, source.size).map_err(Error::SizeOutOfRange)?;
+        if let Some(region) = source.region.filter(|region| *region != new.region) {
+            return Err(elsewhere(&[region], &format!("volume {id}"), &new.region));
+        }
+        let snapshot = self.ensure_temporary(guard, time, id, &temporary)?;
+        let new = NewVolume { snapshot: Some(snapshot.id.clone()), ..new };
+        // When the create fails, the snapshot stays for the next try, as another one could be taken in ten minutes only.
+        let volume = self.ensure_created(guard, time, want, &new).inspect_err(|_| self.sweeper.wake())?;
+        self.clear_temporary(guard, time, &snapshot.id);
+        self.ensure_asked_size(guard, time, want, volume)
+    }
+
+    /// Grows a copy to the size that was asked.
+    fn ensure_asked_size(
+        &self,
+        guard: &VolumeGuard,
+        time: &CallTime,
+        want: &CreateVolume,
+        volume: Volume,
+    ) -> Result<Volume> {
+        match plan_growth(volume.size, &want.range, &self.limits) {
+            Ok(Some(size)) => check_size(want, self.ensure_size(guard, time, &volume.id, size)?),
+            Ok(None) | Err(_) => check_size(want, volume),
+        }
+    }
+}
+
+/// Snapshots and volumes stay in their region.
+fn elsewhere(regions: &[Region], what: &str, ours: &Region) -> Error {
+    let regions: Vec<&str> = regions.iter().map(Region::as_str).collect();
+    Error::RegionUnavailable {
+        asked: format!("a copy of {what}, which is in {}", regions.join(", ")),
+        ours: ours.to_string(),
+    }
+}

@@ -1,0 +1,171 @@
+//! The temporary snapshot through which a volume is cloned: taken, used at once, and removed, also after a crash.
+//!
+//! Owns its life. It is found again by its name, which follows from the clone's, and told from everybody else's snapshots by
+//! that name and a tag. A call that cannot remove its snapshot leaves that to the sweeper, as does one that is killed: the
+//! sweeper of the next process looks once after the start.
+
+use std::thread;
+use std::time::{Duration, Instant, SystemTime};
+
+use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, bounded};
+use log::{info, warn};
+
+use super::Controller;
+use super::name::is_clone_name;
+use super::snapshot::NewSnapshot;
+use super::time::CallTime;
+use crate::cloud::page::Page;
+use crate::cloud::snapshot::Snapshot;
+use crate::cloud::tag::Tag;
+use crate::cloud::{ApiResult, Cloud};
+use crate::error::{Chain, Error, Result};
+use crate::id::{SnapshotId, VolumeId};
+use crate::lock::VolumeGuard;
+
+/// The tag of these snapshots.
+const TAG: &str = "do-csi-temporary";
+/// How old one may be and still be cloned from. DigitalOcean takes no other one earlier, so a repetition has to use it;
+/// later, a clone would hold data that the volume no longer has.
+const FRESH: Duration = Duration::from_secs(600);
+/// How old one must be before it counts as left behind: longer than it is fresh, and than a call lasts.
+const LEFT_BEHIND: Duration = Duration::from_secs(900);
+/// When the first look is, so that a process that starts has its first calls for itself.
+const FIRST_LOOK: Duration = Duration::from_secs(10);
+/// How long one look may take.
+const LOOK_BUDGET: Duration = Duration::from_secs(100);
+/// When to look again after a look that failed.
+const NEXT_TRY: Duration = Duration::from_secs(300);
+
+impl Controller {
+    /// Takes the snapshot, or finds the one that an earlier try of the same clone took.
+    pub(super) fn ensure_temporary(
+        &self,
+        guard: &VolumeGuard,
+        time: &CallTime,
+        volume: &VolumeId,
+        name: &str,
+    ) -> Result<Snapshot> {
+        let tag = Tag::parse(TAG).map_err(|bad| Error::Bug(bad.to_string()))?;
+        let new = NewSnapshot { volume, name, tags: &[tag] };
+        self.ensure_snapshot(guard, time, new, |found| age(found).is_some_and(|age| age < FRESH))
+    }
+
+    /// Removes the snapshot. The clone is there, so a failure is not its caller's business.
+    pub(super) fn clear_temporary(&self, guard: &VolumeGuard, time: &CallTime, id: &SnapshotId) {
+        if let Err(err) = self.ensure_snapshot_deleted(guard, time, id) {
+            warn!("the temporary snapshot stays for a while snapshot={id}: {}", Chain(&err));
+            self.sweeper.wake();
+        }
+    }
+
+    /// Removes the snapshot that an earlier try of the same clone may have left.
+    pub(super) fn clear_temporary_of(&self, guard: &VolumeGuard, time: &CallTime, volume: &VolumeId, name: &str) {
+        match time.observe_snapshots_of(volume) {
+            Ok(all) => {
+                all.iter()
+                    .filter(|found| found.name == name)
+                    .for_each(|found| self.clear_temporary(guard, time, &found.id));
+            }
+            // The source is gone; its snapshots are the sweeper's.
+            Err(Error::NotFound(_)) => self.sweeper.wake(),
+            Err(err) => {
+                warn!("cannot look for a temporary snapshot of volume={volume}: {}", Chain(&err));
+                self.sweeper.wake();
+            }
+        }
+    }
+}
+
+/// A thread that removes what was left behind.
+#[derive(Debug)]
+pub struct Sweeper {
+    wake: Sender<()>,
+}
+
+impl Sweeper {
+    /// Starts the thread; it ends when the sweeper is dropped.
+    #[must_use]
+    pub fn start(cloud: Cloud) -> Sweeper {
+        let (wake, woken) = bounded(1);
+        let started = thread::Builder::new().name("sweeper".to_owned()).spawn(move || work(&cloud, &woken));
+        if let Err(err) = started {
+            warn!("the system gives no thread, temporary snapshots that are left behind stay: {err}");
+        }
+        Sweeper { wake }
+    }
+
+    /// Says that a snapshot was left behind just now. Does nothing when that is known already.
+    pub fn wake(&self) {
+        // Full means that the thread is about to hear of it, disconnected that there is none, which was said.
+        let _heard = self.wake.try_send(());
+    }
+}
+
+fn work(cloud: &Cloud, woken: &Receiver<()>) {
+    let mut next = Some(Instant::now() + FIRST_LOOK);
+    loop {
+        let heard = match next {
+            Some(at) => woken.recv_deadline(at),
+            None => woken.recv().map_err(|_| RecvTimeoutError::Disconnected),
+        };
+        match heard {
+            Ok(()) => next = next.or_else(|| Some(Instant::now() + LEFT_BEHIND)),
+            Err(RecvTimeoutError::Timeout) => next = sweep(cloud).map(|after| Instant::now() + after),
+            Err(RecvTimeoutError::Disconnected) => return,
+        }
+    }
+}
+
+/// Removes what is left behind and says when the next is due, if there is one.
+fn sweep(cloud: &Cloud) -> Option<Duration> {
+    let cloud = cloud.until(Instant::now() + LOOK_BUDGET);
+    let found = match observe_temporary(&cloud) {
+        Ok(found) => found,
+        Err(err) => {
+            warn!("cannot look for temporary snapshots: {err}");
+            return Some(NEXT_TRY);
+        }
+    };
+    found.iter().filter_map(|snapshot| sweep_one(&cloud, snapshot)).min()
+}
+
+fn sweep_one(cloud: &Cloud, snapshot: &Snapshot) -> Option<Duration> {
+    let left = age(snapshot).and_then(|age| LEFT_BEHIND.checked_sub(age)).filter(|left| !left.is_zero());
+    if left.is_some() {
+        return left;
+    }
+    match cloud.delete_snapshot(&snapshot.id) {
+        Ok(()) => {
+            info!("removed a temporary snapshot that was left behind snapshot={} name={}", snapshot.id, snapshot.name);
+            None
+        }
+        Err(err) if err.kind() == crate::cloud::error::ApiErrorKind::NotFound => None,
+        Err(err) => {
+            warn!("cannot remove the temporary snapshot {}: {err}", snapshot.id);
+            Some(NEXT_TRY)
+        }
+    }
+}
+
+fn observe_temporary(cloud: &Cloud) -> ApiResult<Vec<Snapshot>> {
+    let mut all = Vec::new();
+    let mut at = Some(Page::first());
+    while let Some(page) = at {
+        let listed = cloud.list_snapshots(page)?;
+        all.extend(listed.items.into_iter().filter(is_temporary));
+        at = listed.next;
+    }
+    Ok(all)
+}
+
+/// Whether a snapshot is one that this driver took to make a clone.
+#[must_use]
+pub fn is_temporary(snapshot: &Snapshot) -> bool {
+    is_clone_name(&snapshot.name) && snapshot.tags.iter().any(|tag| tag == TAG)
+}
+
+/// How old a snapshot is; none when that cannot be told. One from the future, by this machine's clock, is new.
+fn age(snapshot: &Snapshot) -> Option<Duration> {
+    let taken = snapshot.taken_at()?;
+    Some(SystemTime::now().duration_since(taken).unwrap_or(Duration::ZERO))
+}
