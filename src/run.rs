@@ -114,7 +114,7 @@ fn services(config: &Arc<Config>, token: Option<Token>, own_droplet: &Arc<OwnDro
         let tools = find_tools().map_err(|missing| missing.to_string())?;
         let node = Arc::new(Node::new(config, Box::new(SystemRunner::new(tools))));
         let pool = Pool::new("node", config::NODE_WORKERS, config::QUEUE_LENGTH);
-        services.push(create_node(NodeService::new(Arc::clone(config), Arc::clone(own_droplet), node, pool)));
+        services.push(create_node(NodeService::new(config, Arc::clone(own_droplet), node, pool)));
     }
     Ok(services)
 }

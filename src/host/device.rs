@@ -25,6 +25,9 @@ use crate::size::{Bytes, Gib};
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
 const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 
+/// What the names of volumes' links begin with; the volume's name follows.
+pub(super) const LINK_PREFIX: &str = "scsi-0DO_Volume_";
+
 /// Where the machine shows its disks.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DevicePlaces {
@@ -49,7 +52,7 @@ impl DevicePlaces {
     /// 0x83, and `60-persistent-storage.rules` puts `scsi-` before it.
     #[must_use]
     pub fn link(&self, volume: &VolumeName) -> PathBuf {
-        self.links.join(format!("scsi-0DO_Volume_{volume}"))
+        self.links.join(format!("{LINK_PREFIX}{volume}"))
     }
 }
 
@@ -239,10 +242,34 @@ pub fn await_device(
     size: Option<Gib>,
     budget: Duration,
 ) -> Result<Device> {
+    await_ready(guard, volume, budget, || observe_device(places, volume, size))
+}
+
+/// As [`await_device`], for a disk of which is known that it is the volume's, by the number under which it is in use.
+///
+/// # Errors
+/// As [`await_device`].
+pub fn await_numbered(
+    guard: &VolumeGuard,
+    places: &DevicePlaces,
+    volume: &VolumeName,
+    number: DeviceNumber,
+    size: Option<Gib>,
+    budget: Duration,
+) -> Result<Device> {
+    await_ready(guard, volume, budget, || judge_number(places, volume, number, size))
+}
+
+fn await_ready(
+    guard: &VolumeGuard,
+    volume: &VolumeName,
+    budget: Duration,
+    look: impl Fn() -> Result<Sighting>,
+) -> Result<Device> {
     let started = Instant::now();
     let mut pause = FIRST_PAUSE;
     loop {
-        let seen = observe_device(places, volume, size)?;
+        let seen = look()?;
         let left = budget.saturating_sub(started.elapsed());
         match seen {
             Sighting::Ready(device) => return Ok(device),
@@ -312,6 +339,24 @@ fn judge_link(places: &DevicePlaces, volume: &VolumeName, size: Option<Gib>) -> 
         Proof::Other(found) => Ok(Sighting::OtherVolume { path, found }),
         // A disk that says nothing of itself can only be believed to be what udev linked it as.
         Proof::Silent | Proof::Same => judge_ready(Candidate { volume, path, number, sysfs }, size),
+    }
+}
+
+fn judge_number(
+    places: &DevicePlaces,
+    volume: &VolumeName,
+    number: DeviceNumber,
+    size: Option<Gib>,
+) -> Result<Sighting> {
+    let link = places.sysfs.join(format!("dev/block/{number}"));
+    let folder = match std::fs::canonicalize(&link) {
+        Ok(folder) => folder,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Sighting::Missing { link }),
+        Err(error) => return Err(Error::io("resolving", link)(error)),
+    };
+    match folder.file_name().and_then(|name| name.to_str()) {
+        Some(kernel_name) => judge_disk(places, volume, size, kernel_name),
+        None => Ok(Sighting::Missing { link }),
     }
 }
 

@@ -8,6 +8,7 @@ use std::time::Duration;
 pub mod content;
 pub mod device;
 pub mod flags;
+pub mod foreign;
 pub mod format_options;
 pub mod fsck;
 pub mod grow;

@@ -3,6 +3,8 @@
 //! Owns the order of observing, deciding and changing for each node call, and the lock of each volume. The decisions are
 //! pure functions in [`plan`]; the machine is touched only through `host/`. DigitalOcean's API is never asked.
 
+pub mod expand;
+pub mod limit;
 pub mod place;
 pub mod plan;
 pub mod publish;

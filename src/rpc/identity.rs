@@ -73,7 +73,15 @@ fn capabilities(config: &Config) -> Vec<PluginCapability> {
     if config.mode.has_controller() {
         services.push(Type::CONTROLLER_SERVICE);
     }
-    services.into_iter().map(service).collect()
+    services.into_iter().map(service).chain([online_expansion()]).collect()
+}
+
+/// Volumes grow while they are in use.
+fn online_expansion() -> PluginCapability {
+    use plugin_capability::volume_expansion::Type;
+
+    let expansion = plugin_capability::VolumeExpansion { type_: Type::ONLINE.into(), ..Default::default() };
+    PluginCapability { type_: Some(plugin_capability::Type::VolumeExpansion(expansion)), ..Default::default() }
 }
 
 fn service(kind: plugin_capability::service::Type) -> PluginCapability {

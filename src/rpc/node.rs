@@ -12,19 +12,19 @@ use crate::node::Node;
 use crate::node::stats::Usage;
 use crate::own_droplet::OwnDroplet;
 use crate::request::controller::REGION_KEY;
-use crate::request::node::{ContextKeys, Publish, Stage, Stats, Unpublish, Unstage};
+use crate::request::node::{ContextKeys, Expand, Publish, Stage, Stats, Unpublish, Unstage};
 use crate::rpc::proto::csi::{self, node_service_capability, node_service_capability::rpc::Type, volume_usage::Unit};
 use crate::rpc::proto::csi_grpc;
 use crate::rpc::worker::{Call, Pool, answer_now};
 use crate::size::Bytes;
 
 /// What the node can do beyond publishing.
-const CAPABILITIES: [Type; 2] = [Type::STAGE_UNSTAGE_VOLUME, Type::GET_VOLUME_STATS];
+const CAPABILITIES: [Type; 3] = [Type::STAGE_UNSTAGE_VOLUME, Type::GET_VOLUME_STATS, Type::EXPAND_VOLUME];
 
 /// Serves the Node service.
 #[derive(Debug, Clone)]
 pub struct NodeService {
-    config: Arc<Config>,
+    volume_limit: u32,
     own_droplet: Arc<OwnDroplet>,
     node: Arc<Node>,
     keys: Arc<ContextKeys>,
@@ -32,11 +32,13 @@ pub struct NodeService {
 }
 
 impl NodeService {
-    /// Makes the service; its work is done by the threads of `pool`.
+    /// Makes the service; its work is done by the threads of `pool`. The volumes that are in use outside CSI at this moment
+    /// are taken off the limit.
     #[must_use]
-    pub fn new(config: Arc<Config>, own_droplet: Arc<OwnDroplet>, node: Arc<Node>, pool: Pool) -> Self {
+    pub fn new(config: &Config, own_droplet: Arc<OwnDroplet>, node: Arc<Node>, pool: Pool) -> Self {
         let keys = Arc::new(ContextKeys::new(&config.driver_name));
-        NodeService { config, own_droplet, node, keys, pool }
+        let volume_limit = node.observe_limit(config.volume_limit);
+        NodeService { volume_limit, own_droplet, node, keys, pool }
     }
 }
 
@@ -67,7 +69,7 @@ impl csi_grpc::Node for NodeService {
             let facts = self.own_droplet.facts()?;
             Ok(csi::NodeGetInfoResponse {
                 node_id: facts.id.to_string(),
-                max_volumes_per_node: i64::from(self.config.volume_limit),
+                max_volumes_per_node: i64::from(self.volume_limit),
                 accessible_topology: Some(topology(&facts.region)).into(),
                 ..Default::default()
             })
@@ -137,6 +139,19 @@ impl csi_grpc::Node for NodeService {
         self.pool.answer(&ctx, sink, call, move || {
             let usages = node.stats(&Stats::parse(wire)?)?;
             Ok(csi::NodeGetVolumeStatsResponse { usage: usages.iter().map(usage).collect(), ..Default::default() })
+        });
+    }
+
+    fn node_expand_volume(
+        &mut self,
+        ctx: RpcContext<'_>,
+        wire: csi::NodeExpandVolumeRequest,
+        sink: UnarySink<csi::NodeExpandVolumeResponse>,
+    ) {
+        let node = Arc::clone(&self.node);
+        self.pool.answer(&ctx, sink, change("NodeExpandVolume", &wire.volume_id), move || {
+            let size = node.expand(&Expand::parse(wire)?)?;
+            Ok(csi::NodeExpandVolumeResponse { capacity_bytes: size.wire(), ..Default::default() })
         });
     }
 }

@@ -1,0 +1,143 @@
+//! Volumes on this droplet that something other than CSI uses, such as a database's disk that the operator attached.
+//!
+//! Owns the guess which volumes these are. DigitalOcean counts them against the droplet's limit, an orchestrator does not.
+//! A volume that nothing uses is not counted: whether CSI is going to use it cannot be seen.
+
+use std::collections::BTreeSet;
+use std::fs::{self, OpenOptions};
+use std::io::ErrorKind;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::Path;
+
+use nix::fcntl::OFlag;
+
+use super::device::{DevicePlaces, LINK_PREFIX};
+use super::mountinfo::{DeviceNumber, Mount, MountTable};
+use crate::error::{Error, Result};
+
+/// What was seen of one volume's disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Seen {
+    /// It is mounted where orchestrators mount CSI volumes, or bound there as a raw block device.
+    ByCsi,
+    /// It is mounted somewhere else.
+    Elsewhere,
+    /// Nothing is mounted that this process sees, yet the kernel says that somebody has it.
+    Hidden,
+    /// Nothing uses it.
+    Free,
+}
+
+/// Counts the volumes that something other than CSI uses.
+///
+/// # Errors
+/// [`Error::Io`] when the devices cannot be looked at.
+pub fn observe_foreign(places: &DevicePlaces, mounts: &MountTable) -> Result<u32> {
+    let mut count = 0;
+    for disk in observe_volumes(places)? {
+        match observe_use(places, mounts, disk)? {
+            Seen::Elsewhere | Seen::Hidden => count += 1,
+            Seen::ByCsi | Seen::Free => {}
+        }
+    }
+    Ok(count)
+}
+
+/// The disks behind all links of volumes, each once. Partitions have links of their own and count with their disk.
+fn observe_volumes(places: &DevicePlaces) -> Result<BTreeSet<DeviceNumber>> {
+    let links = match fs::read_dir(&places.links) {
+        Ok(links) => links,
+        // There is no such folder as long as no disk has a name.
+        Err(err) if err.kind() == ErrorKind::NotFound => return Ok(BTreeSet::new()),
+        Err(err) => return Err(Error::io("listing", &places.links)(err)),
+    };
+    let mut disks = BTreeSet::new();
+    for link in links {
+        let link = link.map_err(Error::io("listing", &places.links))?;
+        if !link.file_name().to_string_lossy().starts_with(LINK_PREFIX) {
+            continue;
+        }
+        // A link that leads nowhere is no disk.
+        let Ok(node) = fs::metadata(link.path()) else { continue };
+        let number = DeviceNumber::from_raw(node.rdev());
+        let is_partition = places.sysfs.join(format!("dev/block/{number}/partition")).exists();
+        if node.file_type().is_block_device() && !is_partition {
+            disks.insert(number);
+        }
+    }
+    Ok(disks)
+}
+
+fn observe_use(places: &DevicePlaces, mounts: &MountTable, disk: DeviceNumber) -> Result<Seen> {
+    // Below a disk's folder in sysfs are its partitions'. A disk that is gone by now uses nothing.
+    let folder = |number: DeviceNumber| fs::canonicalize(places.sysfs.join(format!("dev/block/{number}"))).ok();
+    let Some(own) = folder(disk) else { return Ok(Seen::Free) };
+    let is_of_disk =
+        |mount: &&Mount| observe_number(mount).and_then(folder).is_some_and(|of_mount| of_mount.starts_with(&own));
+    let targets: Vec<&Path> = mounts.iter().filter(is_of_disk).map(|mount| mount.target.as_path()).collect();
+    match plan_use(&targets) {
+        Seen::Free if is_taken(places, &own)? => Ok(Seen::Hidden),
+        seen @ (Seen::Free | Seen::ByCsi | Seen::Elsewhere | Seen::Hidden) => Ok(seen),
+    }
+}
+
+/// The number of the disk under a mount; btrfs has numbers of its own, and a device node is a file of `/dev`.
+fn observe_number(mount: &Mount) -> Option<DeviceNumber> {
+    let node = |path: &Path| {
+        let found = fs::metadata(path).ok()?;
+        found.file_type().is_block_device().then(|| DeviceNumber::from_raw(found.rdev()))
+    };
+    match mount.fstype.as_str() {
+        "btrfs" => node(Path::new(&mount.source)),
+        "devtmpfs" => node(&mount.target),
+        _ => Some(mount.device),
+    }
+}
+
+/// Decides by where a disk is mounted. Nomad's and Kubernetes' folders for CSI volumes all have `csi` in their path, inside
+/// the plugin's container and outside.
+fn plan_use(targets: &[&Path]) -> Seen {
+    let is_csi = |target: &Path| target.to_string_lossy().to_ascii_lowercase().contains("csi");
+    match targets {
+        [] => Seen::Free,
+        some if some.iter().any(|target| is_csi(target)) => Seen::ByCsi,
+        [..] => Seen::Elsewhere,
+    }
+}
+
+/// Whether the kernel has given the disk, or a partition of it, to somebody: to a mount in another container, to LVM.
+///
+/// Source: open(2), `O_EXCL` without `O_CREAT` on a block device.
+fn is_taken(places: &DevicePlaces, folder: &Path) -> Result<bool> {
+    let Some(name) = folder.file_name() else { return Ok(false) };
+    let node = places.nodes.join(name);
+    let flags = OFlag::O_EXCL | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK;
+    match OpenOptions::new().read(true).custom_flags(flags.bits()).open(&node) {
+        Ok(_) => Ok(false),
+        Err(err) if err.kind() == ErrorKind::ResourceBusy => Ok(true),
+        Err(err) if err.kind() == ErrorKind::NotFound => Ok(false),
+        Err(err) => Err(Error::io("opening", node)(err)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_volume_is_csis_where_orchestrators_mount_it() {
+        let table: [(&[&str], Seen); 7] = [
+            (&[], Seen::Free),
+            (&["/csi/staging/default/blog/rw-file-system-single-node-writer"], Seen::ByCsi),
+            (&["/opt/nomad/data/client/csi/node/do/per-alloc/1/blog/rw"], Seen::ByCsi),
+            (&["/var/lib/kubelet/plugins/kubernetes.io/csi/pv/pvc-1/globalmount"], Seen::ByCsi),
+            (&["/var/lib/kubelet/pods/1/volumes/kubernetes.io~csi/pvc-1/mount"], Seen::ByCsi),
+            (&["/mnt/database"], Seen::Elsewhere),
+            (&["/mnt/look", "/csi/staging/blog"], Seen::ByCsi),
+        ];
+        for (targets, want) in table {
+            let targets: Vec<&Path> = targets.iter().map(Path::new).collect();
+            assert_eq!(plan_use(&targets), want, "{targets:?}");
+        }
+    }
+}

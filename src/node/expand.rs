@@ -1,0 +1,85 @@
+//! Letting a volume's disk and file system follow when the volume has grown.
+//!
+//! Owns the order: the disk is asked for its size until it has the new one, then the file system is grown while it is
+//! mounted. A raw block device needs no more than its disk. A second call finds everything grown and changes nothing.
+
+use std::fs;
+use std::io::ErrorKind;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::Path;
+
+use super::Node;
+use super::place;
+use crate::config::DEVICE_BUDGET;
+use crate::error::{Error, Result, Thing};
+use crate::host::content::FsKind;
+use crate::host::device::await_numbered;
+use crate::host::grow::ensure_grown;
+use crate::host::mount::observe_mounts;
+use crate::host::mountinfo::{DeviceNumber, Mount};
+use crate::id::VolumeName;
+use crate::request::node::Expand;
+use crate::size::Bytes;
+
+impl Node {
+    /// Makes the volume at a path as large as its disk, which is waited for; returns the disk's size.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] when no volume is at the path, [`Error::DeviceMissing`] when the disk does not become as large
+    /// as asked, [`Error::SizeOutOfRange`] when it is larger, [`Error::Precondition`] when the file system is mounted
+    /// read-only or of a kind that cannot be grown.
+    pub fn expand(&self, want: &Expand) -> Result<Bytes> {
+        let guard = self.hold(&want.volume)?;
+        let name = VolumeName::parse(&want.volume).map_err(|bad| Error::invalid("volume_id", bad))?;
+        let (place, mount) = observe_volume_at(&want.path)?;
+        let number = observe_number(&want.path, &mount)?;
+        let device = await_numbered(&guard, &self.places, &name, number, want.range.least(), DEVICE_BUDGET)?;
+        if !want.range.holds(device.size().rounded_up()) {
+            return Err(Error::SizeOutOfRange(format!("{} asked, but the disk has {}", want.range, device.size())));
+        }
+        if !is_block(&place)? {
+            let fs = plan_fs(&want.path, &mount)?;
+            ensure_grown(&guard, &self.slots, self.runner.as_ref(), &device, fs, &place)?;
+        }
+        Ok(device.size())
+    }
+}
+
+/// What is mounted at the path.
+fn observe_volume_at(path: &Path) -> Result<(std::path::PathBuf, Mount)> {
+    let not_there = || Error::NotFound(Thing::VolumeAt(path.to_owned()));
+    let real = place::observe_real_path(path)?.ok_or_else(not_there)?;
+    let mount = observe_mounts()?.at(&real).cloned().ok_or_else(not_there)?;
+    Ok((real, mount))
+}
+
+/// The number of the disk behind a mount: of the device node itself, of the file system, or, where the file system has a
+/// number of its own as btrfs does, of what it was mounted from.
+fn observe_number(path: &Path, mount: &Mount) -> Result<DeviceNumber> {
+    let node = |path: &Path| match fs::metadata(path) {
+        Ok(found) => Ok(found.file_type().is_block_device().then(|| DeviceNumber::from_raw(found.rdev()))),
+        Err(err) if err.kind() == ErrorKind::NotFound => Ok(None),
+        Err(err) => Err(Error::io("examining", path)(err)),
+    };
+    let disk = match node(path)? {
+        Some(number) => Some(number),
+        None if mount.device.major != 0 => Some(mount.device),
+        None => node(Path::new(&mount.source))?,
+    };
+    disk.ok_or_else(|| Error::NotFound(Thing::VolumeAt(path.to_owned())))
+}
+
+fn is_block(place: &Path) -> Result<bool> {
+    Ok(fs::metadata(place).map_err(Error::io("examining", place))?.file_type().is_block_device())
+}
+
+fn plan_fs(path: &Path, mount: &Mount) -> Result<FsKind> {
+    let refuse = |why: String| Err(Error::Precondition(format!("the volume at {} {why}", path.display())));
+    if mount.is_super_read_only() {
+        return refuse("is mounted read-only and cannot grow; it grows when it is staged for writing".to_owned());
+    }
+    match FsKind::parse(&mount.fstype) {
+        Some(fs) => Ok(fs),
+        None => refuse(format!("has the file system {:?}, which cannot be grown", mount.fstype)),
+    }
+}
