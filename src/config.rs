@@ -15,10 +15,14 @@ use crate::cloud::call::BaseUrl;
 use crate::cloud::region::Region;
 use crate::cloud::tag::Tag;
 use crate::cloud::token::{Secret, Token};
+use crate::host::content::FsKind;
+use crate::host::flags::SelinuxLabel;
 use crate::size::{Gib, SizeLimits};
 
 /// How long a node call waits for another call on the same volume before it answers ABORTED.
 pub const LOCK_PATIENCE: Duration = Duration::from_secs(20);
+/// How long a node call may take: Nomad sets it no deadline, and others give up after two minutes.
+pub const NODE_BUDGET: Duration = Duration::from_secs(100);
 /// How long staging waits for the volume's disk to appear and become ready.
 pub const DEVICE_BUDGET: Duration = Duration::from_secs(30);
 /// How long a mount is tried again while something else uses the disk, such as an automount rule of the distribution.
@@ -128,6 +132,14 @@ struct Flags {
     /// Permission bits of the socket, octal (not in the official driver)
     #[arg(long, default_value = "0600")]
     socket_mode: String,
+    /// File system to make on a blank volume when the request names none: ext4, xfs, ext3 or btrfs (not in the official
+    /// driver)
+    #[arg(long, default_value = "ext4")]
+    default_fs_type: String,
+    /// SELinux label for the files of all volumes, such as system_u:object_r:container_file_t:s0 (not in the official
+    /// driver)
+    #[arg(long, default_value = "", hide_default_value = true)]
+    selinux_label: String,
     /// Base URL of the droplet metadata service (not in the official driver; for tests and proxies)
     #[arg(long, env = "DIGITALOCEAN_METADATA_URL", default_value = "http://169.254.169.254")]
     metadata_url: String,
@@ -203,6 +215,10 @@ pub struct Config {
     pub max_volume_size: Gib,
     /// Whether a volume may be published to one droplet in different ways.
     pub mixed_access: bool,
+    /// The file system for a blank volume when the request names none.
+    pub default_fs_type: FsKind,
+    /// The SELinux label for the files of all volumes.
+    pub selinux_label: Option<SelinuxLabel>,
     /// Where links to attached volumes appear.
     pub device_dir: PathBuf,
     /// Where sysfs is mounted.
@@ -258,6 +274,10 @@ impl Flags {
             volume_limit: self.volume_limit,
             max_volume_size: parse_max_size(self.max_volume_size)?,
             mixed_access: self.mixed_access,
+            default_fs_type: FsKind::parse(&self.default_fs_type).ok_or_else(|| {
+                format!("--default-fs-type: {:?} is not ext4, xfs, ext3 or btrfs", self.default_fs_type)
+            })?,
+            selinux_label: if_given("--selinux-label", &self.selinux_label, SelinuxLabel::parse)?,
             device_dir: self.device_dir,
             sys_dir: self.sys_dir,
         })
@@ -459,7 +479,7 @@ mod tests {
 
     #[test]
     fn a_wrong_setting_is_one_line_that_names_the_flag() {
-        let table: [(&[&str], &str); 12] = [
+        let table: [(&[&str], &str); 14] = [
             (&["--nonsense"], "--nonsense"),
             (&["--endpoint=tcp://1"], "--endpoint"),
             (&["--url=ftp://x"], "--url"),
@@ -472,6 +492,8 @@ mod tests {
             (&["--api-timeout=-1"], "--api-timeout"),
             (&["--max-volume-size=0"], "--max-volume-size"),
             (&["--validate-attachment=maybe"], "--validate-attachment"),
+            (&["--default-fs-type=ntfs"], "--default-fs-type"),
+            (&["--selinux-label=x"], "--selinux-label"),
         ];
         for (args, flag) in table {
             let line = refusal(args);

@@ -56,7 +56,7 @@ pub enum Error {
     /// Something that the request names does not exist.
     #[error("{0} does not exist")]
     NotFound(Thing),
-    /// A thing of that name exists, or a volume is mounted there, but not as asked.
+    /// A thing of that name exists, but not as asked.
     #[error("{thing} is there already, but with {have}; asked was {want}")]
     Mismatch {
         /// What is there, with its name or path.
@@ -194,6 +194,14 @@ pub enum Error {
         path: PathBuf,
         /// What is there.
         by: String,
+    },
+    /// The volume is mounted at the path, but not as asked.
+    #[error("the volume at {} {how}; unpublish or unstage it there first", path.display())]
+    MountedOtherwise {
+        /// The staging or target path.
+        path: PathBuf,
+        /// What differs, as a phrase with a verb.
+        how: String,
     },
     /// A call's preconditions on this node do not hold.
     #[error("{0}")]

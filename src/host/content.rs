@@ -123,18 +123,54 @@ impl fmt::Display for Content {
 /// [`Error::Io`] when any part that must be looked at cannot be read, [`Error::Command`] when blkid does not answer,
 /// [`Error::WrongDevice`] when the disk was replaced since it was found.
 /// Source: blkid(8), "EXIT STATUS": 2 stands for "nothing found" and for "cannot be read" alike, which is why the disk is
-/// read here first.
+/// then read here too.
 pub fn observe_content(runner: &dyn Runner, device: &Device) -> Result<Content> {
-    let probe = Probe::read(device)?;
+    let disk = Disk::open(device)?;
     let cmd = Cmd::new(Tool::Blkid, PROBE_BUDGET).args(["-p", "-o", "export"]).arg(device.path());
     let failed =
         |source| Error::Command { doing: format!("looking for signatures on {}", device.path().display()), source };
     let out = runner.run(&cmd).map_err(failed)?;
     match out.exit {
-        Exit::Code(0) => Ok(plan_known(&probe, parse_export(&String::from_utf8_lossy(&out.stdout)))),
-        Exit::Code(2) => Ok(plan_unknown(&probe)),
+        Exit::Code(0) => {
+            let is_begun = is_unfinished_xfs(&disk.read(0, device.size().0.min(SAMPLE))?);
+            Ok(plan_known(is_begun, parse_export(&String::from_utf8_lossy(&out.stdout))))
+        }
+        Exit::Code(2) => Ok(plan_unknown(&Probe::read(&disk)?)),
         Exit::Code(8) => Ok(Content::Ambivalent { what: "blkid finds several, equally likely".into() }),
         Exit::Code(_) | Exit::Signal(_) | Exit::TimedOut | Exit::Stuck => Err(failed(out.into_error(&cmd))),
+    }
+}
+
+/// The file system of which a disk holds only the beginning, as far as the disk's own bytes say so. What blkid finds is
+/// not asked for; for a disk that is going to be used without a file system.
+///
+/// # Errors
+/// As [`observe_content`].
+pub fn observe_unfinished(device: &Device) -> Result<Option<FsKind>> {
+    let disk = Disk::open(device)?;
+    let head = disk.read(0, device.size().0.min(EDGE))?;
+    find_unfinished(&head, device.size().0, |at, length| disk.read(at, length))
+}
+
+/// A disk that is read, with nothing of it left in memory from before.
+struct Disk<'a> {
+    file: File,
+    device: &'a Device,
+}
+
+impl<'a> Disk<'a> {
+    fn open(device: &'a Device) -> Result<Self> {
+        let file = device.open()?;
+        let advise = |advice| posix_fadvise(&file, 0, 0, advice).map_err(Error::errno("reading", device.path()));
+        // Pages still in memory from an earlier use would prove nothing about the disk.
+        advise(PosixFadviseAdvice::POSIX_FADV_DONTNEED)?;
+        // The samples lie far apart: reading ahead of each would only cost time.
+        advise(PosixFadviseAdvice::POSIX_FADV_RANDOM)?;
+        Ok(Disk { file, device })
+    }
+
+    fn read(&self, at: u64, length: u64) -> Result<Vec<u8>> {
+        read_exactly(&self.file, at, length).map_err(Error::io("reading", self.device.path()))
     }
 }
 
@@ -146,15 +182,9 @@ struct Probe {
 }
 
 impl Probe {
-    fn read(device: &Device) -> Result<Self> {
-        let file = device.open()?;
-        let advise = |advice| posix_fadvise(&file, 0, 0, advice).map_err(Error::errno("reading", device.path()));
-        // Pages still in memory from an earlier use would prove nothing about the disk.
-        advise(PosixFadviseAdvice::POSIX_FADV_DONTNEED)?;
-        // The samples lie far apart: reading ahead of each would only cost time.
-        advise(PosixFadviseAdvice::POSIX_FADV_RANDOM)?;
-        let size = device.size().0;
-        let read = |at, length| read_exactly(&file, at, length).map_err(Error::io("reading", device.path()));
+    fn read(disk: &Disk<'_>) -> Result<Self> {
+        let size = disk.device.size().0;
+        let read = |at, length| disk.read(at, length);
         let head = read(0, size.min(EDGE))?;
         let mut first_non_zero = first_non_zero(&head);
         for (at, length) in places_between(size) {
@@ -215,12 +245,10 @@ fn first_non_zero(bytes: &[u8]) -> Option<u64> {
 }
 
 /// What a disk is on which blkid finds something. Pure.
-fn plan_known(probe: &Probe, signature: Signature) -> Content {
+fn plan_known(is_begun_xfs: bool, signature: Signature) -> Content {
     match signature {
         // Only XFS has its name on the disk before it is finished.
-        Signature::Filesystem(found) if found.kind == FsKind::Xfs && probe.unfinished == Some(FsKind::Xfs) => {
-            Content::Unfinished(FsKind::Xfs)
-        }
+        Signature::Filesystem(found) if found.kind == FsKind::Xfs && is_begun_xfs => Content::Unfinished(FsKind::Xfs),
         Signature::Filesystem(found) => Content::Filesystem(found),
         Signature::Other { what } => Content::OtherSignature { what },
         Signature::Several { what } => Content::Ambivalent { what },
@@ -259,18 +287,19 @@ mod tests {
                     (Some(at), _) => Content::Unrecognised { at },
                 };
                 assert_eq!(plan_unknown(&probe), unknown, "{probe:?}");
-                for kind in FsKind::ALL {
-                    let is_begun = kind == Xfs && unfinished == Some(Xfs);
-                    let whole = Content::Filesystem(Filesystem { kind, uuid: None, label: None });
-                    let want = if is_begun { Content::Unfinished(Xfs) } else { whole };
-                    assert_eq!(plan_known(&probe, found(kind)), want, "{kind} {probe:?}");
-                }
-                let what = "LUKS".to_owned();
-                let other = plan_known(&probe, Signature::Other { what: what.clone() });
-                assert_eq!(other, Content::OtherSignature { what: what.clone() });
-                let several = plan_known(&probe, Signature::Several { what: what.clone() });
-                assert_eq!(several, Content::Ambivalent { what });
             }
+        }
+        for is_begun_xfs in [false, true] {
+            for kind in FsKind::ALL {
+                let whole = Content::Filesystem(Filesystem { kind, uuid: None, label: None });
+                let want = if kind == Xfs && is_begun_xfs { Content::Unfinished(Xfs) } else { whole };
+                assert_eq!(plan_known(is_begun_xfs, found(kind)), want, "{kind} {is_begun_xfs}");
+            }
+            let what = "LUKS".to_owned();
+            let other = plan_known(is_begun_xfs, Signature::Other { what: what.clone() });
+            assert_eq!(other, Content::OtherSignature { what: what.clone() });
+            let several = plan_known(is_begun_xfs, Signature::Several { what: what.clone() });
+            assert_eq!(several, Content::Ambivalent { what });
         }
     }
 

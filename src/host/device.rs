@@ -94,6 +94,10 @@ impl Device {
 
     /// Opens it for reading, anew, and makes sure that what was opened is the same disk as when it was found.
     ///
+    /// For as long as it is kept open no other disk gets this one's name or number, even when this one is pulled: a program
+    /// that is given the path then finds this disk or none. Source: `scsi_disk_free_disk` in the kernel's
+    /// `drivers/scsi/sd.c`; `loop_clr_fd` in `drivers/block/loop.c`.
+    ///
     /// # Errors
     /// [`Error::Io`] when it does not open, [`Error::WrongDevice`] when another disk has its name by now.
     pub fn open(&self) -> Result<File> {
@@ -126,8 +130,13 @@ impl Device {
         }
     }
 
+    /// Its folder in sysfs.
+    pub(super) fn sysfs(&self) -> &Path {
+        &self.sysfs
+    }
+
     #[cfg(test)]
-    pub(super) fn fake(path: &str, number: DeviceNumber, size: u64) -> Device {
+    pub(crate) fn fake(path: &str, number: DeviceNumber, size: u64) -> Device {
         let volume = VolumeName::parse("vol").expect("a name");
         Device { volume, path: path.into(), number, size: Bytes(size), sysfs: PathBuf::new(), sequence: None }
     }

@@ -105,8 +105,36 @@ const PROPAGATION: &str = "sets propagation, which is the plugin's to decide";
 const ANOTHER_DISK: &str = "names another disk, file or place than the volume";
 const FOR_USERS: &str = "is meant for mount(8) in the hands of a user";
 
+/// The flags that belong to one mount; the others belong to the file system and are common to all its mounts.
+///
+/// Source: `path_mount` in the kernel's `fs/namespace.c`, which moves these from the one to the other.
+const OWN: MsFlags = MsFlags::MS_RDONLY
+    .union(MsFlags::MS_NOSUID)
+    .union(MsFlags::MS_NODEV)
+    .union(MsFlags::MS_NOEXEC)
+    .union(MsFlags::MS_NOATIME)
+    .union(MsFlags::MS_NODIRATIME)
+    .union(MsFlags::MS_RELATIME)
+    .union(MsFlags::MS_STRICTATIME);
+
 /// Options for SELinux, the only ones that may be quoted, as a label can hold a comma.
 const LABELS: [&str; 4] = ["context", "fscontext", "defcontext", "rootcontext"];
+
+/// An SELinux label that everything on a file system gets, in place of labels of its own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SelinuxLabel(String);
+
+impl SelinuxLabel {
+    /// Reads `user:role:type` or `user:role:type:level`; the level may hold commas.
+    ///
+    /// # Errors
+    /// A phrase, when the text cannot be a label.
+    pub fn parse(text: &str) -> Result<Self, &'static str> {
+        let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, ':' | '_' | ',' | '.' | '-');
+        let fits = text.splitn(4, ':').filter(|part| !part.is_empty()).count() >= 3 && text.chars().all(is_plain);
+        if fits { Ok(SelinuxLabel(text.to_owned())) } else { Err("is not an SELinux label (user:role:type:level)") }
+    }
+}
 
 /// Why a mount flag is refused. Prints the flag's place in the list and never the flag, unless it is a known word.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -180,21 +208,13 @@ impl MountOptions {
         self
     }
 
-    /// The same options, and an SELinux label for everything on the file system.
-    ///
-    /// # Errors
-    /// A phrase, when the text cannot be a label or the flags hold one already.
-    pub fn with_label(mut self, label: &str) -> Result<Self, String> {
-        let fits = label.contains(':')
-            && label.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, ':' | '_' | ',' | '.' | '-'));
-        if !fits {
-            return Err("is not an SELinux label (user:role:type:level)".into());
+    /// The same options, and an SELinux label for everything on the file system, unless they hold one already.
+    #[must_use]
+    pub fn with_label(mut self, label: &SelinuxLabel) -> Self {
+        if !self.has_label() {
+            self.data.push(format!("context=\"{}\"", label.0));
         }
-        if self.data.iter().any(|have| have.starts_with("context=")) {
-            return Err("sets an SELinux label, and so do the mount flags".into());
-        }
-        self.data.push(format!("context=\"{label}\""));
-        Ok(self)
+        self
     }
 
     /// Whether a read-only mount is asked for.
@@ -213,21 +233,54 @@ impl MountOptions {
         self.data.join(",")
     }
 
+    /// The flags that belong to one mount and not to its file system, as mount(2) takes them; access times are kept as
+    /// `relatime` does unless something else is asked for, which mount(2) takes for granted only at the first mount.
+    pub(super) fn own_flags(&self) -> MsFlags {
+        let own = self.flags & OWN;
+        if own.intersects(MsFlags::MS_NOATIME | MsFlags::MS_STRICTATIME) { own } else { own | MsFlags::MS_RELATIME }
+    }
+
+    /// Whether these options hold an SELinux label.
+    #[must_use]
+    pub fn has_label(&self) -> bool {
+        self.data.iter().any(|word| LABELS.iter().any(|key| word.starts_with(&format!("{key}="))))
+    }
+
     /// The first way in which a mount that exists differs from these options, as a phrase; `None` when it fits.
     ///
     /// Only the kernel's own flags are compared. What the file system reads, it prints in its own words, if at all.
     #[must_use]
     pub fn differs_from(&self, mount: &Mount) -> Option<String> {
+        self.differs_at(mount).or_else(|| self.differs_below(mount))
+    }
+
+    /// As [`MountOptions::differs_from`], for the flags that belong to the one mount alone.
+    #[must_use]
+    pub fn differs_at(&self, mount: &Mount) -> Option<String> {
         if self.is_read_only() != mount.has_option("ro") {
             let (have, want) = if self.is_read_only() { ("writable", "read-only") } else { ("read-only", "writable") };
             return Some(format!("is mounted {have} and should be {want}"));
         }
-        let shown = |word: &str| mount.has_option(word) || mount.super_options.iter().any(|have| have == word);
-        let is_hidden = |word: &str| matches!(word, "relatime" | "strictatime" | "silent" | "quiet");
-        let asked =
-            KNOWN.iter().filter(|(word, _, bits)| !bits.is_empty() && self.flags.contains(*bits) && !is_hidden(word));
-        let lacking = asked.map(|(word, ..)| word).find(|word| !shown(word));
-        lacking.map(|word| format!("is mounted without {word}"))
+        self.difference(OWN, |word| mount.has_option(word))
+    }
+
+    /// As [`MountOptions::differs_from`], for the flags that all mounts of a file system have in common.
+    #[must_use]
+    pub fn differs_below(&self, mount: &Mount) -> Option<String> {
+        self.difference(!OWN, |word| mount.super_options.iter().any(|have| have == word))
+    }
+
+    fn difference(&self, part: MsFlags, is_shown: impl Fn(&str) -> bool) -> Option<String> {
+        // What the kernel takes for granted, does not show, or no longer knows.
+        let is_hidden = |word: &str| matches!(word, "ro" | "relatime" | "strictatime" | "silent" | "quiet" | "mand");
+        let compared = KNOWN.iter().filter(|(word, _, bits)| bits.intersects(part) && !is_hidden(word));
+        compared.map(|(word, _, bits)| (word, self.flags.contains(*bits), is_shown(word))).find_map(
+            |(word, asked, shown)| match (asked, shown) {
+                (true, false) => Some(format!("is mounted without {word}")),
+                (false, true) => Some(format!("is mounted with {word}, which was not asked for")),
+                (true, true) | (false, false) => None,
+            },
+        )
     }
 }
 
@@ -353,11 +406,45 @@ mod tests {
         let label = "system_u:object_r:container_file_t:s0:c1,c2";
         let quoted = format!("context=\"{label}\"");
         assert_eq!(parse(&format!("noatime,{quoted},discard")).unwrap().data(), format!("{quoted},discard"));
-        assert_eq!(MountOptions::default().with_label(label).unwrap().data(), quoted);
-        assert!(parse(&quoted).unwrap().with_label(label).is_err());
-        for bad in ["", "no_colon", "a:b\"", "a:b c", "a:/b"] {
-            assert!(MountOptions::default().with_label(bad).is_err(), "{bad}");
+        let parsed = SelinuxLabel::parse(label).unwrap();
+        assert_eq!(MountOptions::default().with_label(&parsed).data(), quoted);
+        assert!(!MountOptions::default().has_label() && parse(&quoted).unwrap().has_label());
+        // A label among the mount flags is closer to the volume than any other.
+        assert_eq!(parse("context=\"a:b:c\"").unwrap().with_label(&parsed).data(), "context=\"a:b:c\"");
+        assert_eq!(parse("fscontext=a:b:c").unwrap().with_label(&parsed).data(), "fscontext=a:b:c");
+        assert!(SelinuxLabel::parse("system_u:object_r:container_file_t").is_ok());
+        for bad in ["", "no_colon", "a:b", "::", "a:b:", "a:b:c\"", "a:b:c d", "a:b:/c", "a:b:c\\"] {
+            assert!(SelinuxLabel::parse(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn a_mount_is_compared_flag_by_flag_in_both_directions() {
+        let mount = |own: &str, below: &str| {
+            let line = format!("9 1 8:0 / /m {own} - xfs /dev/sda {below}\n");
+            crate::host::mountinfo::MountTable::parse(line.as_bytes()).unwrap().iter().next().unwrap().clone()
+        };
+        let own = ["nosuid", "nodev", "noexec", "noatime", "nodiratime"];
+        let below = ["sync", "dirsync", "lazytime"];
+        for word in own.into_iter().chain(below) {
+            let options = parse(word).unwrap();
+            let fitting = if own.contains(&word) { mount(&format!("rw,{word}"), "rw") } else { mount("rw", word) };
+            assert_eq!(options.differs_from(&fitting), None, "{word}");
+            assert_eq!(options.differs_from(&mount("rw,relatime", "rw")), Some(format!("is mounted without {word}")));
+            let more = MountOptions::default().differs_from(&fitting).unwrap();
+            assert_eq!(more, format!("is mounted with {word}, which was not asked for"));
+            assert_eq!(options.differs_at(&fitting), None);
+            assert_eq!(MountOptions::default().differs_at(&fitting).is_some(), own.contains(&word), "{word}");
+            assert_eq!(MountOptions::default().differs_below(&fitting).is_some(), below.contains(&word), "{word}");
+        }
+        for silent in ["", "relatime", "strictatime", "silent", "mand", "rw,exec,suid", "discard,logbsize=256k"] {
+            let options = MountOptions::parse(silent.split(',').filter(|flag| !flag.is_empty())).unwrap();
+            assert_eq!(options.differs_from(&mount("rw,relatime", "rw,inode64")), None, "{silent}");
+        }
+        let (writable, read_only) = (MountOptions::default(), MountOptions::default().read_only());
+        assert!(writable.differs_from(&mount("ro", "ro")).unwrap().contains("should be writable"));
+        assert!(read_only.differs_from(&mount("rw", "ro")).unwrap().contains("should be read-only"));
+        assert_eq!(read_only.differs_from(&mount("ro", "rw")), None);
     }
 
     #[test]

@@ -7,6 +7,7 @@ use std::os::unix::fs::FileExt;
 
 use nix::errno::Errno;
 
+use super::busy::is_busy;
 use super::content::FsKind;
 use super::device::Device;
 use super::run::{Cmd, Exit, Runner, Tool};
@@ -38,7 +39,7 @@ pub fn observe_check_need(device: &Device, fs: FsKind) -> Result<Option<&'static
 ///
 /// # Errors
 /// [`Error::DamagedFilesystem`] when a person has to decide, [`Error::Command`] when the check itself failed,
-/// [`Error::OutOfTime`] when too many others are checking.
+/// [`Error::Precondition`] when the disk is in use, [`Error::OutOfTime`] when too many others are checking.
 /// Source: e2fsck(8), "EXIT CODE".
 pub fn apply_check(guard: &VolumeGuard, slots: &Slots, runner: &dyn Runner, device: &Device, fs: FsKind) -> Result<()> {
     match fs {
@@ -47,7 +48,8 @@ pub fn apply_check(guard: &VolumeGuard, slots: &Slots, runner: &dyn Runner, devi
     }
     let doing = format!("checking {} of volume {}", device.path().display(), device.volume());
     let _slot = slots.take(&doing, SLOT_BUDGET)?;
-    drop(device.open_exclusively(CLAIM_BUDGET)?);
+    let _pin = device.open()?;
+    drop(device.open_exclusively(CLAIM_BUDGET).map_err(|error| in_use(device, fs, error))?);
     let cmd = Cmd::new(Tool::E2fsck, CHECK_BUDGET).arg("-p").arg(device.path()).holding(guard);
     let out = runner.run(&cmd).map_err(|source| Error::Command { doing: doing.clone(), source })?;
     match verdict(out.exit) {
@@ -63,6 +65,17 @@ pub fn apply_check(guard: &VolumeGuard, slots: &Slots, runner: &dyn Runner, devi
         }
         Verdict::Failed => Err(Error::Command { doing, source: out.into_error(&cmd) }),
     }
+}
+
+fn in_use(device: &Device, fs: FsKind, error: Error) -> Error {
+    if !is_busy(&error) {
+        return error;
+    }
+    let (path, volume) = (device.path().display(), device.volume());
+    Error::Precondition(format!(
+        "{fs} on {path} of volume {volume} must be checked before it is mounted, but something on this droplet uses the \
+         disk (an automount rule?); see `findmnt {path}` and `fuser -v {path}`"
+    ))
 }
 
 /// What e2fsck's end means.

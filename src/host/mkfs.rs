@@ -46,6 +46,7 @@ pub fn apply_format(
 ) -> Result<()> {
     options.check_for(fs).map_err(|bad| Error::invalid("volume_context", bad))?;
     let _slot = slots.take(&format!("formatting {}", device.path().display()), SLOT_BUDGET)?;
+    let _pin = device.open()?;
     let mut failed = None;
     for _ in 0..TRIES {
         let ready = prepare(guard, runner, device, fs, options);

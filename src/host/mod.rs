@@ -12,9 +12,11 @@ pub mod foreign;
 pub mod format_options;
 pub mod fsck;
 pub mod grow;
+pub mod liveness;
 pub mod mkfs;
 pub mod mount;
 pub mod mountinfo;
+pub mod protect;
 pub mod run;
 pub mod slots;
 

@@ -1,7 +1,7 @@
 //! Changing the mount table: mount, bind, read-only, unmount, flush.
 //!
 //! Owns the calls to mount(2), umount2(2) and syncfs(2), and reads back what came of them. What should be mounted where is
-//! decided elsewhere. Everything here goes to the kernel directly: no program is run.
+//! decided elsewhere; whether what is mounted still works is `liveness.rs`'s. Everything here goes to the kernel directly: no program is run.
 
 use std::fs::File;
 use std::path::Path;
@@ -14,11 +14,12 @@ use super::busy::retry_while_busy;
 use super::content::FsKind;
 use super::device::Device;
 use super::flags::MountOptions;
-use super::mountinfo::{Mount, MountTable};
+use super::mountinfo::MountTable;
 use crate::error::{Error, Result};
 use crate::lock::VolumeGuard;
 
 const TABLE: &str = "/proc/self/mountinfo";
+
 /// Reads the mount table.
 ///
 /// # Errors
@@ -47,7 +48,7 @@ pub fn apply_mount(
 ) -> Result<()> {
     let data = options.data();
     retry_while_busy(budget, || {
-        drop(device.open()?);
+        let _pin = device.open()?;
         mount(Some(device.path()), target, Some(fs.name()), options.flags(), Some(data.as_str()))
             .map_err(|errno| refused(device, fs, target, errno))
     })?;
@@ -73,23 +74,45 @@ pub fn apply_bind(_guard: &VolumeGuard, source: &Path, target: &Path) -> Result<
     Ok(())
 }
 
-/// Makes a bind mount read-only, whatever the file system below it is. The mount keeps its other flags.
+/// Gives one mount, whatever the file system below it is, exactly those flags that belong to a mount alone: read-only,
+/// nosuid, nodev, noexec, and how access times are kept. Copies of it in other mount namespaces stay as they are.
 ///
 /// A second call changes nothing.
 ///
 /// # Errors
-/// [`Error::Io`] with the kernel's answer, [`Error::Precondition`] when nothing is mounted there.
-/// Source: mount(2), "Remounting an existing mount": flags that are not named are cleared, so all are named again.
-pub fn apply_read_only(_guard: &VolumeGuard, target: &Path) -> Result<()> {
-    let mounts = observe_mounts()?;
-    let here = mounts.at(target).ok_or_else(|| nothing_mounted(target))?;
-    let flags = kept_flags(here) | MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_RDONLY;
-    mount(None::<&str>, target, None::<&str>, flags, None::<&str>)
-        .map_err(Error::errno("making read-only the mount at", target))?;
+/// [`Error::Io`] with the kernel's answer, [`Error::Precondition`] when nothing is mounted there or it did not become so.
+/// Source: mount(2), "Remounting an existing mount": flags that are not named are cleared.
+pub fn apply_own_flags(_guard: &VolumeGuard, target: &Path, options: &MountOptions) -> Result<()> {
+    let flags = options.own_flags() | MsFlags::MS_REMOUNT | MsFlags::MS_BIND;
+    remount(target, flags)?;
     match observe_mounts()?.at(target) {
-        Some(seen) if seen.has_option("ro") => Ok(()),
-        Some(_) | None => Err(Error::Precondition(format!("{} did not become read-only", target.display()))),
+        Some(seen) => match options.differs_at(seen) {
+            None => Ok(()),
+            Some(how) => Err(Error::Precondition(format!("{} {how} after it was changed", target.display()))),
+        },
+        None => Err(Error::Precondition(format!("nothing is mounted at {}", target.display()))),
     }
+}
+
+/// Makes a file system writable that is mounted read-only, through one of its mounts, which becomes writable with it. Its
+/// other mounts stay read-only.
+///
+/// A second call changes nothing.
+///
+/// # Errors
+/// [`Error::Io`] with the kernel's answer, [`Error::Precondition`] when it did not become writable.
+/// Source: `do_remount` in the kernel's `fs/namespace.c`.
+pub fn apply_writable(_guard: &VolumeGuard, target: &Path) -> Result<()> {
+    remount(target, MsFlags::MS_REMOUNT)?;
+    match observe_mounts()?.at(target) {
+        Some(seen) if !seen.is_read_only() => Ok(()),
+        Some(_) | None => Err(Error::Precondition(format!("{} did not become writable", target.display()))),
+    }
+}
+
+fn remount(target: &Path, flags: MsFlags) -> Result<()> {
+    mount(None::<&str>, target, None::<&str>, flags, None::<&str>)
+        .map_err(Error::errno("changing the flags of the mount at", target))
 }
 
 /// How an unmount treats a mount that is in use.
@@ -145,27 +168,6 @@ pub fn apply_flush(_guard: &VolumeGuard, target: &Path) -> Result<()> {
 
 fn bind(source: &Path, target: &Path) -> nix::Result<()> {
     mount(Some(source), target, None::<&str>, MsFlags::MS_BIND, None::<&str>)
-}
-
-/// The flags of one mount (not of its file system) as mount(2) takes them.
-fn kept_flags(mount: &Mount) -> MsFlags {
-    const SHOWN: [(&str, MsFlags); 6] = [
-        ("nosuid", MsFlags::MS_NOSUID),
-        ("nodev", MsFlags::MS_NODEV),
-        ("noexec", MsFlags::MS_NOEXEC),
-        ("noatime", MsFlags::MS_NOATIME),
-        ("nodiratime", MsFlags::MS_NODIRATIME),
-        ("relatime", MsFlags::MS_RELATIME),
-    ];
-    let kept = SHOWN.iter().filter(|(word, _)| mount.has_option(word));
-    let flags = kept.fold(MsFlags::empty(), |flags, (_, bit)| flags | *bit);
-    // A mount that shows neither of these keeps every access time exactly.
-    let is_strict = !mount.has_option("noatime") && !mount.has_option("relatime");
-    if is_strict { flags | MsFlags::MS_STRICTATIME } else { flags }
-}
-
-fn nothing_mounted(target: &Path) -> Error {
-    Error::Precondition(format!("nothing is mounted at {}", target.display()))
 }
 
 fn not_seen(device: &Device, target: &Path, what: &str) -> Error {

@@ -75,10 +75,11 @@ impl Mount {
         self.has_option("ro") || self.is_super_read_only()
     }
 
-    /// Whether the file system itself is read-only, as asked or because the kernel gave up on a broken disk.
+    /// Whether the file system itself is read-only, as asked or because the kernel gave up on a broken disk. Since Linux
+    /// 6.14 ext4 says `emergency_ro` for the latter.
     #[must_use]
     pub fn is_super_read_only(&self) -> bool {
-        self.super_options.iter().any(|option| option == "ro")
+        self.super_options.iter().any(|option| option == "ro" || option == "emergency_ro")
     }
 
     /// Whether this mount (not the file system) has an option.
@@ -96,11 +97,17 @@ impl Mount {
             || (self.fstype == "btrfs" && self.source.as_os_str() == device.path().as_os_str())
     }
 
+    /// Whether this is a file from `/dev`, bound to some other place: what a published raw block volume is.
+    #[must_use]
+    pub fn is_node(&self) -> bool {
+        self.fstype == "devtmpfs" && self.root != Path::new("/")
+    }
+
     /// Whether this is the device's node in `/dev`, bound to some other place: a published raw block volume.
     #[must_use]
     pub fn is_node_of(&self, device: &Device) -> bool {
         let node = device.path().strip_prefix("/dev").ok().map(|name| Path::new("/").join(name));
-        self.fstype == "devtmpfs" && node.is_some_and(|node| node == self.root)
+        self.is_node() && node.is_some_and(|node| node == self.root)
     }
 }
 

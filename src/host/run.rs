@@ -28,8 +28,9 @@ const OUTPUT_LIMIT: u64 = 1024 * 1024;
 const STDERR_TAIL: usize = 1024;
 /// How long a killed child may take to be gone before it counts as stuck in the kernel.
 const KILL_GRACE: Duration = Duration::from_secs(2);
-/// The first and the longest pause between two looks at a running child.
-const FIRST_PAUSE: Duration = Duration::from_micros(200);
+/// The shortest and the longest pause between two looks at a running child; in between, a pause is an eighth of the time
+/// the child has run, so that its end is noticed at most that much late.
+const SHORTEST_PAUSE: Duration = Duration::from_micros(200);
 const LONGEST_PAUSE: Duration = Duration::from_millis(50);
 
 /// A command to run: data only, nothing happens until a [`Runner`] takes it.
@@ -199,6 +200,33 @@ pub trait Runner: fmt::Debug + Send + Sync {
     fn run(&self, cmd: &Cmd) -> Result<Output, CommandError>;
 }
 
+/// Runs commands as another runner does, and lets none of them outlast a moment in time: the end of the call they serve.
+#[derive(Debug)]
+pub struct Until<'a> {
+    runner: &'a dyn Runner,
+    deadline: Instant,
+}
+
+impl<'a> Until<'a> {
+    /// Makes such a runner.
+    #[must_use]
+    pub fn new(runner: &'a dyn Runner, deadline: Instant) -> Self {
+        Until { runner, deadline }
+    }
+
+    /// As much of a budget as is left before the deadline.
+    #[must_use]
+    pub fn cap(&self, budget: Duration) -> Duration {
+        budget.min(self.deadline.saturating_duration_since(Instant::now()))
+    }
+}
+
+impl Runner for Until<'_> {
+    fn run(&self, cmd: &Cmd) -> Result<Output, CommandError> {
+        self.runner.run(&Cmd { budget: self.cap(cmd.budget), ..cmd.clone() })
+    }
+}
+
 /// Runs commands on this machine: absolute path, empty environment but `LC_ALL=C` and a fixed `PATH`, nothing to read,
 /// output to memory, own process group, and an end to waiting.
 #[derive(Debug, Clone)]
@@ -291,20 +319,19 @@ fn wait_or_kill(mut child: Child, cmd: &Cmd) -> std::io::Result<Exit> {
     Ok(Exit::Stuck)
 }
 
-/// Looks at the child in growing steps until it has ended or the budget is used up.
+/// Looks at the child, less and less often, until it has ended or the budget is used up.
 fn wait_within(child: &mut Child, budget: Duration) -> std::io::Result<Option<ExitStatus>> {
-    let deadline = Instant::now() + budget;
-    let mut pause = FIRST_PAUSE;
+    let started = Instant::now();
     loop {
         if let Some(status) = child.try_wait()? {
             return Ok(Some(status));
         }
-        let left = deadline.saturating_duration_since(Instant::now());
+        let elapsed = started.elapsed();
+        let left = budget.saturating_sub(elapsed);
         if left.is_zero() {
             return Ok(None);
         }
-        std::thread::sleep(pause.min(left));
-        pause = (pause * 2).min(LONGEST_PAUSE);
+        std::thread::sleep((elapsed / 8).clamp(SHORTEST_PAUSE, LONGEST_PAUSE).min(left));
     }
 }
 
@@ -386,6 +413,17 @@ mod tests {
         let out = shell().run(&cmd).unwrap();
         assert_eq!(out.exit, Exit::TimedOut);
         assert!(out.success(&cmd).unwrap_err().timed_out());
+    }
+
+    #[test]
+    fn no_command_outlasts_the_call_it_serves() {
+        let runner = shell();
+        let call = Until::new(&runner, Instant::now() + Duration::from_millis(50));
+        assert_eq!(call.run(&script("sleep 1000")).unwrap().exit, Exit::TimedOut);
+        assert_eq!(call.cap(Duration::from_secs(30)), Duration::ZERO);
+        let call = Until::new(&runner, Instant::now() + Duration::from_secs(100));
+        assert_eq!(call.cap(Duration::from_secs(3)), Duration::from_secs(3));
+        assert_eq!(call.run(&script("exit 7")).unwrap().exit, Exit::Code(7));
     }
 
     #[test]

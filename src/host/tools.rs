@@ -15,6 +15,8 @@ pub(super) const CHILD_PATH: &str = "/usr/sbin:/usr/bin:/sbin:/bin";
 pub enum Tool {
     /// `blkid`: what is on a disk, by its signatures.
     Blkid,
+    /// `blockdev`, which makes a disk refuse writes, and take them again.
+    Blockdev,
     /// `mkfs.xfs`.
     MkfsXfs,
     /// `mke2fs`, which makes ext4 and ext3.
@@ -33,8 +35,9 @@ pub enum Tool {
 
 impl Tool {
     /// Every program, in the order in which they are looked for.
-    pub const ALL: [Tool; 8] = [
+    pub const ALL: [Tool; 9] = [
         Tool::Blkid,
+        Tool::Blockdev,
         Tool::MkfsXfs,
         Tool::Mke2fs,
         Tool::MkfsBtrfs,
@@ -49,6 +52,7 @@ impl Tool {
     pub fn name(self) -> &'static str {
         match self {
             Tool::Blkid => "blkid",
+            Tool::Blockdev => "blockdev",
             Tool::MkfsXfs => "mkfs.xfs",
             Tool::Mke2fs => "mke2fs",
             Tool::MkfsBtrfs => "mkfs.btrfs",
@@ -63,7 +67,7 @@ impl Tool {
     #[must_use]
     pub fn package(self) -> &'static str {
         match self {
-            Tool::Blkid => "util-linux",
+            Tool::Blkid | Tool::Blockdev => "util-linux",
             Tool::MkfsXfs | Tool::XfsGrowfs => "xfsprogs",
             Tool::Mke2fs | Tool::E2fsck | Tool::Resize2fs => "e2fsprogs",
             Tool::MkfsBtrfs | Tool::Btrfs => "btrfs-progs",

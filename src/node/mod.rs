@@ -1,20 +1,30 @@
 //! Volumes on this droplet: from an attached disk to what a workload sees, and back.
 //!
-//! Owns the order of observing, deciding and changing for each node call, and the lock of each volume. The decisions are
-//! pure functions in [`plan`]; the machine is touched only through `host/`. DigitalOcean's API is never asked.
+//! Owns the order of observing, deciding and changing for each node call, the lock of each volume and the time of each
+//! call. The decisions are pure functions in [`plan`]; the machine is touched only through `host/` and the small folders
+//! of [`place`]. DigitalOcean's API is never asked.
 
+pub mod aside;
 pub mod expand;
 pub mod limit;
 pub mod place;
 pub mod plan;
 pub mod publish;
+pub mod raw;
+pub mod root;
+pub mod see;
 pub mod stage;
 pub mod stats;
+pub mod take_down;
 
-use crate::config::{Config, HEAVY_TOOLS, LOCK_PATIENCE};
+use std::time::{Duration, Instant};
+
+use crate::config::{Config, HEAVY_TOOLS, LOCK_PATIENCE, NODE_BUDGET};
 use crate::error::Result;
+use crate::host::content::FsKind;
 use crate::host::device::DevicePlaces;
-use crate::host::run::Runner;
+use crate::host::flags::SelinuxLabel;
+use crate::host::run::{Runner, Until};
 use crate::host::slots::Slots;
 use crate::lock::{VolumeGuard, VolumeKey, VolumeLocks};
 
@@ -25,6 +35,22 @@ pub struct Node {
     places: DevicePlaces,
     slots: Slots,
     locks: VolumeLocks,
+    default_fs: FsKind,
+    label: Option<SelinuxLabel>,
+}
+
+/// One call that changes a volume: its lock, and a runner for programs that ends with the call's time.
+#[derive(Debug)]
+struct Call<'a> {
+    guard: VolumeGuard,
+    runner: Until<'a>,
+}
+
+impl Call<'_> {
+    /// As much of a budget as the call's time leaves.
+    fn cap(&self, budget: Duration) -> Duration {
+        self.runner.cap(budget)
+    }
 }
 
 impl Node {
@@ -33,10 +59,23 @@ impl Node {
     pub fn new(config: &Config, runner: Box<dyn Runner>) -> Node {
         let places =
             DevicePlaces { links: config.device_dir.clone(), sysfs: config.sys_dir.clone(), ..DevicePlaces::default() };
-        Node { runner, places, slots: Slots::new(HEAVY_TOOLS), locks: VolumeLocks::new() }
+        Node {
+            runner,
+            places,
+            slots: Slots::new(HEAVY_TOOLS),
+            locks: VolumeLocks::new(),
+            default_fs: config.default_fs_type,
+            label: config.selinux_label.clone(),
+        }
     }
 
     fn hold(&self, volume: &str) -> Result<VolumeGuard> {
         Ok(self.locks.hold(VolumeKey::Id(volume.to_owned()), LOCK_PATIENCE)?)
+    }
+
+    /// Starts the clock of a call, then waits for the volume.
+    fn begin(&self, volume: &str) -> Result<Call<'_>> {
+        let runner = Until::new(self.runner.as_ref(), Instant::now() + NODE_BUDGET);
+        Ok(Call { guard: self.hold(volume)?, runner })
     }
 }

@@ -3,39 +3,33 @@
 //! Owns the decisions for staging and publishing. Pure: no disk, no clock, no log; whoever calls has looked already. An
 //! unknown is never taken for blank, and nothing that is not the volume is ever unmounted to make room.
 
+use std::path::{Path, PathBuf};
+
 use crate::error::{Error, Result};
 use crate::host::content::{Content, FsKind};
 use crate::host::device::Device;
-use crate::host::mountinfo::Mount;
+use crate::host::liveness::Health;
+use crate::id::VolumeName;
+use crate::request::capability::AccessMode;
 
-/// What is mounted at a path, seen from a volume's disk.
+/// What is mounted at a path, seen from a volume's disk and from what is asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum MountAt {
     /// Nothing.
     Free,
-    /// The volume.
-    Volume {
-        /// The file system's name as the kernel has it.
-        fstype: String,
-        /// Whether nothing can be written through it.
-        is_read_only: bool,
-    },
-    /// Something else, whose disk is alive.
+    /// The volume, alive and as asked.
+    Fits,
+    /// The volume, alive, but otherwise than asked; how, as a phrase.
+    Differs(String),
+    /// The volume, but read-only because the kernel has seen errors in it.
+    Broken,
+    /// Something else that is alive.
     Other {
         /// What it is, for the message.
         what: String,
     },
-    /// A mount whose disk is gone; nothing can be written to it any more.
-    Dead,
-}
-
-/// How a file system is asked for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct WantedMount {
-    /// The file system; none: whatever is on the disk.
-    pub fs: Option<FsKind>,
-    /// Whether it is to be mounted read-only.
-    pub is_read_only: bool,
+    /// A mount that answers with nothing but errors, or whose disk is gone; nothing can be written to it any more.
+    Dead(Health),
 }
 
 /// What to do with a place where the volume should be mounted.
@@ -52,33 +46,128 @@ pub enum PlacePlan {
 /// Decides about a place. `place` names it in messages.
 ///
 /// # Errors
-/// [`Error::Mismatch`] when the volume is mounted there otherwise than asked, [`Error::TargetTaken`] when something else is.
-pub fn plan_place(place: &std::path::Path, want: WantedMount, at: &MountAt) -> Result<PlacePlan> {
+/// [`Error::MountedOtherwise`] when the volume is mounted there otherwise than asked, [`Error::TargetTaken`] when something
+/// else is, [`Error::Precondition`] when the volume is, and is broken.
+pub fn plan_place(place: &Path, at: &MountAt) -> Result<PlacePlan> {
     match at {
         MountAt::Free => Ok(PlacePlan::Mount),
-        MountAt::Dead => Ok(PlacePlan::ClearThenMount),
+        MountAt::Fits => Ok(PlacePlan::Keep),
+        MountAt::Dead(_) => Ok(PlacePlan::ClearThenMount),
         MountAt::Other { what } => Err(Error::TargetTaken { path: place.to_owned(), by: what.clone() }),
-        MountAt::Volume { fstype, is_read_only } => {
-            let mismatch = |have: &str, want: &str| Error::Mismatch {
-                thing: format!("the mount at {}", place.display()),
-                have: have.to_owned(),
-                want: want.to_owned(),
-            };
-            match want.fs {
-                Some(fs) if fs.name() != fstype => return Err(mismatch(fstype, fs.name())),
-                Some(_) | None => {}
-            }
-            if *is_read_only == want.is_read_only {
-                Ok(PlacePlan::Keep)
-            } else {
-                Err(mismatch(access(*is_read_only), access(want.is_read_only)))
-            }
+        MountAt::Differs(how) => Err(Error::MountedOtherwise { path: place.to_owned(), how: how.clone() }),
+        MountAt::Broken => Err(Error::Precondition(format!("the mount at {} {BROKEN}", place.display()))),
+    }
+}
+
+/// Judges a place right after the volume was mounted there.
+///
+/// # Errors
+/// [`Error::Precondition`] when anything but the volume as asked, and alive, is seen there.
+pub fn plan_mounted(place: &Path, at: &MountAt) -> Result<()> {
+    let seen = match at {
+        MountAt::Fits => return Ok(()),
+        MountAt::Free => "nothing is there",
+        MountAt::Differs(how) => how,
+        MountAt::Broken => BROKEN,
+        MountAt::Other { what } => what,
+        // The kernel gives out what it still has of a file system that was shut down, for as long as anything uses it.
+        MountAt::Dead(_) => "it is dead; something still uses an older mount of it that died, stop that first",
+    };
+    Err(Error::Precondition(format!("the volume was mounted at {}, but: {seen}", place.display())))
+}
+
+const BROKEN: &str = "is read-only because the kernel has seen errors in its file system; stop all that uses the volume on \
+                      this droplet, and it is checked when it is staged next";
+
+/// The file system of a disk as far as it is mounted somewhere already. All its mounts share one state in the kernel.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Superblock {
+    /// It is mounted nowhere.
+    Unmounted,
+    /// It is mounted and can be written to.
+    Writable {
+        /// Where.
+        at: PathBuf,
+        /// Its kind, as the kernel names it.
+        fstype: String,
+    },
+    /// It is mounted, and every mount of it was asked to be read-only.
+    ReadOnly {
+        /// Where.
+        at: PathBuf,
+        /// Its kind, as the kernel names it.
+        fstype: String,
+    },
+    /// It is mounted and became read-only by an error.
+    Broken {
+        /// Where.
+        at: PathBuf,
+    },
+    /// It is mounted and answers with nothing but errors.
+    Dead {
+        /// Where.
+        at: PathBuf,
+        /// What is wrong with it.
+        health: Health,
+    },
+}
+
+/// How a file system is to be mounted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum MountPlan {
+    /// For the first time, after a look at the disk.
+    First,
+    /// Once more, as it is mounted already.
+    Again(FsKind),
+    /// Once more, read-only, while it stays writable elsewhere.
+    AgainReadOnly {
+        /// Where it is mounted already.
+        at: PathBuf,
+    },
+    /// Once more, writable, while its other mounts stay read-only.
+    AgainWritable(FsKind),
+}
+
+/// Decides how a file system is mounted beside its other mounts.
+///
+/// # Errors
+/// [`Error::Precondition`] when the kernel has given up on it and it has to be unmounted everywhere first, or when it is
+/// mounted as something that this plugin does not mount; [`Error::WrongFilesystem`] when another kind is asked for.
+pub fn plan_mount(
+    device: &Device,
+    asked: Option<FsKind>,
+    is_read_only: bool,
+    superblock: &Superblock,
+) -> Result<MountPlan> {
+    match superblock {
+        Superblock::Unmounted => Ok(MountPlan::First),
+        Superblock::Writable { at, fstype } => {
+            let kind = known_kind(device, asked, at, fstype)?;
+            Ok(if is_read_only { MountPlan::AgainReadOnly { at: at.clone() } } else { MountPlan::Again(kind) })
+        }
+        Superblock::ReadOnly { at, fstype } => {
+            let kind = known_kind(device, asked, at, fstype)?;
+            Ok(if is_read_only { MountPlan::Again(kind) } else { MountPlan::AgainWritable(kind) })
+        }
+        Superblock::Broken { at } => Err(in_the_way(device, at, BROKEN)),
+        Superblock::Dead { at, health } => {
+            Err(in_the_way(device, at, &format!("is dead ({health}); stop what uses it there, and stage again")))
         }
     }
 }
 
-fn access(is_read_only: bool) -> &'static str {
-    if is_read_only { "read-only access" } else { "read and write access" }
+fn in_the_way(device: &Device, at: &Path, how: &str) -> Error {
+    Error::Precondition(format!("the mount of volume {} at {} {how}", device.volume(), at.display()))
+}
+
+fn known_kind(device: &Device, asked: Option<FsKind>, at: &Path, fstype: &str) -> Result<FsKind> {
+    let Some(kind) = FsKind::parse(fstype) else {
+        return Err(in_the_way(device, at, &format!("is of type {fstype}; unmount it first")));
+    };
+    match asked {
+        Some(fs) if fs != kind => Err(wrong_filesystem(device, kind, fs)),
+        Some(_) | None => Ok(kind),
+    }
 }
 
 /// What has to happen to a disk before its file system can be mounted.
@@ -90,25 +179,58 @@ pub enum DiskPlan {
     FormatThenMount(FsKind),
 }
 
-/// Decides about a disk.
+/// Whether a disk may be formatted if it is blank.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Formatting {
+    /// Yes.
+    Allowed,
+    /// No: the volume's own settings say so.
+    Never,
+    /// No: the volume is asked for to be read only.
+    ReadOnly,
+}
+
+/// Decides about a disk that is mounted nowhere. `asked` is the file system asked for; none: whatever is on the disk, or
+/// `default` on a blank one.
 ///
 /// # Errors
 /// [`Error::WrongFilesystem`] when the disk holds another file system than asked, [`Error::WillNotFormat`] when it holds
-/// anything that is neither a file system we know nor certainly nothing.
-pub fn plan_disk(device: &Device, fs: Option<FsKind>, default: FsKind, content: &Content) -> Result<DiskPlan> {
-    let asked = fs.unwrap_or(default);
+/// anything that is neither a file system we know nor certainly nothing, or when it must not be formatted.
+pub fn plan_disk(
+    device: &Device,
+    asked: Option<FsKind>,
+    default: FsKind,
+    formatting: Formatting,
+    content: &Content,
+) -> Result<DiskPlan> {
     match content {
-        Content::AllZero => Ok(DiskPlan::FormatThenMount(asked)),
-        Content::Filesystem(found) => match fs {
+        Content::Filesystem(found) => match asked {
             Some(fs) if fs != found.kind => Err(wrong_filesystem(device, found.kind, fs)),
             Some(_) | None => Ok(DiskPlan::Mount(found.kind)),
         },
-        Content::Unfinished(kind) => match fs {
-            Some(fs) if fs != *kind => Err(will_not_format(device, content)),
-            Some(_) | None => Ok(DiskPlan::FormatThenMount(*kind)),
+        Content::AllZero => format_if_allowed(device, content, formatting, asked.unwrap_or(default)),
+        Content::Unfinished(kind) => match asked {
+            Some(fs) if fs != *kind => Err(will_not_format(device, content, LOOK)),
+            Some(_) | None => format_if_allowed(device, content, formatting, *kind),
         },
         Content::OtherSignature { .. } | Content::Ambivalent { .. } | Content::Unrecognised { .. } => {
-            Err(will_not_format(device, content))
+            Err(will_not_format(device, content, LOOK))
+        }
+    }
+}
+
+const LOOK: &str = "look at it with `blkid -p DEVICE` and `wipefs DEVICE`; if the data is of no use, clear it by hand";
+
+fn format_if_allowed(device: &Device, content: &Content, formatting: Formatting, fs: FsKind) -> Result<DiskPlan> {
+    match formatting {
+        Formatting::Allowed => Ok(DiskPlan::FormatThenMount(fs)),
+        Formatting::Never => {
+            let cure = "its volume context says noformat: make a file system on it by hand, or take that setting away";
+            Err(will_not_format(device, content, cure))
+        }
+        Formatting::ReadOnly => {
+            let cure = "it is asked for read-only: use it once for writing, which formats it";
+            Err(will_not_format(device, content, cure))
         }
     }
 }
@@ -122,30 +244,81 @@ fn wrong_filesystem(device: &Device, have: FsKind, want: FsKind) -> Error {
     }
 }
 
-fn will_not_format(device: &Device, content: &Content) -> Error {
-    let path = device.path().display();
+fn will_not_format(device: &Device, content: &Content, cure: &str) -> Error {
     Error::WillNotFormat {
         volume: device.volume().clone(),
         device: device.path().to_owned(),
         found: format!("it holds {content}"),
-        cure: format!(
-            "look at it with `blkid -p {path}` and `wipefs {path}`; if the data is of no use, clear it by hand"
-        ),
+        cure: cure.replace("DEVICE", &device.path().to_string_lossy()),
     }
 }
 
-/// Sees a mount from a volume's disk. `is_alive` says whether the disk under the mount still works.
-#[must_use]
-pub fn plan_mount_at(mount: Option<&Mount>, device: &Device, is_alive: bool) -> MountAt {
-    let Some(mount) = mount else { return MountAt::Free };
-    let is_whole = mount.root == std::path::Path::new("/") || mount.is_node_of(device);
-    if (mount.is_of(device) && is_whole) || mount.is_node_of(device) {
-        return MountAt::Volume { fstype: mount.fstype.clone(), is_read_only: mount.is_read_only() };
-    }
-    if is_alive {
-        let what = format!("{} ({}) is mounted there", mount.source.to_string_lossy(), mount.fstype);
-        MountAt::Other { what }
-    } else {
-        MountAt::Dead
+/// Decides whether a volume may be used raw, or by a file system, beside what uses it already. `other` is a place where it
+/// is used in the other way.
+///
+/// # Errors
+/// [`Error::Precondition`] when there is one: whoever writes to the raw disk below a mounted file system destroys it.
+pub fn plan_company(volume: &VolumeName, is_raw: bool, other: Option<&Path>) -> Result<()> {
+    let (one, another) = if is_raw { ("a raw disk", "a file system") } else { ("a file system", "a raw disk") };
+    other.map_or(Ok(()), |other| {
+        Err(Error::Precondition(format!(
+            "volume {volume} is used as {another} at {} and cannot be used as {one} at the same time",
+            other.display()
+        )))
+    })
+}
+
+/// Decides whether one more target may show a volume. `other` is a place where it is shown already.
+///
+/// # Errors
+/// [`Error::Precondition`] when the access mode allows a single target.
+/// Source: CSI specification, NodePublishVolume, "volume published at another target_path".
+pub fn plan_target(volume: &VolumeName, mode: AccessMode, other: Option<&Path>) -> Result<()> {
+    match (mode, other) {
+        (AccessMode::SingleNodeSingleWriter, Some(other)) => Err(Error::Precondition(format!(
+            "volume {volume} is in use at {}, and its access mode SINGLE_NODE_SINGLE_WRITER allows no second place",
+            other.display()
+        ))),
+        (AccessMode::SingleNodeSingleWriter, None)
+        | (
+            AccessMode::SingleNodeWriter | AccessMode::SingleNodeReaderOnly | AccessMode::SingleNodeMultiWriter,
+            Some(_) | None,
+        ) => Ok(()),
     }
 }
+
+/// What to do with a disk's read-only flag before it is shown as a raw block device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ProtectionPlan {
+    /// It is right.
+    Keep,
+    /// Make the disk refuse writes.
+    Protect,
+    /// Make it take writes again.
+    Unprotect,
+}
+
+/// Decides about a disk's read-only flag, which holds for all users of the disk or for none. `other` is a place where
+/// somebody else uses the disk.
+///
+/// # Errors
+/// [`Error::Precondition`] when the disk would have to be both.
+pub fn plan_protection(
+    volume: &VolumeName,
+    is_read_only: bool,
+    is_protected: bool,
+    other: Option<&Path>,
+) -> Result<ProtectionPlan> {
+    match (is_read_only, is_protected, other) {
+        (true, true, _) | (false, false, _) => Ok(ProtectionPlan::Keep),
+        (true, false, None) => Ok(ProtectionPlan::Protect),
+        (false, true, None) => Ok(ProtectionPlan::Unprotect),
+        (_, _, Some(other)) => Err(Error::Precondition(format!(
+            "volume {volume} is used otherwise at {}; a raw disk is read-only for all of a droplet or for nobody",
+            other.display()
+        ))),
+    }
+}
+
+#[cfg(test)]
+mod tests;

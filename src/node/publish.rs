@@ -1,18 +1,41 @@
-//! Publishing: a staged volume is shown to one workload, and taken away from it again.
+//! Publishing: a staged volume is shown to one workload.
 //!
-//! Owns the bind mounts at target paths. No program is run here: every step is a system call.
+//! Owns the bind mounts at target paths. For a file system no program is run here: every step is a system call.
 
 use std::path::{Path, PathBuf};
 
-use super::Node;
+use log::warn;
+
+use super::aside::Aside;
 use super::place::{self, Shape};
-use super::plan::{PlacePlan, WantedMount, plan_mount_at, plan_place};
-use crate::config::UNMOUNT_BUDGET;
+use super::plan::{MountAt, PlacePlan, plan_company, plan_mounted, plan_place, plan_target};
+use super::see::{elsewhere, used_otherwise};
+use super::{Call, Node};
+use crate::config::DEVICE_BUDGET;
 use crate::error::{Error, Result};
-use crate::host::device::{Device, Sighting, observe_device};
-use crate::host::mount::{Unmount, apply_bind, apply_read_only, apply_unmount, apply_unmount_within, observe_mounts};
-use crate::lock::VolumeGuard;
-use crate::request::node::{Publish, Unpublish};
+use crate::host::device::{Device, Sighting, await_device, observe_device};
+use crate::host::flags::MountOptions;
+use crate::host::mount::{Unmount, apply_bind, apply_own_flags, apply_unmount, observe_mounts};
+use crate::host::mountinfo::{Mount, MountTable};
+use crate::request::capability::Access;
+use crate::request::node::Publish;
+
+/// What is to be shown at a target.
+struct Shown<'a> {
+    device: &'a Device,
+    want: &'a Publish,
+    /// The staged folder, or the device's node.
+    source: PathBuf,
+    shape: Shape,
+    /// The flags of the mount; none for a device node, on which they would do nothing.
+    options: Option<MountOptions>,
+}
+
+impl Shown<'_> {
+    fn difference(&self, mount: &Mount) -> Option<String> {
+        self.options.as_ref().and_then(|options| options.differs_at(mount))
+    }
+}
 
 impl Node {
     /// Shows a staged volume at a target path.
@@ -20,98 +43,111 @@ impl Node {
     /// A second call finds the mount and does nothing.
     ///
     /// # Errors
-    /// [`Error::Precondition`] when the volume is not staged, [`Error::Mismatch`] when it is published there otherwise,
-    /// [`Error::TargetTaken`] when something else is there.
+    /// [`Error::Precondition`] when the volume is not staged, or shown elsewhere while its access mode allows one place;
+    /// [`Error::MountedOtherwise`] when it is staged or published there otherwise, [`Error::TargetTaken`] when something
+    /// else is there.
     pub fn publish(&self, want: &Publish) -> Result<()> {
-        let guard = self.hold(&want.stage.volume)?;
-        if want.is_block() {
-            let device = self.ensure_staged(&guard, &want.stage)?;
-            let source = device.path().to_owned();
-            self.ensure_bound(&guard, &device, &source, want, Shape::File)
-        } else {
-            let (device, staging) = self.observe_staged(&guard, want)?;
-            self.ensure_bound(&guard, &device, &staging, want, Shape::Folder)
+        let call = self.begin(&want.stage.volume)?;
+        match &want.stage.capability.access {
+            Access::Block => {
+                let (name, size) = (&want.stage.attached.name, want.stage.attached.size);
+                let device = await_device(&call.guard, &self.places, name, size, call.cap(DEVICE_BUDGET))?;
+                let source = device.path().to_owned();
+                let shown = Shown { device: &device, want, source, shape: Shape::File, options: None };
+                self.ensure_shown(&call, &shown)
+            }
+            Access::Mount { flags, .. } => {
+                let (device, source) = self.ensure_staging(&call, want, flags)?;
+                let options = if want.is_read_only { flags.clone().read_only() } else { flags.clone() };
+                let shown = Shown { device: &device, want, source, shape: Shape::Folder, options: Some(options) };
+                self.ensure_shown(&call, &shown)
+            }
         }
     }
 
     /// Finds the mount at the staging path. Nomad does not stage again while anything is mounted there, so a mount that
-    /// is dead, or of another disk, is put right here.
-    fn observe_staged(&self, guard: &VolumeGuard, want: &Publish) -> Result<(Device, PathBuf)> {
-        let not_staged = || {
-            Error::Precondition(format!(
-                "volume {} is not staged at {}",
-                want.stage.volume,
-                want.stage.staging.display()
-            ))
-        };
-        let staging = place::observe_real_path(&want.stage.staging)?.ok_or_else(not_staged)?;
+    /// is dead, or not as asked, is put right or refused here.
+    fn ensure_staging(&self, call: &Call<'_>, want: &Publish, flags: &MountOptions) -> Result<(Device, PathBuf)> {
+        let stage = &want.stage;
+        let not_staged =
+            || Error::Precondition(format!("volume {} is not staged at {}", stage.volume, stage.staging.display()));
+        let staging = place::observe_real_path(&stage.staging)?.ok_or_else(not_staged)?;
         let mounts = observe_mounts()?;
-        let mount = mounts.at(&staging).ok_or_else(not_staged)?;
-        match observe_device(&self.places, &want.stage.attached.name, want.stage.attached.size)? {
-            Sighting::Ready(device) if mount.is_of(&device) => Ok((device, staging)),
-            Sighting::Ready(_)
-            | Sighting::Missing { .. }
-            | Sighting::NotABlockDevice { .. }
-            | Sighting::NotRunning { .. }
-            | Sighting::OtherVolume { .. }
-            | Sighting::ZeroSize { .. }
-            | Sighting::TooSmall { .. } => Ok((self.ensure_staged(guard, &want.stage)?, staging)),
+        mounts.at(&staging).ok_or_else(not_staged)?;
+        if let Sighting::Ready(device) = observe_device(&self.places, &stage.attached.name, stage.attached.size)? {
+            let is_writable_enough = |mount: &Mount| want.is_read_only || !mount.is_read_only();
+            let difference = |mount: &Mount| match flags.differs_below(mount) {
+                None if is_writable_enough(mount) => None,
+                None => Some("is read-only".to_owned()),
+                Some(how) => Some(how),
+            };
+            if self.observe_at(&mounts, &staging, &device, difference)? == MountAt::Fits {
+                return Ok((device, staging));
+            }
+        }
+        Ok((self.ensure_staged(call, stage)?, staging))
+    }
+
+    fn ensure_shown(&self, call: &Call<'_>, shown: &Shown<'_>) -> Result<()> {
+        let mounts = observe_mounts()?;
+        let target = place::observe_real_path(&shown.want.target)?;
+        let at = match &target {
+            Some(target) => self.observe_at(&mounts, target, shown.device, |mount| shown.difference(mount))?,
+            None => MountAt::Free,
+        };
+        match plan_place(&shown.want.target, &at)? {
+            PlacePlan::Keep => self.ensure_access(call, &mounts, shown),
+            PlacePlan::Mount => self.apply_show(call, &mounts, shown),
+            PlacePlan::ClearThenMount => {
+                warn!("clearing a dead mount target={}: {at:?}", shown.want.target.display());
+                apply_unmount(&call.guard, target.as_deref().unwrap_or(&shown.want.target), Unmount::DiskGone)?;
+                // What was hidden below is looked at in turn.
+                self.ensure_shown(call, shown)
+            }
         }
     }
 
-    fn ensure_bound(
-        &self,
-        guard: &VolumeGuard,
-        device: &Device,
-        source: &Path,
-        want: &Publish,
-        shape: Shape,
-    ) -> Result<()> {
-        let mounts = observe_mounts()?;
-        let target = place::observe_real_path(&want.target)?;
-        let here = target.as_ref().and_then(|target| mounts.at(target));
-        let at = plan_mount_at(here, device, here.is_none_or(|mount| self.is_alive(mount.device)));
-        match plan_place(&want.target, WantedMount { fs: None, is_read_only: want.is_read_only }, &at)? {
-            PlacePlan::Keep => return Ok(()),
-            PlacePlan::Mount => {}
-            PlacePlan::ClearThenMount => {
-                if let Some(target) = &target {
-                    apply_unmount(guard, target, Unmount::DiskGone)?;
-                }
-            }
-        }
-        let target = place::ensure_place(guard, &want.target, shape)?;
+    fn apply_show(&self, call: &Call<'_>, mounts: &MountTable, shown: &Shown<'_>) -> Result<()> {
+        let (volume, is_raw) = (shown.device.volume(), shown.shape == Shape::File);
+        plan_company(volume, is_raw, used_otherwise(mounts, shown.device, is_raw))?;
+        let staging = place::observe_real_path(&shown.want.stage.staging)?;
+        let apart: Vec<&Path> = staging.iter().map(PathBuf::as_path).collect();
+        let other = elsewhere(mounts, shown.device, &apart).next();
+        plan_target(volume, shown.want.stage.capability.mode, other.map(|mount| mount.target.as_path()))?;
+        self.ensure_access(call, mounts, shown)?;
+        let target = place::ensure_place(&call.guard, &shown.want.target, shown.shape)?;
         if !place::observe_is_empty(&target)? {
             return Err(Error::TargetTaken { path: target, by: "it has content of its own".to_owned() });
         }
-        apply_bind(guard, source, &target)?;
-        if !want.is_read_only {
-            return Ok(());
-        }
-        apply_read_only(guard, &target).inspect_err(|_| {
-            // A workload must not get a writable volume where it asked for a read-only one.
-            if let Err(err) = apply_unmount(guard, &target, Unmount::WhenFree) {
-                log::warn!("could not undo the mount at {}: {err}", target.display());
-            }
-        })
+        apply_shown(call, mounts, shown, &target)?;
+        let at = self.observe_at(&observe_mounts()?, &target, shown.device, |mount| shown.difference(mount))?;
+        plan_mounted(&target, &at)
     }
 
-    /// Takes a volume away from a target path: unmounts it and removes the empty folder or file.
-    ///
-    /// A second call finds nothing and does nothing.
-    ///
-    /// # Errors
-    /// [`Error::Io`] when it stays in use, or cannot be unmounted.
-    pub fn unpublish(&self, want: &Unpublish) -> Result<()> {
-        let guard = self.hold(&want.volume)?;
-        let Some(target) = place::observe_real_path(&want.target)? else { return Ok(()) };
-        while let Some(mount) = observe_mounts()?.at(&target) {
-            if self.is_alive(mount.device) {
-                apply_unmount_within(&guard, &target, UNMOUNT_BUDGET)?;
-            } else {
-                apply_unmount(&guard, &target, Unmount::DiskGone)?;
+    /// A raw disk is as writable as asked, for which its mounts do not matter.
+    fn ensure_access(&self, call: &Call<'_>, mounts: &MountTable, shown: &Shown<'_>) -> Result<()> {
+        match shown.shape {
+            Shape::Folder => Ok(()),
+            Shape::File => {
+                let target = place::observe_real_path(&shown.want.target)?;
+                let target = target.as_deref().unwrap_or(&shown.want.target);
+                self.ensure_protection(call, mounts, shown.device, target, shown.want.is_read_only)
             }
         }
-        place::apply_remove_place(&guard, &target)
+    }
+}
+
+/// Binds the source to the target, with the flags asked for from the first moment on.
+fn apply_shown(call: &Call<'_>, mounts: &MountTable, shown: &Shown<'_>, target: &Path) -> Result<()> {
+    let differs =
+        |options: &&MountOptions| mounts.at(&shown.source).is_none_or(|from| options.differs_at(from).is_some());
+    match shown.options.as_ref().filter(differs) {
+        None => apply_bind(&call.guard, &shown.source, target),
+        Some(options) => {
+            let aside = Aside::open(&call.guard, target, shown.shape)?;
+            apply_bind(&call.guard, &shown.source, aside.path())?;
+            apply_own_flags(&call.guard, aside.path(), options)?;
+            apply_bind(&call.guard, aside.path(), target)
+        }
     }
 }

@@ -1,27 +1,63 @@
 //! Staging: the volume's disk is found, formatted when it is certainly blank, and mounted once for all its users.
 //!
-//! Owns the order of these steps and their repetition. A second call finds the mount and does nothing.
+//! Owns the order of these steps and their repetition. A second call finds the mount and does nothing; a call that was cut
+//! off anywhere is completed by the next. A second staging path, as Nomad has one for readers and one for writers, gets a
+//! mount of its own of the same file system.
 
 use std::path::Path;
 
 use log::{info, warn};
 
-use super::Node;
+use super::aside::Aside;
 use super::place::{self, Shape};
-use super::plan::{DiskPlan, PlacePlan, WantedMount, plan_disk, plan_mount_at, plan_place};
-use crate::config::{DEVICE_BUDGET, MOUNT_BUDGET, UNMOUNT_BUDGET};
-use crate::error::{Chain, Result};
+use super::plan::{
+    DiskPlan, Formatting, MountPlan, PlacePlan, plan_company, plan_disk, plan_mount, plan_mounted, plan_place,
+};
+use super::raw::refuse_unfinished;
+use super::root::ensure_root;
+use super::see::used_otherwise;
+use super::{Call, Node};
+use crate::config::{DEVICE_BUDGET, MOUNT_BUDGET};
+use crate::error::{Chain, Error, Result};
 use crate::host::content::{FsKind, observe_content};
 use crate::host::device::{Device, await_device};
 use crate::host::flags::MountOptions;
-use crate::host::format_options::FormatOptions;
 use crate::host::fsck::{apply_check, observe_check_need};
 use crate::host::grow::{ensure_grown, observe_is_smaller};
 use crate::host::mkfs::apply_format;
-use crate::host::mount::{Unmount, apply_flush, apply_mount, apply_unmount, apply_unmount_within, observe_mounts};
-use crate::lock::VolumeGuard;
+use crate::host::mount::{
+    Unmount, apply_bind, apply_mount, apply_own_flags, apply_unmount, apply_writable, observe_mounts,
+};
+use crate::host::mountinfo::Mount;
 use crate::request::capability::Access;
-use crate::request::node::{Stage, Unstage};
+use crate::request::node::Stage;
+
+/// A volume that is to be mounted at its staging path.
+struct Wanted<'a> {
+    device: &'a Device,
+    stage: &'a Stage,
+    fs: Option<FsKind>,
+    options: MountOptions,
+    staging: &'a Path,
+}
+
+impl Wanted<'_> {
+    /// How a mount of the volume is not as asked, as a phrase.
+    fn difference(&self, mount: &Mount) -> Option<String> {
+        match self.fs {
+            Some(fs) if fs.name() != mount.fstype => Some(format!("holds {}, and {fs} was asked for", mount.fstype)),
+            Some(_) | None => self.options.differs_from(mount),
+        }
+    }
+
+    fn formatting(&self) -> Formatting {
+        match (self.stage.settings.is_never_formatted, self.options.is_read_only()) {
+            (true, _) => Formatting::Never,
+            (false, true) => Formatting::ReadOnly,
+            (false, false) => Formatting::Allowed,
+        }
+    }
+}
 
 impl Node {
     /// Makes a volume ready on this droplet.
@@ -31,106 +67,149 @@ impl Node {
     /// # Errors
     /// Everything that can be wrong with the disk or the path, each with its own variant; nothing stays half mounted.
     pub fn stage(&self, want: &Stage) -> Result<()> {
-        let guard = self.hold(&want.volume)?;
-        self.ensure_staged(&guard, want).map(drop)
+        let call = self.begin(&want.volume)?;
+        let device = self.ensure_staged(&call, want)?;
+        match &want.capability.access {
+            Access::Block => refuse_unfinished(&device),
+            Access::Mount { .. } => Ok(()),
+        }
     }
 
     /// As [`Node::stage`], with the lock held; returns the volume's disk.
-    pub(super) fn ensure_staged(&self, guard: &VolumeGuard, want: &Stage) -> Result<Device> {
-        let device = await_device(guard, &self.places, &want.attached.name, want.attached.size, DEVICE_BUDGET)?;
+    pub(super) fn ensure_staged(&self, call: &Call<'_>, want: &Stage) -> Result<Device> {
+        let (name, size) = (&want.attached.name, want.attached.size);
+        let device = await_device(&call.guard, &self.places, name, size, call.cap(DEVICE_BUDGET))?;
         match &want.capability.access {
             Access::Block => {}
-            Access::Mount { fs, flags } => self.ensure_mounted(guard, want, &device, *fs, flags)?,
+            Access::Mount { fs, flags } => {
+                let staging = place::ensure_place(&call.guard, &want.staging, Shape::Folder)?;
+                let options = self.labelled(flags, want);
+                let wanted = Wanted { device: &device, stage: want, fs: *fs, options, staging: &staging };
+                self.ensure_mounted(call, &wanted)?;
+            }
         }
         Ok(device)
     }
 
-    fn ensure_mounted(
-        &self,
-        guard: &VolumeGuard,
-        want: &Stage,
-        device: &Device,
-        fs: Option<FsKind>,
-        flags: &MountOptions,
-    ) -> Result<()> {
-        let staging = place::ensure_place(guard, &want.staging, Shape::Folder)?;
-        let mounts = observe_mounts()?;
-        let here = mounts.at(&staging);
-        let at = plan_mount_at(here, device, here.is_none_or(|mount| self.is_alive(mount.device)));
-        match plan_place(&staging, WantedMount { fs, is_read_only: flags.is_read_only() }, &at)? {
-            PlacePlan::Keep => return Ok(()),
-            PlacePlan::Mount => {}
+    /// The mount options with the volume's SELinux label, or else the plugin's. On a droplet without SELinux labels mean
+    /// nothing and the kernel would refuse them, so mount(8) leaves them out there, and so does this.
+    fn labelled(&self, flags: &MountOptions, want: &Stage) -> MountOptions {
+        let has_selinux = self.places.sysfs.join("fs/selinux").exists();
+        match want.settings.label.as_ref().or(self.label.as_ref()).filter(|_| has_selinux) {
+            Some(label) => flags.clone().with_label(label),
+            None => flags.clone(),
+        }
+    }
+
+    fn ensure_mounted(&self, call: &Call<'_>, want: &Wanted<'_>) -> Result<()> {
+        let at = self.observe_at(&observe_mounts()?, want.staging, want.device, |mount| want.difference(mount))?;
+        match plan_place(want.staging, &at)? {
+            PlacePlan::Keep => {}
+            PlacePlan::Mount => self.apply_mount_seen(call, want)?,
             PlacePlan::ClearThenMount => {
-                warn!("clearing a mount whose disk is gone staging={}", staging.display());
-                apply_unmount(guard, &staging, Unmount::DiskGone)?;
+                warn!("clearing a dead mount staging={}: {at:?}", want.staging.display());
+                apply_unmount(&call.guard, want.staging, Unmount::DiskGone)?;
+                // What was hidden below is looked at in turn.
+                return self.ensure_mounted(call, want);
             }
         }
-        self.apply_mount_checked(guard, device, fs, flags, &staging)
+        if want.options.is_read_only() {
+            return Ok(());
+        }
+        self.ensure_full_size(call, want);
+        ensure_root(&call.guard, want.staging, want.stage.settings.root)
     }
 
-    fn apply_mount_checked(
-        &self,
-        guard: &VolumeGuard,
-        device: &Device,
-        fs: Option<FsKind>,
-        flags: &MountOptions,
-        staging: &Path,
-    ) -> Result<()> {
-        let runner = self.runner.as_ref();
-        let fs = self.ensure_formatted(guard, device, fs)?;
-        if let Some(why) = observe_check_need(device, fs)? {
-            info!("checking volume={} device={} fs={fs}: {why}", device.volume(), device.path().display());
-            apply_check(guard, &self.slots, runner, device, fs)?;
+    /// Mounts the volume and sees that it is there as asked, and alive: a file system that was shut down and is still in
+    /// use somewhere comes back as dead as it was.
+    fn apply_mount_seen(&self, call: &Call<'_>, want: &Wanted<'_>) -> Result<()> {
+        if !place::observe_is_empty(want.staging)? {
+            let by = "it has content of its own".to_owned();
+            return Err(Error::TargetTaken { path: want.staging.to_owned(), by });
         }
-        let is_smaller = observe_is_smaller(device, fs)?;
-        let options = match fs {
-            // A restored snapshot has its source's UUID, and both may be mounted on one droplet.
-            FsKind::Xfs => flags.clone().with_data("nouuid"),
-            FsKind::Ext4 | FsKind::Ext3 | FsKind::Btrfs => flags.clone(),
-        };
-        apply_mount(guard, device, fs, staging, &options, MOUNT_BUDGET)?;
-        if is_smaller && !flags.is_read_only() {
-            ensure_grown(guard, &self.slots, runner, device, fs, staging)?;
-        }
-        Ok(())
+        self.apply_mount_as_planned(call, want)?;
+        let seen = observe_mounts()
+            .and_then(|mounts| self.observe_at(&mounts, want.staging, want.device, |mount| want.difference(mount)))
+            .and_then(|at| plan_mounted(want.staging, &at));
+        seen.inspect_err(|_| {
+            if let Err(err) = apply_unmount(&call.guard, want.staging, Unmount::WhenFree) {
+                warn!("could not undo the mount at {}: {}", want.staging.display(), Chain(&err));
+            }
+        })
     }
 
-    fn ensure_formatted(&self, guard: &VolumeGuard, device: &Device, fs: Option<FsKind>) -> Result<FsKind> {
-        let content = observe_content(self.runner.as_ref(), device)?;
-        match plan_disk(device, fs, FsKind::Ext4, &content)? {
-            DiskPlan::Mount(fs) => Ok(fs),
+    fn apply_mount_as_planned(&self, call: &Call<'_>, want: &Wanted<'_>) -> Result<()> {
+        let mounts = observe_mounts()?;
+        plan_company(want.device.volume(), false, used_otherwise(&mounts, want.device, false))?;
+        let superblock = self.observe_superblock(&mounts, want.device, &[want.staging]);
+        match plan_mount(want.device, want.fs, want.options.is_read_only(), &superblock)? {
+            MountPlan::First => {
+                if !want.options.is_read_only() {
+                    self.ensure_protection(call, &mounts, want.device, want.staging, false)?;
+                }
+                let fs = self.ensure_sound(call, want)?;
+                apply_mount_of(call, want.device, fs, want.staging, &want.options)
+            }
+            MountPlan::Again(fs) => apply_mount_of(call, want.device, fs, want.staging, &want.options),
+            MountPlan::AgainReadOnly { at } => {
+                let aside = Aside::open(&call.guard, want.staging, Shape::Folder)?;
+                apply_bind(&call.guard, &at, aside.path())?;
+                apply_own_flags(&call.guard, aside.path(), &want.options)?;
+                apply_bind(&call.guard, aside.path(), want.staging)
+            }
+            MountPlan::AgainWritable(fs) => {
+                let aside = Aside::open(&call.guard, want.staging, Shape::Folder)?;
+                let read_only = want.options.clone().read_only();
+                apply_mount_of(call, want.device, fs, aside.path(), &read_only)?;
+                apply_writable(&call.guard, aside.path())?;
+                apply_mount_of(call, want.device, fs, want.staging, &want.options)
+            }
+        }
+    }
+
+    /// Formats the disk if it is blank and checks its file system if it needs it; says which one it is.
+    fn ensure_sound(&self, call: &Call<'_>, want: &Wanted<'_>) -> Result<FsKind> {
+        let device = want.device;
+        let content = observe_content(&call.runner, device)?;
+        let fs = match plan_disk(device, want.fs, self.default_fs, want.formatting(), &content)? {
+            DiskPlan::Mount(fs) => fs,
             DiskPlan::FormatThenMount(fs) => {
                 info!("formatting volume={} device={} fs={fs}", device.volume(), device.path().display());
-                apply_format(guard, &self.slots, self.runner.as_ref(), device, fs, &FormatOptions::default())?;
-                Ok(fs)
+                let options = &want.stage.settings.format;
+                apply_format(&call.guard, &self.slots, &call.runner, device, fs, options)?;
+                fs
             }
+        };
+        if let Some(why) = observe_check_need(device, fs)? {
+            info!("checking volume={} device={} fs={fs}: {why}", device.volume(), device.path().display());
+            apply_check(&call.guard, &self.slots, &call.runner, device, fs)?;
         }
+        Ok(fs)
     }
 
-    /// Lets go of a volume on this droplet: what is still in memory is written, then the staging path is unmounted.
-    ///
-    /// Other mounts of the same volume stay: a task may still use them.
-    ///
-    /// # Errors
-    /// [`crate::error::Error::Io`] when it stays in use, or cannot be unmounted.
-    pub fn unstage(&self, want: &Unstage) -> Result<()> {
-        let guard = self.hold(&want.volume)?;
-        let Some(staging) = place::observe_real_path(&want.staging)? else { return Ok(()) };
-        while let Some(mount) = observe_mounts()?.at(&staging) {
-            if self.is_alive(mount.device) {
-                if let Err(err) = apply_flush(&guard, &staging) {
-                    warn!("could not flush before unmounting: {}", Chain(&err));
+    /// Grows a file system that is smaller than its disk, as that of a restored snapshot. One that cannot be grown is used
+    /// as it is: nothing is lost by that, and NodeExpandVolume says why.
+    fn ensure_full_size(&self, call: &Call<'_>, want: &Wanted<'_>) {
+        let grown = observe_mounts().and_then(|mounts| {
+            let fs = mounts.at(want.staging).and_then(|mount| FsKind::parse(&mount.fstype));
+            match fs {
+                Some(fs) if observe_is_smaller(want.device, fs)? => {
+                    ensure_grown(&call.guard, &self.slots, &call.runner, want.device, fs, want.staging)
                 }
-                apply_unmount_within(&guard, &staging, UNMOUNT_BUDGET)?;
-            } else {
-                apply_unmount(&guard, &staging, Unmount::DiskGone)?;
+                Some(_) | None => Ok(false),
             }
+        });
+        if let Err(err) = grown {
+            warn!("the file system is smaller than its disk and stays so: {}", Chain(&err));
         }
-        Ok(())
     }
+}
 
-    /// Whether the disk with this number still exists. File systems on no single disk (major 0, as btrfs) count as alive.
-    pub(super) fn is_alive(&self, number: crate::host::mountinfo::DeviceNumber) -> bool {
-        number.major == 0 || self.places.sysfs.join(format!("dev/block/{number}")).exists()
+fn apply_mount_of(call: &Call<'_>, device: &Device, fs: FsKind, at: &Path, options: &MountOptions) -> Result<()> {
+    let budget = call.cap(MOUNT_BUDGET);
+    match fs {
+        // A restored snapshot has its source's UUID, and both may be mounted on one droplet.
+        FsKind::Xfs => apply_mount(&call.guard, device, fs, at, &options.clone().with_data("nouuid"), budget),
+        FsKind::Ext4 | FsKind::Ext3 | FsKind::Btrfs => apply_mount(&call.guard, device, fs, at, options, budget),
     }
 }

@@ -1,17 +1,20 @@
-//! How full a volume is.
+//! How full a volume is, and whether it still works.
 //!
 //! Owns the reading of a file system's or device's size at a path. It changes nothing and takes no lock.
 
-use std::fs::{self, File};
-use std::io::{ErrorKind, Seek, SeekFrom};
-use std::os::unix::fs::FileTypeExt;
+use std::fs::File;
+use std::io::{Seek, SeekFrom};
+use std::path::Path;
 
 use nix::sys::statvfs::statvfs;
 
 use super::Node;
 use super::place;
+use super::see::{is_broken, is_of_our_making};
 use crate::error::{Error, Result, Thing};
+use crate::host::liveness::{Health, observe_health};
 use crate::host::mount::observe_mounts;
+use crate::host::mountinfo::{Mount, MountTable};
 use crate::request::node::Stats;
 
 /// A total and how it is divided.
@@ -34,40 +37,109 @@ pub enum Usage {
     Inodes(Counts),
 }
 
+/// Whether a volume works, as far as its mount tells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Condition {
+    /// It does.
+    Normal,
+    /// Its disk is gone, or its file system was shut down.
+    Dead(Health),
+    /// It can only be read, although somebody was to write to it: the kernel has seen errors.
+    ReadOnlyByError,
+}
+
+/// What there is to say of a volume.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Report {
+    /// How full it is; nothing when it does not answer any more.
+    pub usage: Vec<Usage>,
+    /// Whether it works.
+    pub condition: Condition,
+}
+
 impl Node {
-    /// Says how full the volume at a path is: bytes and inodes of a file system, the size of a raw block device.
+    /// Says how full the volume at a path is (bytes and inodes of a file system, the size of a raw block device), and
+    /// whether it works.
     ///
     /// # Errors
-    /// [`Error::NotFound`] when no volume is at the path, [`Error::Io`] when it does not answer.
-    pub fn stats(&self, want: &Stats) -> Result<Vec<Usage>> {
+    /// [`Error::NotFound`] when no volume is at the path, [`Error::Io`] when it does not answer for an unknown reason.
+    pub fn stats(&self, want: &Stats) -> Result<Report> {
         let not_there = || Error::NotFound(Thing::VolumeAt(want.path.clone()));
-        let found = match fs::metadata(&want.path) {
-            Ok(found) => found,
-            Err(err) if matches!(err.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => return Err(not_there()),
-            Err(err) => return Err(Error::io("examining", &want.path)(err)),
-        };
         let real = place::observe_real_path(&want.path)?.ok_or_else(not_there)?;
-        if observe_mounts()?.at(&real).is_none() {
-            return Err(not_there());
+        let mounts = observe_mounts()?;
+        let mount = mounts.at(&real).filter(|mount| is_of_our_making(mount)).ok_or_else(not_there)?;
+        match plan_condition(mount, observe_health(&self.places, mount)?, &mounts) {
+            condition @ Condition::Dead(_) => Ok(Report { usage: Vec::new(), condition }),
+            condition @ (Condition::Normal | Condition::ReadOnlyByError) => {
+                let usage = if mount.is_node() { observe_device_usage(&real)? } else { observe_fs_usage(&real)? };
+                Ok(Report { usage, condition })
+            }
         }
-        if found.file_type().is_block_device() {
-            let size = File::open(&real).and_then(|mut file| file.seek(SeekFrom::End(0)));
-            let total = size.map_err(Error::io("measuring", &real))?;
-            return Ok(vec![Usage::Bytes(Counts { total, used: total, available: 0 })]);
+    }
+}
+
+/// Decides what a mount's state means. A read-only mount of a broken file system is told by the mounts beside it. Pure.
+fn plan_condition(mount: &Mount, health: Health, mounts: &MountTable) -> Condition {
+    match health {
+        Health::DiskGone | Health::ShutDown => Condition::Dead(health),
+        Health::Alive => {
+            let is_same = |other: &&Mount| other.device == mount.device && !other.is_node();
+            let is_read_only = !mount.is_node() && mounts.iter().filter(is_same).any(is_broken);
+            if is_read_only { Condition::ReadOnlyByError } else { Condition::Normal }
         }
-        let fs = statvfs(&real).map_err(Error::errno("measuring", &real))?;
-        let bytes = |blocks: u64| blocks.saturating_mul(fs.fragment_size());
-        Ok(vec![
-            Usage::Bytes(Counts {
-                total: bytes(fs.blocks()),
-                used: bytes(fs.blocks().saturating_sub(fs.blocks_free())),
-                available: bytes(fs.blocks_available()),
-            }),
-            Usage::Inodes(Counts {
-                total: fs.files(),
-                used: fs.files().saturating_sub(fs.files_free()),
-                available: fs.files_available(),
-            }),
-        ])
+    }
+}
+
+fn observe_device_usage(node: &Path) -> Result<Vec<Usage>> {
+    let size = File::open(node).and_then(|mut file| file.seek(SeekFrom::End(0)));
+    let total = size.map_err(Error::io("measuring", node))?;
+    Ok(vec![Usage::Bytes(Counts { total, used: total, available: 0 })])
+}
+
+fn observe_fs_usage(mounted_at: &Path) -> Result<Vec<Usage>> {
+    let fs = statvfs(mounted_at).map_err(Error::errno("measuring", mounted_at))?;
+    let bytes = |blocks: u64| blocks.saturating_mul(fs.fragment_size());
+    Ok(vec![
+        Usage::Bytes(Counts {
+            total: bytes(fs.blocks()),
+            used: bytes(fs.blocks().saturating_sub(fs.blocks_free())),
+            available: bytes(fs.blocks_available()),
+        }),
+        Usage::Inodes(Counts {
+            total: fs.files(),
+            used: fs.files().saturating_sub(fs.files_free()),
+            available: fs.files_available(),
+        }),
+    ])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_volume_is_abnormal_when_it_is_dead_or_cannot_be_written_where_it_should_be() {
+        let table = |lines: &str| MountTable::parse(lines.as_bytes()).unwrap();
+        let condition = |lines: &str, health| {
+            let mounts = table(lines);
+            plan_condition(mounts.iter().next().unwrap(), health, &mounts)
+        };
+        let (rw, ro) = ("9 1 8:0 / /a rw - xfs /dev/sda rw\n", "9 1 8:0 / /a ro - xfs /dev/sda ro\n");
+        let broken = "10 1 8:0 / /b rw - xfs /dev/sda ro\n";
+        let broken_other = "10 1 8:16 / /b rw - xfs /dev/sdb ro\n";
+        let node = "9 1 0:5 /sda /n rw - devtmpfs udev ro\n";
+        for (lines, want) in [
+            (rw.to_owned(), Condition::Normal),
+            (ro.to_owned(), Condition::Normal),
+            (broken.to_owned(), Condition::ReadOnlyByError),
+            (format!("{ro}{broken}"), Condition::ReadOnlyByError),
+            (format!("{ro}{broken_other}"), Condition::Normal),
+            (node.to_owned(), Condition::Normal),
+        ] {
+            assert_eq!(condition(&lines, Health::Alive), want, "{lines}");
+            for health in [Health::DiskGone, Health::ShutDown] {
+                assert_eq!(condition(&lines, health), Condition::Dead(health), "{lines}");
+            }
+        }
     }
 }

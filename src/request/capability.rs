@@ -61,6 +61,28 @@ impl Capability {
         Ok(Capability { mode: parse_mode(field, mode.mode.enum_value())?, access })
     }
 
+    /// Whether the volume is only read.
+    #[must_use]
+    pub fn is_read_only(&self) -> bool {
+        let by_flag = match &self.access {
+            Access::Mount { flags, .. } => flags.is_read_only(),
+            Access::Block => false,
+        };
+        by_flag || self.mode == AccessMode::SingleNodeReaderOnly
+    }
+
+    /// The same capability, with read-only among the mount flags when the mode says so.
+    #[must_use]
+    pub fn settled(self) -> Capability {
+        match self {
+            Capability { mode: AccessMode::SingleNodeReaderOnly, access: Access::Mount { fs, flags } } => Capability {
+                mode: AccessMode::SingleNodeReaderOnly,
+                access: Access::Mount { fs, flags: flags.read_only() },
+            },
+            other => other,
+        }
+    }
+
     /// Reads the capabilities of a request that must have at least one.
     ///
     /// # Errors

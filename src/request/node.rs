@@ -8,8 +8,9 @@ use std::path::PathBuf;
 
 use crate::error::{Error, Result, Thing};
 use crate::id::VolumeName;
-use crate::request::capability::{Access, AccessMode, Capability};
+use crate::request::capability::{Access, Capability};
 use crate::request::controller::size_range;
+use crate::request::settings::Settings;
 use crate::request::{absolute_path, lookup, required};
 use crate::rpc::proto::csi;
 use crate::size::{Gib, SizeRange};
@@ -30,6 +31,7 @@ pub struct Attached {
 /// The keys of the publish context.
 #[derive(Debug, Clone)]
 pub struct ContextKeys {
+    driver_name: String,
     name: String,
     size: String,
     read_only: String,
@@ -40,7 +42,12 @@ impl ContextKeys {
     #[must_use]
     pub fn new(driver_name: &str) -> Self {
         let key = |name: &str| format!("{driver_name}/{name}");
-        ContextKeys { name: key("volume-name"), size: key("size-gigabytes"), read_only: key("read-only") }
+        ContextKeys {
+            driver_name: driver_name.to_owned(),
+            name: key("volume-name"),
+            size: key("size-gigabytes"),
+            read_only: key("read-only"),
+        }
     }
 
     /// Writes the context that [`ContextKeys::read`] reads.
@@ -77,10 +84,10 @@ pub struct Stage {
     pub attached: Attached,
     /// Where it is to be mounted for all its users.
     pub staging: PathBuf,
-    /// How it will be used.
+    /// How it will be used. A volume that is only read has read-only among its mount flags, however that was asked for.
     pub capability: Capability,
     /// Settings that the volume carries with it.
-    pub context: HashMap<String, String>,
+    pub settings: Settings,
 }
 
 impl Stage {
@@ -89,13 +96,26 @@ impl Stage {
     /// # Errors
     /// [`Error::Invalid`] or [`Error::Unsupported`].
     pub fn parse(wire: csi::NodeStageVolumeRequest, keys: &ContextKeys) -> Result<Stage> {
-        Ok(Stage {
+        let stage = Stage {
             volume: required("volume_id", wire.volume_id)?,
             staging: absolute_path("staging_target_path", wire.staging_target_path)?,
-            capability: Capability::parse("volume_capability", wire.volume_capability.into_option())?,
+            capability: Capability::parse("volume_capability", wire.volume_capability.into_option())?.settled(),
             attached: keys.read(&wire.publish_context)?,
-            context: wire.volume_context,
-        })
+            settings: Settings::parse(&wire.volume_context, &keys.driver_name)?,
+        };
+        stage.checked()
+    }
+
+    /// Refuses what no file system of the asked kind has, before anything is done.
+    fn checked(self) -> Result<Stage> {
+        let Access::Mount { fs, flags } = &self.capability.access else { return Ok(self) };
+        if let Some(fs) = fs {
+            self.settings.format.check_for(*fs).map_err(|bad| Error::invalid("volume_context", bad))?;
+        }
+        if self.settings.label.is_some() && flags.has_label() {
+            return Err(Error::invalid("mount_flags", "hold an SELinux label, and so does the volume context"));
+        }
+        Ok(self)
     }
 }
 
@@ -141,7 +161,7 @@ impl Publish {
     pub fn parse(wire: csi::NodePublishVolumeRequest, keys: &ContextKeys) -> Result<Publish> {
         let volume = required("volume_id", wire.volume_id)?;
         let target = absolute_path("target_path", wire.target_path)?;
-        let capability = Capability::parse("volume_capability", wire.volume_capability.into_option())?;
+        let capability = Capability::parse("volume_capability", wire.volume_capability.into_option())?.settled();
         if wire.staging_target_path.is_empty() {
             return Err(Error::Precondition("staging_target_path must be set: stage the volume first".to_owned()));
         }
@@ -150,16 +170,10 @@ impl Publish {
             return Err(Error::invalid("target_path", "must not lie below staging_target_path"));
         }
         let attached = keys.read(&wire.publish_context)?;
-        let is_read_only =
-            wire.readonly || attached.is_read_only || capability.mode == AccessMode::SingleNodeReaderOnly;
-        let stage = Stage { volume, attached, staging, capability, context: wire.volume_context };
+        let is_read_only = wire.readonly || attached.is_read_only || capability.is_read_only();
+        let settings = Settings::parse(&wire.volume_context, &keys.driver_name)?;
+        let stage = Stage { volume, attached, staging, capability, settings }.checked()?;
         Ok(Publish { stage, target, is_read_only })
-    }
-
-    /// Whether it is a raw block device that is published.
-    #[must_use]
-    pub fn is_block(&self) -> bool {
-        matches!(self.stage.capability.access, Access::Block)
     }
 }
 

@@ -9,7 +9,7 @@ use grpcio::{RpcContext, UnarySink};
 use crate::cloud::region::Region;
 use crate::config::Config;
 use crate::node::Node;
-use crate::node::stats::Usage;
+use crate::node::stats::{Condition, Usage};
 use crate::own_droplet::OwnDroplet;
 use crate::request::controller::REGION_KEY;
 use crate::request::node::{ContextKeys, Expand, Publish, Stage, Stats, Unpublish, Unstage};
@@ -19,7 +19,13 @@ use crate::rpc::worker::{Call, Pool, answer_now};
 use crate::size::Bytes;
 
 /// What the node can do beyond publishing.
-const CAPABILITIES: [Type; 3] = [Type::STAGE_UNSTAGE_VOLUME, Type::GET_VOLUME_STATS, Type::EXPAND_VOLUME];
+const CAPABILITIES: [Type; 5] = [
+    Type::STAGE_UNSTAGE_VOLUME,
+    Type::GET_VOLUME_STATS,
+    Type::VOLUME_CONDITION,
+    Type::EXPAND_VOLUME,
+    Type::SINGLE_NODE_MULTI_WRITER,
+];
 
 /// Serves the Node service.
 #[derive(Debug, Clone)]
@@ -137,8 +143,12 @@ impl csi_grpc::Node for NodeService {
         let node = Arc::clone(&self.node);
         let call = Call { rpc: "NodeGetVolumeStats", about: wire.volume_id.clone(), is_mutating: false };
         self.pool.answer(&ctx, sink, call, move || {
-            let usages = node.stats(&Stats::parse(wire)?)?;
-            Ok(csi::NodeGetVolumeStatsResponse { usage: usages.iter().map(usage).collect(), ..Default::default() })
+            let report = node.stats(&Stats::parse(wire)?)?;
+            Ok(csi::NodeGetVolumeStatsResponse {
+                usage: report.usage.iter().map(usage).collect(),
+                volume_condition: Some(condition(report.condition)).into(),
+                ..Default::default()
+            })
         });
     }
 
@@ -165,6 +175,15 @@ pub fn topology(region: &Region) -> csi::Topology {
 fn capability(kind: Type) -> csi::NodeServiceCapability {
     let rpc = node_service_capability::RPC { type_: kind.into(), ..Default::default() };
     csi::NodeServiceCapability { type_: Some(node_service_capability::Type::Rpc(rpc)), ..Default::default() }
+}
+
+fn condition(condition: Condition) -> csi::VolumeCondition {
+    let (abnormal, message) = match condition {
+        Condition::Normal => (false, "the volume works".to_owned()),
+        Condition::Dead(health) => (true, format!("the volume is dead: {health}")),
+        Condition::ReadOnlyByError => (true, "the volume became read-only because of errors, see dmesg".to_owned()),
+    };
+    csi::VolumeCondition { abnormal, message, ..Default::default() }
 }
 
 fn usage(usage: &Usage) -> csi::VolumeUsage {

@@ -30,7 +30,7 @@ fn code(err: &Error) -> RpcStatusCode {
     match err {
         Error::Invalid { .. } | Error::Unsupported(_) => RpcStatusCode::INVALID_ARGUMENT,
         Error::NotFound(_) => RpcStatusCode::NOT_FOUND,
-        Error::Mismatch { .. } => RpcStatusCode::ALREADY_EXISTS,
+        Error::Mismatch { .. } | Error::MountedOtherwise { .. } => RpcStatusCode::ALREADY_EXISTS,
         Error::SizeOutOfRange(_) => RpcStatusCode::OUT_OF_RANGE,
         Error::RegionUnavailable { .. }
         | Error::AttachLimit { .. }

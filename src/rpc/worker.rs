@@ -212,6 +212,7 @@ fn level_of(err: &Error) -> Level {
         | Error::AttachedElsewhere { .. }
         | Error::StillAttached { .. }
         | Error::TargetTaken { .. }
+        | Error::MountedOtherwise { .. }
         | Error::Precondition(_)
         | Error::Locked(_)
         | Error::OutOfTime { .. }

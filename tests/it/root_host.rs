@@ -18,7 +18,7 @@ use do_csi_plugin::host::fsck::{apply_check, observe_check_need};
 use do_csi_plugin::host::grow::{ensure_grown, observe_is_smaller};
 use do_csi_plugin::host::mkfs::apply_format;
 use do_csi_plugin::host::mount::{
-    Unmount, apply_bind, apply_flush, apply_mount, apply_read_only, apply_unmount, apply_unmount_within, observe_mounts,
+    Unmount, apply_bind, apply_flush, apply_mount, apply_own_flags, apply_unmount, apply_unmount_within, observe_mounts,
 };
 use do_csi_plugin::host::run::{Cmd, CommandError, Exit, Output, Runner, SystemRunner, Tool, find_tools};
 use do_csi_plugin::host::slots::Slots;
@@ -714,7 +714,7 @@ fn root_a_bind_mount_becomes_read_only_alone_and_keeps_its_other_flags() {
     fs::create_dir(&target).unwrap();
     apply_bind(&bench.guard, &disk.mnt(), &target).unwrap();
     for _ in 0..2 {
-        apply_read_only(&bench.guard, &target).unwrap();
+        apply_own_flags(&bench.guard, &target, &options.clone().read_only()).unwrap();
     }
     let table = observe_mounts().unwrap();
     let (staged, published) = (table.at(&disk.mnt()).unwrap(), table.at(&target).unwrap());
@@ -725,7 +725,7 @@ fn root_a_bind_mount_becomes_read_only_alone_and_keeps_its_other_flags() {
     assert_eq!(fs::write(target.join("file"), "x").unwrap_err().kind(), std::io::ErrorKind::ReadOnlyFilesystem);
     fs::write(disk.mnt().join("file"), "x").unwrap();
     assert!(apply_unmount(&bench.guard, &target, Unmount::WhenFree).unwrap());
-    assert!(matches!(apply_read_only(&bench.guard, &target), Err(Error::Precondition(_))));
+    assert!(matches!(apply_own_flags(&bench.guard, &target, &options), Err(Error::Io { .. })));
     bench.unmount(&disk);
     disk.close();
 }

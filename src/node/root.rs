@@ -1,0 +1,109 @@
+//! The owner, group and permissions of a fresh file system's root folder.
+//!
+//! Owns the decision that a file system is fresh, and the change. Nomad has nothing like Kubernetes' fsGroup, so a task that
+//! does not run as root could not write to a new volume. What somebody has used is never changed.
+
+use std::fs::{File, Permissions};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, fchown};
+use std::path::Path;
+
+use log::info;
+
+use crate::error::{Error, Result};
+use crate::lock::VolumeGuard;
+use crate::request::settings::RootSettings;
+
+/// What mkfs of every file system here gives its root folder.
+const MKFS_MODE: u32 = 0o755;
+
+/// A root folder as it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Found {
+    owner: u32,
+    group: u32,
+    mode: u32,
+    is_empty: bool,
+}
+
+/// Gives the root folder of a mounted file system its owner, group and permissions, when the file system is fresh.
+///
+/// A second call changes nothing. One that was cut off half way is completed by the next: a root folder counts as fresh as
+/// long as everything about it is either as mkfs made it or as asked for.
+///
+/// # Errors
+/// [`Error::Io`].
+pub(super) fn ensure_root(_guard: &VolumeGuard, mounted_at: &Path, want: RootSettings) -> Result<()> {
+    if want == RootSettings::default() {
+        return Ok(());
+    }
+    let folder = File::open(mounted_at).map_err(Error::io("opening", mounted_at))?;
+    let found = observe_root(&folder, mounted_at)?;
+    let Some(change) = plan_root(found, want) else { return Ok(()) };
+    // chown(2) may clear the bits of set-group-ID, so the permissions come last.
+    fchown(&folder, change.owner, change.group).map_err(Error::io("changing the owner of", mounted_at))?;
+    if let Some(mode) = change.mode {
+        folder.set_permissions(Permissions::from_mode(mode)).map_err(Error::io("changing the mode of", mounted_at))?;
+    }
+    folder.sync_all().map_err(Error::io("flushing", mounted_at))?;
+    info!("set owner and mode of the root folder path={} {want:?}", mounted_at.display());
+    Ok(())
+}
+
+fn observe_root(folder: &File, path: &Path) -> Result<Found> {
+    let found = folder.metadata().map_err(Error::io("examining", path))?;
+    let entries = std::fs::read_dir(path).map_err(Error::io("listing", path))?;
+    let mut is_empty = true;
+    for entry in entries {
+        // mke2fs makes this folder.
+        is_empty &= entry.map_err(Error::io("listing", path))?.file_name() == "lost+found";
+    }
+    Ok(Found { owner: found.uid(), group: found.gid(), mode: found.mode() & 0o7777, is_empty })
+}
+
+/// Decides what is to be changed; `None`: the file system is not fresh, or nothing is left to change. Pure.
+fn plan_root(found: Found, want: RootSettings) -> Option<RootSettings> {
+    let is_fresh = |have: u32, made: u32, want: Option<u32>| have == made || Some(have) == want;
+    let fresh = found.is_empty
+        && is_fresh(found.owner, 0, want.owner)
+        && is_fresh(found.group, 0, want.group)
+        && is_fresh(found.mode, MKFS_MODE, want.mode);
+    let is_done = want.owner.is_none_or(|owner| owner == found.owner)
+        && want.group.is_none_or(|group| group == found.group)
+        && want.mode.is_none_or(|mode| mode == found.mode);
+    (fresh && !is_done).then_some(want)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_fresh_file_system_is_changed_and_a_half_done_change_is_completed() {
+        let fresh = Found { owner: 0, group: 0, mode: 0o755, is_empty: true };
+        let want = RootSettings { owner: Some(1000), group: Some(2000), mode: Some(0o2770) };
+        let changed = [
+            fresh,
+            Found { owner: 1000, ..fresh },
+            Found { owner: 1000, group: 2000, ..fresh },
+            Found { mode: 0o2770, ..fresh },
+        ];
+        for found in changed {
+            assert_eq!(plan_root(found, want), Some(want), "{found:?}");
+        }
+        let left = [
+            Found { is_empty: false, ..fresh },
+            Found { owner: 1, ..fresh },
+            Found { group: 1, ..fresh },
+            Found { mode: 0o700, ..fresh },
+            Found { mode: 0o4755, ..fresh },
+            Found { owner: 1000, group: 2000, mode: 0o2770, is_empty: true },
+        ];
+        for found in left {
+            assert_eq!(plan_root(found, want), None, "{found:?}");
+        }
+        // What is not asked for must be as mkfs made it: somebody else's choice is nobody's mistake.
+        let owner_only = RootSettings { owner: Some(1000), ..RootSettings::default() };
+        assert_eq!(plan_root(fresh, owner_only), Some(owner_only));
+        assert_eq!(plan_root(Found { mode: 0o700, ..fresh }, owner_only), None);
+    }
+}

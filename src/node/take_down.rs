@@ -1,0 +1,91 @@
+//! Unpublishing and unstaging: a volume is taken away from a path.
+//!
+//! Owns the order of flushing, unmounting and removing, and the decision when a mount may be torn out of its users' hands:
+//! only when it is dead, so that nothing they write could reach the disk any more. Other mounts of the same volume stay.
+
+use std::path::Path;
+
+use log::{error, warn};
+
+use super::see::is_of_our_making;
+use super::{Call, Node};
+use super::{aside, place};
+use crate::config::UNMOUNT_BUDGET;
+use crate::error::{Chain, Error, Result};
+use crate::host::liveness::{Health, observe_health};
+use crate::host::mount::{Unmount, apply_flush, apply_unmount, apply_unmount_within, observe_mounts};
+use crate::host::mountinfo::Mount;
+use crate::request::node::{Unpublish, Unstage};
+
+impl Node {
+    /// Takes a volume away from a target path: unmounts it and removes the empty folder or file.
+    ///
+    /// A second call finds nothing and does nothing.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when it stays in use, or cannot be unmounted; [`Error::TargetTaken`] when something is mounted there
+    /// that this plugin never mounts.
+    pub fn unpublish(&self, want: &Unpublish) -> Result<()> {
+        let call = self.begin(&want.volume)?;
+        let Some(target) = place::observe_real_path(&want.target)? else { return Ok(()) };
+        while let Some(mount) = observe_mounts()?.at(&target) {
+            self.apply_take_down(&call, mount, &target)?;
+            if mount.is_node() {
+                self.apply_unprotect(&call, &observe_mounts()?, mount);
+            }
+        }
+        aside::apply_clean(&call.guard, &target)?;
+        place::apply_remove_place(&call.guard, &target)
+    }
+
+    /// Lets go of a volume on this droplet: what is still in memory is written, then the staging path is unmounted.
+    ///
+    /// Other mounts of the same volume stay: a task may still use them. A second call does nothing.
+    ///
+    /// # Errors
+    /// As [`Node::unpublish`].
+    pub fn unstage(&self, want: &Unstage) -> Result<()> {
+        let call = self.begin(&want.volume)?;
+        let Some(staging) = place::observe_real_path(&want.staging)? else { return Ok(()) };
+        while let Some(mount) = observe_mounts()?.at(&staging) {
+            if is_of_our_making(mount)
+                && let Err(err) = apply_flush(&call.guard, &staging)
+            {
+                // To keep the volume mounted would not bring back what is lost.
+                error!("could not write everything before unmounting: {}", Chain(&err));
+            }
+            self.apply_take_down(&call, mount, &staging)?;
+        }
+        aside::apply_clean(&call.guard, &staging)
+    }
+
+    fn apply_take_down(&self, call: &Call<'_>, mount: &Mount, path: &Path) -> Result<()> {
+        if !is_of_our_making(mount) {
+            let by = format!("{} ({}) is mounted there, which is no volume", mount.source.display(), mount.fstype);
+            return Err(Error::TargetTaken { path: path.to_owned(), by });
+        }
+        if self.health(mount) != Health::Alive {
+            return self.apply_tear_down(call, mount, path);
+        }
+        let unmounted = apply_unmount_within(&call.guard, path, call.cap(UNMOUNT_BUDGET));
+        match unmounted {
+            Ok(_) => Ok(()),
+            // The disk may have gone in the meantime.
+            Err(_) if self.health(mount) != Health::Alive => self.apply_tear_down(call, mount, path),
+            Err(err) => Err(err),
+        }
+    }
+
+    fn apply_tear_down(&self, call: &Call<'_>, mount: &Mount, path: &Path) -> Result<()> {
+        warn!("taking away a dead mount path={}: {}", path.display(), self.health(mount));
+        apply_unmount(&call.guard, path, Unmount::DiskGone).map(drop)
+    }
+
+    /// A mount that cannot be examined is taken for alive: then it is not torn down.
+    fn health(&self, mount: &Mount) -> Health {
+        observe_health(&self.places, mount).unwrap_or_else(|err| {
+            warn!("cannot tell whether a mount is alive: {}", Chain(&err));
+            Health::Alive
+        })
+    }
+}

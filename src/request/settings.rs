@@ -1,0 +1,187 @@
+//! What a volume carries with it in its volume context: whether and how it may be formatted, and who may use its files.
+//!
+//! Owns the names and values of these settings. A setting under one of our prefixes that is not understood is refused, as a
+//! misspelt `noformat` must not end in a formatted disk; settings of others are none of our business.
+
+use std::collections::HashMap;
+use std::fmt::Display;
+
+use crate::config::DRIVER_NAME;
+use crate::error::{Error, Result};
+use crate::host::flags::SelinuxLabel;
+use crate::host::format_options::FormatOptions;
+
+/// The prefixes that the official driver's documentation and code use for `noformat`.
+const OFFICIAL_PREFIXES: [&str; 3] = [DRIVER_NAME, "com.digitalocean.csi", "com.digitalocean.csi.dobs"];
+
+/// Who may do what with the root folder of a fresh file system; what is not set stays as mkfs leaves it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct RootSettings {
+    /// The owner's number.
+    pub owner: Option<u32>,
+    /// The group's number.
+    pub group: Option<u32>,
+    /// The permission bits.
+    pub mode: Option<u32>,
+}
+
+/// A volume's settings.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Settings {
+    /// Whether the volume is never to be formatted.
+    pub is_never_formatted: bool,
+    /// How it is formatted when it is blank.
+    pub format: FormatOptions,
+    /// What its root folder is like when the file system is fresh.
+    pub root: RootSettings,
+    /// The SELinux label of everything on it.
+    pub label: Option<SelinuxLabel>,
+}
+
+impl Settings {
+    /// Reads a volume context. Each setting is `<prefix>/<name>`, with the driver's name or one of the official driver's
+    /// spellings of it as prefix:
+    ///
+    /// | name | value |
+    /// |---|---|
+    /// | `noformat` | true or false; the official driver took any value, even `false`, for true |
+    /// | `owner`, `group` | a number |
+    /// | `mode` | octal permission bits such as `0770` |
+    /// | `selinux-label` | `user:role:type:level` |
+    /// | what [`FormatOptions::parse`] names | a parameter for mkfs |
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] naming the key.
+    pub fn parse(context: &HashMap<String, String>, driver_name: &str) -> Result<Settings> {
+        let mut settings = Settings::default();
+        let mut format = Vec::new();
+        // In a fixed order, so that the same context always gives the same answer.
+        let mut pairs: Vec<_> =
+            context.iter().filter_map(|(key, value)| Some((own(key, driver_name)?, key, value))).collect();
+        pairs.sort();
+        for (name, key, value) in pairs {
+            let bad = |why: &dyn Display| Error::invalid(format!("volume_context[{key}]"), why);
+            match name {
+                // Said in two spellings, one "never" is enough.
+                "noformat" => settings.is_never_formatted |= parse_bool(value).map_err(|why| bad(&why))?,
+                "owner" => settings.root.owner = Some(parse_id(value).map_err(|why| bad(&why))?),
+                "group" => settings.root.group = Some(parse_id(value).map_err(|why| bad(&why))?),
+                "mode" => settings.root.mode = Some(parse_mode(value).map_err(|why| bad(&why))?),
+                "selinux-label" => settings.label = Some(SelinuxLabel::parse(value).map_err(|why| bad(&why))?),
+                other => format.push((other, value.as_str())),
+            }
+        }
+        settings.format = FormatOptions::parse(format).map_err(|bad| Error::invalid("volume_context", bad))?;
+        Ok(settings)
+    }
+}
+
+/// A setting's name, when the key is one of ours.
+fn own<'a>(key: &'a str, driver_name: &str) -> Option<&'a str> {
+    let (prefix, name) = key.split_once('/')?;
+    (prefix == driver_name || OFFICIAL_PREFIXES.contains(&prefix)).then_some(name)
+}
+
+fn parse_bool(text: &str) -> Result<bool, &'static str> {
+    match text.trim().to_ascii_lowercase().as_str() {
+        // A key without value was enough for the official driver.
+        "" | "true" | "t" | "1" | "yes" | "y" | "on" => Ok(true),
+        "false" | "f" | "0" | "no" | "n" | "off" => Ok(false),
+        _ => Err("is neither true nor false"),
+    }
+}
+
+fn parse_id(text: &str) -> Result<u32, &'static str> {
+    // The largest number stands for "none" in chown(2).
+    let number = text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse().ok()).flatten();
+    number.filter(|id| *id != u32::MAX).ok_or("must be a number (a droplet does not know the names in a container)")
+}
+
+fn parse_mode(text: &str) -> Result<u32, &'static str> {
+    let is_octal = (3..=5).contains(&text.len()) && text.bytes().all(|byte| (b'0'..=b'7').contains(&byte));
+    let mode = is_octal.then(|| u32::from_str_radix(text, 8).ok()).flatten();
+    mode.filter(|mode| *mode <= 0o7777).ok_or("must be octal permission bits such as 0770")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn parse(pairs: &[(&str, &str)]) -> Result<Settings> {
+        let context = pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+        Settings::parse(&context, "our.name")
+    }
+
+    #[test]
+    fn noformat_is_read_in_every_spelling_and_as_a_boolean() {
+        for prefix in ["our.name", "dobs.csi.digitalocean.com", "com.digitalocean.csi", "com.digitalocean.csi.dobs"] {
+            let key = format!("{prefix}/noformat");
+            for yes in ["true", "TRUE", "True", "t", "1", "yes", "on", "", " true "] {
+                assert!(parse(&[(&key, yes)]).unwrap().is_never_formatted, "{key}={yes}");
+            }
+            for no in ["false", "FALSE", "f", "0", "no", "off"] {
+                assert!(!parse(&[(&key, no)]).unwrap().is_never_formatted, "{key}={no}");
+            }
+            for bad in ["maybe", "2", "tru"] {
+                let err = parse(&[(&key, bad)]).unwrap_err();
+                assert!(matches!(&err, Error::Invalid { field, .. } if field.contains(&key)), "{err}");
+            }
+        }
+        let both = [("com.digitalocean.csi/noformat", "true"), ("dobs.csi.digitalocean.com/noformat", "false")];
+        assert!(parse(&both).unwrap().is_never_formatted);
+        assert!(!parse(&[]).unwrap().is_never_formatted);
+    }
+
+    #[test]
+    fn what_is_ours_must_be_understood_and_what_is_not_is_left_alone() {
+        for bad in ["noformatt", "NOFORMAT", "no-format", "format", "", "block_size", "a/b"] {
+            assert!(parse(&[(&format!("our.name/{bad}"), "true")]).is_err(), "{bad}");
+        }
+        let others = [
+            ("storage.kubernetes.io/csiProvisionerIdentity", "1-dobs.csi.digitalocean.com"),
+            ("csi.storage.k8s.io/pod.name", "blog"),
+            ("noformat", "true"),
+            ("other.name/noformat", "true"),
+        ];
+        assert_eq!(parse(&others).unwrap(), Settings::default());
+    }
+
+    #[test]
+    fn owner_group_and_mode_are_numbers() {
+        let good = parse(&[("our.name/owner", "1000"), ("our.name/group", "0"), ("our.name/mode", "02770")]).unwrap();
+        assert_eq!(good.root, RootSettings { owner: Some(1000), group: Some(0), mode: Some(0o2770) });
+        let bad = [
+            ("owner", vec!["", "root", "-1", "+1", "4294967295", "4294967296", "1 "]),
+            ("group", vec!["", "staff"]),
+            ("mode", vec!["", "7", "77", "0888", "u+x", "17777", "000777", "-777"]),
+        ];
+        for (name, values) in bad {
+            for value in values {
+                assert!(parse(&[(&format!("our.name/{name}"), value)]).is_err(), "{name}={value}");
+            }
+        }
+    }
+
+    #[test]
+    fn parameters_of_mkfs_and_a_label_are_read() {
+        let label = "system_u:object_r:container_file_t:s0:c1,c2";
+        let good = parse(&[("our.name/block-size", "1024"), ("our.name/selinux-label", label)]).unwrap();
+        assert_eq!(good.format, FormatOptions::parse([("block-size", "1024")]).unwrap());
+        assert_eq!(good.label, Some(SelinuxLabel::parse(label).unwrap()));
+        assert!(parse(&[("our.name/selinux-label", "x")]).is_err());
+        assert!(parse(&[("our.name/block-size", "7")]).is_err());
+        // The same parameter under two prefixes is a contradiction, or at best a mistake.
+        assert!(parse(&[("our.name/label", "a"), ("com.digitalocean.csi/label", "b")]).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn no_context_is_ever_read_as_an_unlimited_right_to_format(name in "[ -~]{0,12}", value in "[ -~]{0,12}") {
+            // Either it is understood in full, or it is refused; and what was refused formats nothing.
+            if let Ok(settings) = parse(&[(&format!("our.name/{name}"), &value), ("our.name/noformat", "true")]) {
+                prop_assert!(settings.is_never_formatted);
+            }
+        }
+    }
+}
