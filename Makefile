@@ -108,4 +108,4 @@ compiler:
 
 # The file systems' tools, which the plugin looks for when it starts, and what the simulated cloud makes disks with.
 disk-tools:
-	@$(call need,blkid:util-linux losetup:mount mke2fs:e2fsprogs mkfs.xfs:xfsprogs mkfs.btrfs:btrfs-progs)
+	@$(call need,blkid:util-linux blockdev:util-linux losetup:mount mke2fs:e2fsprogs mkfs.xfs:xfsprogs mkfs.btrfs:btrfs-progs)

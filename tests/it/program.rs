@@ -513,8 +513,9 @@ fn chroot_without(solo: &Solo, missing: Option<&str>) -> Command {
 }
 
 /// The programs that the node service needs, with the Debian packages that have them.
-const TOOLS: [(&str, &str); 8] = [
+const TOOLS: [(&str, &str); 9] = [
     ("blkid", "util-linux"),
+    ("blockdev", "util-linux"),
     ("mkfs.xfs", "xfsprogs"),
     ("mke2fs", "e2fsprogs"),
     ("mkfs.btrfs", "btrfs-progs"),
