@@ -77,7 +77,8 @@ impl Pool {
     /// Makes a pool, with no thread yet.
     #[must_use]
     pub fn new(name: &'static str, most_threads: usize, queue_length: usize) -> Pool {
-        let (queue, jobs) = bounded(queue_length);
+        // Room also for what free threads are about to take: a burst comes faster than they start.
+        let (queue, jobs) = bounded(most_threads.saturating_add(queue_length));
         let load = Mutex::new(Load::default());
         Pool { shared: Arc::new(Shared { name, most_threads, queue_length, queue, jobs, load }) }
     }
@@ -86,10 +87,14 @@ impl Pool {
     fn submit(&self, job: Job) -> Result<()> {
         let shared = &self.shared;
         let mut load = shared.load();
+        if load.jobs >= shared.most_threads.saturating_add(shared.queue_length) {
+            return Err(Error::Overloaded(shared.queue_length));
+        }
         match shared.queue.try_send(job) {
             Ok(()) => load.jobs += 1,
-            Err(TrySendError::Full(_)) => return Err(Error::Overloaded(shared.queue_length)),
-            Err(TrySendError::Disconnected(_)) => return Err(Error::Bug("the queue of calls is closed".to_owned())),
+            Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => {
+                return Err(Error::Bug("the queue of calls has less room than it should".to_owned()));
+            }
         }
         if load.jobs > load.threads && load.threads < shared.most_threads {
             let name = format!("{}-{}", shared.name, load.threads);
@@ -112,9 +117,13 @@ impl Pool {
         F: FnOnce() -> Result<T> + Send + 'static,
     {
         let (answer, answered) = oneshot::channel();
+        let shared = Arc::clone(&self.shared);
         let job = Box::new(move || {
+            let outcome = run(&call, work);
+            // Before the caller knows, so that its next call finds the room that this one leaves.
+            shared.load().jobs -= 1;
             // The caller may be gone; then nobody waits for the answer.
-            drop(answer.send(run(&call, work)));
+            drop(answer.send(outcome));
         });
         let admitted = self.submit(job);
         ctx.spawn(async move {
@@ -155,7 +164,6 @@ impl Shared {
     fn work_off(&self) {
         for job in &self.jobs {
             job();
-            self.load().jobs -= 1;
         }
     }
 }

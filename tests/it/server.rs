@@ -483,6 +483,18 @@ fn a_panic_is_answered_internal_and_costs_no_thread() {
 }
 
 #[test]
+fn a_burst_for_which_there_is_room_is_taken_whole() {
+    let steered = Steered::start(30, 2);
+    for _ in 0..3 {
+        let waiting: Vec<_> = (0..32).map(|_| steered.wait_in_call()).collect();
+        waiting.iter().for_each(|_| steered.go_on.send(()).unwrap());
+        for answer in waiting {
+            futures_executor::block_on(answer).unwrap();
+        }
+    }
+}
+
+#[test]
 fn a_full_queue_is_unavailable_and_is_free_again_when_calls_are_done() {
     let steered = Steered::start(2, 3);
     let mut waiting = vec![steered.wait_in_call(), steered.wait_in_call()];
