@@ -512,3 +512,100 @@ fn a_path_that_the_system_cannot_have_is_refused_and_one_that_is_long_is_not() {
     let longest = format!("/{}", "x".repeat(255)).repeat(15);
     client.unstage(&bench.id, std::path::Path::new(&longest)).unwrap();
 }
+
+/// The table of a request whose only fault is that an id is missing.
+fn needs<R: Default + Clone, T>(bench: &Bench, field: &'static str, call: impl Fn(&Client, &R) -> Result<T, Refusal>) {
+    bench.refuses(call, &R::default(), vec![spoil(field, |_: &mut R| {})]);
+}
+
+#[test]
+fn what_is_about_one_volume_or_snapshot_needs_its_id() {
+    let bench = Bench::start();
+    needs(&bench, "volume_id", |client, request| Ok(client.controller.controller_get_volume_opt(request, option())?));
+    needs(&bench, "volume_id", |client, request| {
+        Ok(client.controller.controller_expand_volume_opt(request, option())?)
+    });
+    needs(&bench, "volume_id", |client, request| {
+        Ok(client.controller.controller_modify_volume_opt(request, option())?)
+    });
+    needs(&bench, "snapshot_id", |client, request| Ok(client.controller.delete_snapshot_opt(request, option())?));
+    needs(&bench, "snapshot_id", |client, request| Ok(client.controller.get_snapshot_opt(request, option())?));
+    needs(&bench, "volume_id", |client, request| Ok(client.node.node_expand_volume_opt(request, option())?));
+}
+
+#[test]
+fn a_volume_does_not_grow_by_a_bad_request() {
+    type Request = csi::ControllerExpandVolumeRequest;
+    let bench = Bench::start();
+    let expand = |client: &Client, request: &Request| {
+        Ok(client.controller.controller_expand_volume_opt(request, option()).map(drop)?)
+    };
+    let range = |required_bytes: i64, limit_bytes: i64| {
+        Some(CapacityRange { required_bytes, limit_bytes, ..Default::default() })
+    };
+    let good = Request { volume_id: bench.id.clone(), capacity_range: range(2 << 30, 0).into(), ..Default::default() };
+    let mut table: Vec<Spoil<Request>> = [range(-1, 0), range(0, -1), range(3 << 30, 2 << 30), None]
+        .into_iter()
+        .map(|range| {
+            spoil("capacity_range", move |request: &mut Request| request.capacity_range = range.clone().into())
+        })
+        .collect();
+    let capabilities =
+        bad_capabilities("volume_capability", |request: &mut Request, bad| request.volume_capability = bad);
+    // The first one is none at all, which is allowed here.
+    table.extend(capabilities.into_iter().skip(1));
+    bench.refuses(expand, &good, table);
+    for id in IMPOSSIBLE.iter().copied().chain([UNKNOWN]) {
+        bench.solo.sim.reset_calls();
+        is_not_found(
+            &bench,
+            "expand",
+            id,
+            expand(bench.client(), &Request { volume_id: id.to_owned(), ..good.clone() }),
+        );
+    }
+    assert_eq!(bench.solo.sim.volume(&bench.id).unwrap().size_gigabytes, 1);
+}
+
+#[test]
+fn a_snapshot_is_not_taken_by_a_bad_request_and_an_unknown_one_is_not_found() {
+    type Request = csi::CreateSnapshotRequest;
+    let bench = Bench::start();
+    let take =
+        |client: &Client, request: &Request| Ok(client.controller.create_snapshot_opt(request, option()).map(drop)?);
+    let good = Request { name: "nightly".into(), source_volume_id: bench.id.clone(), ..Default::default() };
+    let table = vec![
+        spoil("name", |request: &mut Request| request.name.clear()),
+        spoil("name", |request: &mut Request| request.name = name_of_129_bytes()),
+        spoil("name", |request: &mut Request| request.name = "a\nb".into()),
+        spoil("source_volume_id", |request: &mut Request| request.source_volume_id.clear()),
+    ];
+    bench.refuses(take, &good, table);
+    let client = bench.client();
+    for id in IMPOSSIBLE.iter().copied().chain([UNKNOWN]) {
+        bench.solo.sim.reset_calls();
+        is_not_found(
+            &bench,
+            "snapshot",
+            id,
+            take(client, &Request { source_volume_id: id.to_owned(), ..good.clone() }),
+        );
+        let request = csi::GetSnapshotRequest { snapshot_id: id.to_owned(), ..Default::default() };
+        let found = client.controller.get_snapshot_opt(&request, option()).map(drop);
+        is_not_found(&bench, "get snapshot", id, found.map_err(Refusal::from));
+        let request = csi::ControllerGetVolumeRequest { volume_id: id.to_owned(), ..Default::default() };
+        let found = client.controller.controller_get_volume_opt(&request, option()).map(drop);
+        is_not_found(&bench, "get volume", id, found.map_err(Refusal::from));
+
+        let request = csi::DeleteSnapshotRequest { snapshot_id: id.to_owned(), ..Default::default() };
+        client.controller.delete_snapshot_opt(&request, option()).unwrap();
+        let request = csi::ListSnapshotsRequest { snapshot_id: id.to_owned(), ..Default::default() };
+        assert!(client.controller.list_snapshots_opt(&request, option()).unwrap().entries.is_empty());
+        let request = csi::ListSnapshotsRequest { source_volume_id: id.to_owned(), ..Default::default() };
+        assert!(client.controller.list_snapshots_opt(&request, option()).unwrap().entries.is_empty());
+        if id != UNKNOWN {
+            assert_eq!(bench.solo.sim.calls().total(), 0, "{id:?}: {}", bench.solo.sim.calls());
+        }
+    }
+    assert!(bench.solo.sim.snapshots().is_empty());
+}
