@@ -48,31 +48,38 @@ impl Node {
     /// else is there.
     pub fn publish(&self, want: &Publish) -> Result<()> {
         let call = self.begin(&want.stage.volume)?;
+        // A dead mount at the target would keep the file system below it dead, however often that is mounted anew.
+        let mounts = self.ensure_not_dead(&call, &want.target)?;
         match &want.stage.capability.access {
             Access::Block => {
                 let (name, size) = (&want.stage.attached.name, want.stage.attached.size);
                 let device = await_device(&call.guard, &self.places, name, size, call.cap(DEVICE_BUDGET))?;
                 let source = device.path().to_owned();
                 let shown = Shown { device: &device, want, source, shape: Shape::File, options: None };
-                self.ensure_shown(&call, &shown)
+                self.ensure_shown(&call, &mounts, &shown)
             }
             Access::Mount { flags, .. } => {
-                let (device, source) = self.ensure_staging(&call, want, flags)?;
+                let (device, source, mounts) = self.ensure_staging(&call, want, flags, mounts)?;
                 let options = if want.is_read_only { flags.clone().read_only() } else { flags.clone() };
                 let shown = Shown { device: &device, want, source, shape: Shape::Folder, options: Some(options) };
-                self.ensure_shown(&call, &shown)
+                self.ensure_shown(&call, &mounts, &shown)
             }
         }
     }
 
     /// Finds the mount at the staging path. Nomad does not stage again while anything is mounted there, so a mount that
-    /// is dead, or not as asked, is put right or refused here.
-    fn ensure_staging(&self, call: &Call<'_>, want: &Publish, flags: &MountOptions) -> Result<(Device, PathBuf)> {
+    /// is dead, or not as asked, is put right or refused here. Gives the mount table as it is then.
+    fn ensure_staging(
+        &self,
+        call: &Call<'_>,
+        want: &Publish,
+        flags: &MountOptions,
+        mounts: MountTable,
+    ) -> Result<(Device, PathBuf, MountTable)> {
         let stage = &want.stage;
         let not_staged =
             || Error::Precondition(format!("volume {} is not staged at {}", stage.volume, stage.staging.display()));
         let staging = place::observe_real_path(&stage.staging)?.ok_or_else(not_staged)?;
-        let mounts = observe_mounts()?;
         mounts.at(&staging).ok_or_else(not_staged)?;
         if let Sighting::Ready(device) = observe_device(&self.places, &stage.attached.name, stage.attached.size)? {
             let is_writable_enough = |mount: &Mount| want.is_read_only || !mount.is_read_only();
@@ -82,27 +89,27 @@ impl Node {
                 Some(how) => Some(how),
             };
             if self.observe_at(&mounts, &staging, &device, difference)? == MountAt::Fits {
-                return Ok((device, staging));
+                return Ok((device, staging, mounts));
             }
         }
-        Ok((self.ensure_staged(call, stage)?, staging))
+        let device = self.ensure_staged(call, stage)?;
+        Ok((device, staging, observe_mounts()?))
     }
 
-    fn ensure_shown(&self, call: &Call<'_>, shown: &Shown<'_>) -> Result<()> {
-        let mounts = observe_mounts()?;
+    fn ensure_shown(&self, call: &Call<'_>, mounts: &MountTable, shown: &Shown<'_>) -> Result<()> {
         let target = place::observe_real_path(&shown.want.target)?;
         let at = match &target {
-            Some(target) => self.observe_at(&mounts, target, shown.device, |mount| shown.difference(mount))?,
+            Some(target) => self.observe_at(mounts, target, shown.device, |mount| shown.difference(mount))?,
             None => MountAt::Free,
         };
         match plan_place(&shown.want.target, &at)? {
-            PlacePlan::Keep => self.ensure_access(call, &mounts, shown),
-            PlacePlan::Mount => self.apply_show(call, &mounts, shown),
+            PlacePlan::Keep => self.ensure_access(call, mounts, shown),
+            PlacePlan::Mount => self.apply_show(call, mounts, shown),
             PlacePlan::ClearThenMount => {
                 warn!("clearing a dead mount target={}: {at:?}", shown.want.target.display());
                 apply_unmount(&call.guard, target.as_deref().unwrap_or(&shown.want.target), Unmount::DiskGone)?;
                 // What was hidden below is looked at in turn.
-                self.ensure_shown(call, shown)
+                self.ensure_shown(call, &observe_mounts()?, shown)
             }
         }
     }

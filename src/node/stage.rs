@@ -4,7 +4,7 @@
 //! off anywhere is completed by the next. A second staging path, as Nomad has one for readers and one for writers, gets a
 //! mount of its own of the same file system.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use log::{info, warn};
 
@@ -82,7 +82,7 @@ impl Node {
         match &want.capability.access {
             Access::Block => {}
             Access::Mount { fs, flags } => {
-                let staging = place::ensure_place(&call.guard, &want.staging, Shape::Folder)?;
+                let staging = ensure_staging_place(call, &want.staging)?;
                 let options = self.labelled(flags, want);
                 let wanted = Wanted { device: &device, stage: want, fs: *fs, options, staging: &staging };
                 self.ensure_mounted(call, &wanted)?;
@@ -203,6 +203,16 @@ impl Node {
             warn!("the file system is smaller than its disk and stays so: {}", Chain(&err));
         }
     }
+}
+
+/// Makes the staging folder, unless something is mounted there: a dead mount cannot even be examined.
+fn ensure_staging_place(call: &Call<'_>, staging: &Path) -> Result<PathBuf> {
+    if let Some(real) = place::observe_real_path(staging)?
+        && observe_mounts()?.at(&real).is_some()
+    {
+        return Ok(real);
+    }
+    place::ensure_place(&call.guard, staging, Shape::Folder)
 }
 
 fn apply_mount_of(call: &Call<'_>, device: &Device, fs: FsKind, at: &Path, options: &MountOptions) -> Result<()> {

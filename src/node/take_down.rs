@@ -14,7 +14,7 @@ use crate::config::UNMOUNT_BUDGET;
 use crate::error::{Chain, Error, Result};
 use crate::host::liveness::{Health, observe_health};
 use crate::host::mount::{Unmount, apply_flush, apply_unmount, apply_unmount_within, observe_mounts};
-use crate::host::mountinfo::Mount;
+use crate::host::mountinfo::{Mount, MountTable};
 use crate::request::node::{Unpublish, Unstage};
 
 impl Node {
@@ -57,6 +57,19 @@ impl Node {
             self.apply_take_down(&call, mount, &staging)?;
         }
         aside::apply_clean(&call.guard, &staging)
+    }
+
+    /// Takes dead mounts away from a path; whatever else is there stays. Gives the mount table as it is then.
+    pub(super) fn ensure_not_dead(&self, call: &Call<'_>, path: &Path) -> Result<MountTable> {
+        let real = place::observe_real_path(path)?;
+        loop {
+            let mounts = observe_mounts()?;
+            let mount = real.as_deref().and_then(|real| mounts.at(real));
+            match mount.filter(|mount| is_of_our_making(mount) && self.health(mount) != Health::Alive) {
+                Some(dead) => self.apply_tear_down(call, dead, &dead.target)?,
+                None => return Ok(mounts),
+            }
+        }
     }
 
     fn apply_take_down(&self, call: &Call<'_>, mount: &Mount, path: &Path) -> Result<()> {

@@ -32,8 +32,13 @@ mod controller;
 mod program;
 mod proto;
 mod retry;
+mod rig;
+mod root_chaos;
 mod root_demo;
+mod root_figures;
 mod root_host;
+mod root_node;
+mod root_states;
 mod server;
 mod tidy;
 

@@ -3,8 +3,8 @@
 //! Needs root, and is meant to run in a private mount namespace: `make test-root` does both.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{Read, Write};
-use std::os::unix::fs::FileExt;
+use std::io::Write;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -26,6 +26,8 @@ use do_csi_plugin::id::VolumeName;
 use do_csi_plugin::lock::{VolumeGuard, VolumeKey, VolumeLocks};
 use do_csi_plugin::size::Gib;
 use tempfile::TempDir;
+
+use crate::rig::{Bytes, Sysfs, ok};
 
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
@@ -89,30 +91,15 @@ impl Disk {
         node.sync_all().unwrap();
     }
 
-    /// A copy of all bytes, to be compared with [`Disk::is_still`].
-    fn remember(&self) -> PathBuf {
-        self.remember_as("before")
+    fn bytes(&self) -> Bytes {
+        Bytes::of(&self.file(), &self.node)
     }
 
-    fn remember_as(&self, name: &str) -> PathBuf {
+    /// A copy of all bytes that stays as long as the disk does.
+    fn copy(&self, name: &str) -> PathBuf {
         let copy = self.root.path().join(name);
         ok("cp", &["--sparse=always".as_ref(), self.file().as_os_str(), copy.as_os_str()]);
         copy
-    }
-
-    fn is_still(&self, before: &Path) -> bool {
-        File::open(&self.node).unwrap().sync_all().unwrap();
-        let (mut a, mut b) = (File::open(self.file()).unwrap(), File::open(before).unwrap());
-        let (mut left, mut right) = (vec![0; 1 << 20], vec![0; 1 << 20]);
-        loop {
-            let (n, m) = (a.read(&mut left).unwrap(), b.read(&mut right).unwrap());
-            if n != m || left[..n] != right[..m] {
-                return false;
-            }
-            if n == 0 {
-                return true;
-            }
-        }
     }
 
     fn close(mut self) {
@@ -176,12 +163,6 @@ fn key() -> VolumeKey {
     VolumeKey::Id("vol".into())
 }
 
-fn ok(program: &str, args: &[&std::ffi::OsStr]) -> String {
-    let out = Command::new(program).args(args).output().unwrap();
-    assert!(out.status.success(), "{program} {args:?}: {}", String::from_utf8_lossy(&out.stderr));
-    String::from_utf8(out.stdout).unwrap()
-}
-
 /// Whether this process has CAP_SYS_RESOURCE, without which `ext4_resize_begin` of the kernel refuses to grow.
 fn may_grow_ext() -> bool {
     let status = fs::read_to_string("/proc/self/status").unwrap();
@@ -209,12 +190,12 @@ fn root_a_blank_disk_is_formatted_mounted_and_never_formatted_again() {
         assert!(matches!(&refused, Error::WillNotFormat { found, .. } if found.contains("in use")), "{refused}");
         apply_flush(&bench.guard, &disk.mnt()).unwrap();
         bench.unmount(&disk);
-        let before = disk.remember();
+        let before = disk.bytes();
         for other in FsKind::ALL {
             let refused = bench.format(&device, other).unwrap_err();
             assert!(matches!(&refused, Error::WillNotFormat { found, .. } if found.contains(fs.name())), "{refused}");
         }
-        assert!(disk.is_still(&before), "{fs}");
+        assert!(before.are_still_there(), "{fs}");
         bench.mount(&disk, fs);
         assert_eq!(fs::read_to_string(disk.mnt().join("hello")).unwrap(), "world");
         bench.unmount(&disk);
@@ -273,7 +254,7 @@ fn root_a_disk_that_holds_anything_is_refused_and_not_touched() {
     for (what, writes, words) in foreign_contents() {
         let disk = Disk::new(320 * MIB);
         writes.iter().for_each(|(at, bytes)| disk.write(*at, bytes));
-        let before = disk.remember();
+        let before = disk.bytes();
         for fs in FsKind::ALL {
             let refused = bench.format(&disk.device(), fs).unwrap_err();
             assert!(
@@ -281,7 +262,7 @@ fn root_a_disk_that_holds_anything_is_refused_and_not_touched() {
                 "{what}: {refused}"
             );
         }
-        assert!(disk.is_still(&before), "{what}");
+        assert!(before.are_still_there(), "{what}");
         disk.close();
     }
 }
@@ -348,9 +329,9 @@ fn root_a_killed_mkfs_is_finished_or_refused_but_never_taken_for_something_else(
             }
             Content::Filesystem(found) => assert_eq!(found.kind, fs, "round {round}"),
             Content::Unrecognised { .. } => {
-                let before = disk.remember();
+                let before = disk.bytes();
                 bench.format(&disk.device(), fs).unwrap_err();
-                assert!(disk.is_still(&before), "round {round}");
+                assert!(before.are_still_there(), "round {round}");
                 continue;
             }
             Content::OtherSignature { .. } | Content::Ambivalent { .. } => panic!("round {round}: {fs}: {content}"),
@@ -392,9 +373,9 @@ fn root_a_disk_whose_formatting_never_started_is_formatted_next_time_as_it_was_m
         let want = if has_note { Content::Unfinished(fs) } else { Content::AllZero };
         assert_eq!(bench.content(&disk), want, "{fs}");
         if has_note {
-            let before = disk.remember();
+            let before = disk.bytes();
             assert!(matches!(bench.format(&disk.device(), FsKind::Xfs), Err(Error::WillNotFormat { .. })));
-            assert!(disk.is_still(&before));
+            assert!(before.are_still_there());
         }
         apply_format(&bench.guard, &bench.slots, &bench.runner, &disk.device(), fs, &options).unwrap();
         let mut second_block = [0; 4096];
@@ -531,7 +512,7 @@ fn root_a_disk_that_was_replaced_under_the_same_name_is_not_used() {
             break (disk, device);
         }
     };
-    let before = disk.remember();
+    let before = disk.bytes();
     for refused in [
         device.open().map(drop),
         observe_content(&bench.runner, &device).map(drop),
@@ -540,7 +521,7 @@ fn root_a_disk_that_was_replaced_under_the_same_name_is_not_used() {
     ] {
         assert!(matches!(&refused, Err(Error::WrongDevice { found, .. }) if found.contains("replaced")), "{refused:?}");
     }
-    assert!(disk.is_still(&before));
+    assert!(before.are_still_there());
     disk.close();
 }
 
@@ -858,10 +839,10 @@ fn root_an_ext_without_superblock_is_finished_only_if_nothing_was_ever_stored_in
     for (fs, size) in [(FsKind::Ext4, GIB), (FsKind::Ext3, GIB), (FsKind::Ext4, 300 * GIB)] {
         let disk = Disk::new(size);
         let refused = |why: &str| {
-            let before = disk.remember();
+            let before = disk.bytes();
             assert!(matches!(bench.content(&disk), Content::Unrecognised { .. }), "{fs}: {why}");
             assert!(matches!(bench.format(&disk.device(), fs), Err(Error::WillNotFormat { .. })));
-            assert!(disk.is_still(&before), "{fs}: {why}");
+            assert!(before.are_still_there(), "{fs}: {why}");
         };
         bench.format(&disk.device(), fs).unwrap();
         lose_superblock(&disk);
@@ -876,7 +857,7 @@ fn root_an_ext_without_superblock_is_finished_only_if_nothing_was_ever_stored_in
         let mut file = File::create(disk.mnt().join("file")).unwrap();
         file.write_all(b"data").unwrap();
         file.sync_all().unwrap();
-        let crashed = disk.remember_as("crashed");
+        let crashed = disk.copy("crashed");
         drop(file);
         bench.unmount(&disk);
         lose_superblock(&disk);
@@ -911,56 +892,25 @@ fn root_an_xfs_with_files_is_never_taken_for_unfinished() {
     // The byte by which an unfinished one is known, on one that is not.
     disk.write(126, &[1]);
     assert!(is_filesystem(&bench.content(&disk), FsKind::Xfs));
-    let before = disk.remember();
+    let before = disk.bytes();
     bench.format(&disk.device(), FsKind::Xfs).unwrap_err();
-    assert!(disk.is_still(&before));
+    assert!(before.are_still_there());
     disk.close();
 }
 
-/// A sysfs of our own, in which a loop device is a disk with a SCSI identity: what only a real one can show.
-struct ScsiTree {
-    root: TempDir,
+/// A sysfs in which loop devices are disks with a SCSI identity: what only a real one can show.
+trait ScsiTree {
+    fn show_disk(&self, disk: &Disk, name: &str, state: &str) -> PathBuf;
+    fn places(&self, disk: &Disk) -> DevicePlaces;
 }
 
-impl ScsiTree {
-    fn new() -> ScsiTree {
-        let root = TempDir::new().unwrap();
-        fs::create_dir_all(root.path().join("block")).unwrap();
-        fs::create_dir_all(root.path().join("dev/block")).unwrap();
-        ScsiTree { root }
-    }
-
-    /// Shows the loop device with these attributes, each in a file below `device/` as the kernel prints it.
-    fn show(&self, disk: &Disk, name: &str, state: &str) -> PathBuf {
-        let kernel_name = disk.node.file_name().unwrap().to_str().unwrap();
-        let folder = self.root.path().join("block").join(kernel_name);
-        fs::create_dir_all(folder.join("device")).unwrap();
-        let real = Path::new("/sys/block").join(kernel_name);
-        for file in ["dev", "diskseq"] {
-            fs::copy(real.join(file), folder.join(file)).unwrap();
-        }
-        let number = fs::read_to_string(folder.join("dev")).unwrap();
-        let by_number = self.root.path().join("dev/block").join(number.trim());
-        fs::remove_file(&by_number).ok();
-        std::os::unix::fs::symlink(&folder, by_number).unwrap();
-        let length = u8::try_from(name.len()).unwrap();
-        let page_83 = [&[0, 0x83, 0, length + 4, 2, 0, 0, length], name.as_bytes()].concat();
-        let serial = &name.as_bytes()[..name.len().min(36)];
-        let page_80 = [&[0, 0x80, 0, u8::try_from(serial.len()).unwrap()], serial].concat();
-        let attributes: [(&str, &[u8]); 6] = [
-            ("vendor", b"DO      \n"),
-            ("model", b"Volume          \n"),
-            ("state", state.as_bytes()),
-            ("rescan", b""),
-            ("vpd_pg83", &page_83),
-            ("vpd_pg80", &page_80),
-        ];
-        attributes.iter().for_each(|(file, text)| fs::write(folder.join("device").join(file), text).unwrap());
-        folder.join("device")
+impl ScsiTree for Sysfs {
+    fn show_disk(&self, disk: &Disk, name: &str, state: &str) -> PathBuf {
+        self.show_scsi(&disk.node, name, state)
     }
 
     fn places(&self, disk: &Disk) -> DevicePlaces {
-        DevicePlaces { sysfs: self.root.path().to_owned(), ..disk.places() }
+        DevicePlaces { sysfs: self.path().to_owned(), ..disk.places() }
     }
 }
 
@@ -968,23 +918,23 @@ impl ScsiTree {
 #[ignore = "needs root: make test-root"]
 fn root_a_scsi_disk_is_used_only_when_it_carries_the_name_and_runs() {
     let bench = Bench::new();
-    let (disk, tree) = (Disk::new(64 * MIB), ScsiTree::new());
+    let (disk, tree) = (Disk::new(64 * MIB), Sysfs::new());
     let observe = || observe_device(&tree.places(&disk), &disk.name, None).unwrap();
     // A disk that sysfs does not show could be anything.
     assert!(matches!(observe(), Sighting::NotRunning { .. }));
-    let attributes = tree.show(&disk, "vol", "running\n");
+    let attributes = tree.show_disk(&disk, "vol", "running\n");
     let Sighting::Ready(device) = observe() else { panic!("{}", observe()) };
     let too_small =
         await_device(&bench.guard, &tree.places(&disk), &disk.name, Some(Gib(1)), Duration::from_millis(20));
     assert!(too_small.is_err());
     assert_eq!(fs::read_to_string(attributes.join("rescan")).unwrap(), "1");
     for state in ["offline\n", "transport-offline\n", "deleted\n", "created\n", "\n"] {
-        tree.show(&disk, "vol", state);
+        tree.show_disk(&disk, "vol", state);
         assert!(matches!(observe(), Sighting::NotRunning { state: seen, .. } if seen == state.trim()), "{state}");
         assert!(matches!(device.open(), Err(Error::WrongDevice { .. })), "{state}");
     }
     for name in ["vo", "vol2", "other"] {
-        tree.show(&disk, name, "running\n");
+        tree.show_disk(&disk, name, "running\n");
         assert!(matches!(observe(), Sighting::OtherVolume { found, .. } if found.contains(name)), "{name}");
         let wrong =
             await_device(&bench.guard, &tree.places(&disk), &disk.name, None, Duration::from_millis(5)).unwrap_err();
@@ -996,9 +946,9 @@ fn root_a_scsi_disk_is_used_only_when_it_carries_the_name_and_runs() {
 #[test]
 #[ignore = "needs root: make test-root"]
 fn root_a_stale_missing_or_cut_link_is_made_up_for_by_the_name_that_the_disk_carries() {
-    let (stale, mut right, tree) = (Disk::new(64 * MIB), Disk::new(32 * MIB), ScsiTree::new());
-    tree.show(&stale, "gone", "running\n");
-    tree.show(&right, "vol", "running\n");
+    let (stale, mut right, tree) = (Disk::new(64 * MIB), Disk::new(32 * MIB), Sysfs::new());
+    tree.show_disk(&stale, "gone", "running\n");
+    tree.show_disk(&right, "vol", "running\n");
     let found = |places: &DevicePlaces, name: &VolumeName| {
         let seen = observe_device(places, name, None).unwrap();
         let Sighting::Ready(device) = seen else { panic!("{seen}") };
@@ -1010,19 +960,54 @@ fn root_a_stale_missing_or_cut_link_is_made_up_for_by_the_name_that_the_disk_car
     assert_eq!(found(&tree.places(&stale), &stale.name), right.node);
     // A name that makes a link longer than a file name may be.
     right.name = VolumeName::parse(&"n".repeat(245)).unwrap();
-    tree.show(&right, right.name.as_str(), "running\n");
+    tree.show_disk(&right, right.name.as_str(), "running\n");
     assert_eq!(found(&tree.places(&stale), &right.name), right.node);
     // Two disks of one name: neither is used.
-    tree.show(&stale, "vol", "running\n");
-    tree.show(&right, "vol", "running\n");
+    tree.show_disk(&stale, "vol", "running\n");
+    tree.show_disk(&right, "vol", "running\n");
     let refused = observe_device(&tree.places(&stale), &stale.name, None).unwrap();
     assert!(matches!(&refused, Sighting::OtherVolume { found, .. } if found.contains("2 disks")), "{refused}");
     // What sysfs calls by a name must be what the node of that name is.
-    tree.show(&stale, "gone", "running\n");
-    let folder = tree.show(&right, "vol", "running\n");
+    tree.show_disk(&stale, "gone", "running\n");
+    let folder = tree.show_disk(&right, "vol", "running\n");
     fs::write(folder.parent().unwrap().join("dev"), "8:240\n").unwrap();
     let refused = observe_device(&tree.places(&stale), &stale.name, None).unwrap();
     assert!(matches!(&refused, Sighting::NotRunning { .. }), "{refused}");
     stale.close();
     right.close();
+}
+
+/// A runner under which, in the moment before mkfs starts, the disk is pulled and another one comes under its name.
+#[derive(Debug)]
+struct Swap<'a> {
+    real: SystemRunner,
+    node: &'a Path,
+    other: &'a Path,
+}
+
+impl Runner for Swap<'_> {
+    fn run(&self, cmd: &Cmd) -> Result<Output, CommandError> {
+        if cmd.tool() != Tool::Blkid {
+            Command::new("losetup").arg("-d").arg(self.node).output().unwrap();
+            Command::new("losetup").arg(self.node).arg(self.other).output().unwrap();
+        }
+        self.real.run(cmd)
+    }
+}
+
+#[test]
+#[ignore = "needs root: make test-root"]
+fn root_no_other_disk_gets_the_name_of_one_that_is_being_formatted() {
+    let bench = Bench::new();
+    for fs in FsKind::ALL {
+        let mut disk = Disk::new(512 * MIB);
+        let other = disk.root.path().join("other");
+        File::create(&other).unwrap().set_len(512 * MIB).unwrap();
+        let swap = Swap { real: bench.runner.clone(), node: &disk.node, other: &other };
+        let outcome = apply_format(&bench.guard, &bench.slots, &swap, &disk.device(), fs, &FormatOptions::default());
+        assert_eq!(fs::metadata(&other).unwrap().blocks(), 0, "the wrong disk was formatted: {outcome:?}");
+        // It was the right one that was formatted, to the end, although it was on its way out.
+        outcome.unwrap();
+        disk.is_attached = false;
+    }
 }

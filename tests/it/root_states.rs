@@ -1,0 +1,674 @@
+//! The states of a mount, one test for each row: what is there already, and what comes of asking for it again.
+
+use std::fs;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+use do_csi_plugin::rpc::proto::csi::volume_capability::access_mode::Mode;
+use grpcio::RpcStatusCode;
+
+use crate::rig::{Rig, Sysfs, Vol, refused};
+use crate::support::wait_for;
+
+const PRECONDITION: RpcStatusCode = RpcStatusCode::FAILED_PRECONDITION;
+const EXISTS: RpcStatusCode = RpcStatusCode::ALREADY_EXISTS;
+
+fn count_at(rig: &Rig, path: &Path) -> usize {
+    let lines = rig.machine().droplet.mounts();
+    lines.iter().filter(|line| line.split(' ').nth(4) == path.to_str()).count()
+}
+
+fn is_read_only(rig: &Rig, path: &Path) -> bool {
+    let line = rig.mount_at(path).unwrap_or_else(|| panic!("nothing is mounted at {}", path.display()));
+    line.split(' ').nth(5).unwrap().split(',').any(|option| option == "ro")
+}
+
+/// Where Nomad stages a volume for readers.
+fn readers_staging(rig: &Rig, vol: &Vol) -> PathBuf {
+    rig.staging(vol).with_file_name("ro-file-system-single-node-reader-only")
+}
+
+#[test]
+#[ignore = "needs root: make test-root"]
+fn root_every_call_may_be_repeated() {
+    let rig = Rig::start();
+    for fs in ["xfs", "ext4", "ext3", "btrfs"] {
+        let vol = rig.volume(&format!("vol-{fs}"), "").fs(fs).flags(&["noatime", "nodev", "discard"]);
+        let (staging, target) = (rig.staging(&vol), rig.target(&vol, "alloc"));
+        refused(rig.publish(&vol, "alloc"), PRECONDITION, &["not staged"]);
+        for _ in 0..3 {
+            rig.stage(&vol).unwrap();
+            assert_eq!(count_at(&rig, &staging), 1, "{fs}");
+        }
+        for _ in 0..3 {
+            rig.publish(&vol, "alloc").unwrap();
+            assert_eq!(count_at(&rig, &target), 1, "{fs}");
+        }
+        for path in [&staging, &target] {
+            let line = rig.mount_at(path).unwrap();
+            assert!(line.contains("noatime") && line.contains("nodev"), "{line}");
+        }
+        for _ in 0..3 {
+            rig.unpublish(&vol, "alloc").unwrap();
+            assert!(!rig.file(&target, ".").exists(), "{fs}");
+        }
+        for _ in 0..3 {
+            rig.unstage(&vol).unwrap();
+            assert_eq!(count_at(&rig, &staging), 0, "{fs}");
+        }
+        refused(rig.publish(&vol, "alloc"), PRECONDITION, &["not staged"]);
+        fs::remove_dir(&staging).unwrap();
+        refused(rig.publish(&vol, "alloc"), PRECONDITION, &["not staged"]);
+        rig.unstage(&vol).unwrap();
+        rig.client().unpublish(&vol.csi.id, Path::new("/no/such/path")).unwrap();
+        rig.client().unstage(&vol.csi.id, Path::new("/no/such/path")).unwrap();
+    }
+    rig.close();
+}
+
+#[test]
+#[ignore = "needs root: make test-root"]
+fn root_a_mount_that_is_not_as_asked_is_named_and_kept() {
+    let rig = Rig::start();
+    let vol = rig.volume("vol", "xfs").flags(&["noexec"]);
+    rig.stage(&vol).unwrap();
+    rig.publish(&vol, "alloc").unwrap();
+    let mounts = rig.machine().droplet.mounts();
+    let others = [
+        (vol.flags(&[]), "with noexec"),
+        (vol.flags(&["noexec", "nosuid"]), "without nosuid"),
+        (vol.flags(&["noexec", "ro"]), "should be read-only"),
+        (vol.mode(Mode::SINGLE_NODE_READER_ONLY), "should be read-only"),
+        (vol.flags(&["noexec", "sync"]), "without sync"),
+        (vol.fs("ext4"), "holds xfs, and ext4 was asked for"),
+    ];
+    for (other, words) in &others {
+        refused(rig.stage(other), EXISTS, &[words, "unstage"]);
+    }
+    refused(rig.publish_as(&vol, "alloc", true), EXISTS, &["should be read-only"]);
+    refused(rig.publish(&vol.flags(&["noexec", "nosuid"]), "alloc"), EXISTS, &["without nosuid"]);
+    refused(rig.publish(&vol.flags(&["noexec", "sync"]), "other"), EXISTS, &["without sync"]);
+    assert_eq!(rig.machine().droplet.mounts(), mounts);
+    // Flags that belong to one mount are given to each as asked, whatever the staged one has.
+    let stricter = vol.flags(&["noexec", "nosuid", "noatime"]);
+    rig.publish(&stricter, "stricter").unwrap();
+    rig.publish(&stricter, "stricter").unwrap();
+    let line = rig.mount_at(&rig.target(&vol, "stricter")).unwrap();
+    assert!(line.contains("nosuid,noexec,noatime"), "{line}");
+    assert_eq!(fs::read_dir(rig.target(&vol, "stricter").parent().unwrap()).unwrap().count(), 1);
+    for alloc in ["alloc", "stricter"] {
+        rig.unpublish(&vol, alloc).unwrap();
+    }
+    rig.unstage(&vol).unwrap();
+    rig.close();
+}
+
+#[test]
+#[ignore = "needs root: make test-root"]
+fn root_another_volume_or_anything_else_at_a_path_is_left_alone() {
+    let rig = Rig::start();
+    let (vol, other) = (rig.volume("vol", "xfs"), rig.volume("other", "xfs"));
+    rig.stage(&other).unwrap();
+    rig.publish(&other, "alloc").unwrap();
+    refused(rig.stage_at(&vol, &rig.staging(&other)), PRECONDITION, &["is mounted there"]);
+    refused(
+        rig.client().publish(&vol.csi, &rig.staging(&other), &rig.target(&vol, "a"), false),
+        PRECONDITION,
+        &["is mounted there"],
+    );
+    rig.stage(&vol).unwrap();
+    refused(
+        rig.client().publish(&vol.csi, &rig.staging(&vol), &rig.target(&other, "alloc"), false),
+        PRECONDITION,
+        &["is mounted there"],
+    );
+    // A folder of the volume is not the volume.
+    fs::create_dir(rig.file(&rig.staging(&vol), "folder")).unwrap();
+    let part = rig.target(&vol, "part");
+    fs::create_dir_all(&part).unwrap();
+    let folder = rig.staging(&vol).join("folder");
+    rig.run("mount", &["--bind", &folder.to_string_lossy(), &part.to_string_lossy()]);
+    refused(rig.publish(&vol, "part"), PRECONDITION, &["is mounted there"]);
+    rig.run("umount", &[&part.to_string_lossy()]);
+    // Something that is no volume at all is neither covered nor taken away.
+    let foreign = rig.target(&vol, "foreign");
+    fs::create_dir_all(&foreign).unwrap();
+    rig.run("mount", &["-t", "tmpfs", "tmpfs", &foreign.to_string_lossy()]);
+    refused(rig.publish(&vol, "foreign"), PRECONDITION, &["tmpfs"]);
+    refused(rig.stage_at(&vol, &foreign), PRECONDITION, &["tmpfs"]);
+    refused(rig.unpublish(&vol, "foreign"), PRECONDITION, &["tmpfs"]);
+    refused(rig.client().unstage(&vol.csi.id, &foreign), PRECONDITION, &["tmpfs"]);
+    refused(rig.client().stats(&vol.csi.id, &foreign), RpcStatusCode::NOT_FOUND, &["foreign"]);
+    assert_eq!(count_at(&rig, &foreign), 1);
+    rig.run("umount", &[&foreign.to_string_lossy()]);
+    // Nor are files that are there.
+    for at in [rig.target(&vol, "full"), readers_staging(&rig, &vol)] {
+        fs::create_dir_all(&at).unwrap();
+        fs::write(at.join("mine"), "mine").unwrap();
+    }
+    refused(rig.publish(&vol, "full"), PRECONDITION, &["content of its own"]);
+    refused(rig.stage_at(&vol, &readers_staging(&rig, &vol)), PRECONDITION, &["content of its own"]);
+    rig.unpublish(&vol, "full").unwrap();
+    assert_eq!(fs::read_to_string(rig.target(&vol, "full").join("mine")).unwrap(), "mine");
+    fs::write(rig.target(&vol, "file"), "mine").unwrap_err();
+    fs::create_dir_all(rig.target(&vol, "file").parent().unwrap()).unwrap();
+    fs::write(rig.target(&vol, "file"), "mine").unwrap();
+    refused(rig.publish(&vol, "file"), PRECONDITION, &["no folder"]);
+    rig.unpublish(&vol, "file").unwrap();
+    assert_eq!(fs::read_to_string(rig.target(&vol, "file")).unwrap(), "mine");
+    rig.unpublish(&other, "alloc").unwrap();
+    rig.unstage(&vol).unwrap();
+    rig.unstage(&other).unwrap();
+    rig.close();
+}
+
+#[test]
+#[ignore = "needs root: make test-root"]
+fn root_empty_leftovers_at_a_path_are_used() {
+    let rig = Rig::start();
+    let vol = rig.volume("vol", "xfs");
+    // Old Nomads make the target themselves.
+    fs::create_dir_all(rig.target(&vol, "alloc")).unwrap();
+    rig.stage(&vol).unwrap();
+    rig.publish(&vol, "alloc").unwrap();
+    rig.unpublish(&vol, "alloc").unwrap();
+    rig.unstage(&vol).unwrap();
+    let block = vol.block();
+    fs::create_dir_all(rig.target(&vol, "block").parent().unwrap()).unwrap();
+    fs::write(rig.target(&vol, "block"), "").unwrap();
+    rig.stage(&block).unwrap();
+    rig.publish(&block, "block").unwrap();
+    rig.unpublish(&block, "block").unwrap();
+    assert!(!rig.target(&vol, "block").exists());
+    rig.close();
+}
+
+#[test]
+#[ignore = "needs root: make test-root"]
+fn root_what_another_task_uses_outlives_the_unstage() {
+    let rig = Rig::start();
+    let vol = rig.volume("vol", "ext4");
+    rig.stage(&vol).unwrap();
+    for alloc in ["one", "two"] {
+        rig.publish(&vol, alloc).unwrap();
+    }
+    rig.unstage(&vol).unwrap();
+    assert_eq!(count_at(&rig, &rig.staging(&vol)), 0);
+    rig.write(&rig.target(&vol, "one"), "file", "kept").unwrap();
+    rig.unpublish(&vol, "one").unwrap();
+    assert_eq!(rig.read(&rig.target(&vol, "two"), "file").unwrap(), "kept");
+    // Staged again beside the one that still runs, it is the same file system.
+    rig.stage(&vol).unwrap();
+    assert_eq!(rig.read(&rig.staging(&vol), "file").unwrap(), "kept");
+    rig.unstage(&vol).unwrap();
+    rig.unpublish(&vol, "two").unwrap();
+    assert!(rig.machine().droplet.mounts().iter().all(|line| !line.contains("vol")));
+    rig.close();
+}
+
+#[test]
+#[ignore = "needs root: make test-root"]
+fn root_a_volume_in_use_is_not_torn_away() {
+    let rig = Rig::start();
+    let vol = rig.volume("vol", "xfs");
+    rig.stage(&vol).unwrap();
+    let user = fs::File::create(rig.file(&rig.staging(&vol), "user")).unwrap();
+    refused(rig.unstage(&vol), RpcStatusCode::INTERNAL, &["unmounting", "busy"]);
+    assert_eq!(count_at(&rig, &rig.staging(&vol)), 1);
+    rig.write(&rig.staging(&vol), "file", "kept").unwrap();
+    drop(user);
+    rig.unstage(&vol).unwrap();
+    rig.close();
+}
+
+#[test]
+#[ignore = "needs root: make test-root"]
+fn root_readers_and_writers_have_a_staging_path_each_in_either_order() {
+    let rig = Rig::start();
+    for fs in ["xfs", "ext4", "ext3", "btrfs"] {
+        let writer = rig.volume(&format!("vol-{fs}"), "").fs(fs);
+        let reader = writer.mode(Mode::SINGLE_NODE_READER_ONLY);
+        let (rw, ro) = (rig.staging(&writer), readers_staging(&rig, &writer));
+        rig.stage(&writer).unwrap();
+        rig.write(&rw, "file", "kept").unwrap();
+        for writer_first in [true, false] {
+            if !writer_first {
+                rig.unstage(&writer).unwrap();
+                rig.client().unstage(&writer.csi.id, &ro).unwrap();
+            }
+            for _ in 0..2 {
+                rig.stage_at(&reader, &ro).unwrap();
+                rig.stage(&writer).unwrap();
+            }
+            assert!(is_read_only(&rig, &ro) && !is_read_only(&rig, &rw), "{fs} {writer_first}");
+            rig.write(&rw, "file", if writer_first { "first" } else { "second" }).unwrap();
+            assert!(rig.write(&ro, "file", "x").is_err(), "{fs} {writer_first}");
+            assert_eq!(rig.read(&ro, "file").unwrap(), if writer_first { "first" } else { "second" });
+            // What is published from either is as the one asks who publishes.
+            let target = rig.target(&writer, "reader");
+            rig.client().publish(&reader.csi, &ro, &target, false).unwrap();
+            assert!(is_read_only(&rig, &target));
+            refused(rig.client().publish(&writer.csi, &ro, &rig.target(&writer, "w"), false), EXISTS, &["read-only"]);
+            rig.unpublish(&writer, "reader").unwrap();
+            assert_eq!(fs::read_dir(rw.parent().unwrap()).unwrap().count(), 2, "something was left beside");
+        }
+        rig.client().unstage(&writer.csi.id, &ro).unwrap();
+        rig.write(&rw, "file", "third").unwrap();
+        rig.unstage(&writer).unwrap();
+    }
+    rig.close();
+}
+
+#[test]
+#[ignore = "needs root: make test-root"]
+fn root_read_only_holds_end_to_end() {
+    let rig = Rig::start();
+    let vol = rig.volume("vol", "xfs");
+    rig.stage(&vol).unwrap();
+    rig.write(&rig.staging(&vol), "file", "kept").unwrap();
+    let target = rig.target(&vol, "reader");
+    for _ in 0..2 {
+        rig.publish_as(&vol, "reader", true).unwrap();
+    }
+    assert!(is_read_only(&rig, &target));
+    assert!(rig.write(&target, "file", "x").is_err());
+    assert_eq!(rig.read(&target, "file").unwrap(), "kept");
+    rig.publish(&vol, "writer").unwrap();
+    rig.write(&rig.target(&vol, "writer"), "file", "new").unwrap();
+    assert_eq!(rig.read(&target, "file").unwrap(), "new");
+    for alloc in ["reader", "writer"] {
+        rig.unpublish(&vol, alloc).unwrap();
+    }
+    rig.unstage(&vol).unwrap();
+    for only_read in [vol.mode(Mode::SINGLE_NODE_READER_ONLY), vol.flags(&["ro"])] {
+        for _ in 0..2 {
+            rig.stage(&only_read).unwrap();
+            rig.publish(&only_read, "alloc").unwrap();
+        }
+        for path in [rig.staging(&vol), rig.target(&vol, "alloc")] {
+            assert!(is_read_only(&rig, &path));
+            assert!(rig.write(&path, "file", "x").is_err());
+        }
+        rig.unpublish(&vol, "alloc").unwrap();
+        rig.unstage(&vol).unwrap();
+    }
+    rig.close();
+}
+
+#[test]
+#[ignore = "needs root: make test-root"]
+fn root_a_read_only_target_is_read_only_in_the_hosts_namespace_too() {
+    // As with a plugin in a container: its mount namespace is another than the host's, to which its mounts are copied.
+    // Tasks get the copy.
+    let rig = Rig::start();
+    let vol = rig.volume("vol", "xfs");
+    let home = rig.staging(&vol).ancestors().nth(3).unwrap().to_owned();
+    rig.run("mount", &["--bind", &home.to_string_lossy(), &home.to_string_lossy()]);
+    rig.run("mount", &["--make-shared", &home.to_string_lossy()]);
+    let mut holder = rig
+        .machine()
+        .droplet
+        .command(Path::new("unshare"))
+        .args(["--mount", "--propagation", "unchanged", "sh", "-c", "echo up && exec cat"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    let host = |path: &Path| {
+        let table = fs::read_to_string(format!("/proc/{}/mountinfo", holder.id())).unwrap_or_default();
+        table.lines().rev().find(|line| line.split(' ').nth(4) == path.to_str()).map(str::to_owned)
+    };
+    wait_for(std::time::Duration::from_secs(10), || host(&home).is_some().then_some(())).unwrap();
+    rig.stage(&vol).unwrap();
+    rig.publish_as(&vol, "reader", true).unwrap();
+    rig.publish(&vol.flags(&["noexec"]), "noexec").unwrap();
+    let seen = host(&rig.target(&vol, "reader")).unwrap();
+    assert!(seen.contains(" ro,"), "{seen}");
+    let seen = host(&rig.target(&vol, "noexec")).unwrap();
+    assert!(seen.contains("noexec"), "{seen}");
+    for alloc in ["reader", "noexec"] {
+        rig.unpublish(&vol, alloc).unwrap();
+    }
+    rig.unstage(&vol).unwrap();
+    let left = fs::read_to_string(format!("/proc/{}/mountinfo", holder.id())).unwrap();
+    assert!(!left.contains("/vol/"), "{left}");
+    drop(holder.stdin.take());
+    holder.wait().unwrap();
+    rig.run("umount", &[&home.to_string_lossy()]);
+    rig.close();
+}
+
+#[test]
+#[ignore = "needs root: make test-root"]
+fn root_one_writer_has_one_target_and_the_other_modes_have_several() {
+    let rig = Rig::start();
+    let vol = rig.volume("vol", "xfs");
+    for mode in [Mode::SINGLE_NODE_WRITER, Mode::SINGLE_NODE_MULTI_WRITER, Mode::SINGLE_NODE_READER_ONLY] {
+        let vol = vol.mode(mode);
+        rig.stage(&vol).unwrap();
+        for alloc in ["one", "two"] {
+            rig.publish(&vol, alloc).unwrap();
+        }
+        let third = rig.publish_as(&vol.mode(Mode::SINGLE_NODE_SINGLE_WRITER), "three", true);
+        refused(third, PRECONDITION, &["one", "no second"]);
+        for alloc in ["one", "two"] {
+            rig.unpublish(&vol, alloc).unwrap();
+        }
+        rig.unstage(&vol).unwrap();
+    }
+    let single = vol.mode(Mode::SINGLE_NODE_SINGLE_WRITER);
+    rig.stage(&single).unwrap();
+    for _ in 0..2 {
+        rig.publish(&single, "one").unwrap();
+        refused(rig.publish(&single, "two"), PRECONDITION, &["one"]);
+    }
+    assert!(!rig.target(&vol, "two").exists());
+    rig.unpublish(&single, "one").unwrap();
+    rig.publish(&single, "two").unwrap();
+    rig.unpublish(&single, "two").unwrap();
+    rig.unstage(&single).unwrap();
+    let raw = single.block();
+    let raw = raw.mode(Mode::SINGLE_NODE_SINGLE_WRITER);
+    rig.publish(&raw, "one").unwrap();
+    refused(rig.publish(&raw, "two"), PRECONDITION, &["one"]);
+    rig.unpublish(&raw, "one").unwrap();
+    rig.close();
+}
+
+#[test]
+#[ignore = "needs root: make test-root"]
+fn root_a_mount_whose_disk_was_pulled_is_cleared_and_redone_and_nothing_synced_is_lost() {
+    for fs in ["xfs", "ext4", "btrfs"] {
+        let sysfs = Sysfs::new();
+        let flag = sysfs.flag();
+        let rig = Rig::start_with(&[&flag]);
+        let vol = rig.volume("vol", "").fs(fs);
+        let first = rig.node(&vol);
+        sysfs.show(&first);
+        rig.stage(&vol).unwrap();
+        rig.publish(&vol, "alloc").unwrap();
+        rig.write(&rig.target(&vol, "alloc"), "file", "kept").unwrap();
+        // The cloud takes the disk away under the mounts, and gives it back as another device.
+        rig.detach(&vol);
+        sysfs.hide(&first);
+        let dead = rig.client().stats(&vol.csi.id, &rig.target(&vol, "alloc")).unwrap();
+        assert!(
+            dead.volume_condition.abnormal && dead.volume_condition.message.contains("gone") && dead.usage.is_empty()
+        );
+        rig.attach(&vol.csi.id, &vol.name);
+        assert_ne!(rig.node(&vol), first);
+        sysfs.show(&rig.node(&vol));
+        // Nomad does not stage again while anything is mounted there, so publish alone has to put it right.
+        rig.publish(&vol, "alloc").unwrap();
+        let second = rig.node(&vol).to_string_lossy().into_owned();
+        for path in [rig.staging(&vol), rig.target(&vol, "alloc")] {
+            assert!(rig.mount_at(&path).unwrap().contains(&format!(" {second} ")), "{fs}");
+            assert_eq!(count_at(&rig, &path), 1, "{fs}");
+            assert_eq!(rig.read(&path, "file").unwrap(), "kept", "{fs}");
+        }
+        rig.write(&rig.target(&vol, "alloc"), "file", "more").unwrap();
+        // Pulled again, and everything is let go of in the usual order.
+        let node = rig.node(&vol);
+        rig.detach(&vol);
+        sysfs.hide(&node);
+        for _ in 0..2 {
+            rig.unpublish(&vol, "alloc").unwrap();
+            rig.unstage(&vol).unwrap();
+        }
+        assert!(rig.machine().droplet.mounts().iter().all(|line| !line.contains("/vol/")), "{fs}");
+        rig.attach(&vol.csi.id, &vol.name);
+        sysfs.show(&rig.node(&vol));
+        rig.stage(&vol).unwrap();
+        assert_eq!(rig.read(&rig.staging(&vol), "file").unwrap(), "more", "{fs}");
+        rig.unstage(&vol).unwrap();
+        sysfs.hide(&rig.node(&vol));
+        rig.close();
+    }
+}
+
+#[test]
+#[ignore = "needs root: make test-root"]
+fn root_a_file_system_that_was_shut_down_is_mounted_anew_when_nobody_uses_it_any_more() {
+    let rig = Rig::start();
+    for fs in ["xfs", "ext4"] {
+        let vol = rig.volume(&format!("vol-{fs}"), fs);
+        rig.stage(&vol).unwrap();
+        rig.publish(&vol, "alloc").unwrap();
+        rig.publish(&vol, "other").unwrap();
+        rig.write(&rig.target(&vol, "alloc"), "file", "kept").unwrap();
+        rig.shut_down(&rig.staging(&vol));
+        let stats = rig.client().stats(&vol.csi.id, &rig.staging(&vol)).unwrap();
+        assert!(stats.volume_condition.abnormal && stats.volume_condition.message.contains("shut down"), "{stats:?}");
+        // While another task has it, the kernel gives out the dead file system again; that must not pass for success.
+        refused(rig.stage(&vol), PRECONDITION, &["shut down", "per-alloc"]);
+        refused(rig.publish(&vol, "third"), PRECONDITION, &[]);
+        assert_eq!(count_at(&rig, &rig.staging(&vol)), 0, "{fs}");
+        for alloc in ["alloc", "other"] {
+            rig.unpublish(&vol, alloc).unwrap();
+        }
+        rig.stage(&vol).unwrap();
+        rig.publish(&vol, "alloc").unwrap();
+        assert_eq!(rig.read(&rig.target(&vol, "alloc"), "file").unwrap(), "kept", "{fs}");
+        // The last one that uses it needs nobody's help.
+        rig.shut_down(&rig.staging(&vol));
+        rig.publish(&vol, "alloc").unwrap();
+        assert_eq!(rig.read(&rig.target(&vol, "alloc"), "file").unwrap(), "kept", "{fs}");
+        rig.shut_down(&rig.staging(&vol));
+        rig.unpublish(&vol, "alloc").unwrap();
+        rig.unstage(&vol).unwrap();
+        rig.stage(&vol).unwrap();
+        assert_eq!(rig.read(&rig.staging(&vol), "file").unwrap(), "kept", "{fs}");
+        rig.unstage(&vol).unwrap();
+    }
+    rig.close();
+}
+
+#[test]
+#[ignore = "needs root: make test-root"]
+fn root_a_dead_file_system_that_only_an_open_file_holds_is_refused() {
+    let rig = Rig::start();
+    let vol = rig.volume("vol", "xfs");
+    rig.stage(&vol).unwrap();
+    rig.write(&rig.staging(&vol), "file", "kept").unwrap();
+    let open = fs::File::open(rig.file(&rig.staging(&vol), "file")).unwrap();
+    rig.shut_down(&rig.staging(&vol));
+    rig.unstage(&vol).unwrap();
+    // Nothing in the mount table tells of it; only the mount that is made shows that it is the dead one.
+    refused(rig.stage(&vol), PRECONDITION, &["dead", "stop that first"]);
+    assert_eq!(count_at(&rig, &rig.staging(&vol)), 0);
+    drop(open);
+    rig.stage(&vol).unwrap();
+    assert_eq!(rig.read(&rig.staging(&vol), "file").unwrap(), "kept");
+    rig.unstage(&vol).unwrap();
+    rig.close();
+}
+
+/// Makes the kernel find an error in an ext4, which it then makes read-only.
+fn break_ext4(rig: &Rig, vol: &Vol) {
+    let staging = rig.staging(vol);
+    rig.run("mount", &["-o", "remount,errors=remount-ro", &staging.to_string_lossy()]);
+    let name = rig.node(vol).file_name().unwrap().to_string_lossy().into_owned();
+    fs::write(format!("/sys/fs/ext4/{name}/trigger_fs_error"), "1").unwrap();
+}
+
+#[test]
+#[ignore = "needs root: make test-root"]
+fn root_a_file_system_that_errors_made_read_only_is_told_and_not_passed_off_as_right() {
+    let rig = Rig::start();
+    let vol = rig.volume("vol", "ext4");
+    rig.stage(&vol).unwrap();
+    rig.publish(&vol, "alloc").unwrap();
+    rig.publish_as(&vol, "reader", true).unwrap();
+    rig.write(&rig.target(&vol, "alloc"), "file", "kept").unwrap();
+    for alloc in ["alloc", "reader"] {
+        let stats = rig.client().stats(&vol.csi.id, &rig.target(&vol, alloc)).unwrap();
+        assert!(!stats.volume_condition.abnormal, "{stats:?}");
+    }
+    break_ext4(&rig, &vol);
+    for alloc in ["alloc", "reader"] {
+        let stats = rig.client().stats(&vol.csi.id, &rig.target(&vol, alloc)).unwrap();
+        assert!(stats.volume_condition.abnormal && stats.volume_condition.message.contains("read-only"), "{stats:?}");
+        assert_eq!(stats.usage.len(), 2);
+    }
+    refused(rig.stage(&vol), PRECONDITION, &["seen errors"]);
+    refused(rig.publish(&vol, "alloc"), PRECONDITION, &["seen errors"]);
+    refused(rig.publish(&vol, "new"), PRECONDITION, &["seen errors"]);
+    refused(rig.stage_at(&vol, &readers_staging(&rig, &vol)), PRECONDITION, &["seen errors"]);
+    for alloc in ["alloc", "reader"] {
+        rig.unpublish(&vol, alloc).unwrap();
+    }
+    rig.unstage(&vol).unwrap();
+    // With nobody using it, it is checked and put right.
+    rig.stage(&vol).unwrap();
+    assert!(rig.plugin().log().contains("errors"), "no check was made");
+    rig.write(&rig.staging(&vol), "file", "more").unwrap();
+    rig.unstage(&vol).unwrap();
+    rig.close();
+}
+
+#[test]
+#[ignore = "needs root: make test-root"]
+fn root_a_raw_disk_is_shown_as_often_as_asked_and_as_writable_as_asked() {
+    let rig = Rig::start();
+    let vol = rig.volume("vol", "").block();
+    let target =
+        |alloc: &str| rig.file(&rig.target(&vol, alloc), "").to_string_lossy().trim_end_matches('/').to_owned();
+    let write = |alloc: &str| {
+        let file = fs::OpenOptions::new().read(true).write(true).open(target(alloc))?;
+        file.write_all_at(b"raw", 4096)?;
+        file.sync_all()
+    };
+    for _ in 0..2 {
+        rig.stage(&vol).unwrap();
+        rig.publish(&vol, "one").unwrap();
+        rig.publish(&vol, "two").unwrap();
+        assert_eq!(count_at(&rig, &rig.target(&vol, "one")), 1);
+    }
+    write("one").unwrap();
+    let mut bytes = [0; 3];
+    fs::File::open(target("two")).unwrap().read_exact_at(&mut bytes, 4096).unwrap();
+    assert_eq!(&bytes, b"raw");
+    let stats = rig.client().stats(&vol.csi.id, &rig.target(&vol, "one")).unwrap();
+    assert_eq!((stats.usage.len(), stats.usage[0].total), (1, 1 << 30));
+    // The disk cannot be read-only for one task and writable for another.
+    refused(rig.publish_as(&vol, "three", true), PRECONDITION, &["used otherwise", "vol"]);
+    refused(rig.publish_as(&vol, "one", true), PRECONDITION, &["used otherwise", "vol"]);
+    write("one").unwrap();
+    for alloc in ["one", "two"] {
+        rig.unpublish(&vol, alloc).unwrap();
+        rig.unpublish(&vol, alloc).unwrap();
+    }
+    for alloc in ["one", "two", "one"] {
+        rig.publish_as(&vol, alloc, true).unwrap();
+        assert_eq!(write(alloc).unwrap_err().raw_os_error(), Some(nix::libc::EPERM));
+    }
+    refused(rig.publish(&vol, "three"), PRECONDITION, &["used otherwise"]);
+    rig.unpublish(&vol, "one").unwrap();
+    assert!(write("two").is_err());
+    rig.unpublish(&vol, "two").unwrap();
+    // Nobody uses it any more, so it takes writes again, from a person or from the next task.
+    rig.publish(&vol, "one").unwrap();
+    write("one").unwrap();
+    rig.unpublish(&vol, "one").unwrap();
+    rig.publish_as(&vol, "one", true).unwrap();
+    rig.unpublish(&vol, "one").unwrap();
+    let flag = rig.run("blockdev", &["--getro", &rig.node(&vol).to_string_lossy()]);
+    assert_eq!(flag.trim(), "0");
+    rig.unstage(&vol).unwrap();
+    rig.close();
+}
+
+#[test]
+#[ignore = "needs root: make test-root"]
+fn root_a_volume_is_not_used_raw_and_with_a_file_system_at_once() {
+    let rig = Rig::start();
+    let vol = rig.volume("vol", "xfs");
+    rig.stage(&vol).unwrap();
+    refused(rig.publish(&vol.block(), "raw"), PRECONDITION, &["a file system at"]);
+    refused(rig.publish_as(&vol.block(), "raw", true), PRECONDITION, &["a file system at"]);
+    rig.unstage(&vol).unwrap();
+    rig.publish(&vol.block(), "raw").unwrap();
+    refused(rig.stage(&vol), PRECONDITION, &["a raw disk at"]);
+    rig.unpublish(&vol, "raw").unwrap();
+    rig.stage(&vol).unwrap();
+    rig.unstage(&vol).unwrap();
+    rig.close();
+}
+
+#[test]
+#[ignore = "needs root: make test-root"]
+fn root_the_beginning_of_a_file_system_is_not_given_out_as_a_raw_disk() {
+    let rig = Rig::start();
+    let vol = rig.volume("vol", "").fs("ext4");
+    rig.stage(&vol).unwrap();
+    rig.unstage(&vol).unwrap();
+    // As mke2fs leaves it when it is killed just before its last write.
+    rig.run("dd", &["if=/dev/zero", &format!("of={}", rig.node(&vol).display()), "bs=4096", "count=1", "conv=fsync"]);
+    let before = rig.bytes(&vol);
+    refused(rig.stage(&vol.block()), PRECONDITION, &["the beginning of ext4", "blkdiscard"]);
+    assert!(before.are_still_there());
+    rig.stage(&vol).unwrap();
+    rig.unstage(&vol).unwrap();
+    rig.stage(&vol.block()).unwrap();
+    rig.close();
+}
+
+#[test]
+#[ignore = "needs root: make test-root"]
+fn root_capacity_and_condition_are_told_for_staged_and_published_volumes() {
+    use do_csi_plugin::rpc::proto::csi::{
+        NodeGetCapabilitiesRequest, node_service_capability, node_service_capability::rpc::Type,
+    };
+
+    let rig = Rig::start();
+    let reply = rig.client().node.node_get_capabilities(&NodeGetCapabilitiesRequest::default()).unwrap();
+    let has = |want: Type| {
+        let is = |rpc: &node_service_capability::RPC| rpc.type_.enum_value() == Ok(want);
+        reply
+            .capabilities
+            .iter()
+            .any(|one| matches!(&one.type_, Some(node_service_capability::Type::Rpc(rpc)) if is(rpc)))
+    };
+    for want in
+        [Type::STAGE_UNSTAGE_VOLUME, Type::GET_VOLUME_STATS, Type::VOLUME_CONDITION, Type::SINGLE_NODE_MULTI_WRITER]
+    {
+        assert!(has(want), "{want:?}");
+    }
+    let vol = rig.volume("vol", "xfs");
+    refused(rig.client().stats(&vol.csi.id, &rig.staging(&vol)), RpcStatusCode::NOT_FOUND, &["vol"]);
+    rig.stage(&vol).unwrap();
+    rig.publish(&vol, "alloc").unwrap();
+    for path in [rig.staging(&vol), rig.target(&vol, "alloc")] {
+        let stats = rig.client().stats(&vol.csi.id, &path).unwrap();
+        assert!(!stats.volume_condition.abnormal && stats.usage.len() == 2);
+        assert!(stats.usage.iter().all(|usage| usage.total >= usage.used && usage.available > 0), "{stats:?}");
+    }
+    rig.unpublish(&vol, "alloc").unwrap();
+    rig.unstage(&vol).unwrap();
+    rig.close();
+}
+
+#[test]
+#[ignore = "needs root: make test-root"]
+fn root_a_disk_pulled_while_its_unmount_is_waited_for_ends_the_wait() {
+    let sysfs = Sysfs::new();
+    let flag = sysfs.flag();
+    let rig = Rig::start_with(&[&flag]);
+    let vol = rig.volume("vol", "xfs");
+    let node = rig.node(&vol);
+    sysfs.show(&node);
+    rig.stage(&vol).unwrap();
+    rig.write(&rig.staging(&vol), "file", "kept").unwrap();
+    let user = fs::File::open(rig.file(&rig.staging(&vol), "file")).unwrap();
+    std::thread::scope(|scope| {
+        let call = scope.spawn(|| rig.unstage(&vol));
+        std::thread::sleep(std::time::Duration::from_millis(300));
+        assert!(!call.is_finished());
+        sysfs.hide(&node);
+        call.join().unwrap().unwrap();
+    });
+    assert_eq!(count_at(&rig, &rig.staging(&vol)), 0);
+    drop(user);
+    rig.close();
+}
