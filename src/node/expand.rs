@@ -29,17 +29,18 @@ impl Node {
     /// as asked, [`Error::SizeOutOfRange`] when it is larger, [`Error::Precondition`] when the file system is mounted
     /// read-only or of a kind that cannot be grown.
     pub fn expand(&self, want: &Expand) -> Result<Bytes> {
-        let guard = self.hold(&want.volume)?;
+        let call = self.begin(&want.volume)?;
         let name = VolumeName::parse(&want.volume).map_err(|bad| Error::invalid("volume_id", bad))?;
         let (place, mount) = observe_volume_at(&want.path)?;
         let number = observe_number(&want.path, &mount)?;
-        let device = await_numbered(&guard, &self.places, &name, number, want.range.least(), DEVICE_BUDGET)?;
+        let budget = call.cap(DEVICE_BUDGET);
+        let device = await_numbered(&call.guard, &self.places, &name, number, want.range.least(), budget)?;
         if !want.range.holds(device.size().rounded_up()) {
             return Err(Error::SizeOutOfRange(format!("{} asked, but the disk has {}", want.range, device.size())));
         }
         if !is_block(&place)? {
             let fs = plan_fs(&want.path, &mount)?;
-            ensure_grown(&guard, &self.slots, self.runner.as_ref(), &device, fs, &place)?;
+            ensure_grown(&call.guard, &self.slots, &call.runner, &device, fs, &place)?;
         }
         Ok(device.size())
     }

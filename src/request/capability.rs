@@ -71,15 +71,15 @@ impl Capability {
         by_flag || self.mode == AccessMode::SingleNodeReaderOnly
     }
 
-    /// The same capability, with read-only among the mount flags when the mode says so.
+    /// The same capability, with read-only among the mount flags when the mode says so, or the caller.
     #[must_use]
-    pub fn settled(self) -> Capability {
-        match self {
-            Capability { mode: AccessMode::SingleNodeReaderOnly, access: Access::Mount { fs, flags } } => Capability {
-                mode: AccessMode::SingleNodeReaderOnly,
-                access: Access::Mount { fs, flags: flags.read_only() },
-            },
-            other => other,
+    pub fn settled(self, is_read_only: bool) -> Capability {
+        let is_read_only = is_read_only || self.is_read_only();
+        match self.access {
+            Access::Mount { fs, flags } if is_read_only => {
+                Capability { mode: self.mode, access: Access::Mount { fs, flags: flags.read_only() } }
+            }
+            access @ (Access::Mount { .. } | Access::Block) => Capability { mode: self.mode, access },
         }
     }
 

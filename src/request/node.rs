@@ -96,11 +96,13 @@ impl Stage {
     /// # Errors
     /// [`Error::Invalid`] or [`Error::Unsupported`].
     pub fn parse(wire: csi::NodeStageVolumeRequest, keys: &ContextKeys) -> Result<Stage> {
+        let attached = keys.read(&wire.publish_context)?;
+        let capability = Capability::parse("volume_capability", wire.volume_capability.into_option())?;
         let stage = Stage {
             volume: required("volume_id", wire.volume_id)?,
             staging: absolute_path("staging_target_path", wire.staging_target_path)?,
-            capability: Capability::parse("volume_capability", wire.volume_capability.into_option())?.settled(),
-            attached: keys.read(&wire.publish_context)?,
+            capability: capability.settled(attached.is_read_only),
+            attached,
             settings: Settings::parse(&wire.volume_context, &keys.driver_name)?,
         };
         stage.checked()
@@ -161,7 +163,7 @@ impl Publish {
     pub fn parse(wire: csi::NodePublishVolumeRequest, keys: &ContextKeys) -> Result<Publish> {
         let volume = required("volume_id", wire.volume_id)?;
         let target = absolute_path("target_path", wire.target_path)?;
-        let capability = Capability::parse("volume_capability", wire.volume_capability.into_option())?.settled();
+        let capability = Capability::parse("volume_capability", wire.volume_capability.into_option())?;
         if wire.staging_target_path.is_empty() {
             return Err(Error::Precondition("staging_target_path must be set: stage the volume first".to_owned()));
         }
@@ -170,6 +172,7 @@ impl Publish {
             return Err(Error::invalid("target_path", "must not lie below staging_target_path"));
         }
         let attached = keys.read(&wire.publish_context)?;
+        let capability = capability.settled(attached.is_read_only);
         let is_read_only = wire.readonly || attached.is_read_only || capability.is_read_only();
         let settings = Settings::parse(&wire.volume_context, &keys.driver_name)?;
         let stage = Stage { volume, attached, staging, capability, settings }.checked()?;

@@ -148,7 +148,7 @@ impl Rig {
         let size = self.cloud.sim.volume(id).unwrap().size_gigabytes;
         let mut csi = Volume::mounted(id, "");
         csi.publish_context =
-            ContextKeys::new("dobs.csi.digitalocean.com").write(&VolumeName::parse(name).unwrap(), Gib(size));
+            ContextKeys::new("dobs.csi.digitalocean.com").write(&VolumeName::parse(name).unwrap(), Gib(size), false);
         Vol { csi, name: name.to_owned() }
     }
 

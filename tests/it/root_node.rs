@@ -204,7 +204,9 @@ fn root_a_blank_disk_that_is_only_to_be_read_is_not_written_to() {
     let rig = Rig::start();
     let vol = rig.volume("vol", "").fs("ext4");
     let before = rig.bytes(&vol);
-    for read_only in [vol.mode(Mode::SINGLE_NODE_READER_ONLY), vol.flags(&["ro"])] {
+    let mut claimed = vol.clone();
+    claimed.csi.publish_context.insert("dobs.csi.digitalocean.com/read-only".to_owned(), "true".to_owned());
+    for read_only in [vol.mode(Mode::SINGLE_NODE_READER_ONLY), vol.flags(&["ro"]), claimed] {
         refused(rig.stage(&read_only), RpcStatusCode::FAILED_PRECONDITION, &["read-only", "not formatted"]);
     }
     assert!(before.are_still_there());
