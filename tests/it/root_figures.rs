@@ -81,3 +81,29 @@ fn root_staging_and_publishing_cost_little_beyond_the_tools() {
     }
     rig.close();
 }
+
+#[test]
+#[ignore = "needs root: make test-root"]
+fn root_memory_does_not_grow_with_the_number_of_calls() {
+    // `CYCLES=10000` for the figure; by default only enough to see a leak of a page in each.
+    let cycles = std::env::var("CYCLES").ok().and_then(|text| text.parse().ok()).unwrap_or(150_u64);
+    let rig = Rig::start();
+    let vol = rig.volume("vol", "xfs");
+    let cycle = || {
+        rig.stage(&vol).unwrap();
+        rig.publish(&vol, "alloc").unwrap();
+        rig.unpublish(&vol, "alloc").unwrap();
+        rig.unstage(&vol).unwrap();
+    };
+    (0..100).for_each(|_| cycle());
+    let (before, anonymous_before) = rig.plugin().memory_kb().unwrap();
+    (0..cycles).for_each(|_| cycle());
+    let (after, anonymous_after) = rig.plugin().memory_kb().unwrap();
+    eprintln!(
+        "{cycles} cycles of stage, publish, unpublish, unstage: {before} kB resident before, {after} kB after; not \
+         backed by files {anonymous_before} kB before, {anonymous_after} kB after"
+    );
+    let grown = anonymous_after.saturating_sub(anonymous_before);
+    assert!(grown < 512 + cycles, "grown by {grown} kB");
+    rig.close();
+}
