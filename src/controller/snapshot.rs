@@ -4,7 +4,7 @@
 //! its volume are read: that DigitalOcean keeps the names of snapshots unique is not documented, and a lost reply must not
 //! lead to a second one.
 
-use std::time::SystemTime;
+use std::time::{Instant, SystemTime};
 
 use log::{info, warn};
 
@@ -93,7 +93,7 @@ impl Controller {
             let err = match time.cloud.create_snapshot(volume, name, tags) {
                 Ok(taken) => {
                     info!("took snapshot={} name={name} volume={volume}", taken.id);
-                    return Ok(taken);
+                    return time.observe_new_snapshot(&taken.id);
                 }
                 Err(err) => err,
             };
@@ -151,6 +151,20 @@ impl CallTime {
             Ok(snapshot) => Ok(Some(snapshot)),
             Err(Error::Api { source, .. }) if plan_verdict(&source) == Verdict::Missing => Ok(None),
             Err(err) => Err(err),
+        }
+    }
+
+    /// Reads a snapshot that has just been taken and may take a moment to be shown.
+    fn observe_new_snapshot(&self, id: &SnapshotId) -> Result<Snapshot> {
+        let (since, mut pauses) = (Instant::now(), self.pauses());
+        loop {
+            match self.observe_snapshot_if_there(id)? {
+                Some(snapshot) => return Ok(snapshot),
+                None if since.elapsed() > self.patience.shown() => {
+                    return Err(Error::NotFound(Thing::Snapshot(id.to_string())));
+                }
+                None => self.pause(pauses.next_pause(), &format!("taking snapshot {id}"), &"it does not show yet")?,
+            }
         }
     }
 

@@ -4,8 +4,8 @@
 use std::path::Path;
 use std::time::Duration;
 
-use crate::sim::{ActionFault, Fault, Refusal, Rules, Times};
-use crate::support::client::{Client, Outcome, Volume};
+use crate::sim::{ActionFault, Fault, NewVolume, Refusal, Rules, Times};
+use crate::support::client::{Client, Outcome, Volume, cloned, new_volume, restored};
 use crate::support::fleet::{A, ACTION, B, Fleet, no_rate_limit};
 use crate::support::wait_for;
 
@@ -25,16 +25,40 @@ enum Change {
     Publish,
     Unpublish,
     UnpublishAnywhere,
+    Expand,
+    Modify,
+    Snapshot,
+    DeleteSnapshot,
+    Restore,
+    Clone,
 }
 
+/// What is asked for by the calls that make or grow a volume.
+const GIB: i64 = 1 << 30;
+
 impl Change {
-    /// Makes what the call needs, and gives the volume's id, if it is there before.
+    /// Makes what the call needs, and gives the id of the volume or snapshot, if it is there before.
     fn prepare(self, fleet: &Fleet, name: &str) -> String {
         match self {
             Change::Create => String::new(),
             Change::Delete | Change::Publish => fleet.volume(name),
-            Change::Unpublish | Change::UnpublishAnywhere => fleet.volume_on(name, A),
+            Change::Unpublish | Change::UnpublishAnywhere | Change::Expand => fleet.volume_on(name, A),
+            Change::Modify => {
+                let tagged = NewVolume { tags: vec!["gone".to_owned()], ..NewVolume::new(name, 1, "fra1") };
+                fleet.sim.add_volume(&tagged).expect("the volume is made")
+            }
+            Change::Snapshot => fleet.volume(name),
+            Change::Clone => fleet.volume(&source_of(name)),
+            Change::DeleteSnapshot | Change::Restore => {
+                let source = fleet.volume(&source_of(name));
+                fleet.sim.create_snapshot(&source, name).expect("the snapshot is taken")
+            }
         }
+    }
+
+    /// Whether the id that the call is about is a volume's.
+    fn is_about_a_volume(self) -> bool {
+        !matches!(self, Change::Create | Change::DeleteSnapshot | Change::Restore)
     }
 
     fn make(self, client: &Client, name: &str, id: &str) -> Outcome<()> {
@@ -45,20 +69,40 @@ impl Change {
             Change::Publish => client.controller_publish(&mut volume, &A.to_string()),
             Change::Unpublish => client.controller_unpublish(id, &A.to_string()),
             Change::UnpublishAnywhere => client.controller_unpublish(id, ""),
+            Change::Expand => client.expand(id, 3 * GIB).map(drop),
+            Change::Modify => client.modify(id, &[("tags", "put,also"), ("remove-tags", "gone")]),
+            Change::Snapshot => client.create_snapshot(name, id).map(drop),
+            Change::DeleteSnapshot => client.delete_snapshot(id),
+            Change::Restore => client.create(&restored(new_volume(name, 3 * GIB), id)).map(drop),
+            Change::Clone => client.create(&cloned(new_volume(name, 3 * GIB), id)).map(drop),
+        }
+    }
+
+    /// The number of volumes and of snapshots of the name, and the volume's droplet, size and tags.
+    fn wanted(self) -> (usize, usize, Option<u64>, u64, &'static [&'static str]) {
+        match self {
+            Change::Create | Change::Unpublish | Change::UnpublishAnywhere => (1, 0, None, 1, &[]),
+            Change::Delete | Change::DeleteSnapshot => (0, 0, None, 0, &[]),
+            Change::Publish => (1, 0, Some(A), 1, &[]),
+            Change::Expand => (1, 0, Some(A), 3, &[]),
+            Change::Modify => (1, 0, None, 1, &["also", "put"]),
+            Change::Snapshot => (1, 1, None, 1, &[]),
+            Change::Restore => (1, 1, None, 3, &[]),
+            Change::Clone => (1, 0, None, 3, &[]),
         }
     }
 
     /// What is not as the call says it is; also some time after its answer, when nothing is on its way any more.
     fn mismatch(self, fleet: &Fleet, name: &str) -> Option<String> {
         let look = || {
-            let all = fleet.sim.volumes().iter().filter(|volume| volume.name == name).count();
-            let want = match self {
-                Change::Create | Change::Unpublish | Change::UnpublishAnywhere => (1, None),
-                Change::Delete => (0, None),
-                Change::Publish => (1, Some(A)),
-            };
-            let have = (all, fleet.sim.attached_to(name));
-            (have != want).then(|| format!("volumes and droplet are {have:?}, should be {want:?}"))
+            let volumes: Vec<_> = fleet.sim.volumes().into_iter().filter(|volume| volume.name == name).collect();
+            let snapshots = fleet.sim.snapshots().iter().filter(|snapshot| snapshot.name == name).count();
+            let (size, tags) = volumes.first().map(|one| (one.size_gigabytes, one.tags.clone())).unwrap_or_default();
+            let mut tags: Vec<&str> = tags.iter().map(String::as_str).collect();
+            tags.sort_unstable();
+            let have = (volumes.len(), snapshots, fleet.sim.attached_to(name), size, tags.as_slice());
+            let want = self.wanted();
+            (have != want).then(|| format!("volumes, snapshots, droplet, size, tags: {have:?}, should be {want:?}"))
         };
         let at_once = look();
         fleet.rest();
@@ -119,6 +163,11 @@ fn action_faults() -> Vec<(&'static str, ActionFault)> {
     ]
 }
 
+/// The name of the volume that something is made from.
+fn source_of(name: &str) -> String {
+    format!("{name}-source")
+}
+
 /// One call after another on one cloud, each with something that goes wrong.
 struct Trial {
     change: Change,
@@ -146,7 +195,8 @@ impl Trial {
         let name = format!("case-{}", self.cases);
         let id = self.change.prepare(&self.fleet, &name);
         // A volume that this program created is shown when the call ends; one of somebody else may not be shown yet.
-        let is_shown = || id.is_empty() || self.plugin.client.validate(&Volume::mounted(&id, "ext4")).is_ok();
+        let is_shown =
+            || !self.change.is_about_a_volume() || self.plugin.client.validate(&Volume::mounted(&id, "ext4")).is_ok();
         wait_for(Duration::from_secs(10), || is_shown().then_some(())).expect("the volume is shown in the end");
         go_wrong(&self.fleet, &id);
         let first = self.change.make(&self.plugin.client, &name, &id);
@@ -204,8 +254,19 @@ fn together<T: Sync>(inputs: &[T], trial: impl Fn(&T) -> (u32, Vec<String>) + Sy
     assert!(complaints.is_empty(), "{} complaints:\n{}", complaints.len(), complaints.join("\n"));
 }
 
-const CHANGES: [Change; 5] =
-    [Change::Create, Change::Delete, Change::Publish, Change::Unpublish, Change::UnpublishAnywhere];
+const CHANGES: [Change; 11] = [
+    Change::Create,
+    Change::Delete,
+    Change::Publish,
+    Change::Unpublish,
+    Change::UnpublishAnywhere,
+    Change::Expand,
+    Change::Modify,
+    Change::Snapshot,
+    Change::DeleteSnapshot,
+    Change::Restore,
+    Change::Clone,
+];
 
 #[test]
 fn whatever_happens_to_any_request_of_a_change_the_cloud_ends_as_asked() {
@@ -216,7 +277,7 @@ fn whatever_happens_to_any_request_of_a_change_the_cloud_ends_as_asked() {
 
 #[test]
 fn whatever_happens_to_an_action_the_same_call_gets_over_it() {
-    together(&[Change::Publish, Change::Unpublish, Change::UnpublishAnywhere], |change| {
+    together(&[Change::Publish, Change::Unpublish, Change::UnpublishAnywhere, Change::Expand], |change| {
         let mut trial = Trial::start(*change, Rules { times: Times::actions(ACTION), ..Rules::default() });
         for (what, fault) in action_faults() {
             let go_wrong = |fleet: &Fleet, id: &str| fleet.sim.faults().add_action(fault.clone().on_volume(id));

@@ -92,6 +92,45 @@ pub fn capability(
     csi::VolumeCapability { access_type: Some(access), access_mode: Some(access_mode).into(), ..Default::default() }
 }
 
+/// A request for a volume with a file system, for one writer.
+pub fn new_volume(name: &str, bytes: i64) -> csi::CreateVolumeRequest {
+    let range = csi::CapacityRange { required_bytes: bytes, ..Default::default() };
+    csi::CreateVolumeRequest {
+        name: name.to_owned(),
+        capacity_range: Some(range).into(),
+        volume_capabilities: vec![Volume::mounted("", "ext4").capability],
+        ..Default::default()
+    }
+}
+
+/// The same, with the content of a snapshot.
+pub fn restored(request: csi::CreateVolumeRequest, snapshot: &str) -> csi::CreateVolumeRequest {
+    use csi::volume_content_source::{SnapshotSource, Type};
+
+    let source = SnapshotSource { snapshot_id: snapshot.to_owned(), ..Default::default() };
+    with_source(request, Type::Snapshot(source))
+}
+
+/// The same, with the content of a volume.
+pub fn cloned(request: csi::CreateVolumeRequest, volume: &str) -> csi::CreateVolumeRequest {
+    use csi::volume_content_source::{Type, VolumeSource};
+
+    with_source(request, Type::Volume(VolumeSource { volume_id: volume.to_owned(), ..Default::default() }))
+}
+
+fn with_source(
+    request: csi::CreateVolumeRequest,
+    source: csi::volume_content_source::Type,
+) -> csi::CreateVolumeRequest {
+    let source = csi::VolumeContentSource { type_: Some(source), ..Default::default() };
+    csi::CreateVolumeRequest { volume_content_source: Some(source).into(), ..request }
+}
+
+/// A map from pairs.
+pub fn text_map(pairs: &[(&str, &str)]) -> HashMap<String, String> {
+    pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
+}
+
 /// The three services on one socket.
 #[derive(Clone)]
 pub struct Client {
@@ -149,6 +188,75 @@ impl Client {
         };
         let reply = self.controller.create_volume_opt(&request, option())?;
         Ok(reply.volume.unwrap_or_default())
+    }
+
+    /// Creates a volume as this request says.
+    pub fn create(&self, request: &csi::CreateVolumeRequest) -> Outcome<csi::Volume> {
+        Ok(self.controller.create_volume_opt(request, option())?.volume.unwrap_or_default())
+    }
+
+    /// Lists volumes.
+    pub fn list_volumes(&self, max_entries: i32, token: &str) -> Outcome<csi::ListVolumesResponse> {
+        let starting_token = token.to_owned();
+        let request = csi::ListVolumesRequest { max_entries, starting_token, ..Default::default() };
+        Ok(self.controller.list_volumes_opt(&request, option())?)
+    }
+
+    /// Reads a volume and its condition.
+    pub fn get_volume(&self, id: &str) -> Outcome<csi::ControllerGetVolumeResponse> {
+        let request = csi::ControllerGetVolumeRequest { volume_id: id.to_owned(), ..Default::default() };
+        Ok(self.controller.controller_get_volume_opt(&request, option())?)
+    }
+
+    /// Makes a volume at least this large.
+    pub fn expand(&self, id: &str, bytes: i64) -> Outcome<csi::ControllerExpandVolumeResponse> {
+        let range = csi::CapacityRange { required_bytes: bytes, ..Default::default() };
+        let request = csi::ControllerExpandVolumeRequest {
+            volume_id: id.to_owned(),
+            capacity_range: Some(range).into(),
+            ..Default::default()
+        };
+        Ok(self.controller.controller_expand_volume_opt(&request, option())?)
+    }
+
+    /// Changes what can be changed of a volume.
+    pub fn modify(&self, id: &str, parameters: &[(&str, &str)]) -> Outcome<()> {
+        let request = csi::ControllerModifyVolumeRequest {
+            volume_id: id.to_owned(),
+            mutable_parameters: text_map(parameters),
+            ..Default::default()
+        };
+        Ok(self.controller.controller_modify_volume_opt(&request, option()).map(drop)?)
+    }
+
+    /// Takes a snapshot.
+    pub fn create_snapshot(&self, name: &str, source: &str) -> Outcome<csi::Snapshot> {
+        let (name, source_volume_id) = (name.to_owned(), source.to_owned());
+        let request = csi::CreateSnapshotRequest { name, source_volume_id, ..Default::default() };
+        Ok(self.controller.create_snapshot_opt(&request, option())?.snapshot.unwrap_or_default())
+    }
+
+    /// Deletes a snapshot.
+    pub fn delete_snapshot(&self, id: &str) -> Outcome<()> {
+        let request = csi::DeleteSnapshotRequest { snapshot_id: id.to_owned(), ..Default::default() };
+        Ok(self.controller.delete_snapshot_opt(&request, option()).map(drop)?)
+    }
+
+    /// Lists snapshots.
+    pub fn list_snapshots(&self, request: &csi::ListSnapshotsRequest) -> Outcome<csi::ListSnapshotsResponse> {
+        Ok(self.controller.list_snapshots_opt(request, option())?)
+    }
+
+    /// Lets disk and file system of a volume follow after it has grown.
+    pub fn node_expand(&self, id: &str, path: &Path, bytes: i64) -> Outcome<i64> {
+        let range = csi::CapacityRange { required_bytes: bytes, ..Default::default() };
+        let request = csi::NodeExpandVolumeRequest {
+            volume_id: id.to_owned(),
+            volume_path: text(path),
+            capacity_range: Some(range).into(),
+            ..Default::default()
+        };
+        Ok(self.node.node_expand_volume_opt(&request, option())?.capacity_bytes)
     }
 
     /// Deletes a volume.
