@@ -142,8 +142,9 @@ pub fn apply_unmount(_guard: &VolumeGuard, target: &Path, how: Unmount) -> Resul
             log::info!("unmounted target={}", target.display());
             Ok(true)
         }
-        // Not a mount point, or not there at all.
-        Err(Errno::EINVAL | Errno::ENOENT) => Ok(false),
+        Err(Errno::ENOENT) => Ok(false),
+        // Not a mount point; or one that the kernel keeps locked, which must not pass for gone.
+        Err(Errno::EINVAL) if observe_mounts()?.at(target).is_none() => Ok(false),
         Err(errno) => Err(Error::errno("unmounting", target)(errno)),
     }
 }

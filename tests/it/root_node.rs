@@ -388,9 +388,8 @@ fn root_a_restored_snapshot_is_grown_and_sits_beside_its_source() {
         let id = rig.cloud.sim.add_volume(&new).unwrap();
         rig.cloud.sim.resize(&id, 3).unwrap();
         wait_for(Duration::from_secs(20), || (rig.cloud.sim.volume(&id)?.size_gigabytes == 3).then_some(())).unwrap();
-        if fs == "xfs" {
-            rig.stage(&source).unwrap();
-        }
+        rig.stage(&source).unwrap();
+        rig.write(&rig.staging(&source), "file", "changed since").unwrap();
         let copy = rig.adopt(&id, &name);
         rig.stage(&copy).unwrap();
         assert_eq!(rig.read(&rig.staging(&copy), "file").unwrap(), "kept", "{fs}");
