@@ -10,7 +10,7 @@ use crate::error::{Error, Result, Thing};
 use crate::id::VolumeName;
 use crate::request::capability::{Access, Capability};
 use crate::request::controller::size_range;
-use crate::request::settings::Settings;
+use crate::request::settings::{Settings, carried};
 use crate::request::{absolute_path, lookup, required};
 use crate::rpc::proto::csi;
 use crate::size::{Gib, SizeRange};
@@ -48,6 +48,14 @@ impl ContextKeys {
             size: key("size-gigabytes"),
             read_only: key("read-only"),
         }
+    }
+
+    /// The volume context of a volume that is created with these parameters.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] naming the parameter.
+    pub fn carry(&self, parameters: &HashMap<String, String>) -> Result<HashMap<String, String>> {
+        carried(parameters, &self.driver_name)
     }
 
     /// Writes the context that [`ContextKeys::read`] reads.
@@ -103,7 +111,7 @@ impl Stage {
             staging: absolute_path("staging_target_path", wire.staging_target_path)?,
             capability: capability.settled(attached.is_read_only),
             attached,
-            settings: Settings::parse(&wire.volume_context, &keys.driver_name)?,
+            settings: Settings::parse("volume_context", &wire.volume_context, &keys.driver_name)?,
         };
         stage.checked()
     }
@@ -174,7 +182,7 @@ impl Publish {
         let attached = keys.read(&wire.publish_context)?;
         let capability = capability.settled(attached.is_read_only);
         let is_read_only = wire.readonly || attached.is_read_only || capability.is_read_only();
-        let settings = Settings::parse(&wire.volume_context, &keys.driver_name)?;
+        let settings = Settings::parse("volume_context", &wire.volume_context, &keys.driver_name)?;
         let stage = Stage { volume, attached, staging, capability, settings }.checked()?;
         Ok(Publish { stage, target, is_read_only })
     }

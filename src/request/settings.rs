@@ -1,6 +1,7 @@
 //! What a volume carries with it in its volume context: whether and how it may be formatted, and who may use its files.
 //!
-//! Owns the names and values of these settings. A setting under one of our prefixes that is not understood is refused, as a
+//! A volume that is created through CSI gets them from the parameters it is created with, as Nomad takes over the volume
+//! context that the answer has. Owns the names and values of these settings. A setting under one of our prefixes that is not understood is refused, as a
 //! misspelt `noformat` must not end in a formatted disk; settings of others are none of our business.
 
 use std::collections::HashMap;
@@ -39,7 +40,7 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// Reads a volume context. Each setting is `<prefix>/<name>`, with the driver's name or one of the official driver's
+    /// Reads a volume context, or parameters; `field` names which. Each setting is `<prefix>/<name>`, with the driver's name or one of the official driver's
     /// spellings of it as prefix:
     ///
     /// | name | value |
@@ -52,7 +53,7 @@ impl Settings {
     ///
     /// # Errors
     /// [`Error::Invalid`] naming the key.
-    pub fn parse(context: &HashMap<String, String>, driver_name: &str) -> Result<Settings> {
+    pub fn parse(field: &str, context: &HashMap<String, String>, driver_name: &str) -> Result<Settings> {
         let mut settings = Settings::default();
         let mut format = Vec::new();
         // In a fixed order, so that the same context always gives the same answer.
@@ -60,7 +61,7 @@ impl Settings {
             context.iter().filter_map(|(key, value)| Some((own(key, driver_name)?, key, value))).collect();
         pairs.sort();
         for (name, key, value) in pairs {
-            let bad = |why: &dyn Display| Error::invalid(format!("volume_context[{key}]"), why);
+            let bad = |why: &dyn Display| Error::invalid(format!("{field}[{key}]"), why);
             match name {
                 // Said in two spellings, one "never" is enough.
                 "noformat" => settings.is_never_formatted |= parse_bool(value).map_err(|why| bad(&why))?,
@@ -71,9 +72,19 @@ impl Settings {
                 other => format.push((other, value.as_str())),
             }
         }
-        settings.format = FormatOptions::parse(format).map_err(|bad| Error::invalid("volume_context", bad))?;
+        settings.format = FormatOptions::parse(format).map_err(|bad| Error::invalid(field, bad))?;
         Ok(settings)
     }
+}
+
+/// The settings among a new volume's parameters, which become its volume context.
+///
+/// # Errors
+/// As [`Settings::parse`], so that a mistake is found before there is a volume.
+pub fn carried(parameters: &HashMap<String, String>, driver_name: &str) -> Result<HashMap<String, String>> {
+    Settings::parse("parameters", parameters, driver_name)?;
+    let ours = parameters.iter().filter(|(key, _)| own(key, driver_name).is_some());
+    Ok(ours.map(|(key, value)| (key.clone(), value.clone())).collect())
 }
 
 /// A setting's name, when the key is one of ours.
@@ -110,7 +121,7 @@ mod tests {
 
     fn parse(pairs: &[(&str, &str)]) -> Result<Settings> {
         let context = pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
-        Settings::parse(&context, "our.name")
+        Settings::parse("volume_context", &context, "our.name")
     }
 
     #[test]
@@ -173,6 +184,18 @@ mod tests {
         assert!(parse(&[("our.name/block-size", "7")]).is_err());
         // The same parameter under two prefixes is a contradiction, or at best a mistake.
         assert!(parse(&[("our.name/label", "a"), ("com.digitalocean.csi/label", "b")]).is_err());
+    }
+
+    #[test]
+    fn a_new_volume_carries_those_of_its_parameters_that_are_settings() {
+        let map = |pairs: &[(&str, &str)]| -> HashMap<String, String> {
+            pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
+        };
+        let ours = [("our.name/owner", "1000"), ("com.digitalocean.csi/noformat", "true")];
+        let all = [&ours[..], &[("tags", "a,b"), ("other/owner", "x")]].concat();
+        assert_eq!(carried(&map(&all), "our.name").unwrap(), map(&ours));
+        let err = carried(&map(&[("our.name/ownr", "1000")]), "our.name").unwrap_err();
+        assert!(matches!(&err, Error::Invalid { field, .. } if field.starts_with("parameters")), "{err}");
     }
 
     proptest! {

@@ -93,9 +93,12 @@ impl csi_grpc::Controller for ControllerService {
         wire: csi::CreateVolumeRequest,
         sink: UnarySink<csi::CreateVolumeResponse>,
     ) {
+        let keys = Arc::clone(&self.keys);
         self.answer(&ctx, sink, change("CreateVolume", wire.name.clone()), move |controller| {
+            let volume_context = keys.carry(&wire.parameters)?;
             let made = controller.create_volume(&CreateVolume::try_from(wire)?)?;
-            Ok(csi::CreateVolumeResponse { volume: Some(volume(&made)).into(), ..Default::default() })
+            let answer = csi::Volume { volume_context, ..volume(&made) };
+            Ok(csi::CreateVolumeResponse { volume: Some(answer).into(), ..Default::default() })
         });
     }
 

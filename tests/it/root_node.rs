@@ -8,12 +8,13 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use do_csi_plugin::rpc::proto::csi;
 use do_csi_plugin::rpc::proto::csi::volume_capability::access_mode::Mode;
 use grpcio::RpcStatusCode;
 
 use crate::rig::{Bytes, Rig, Sysfs, Vol, refused};
 use crate::sim::NewVolume;
-use crate::support::client::Client;
+use crate::support::client::{Client, Volume, option};
 use crate::support::wait_for;
 
 const FILESYSTEMS: [&str; 4] = ["xfs", "ext4", "ext3", "btrfs"];
@@ -281,6 +282,38 @@ fn root_owner_group_and_mode_are_given_to_a_fresh_file_system_only() {
         rig.unstage(&vol).unwrap();
         refused(rig.stage(&vol.context(&ours("owner"), "root")), RpcStatusCode::INVALID_ARGUMENT, &["owner"]);
     }
+    rig.close();
+}
+
+#[test]
+#[ignore = "needs root: make test-root"]
+fn root_what_a_volume_is_created_with_reaches_its_file_system() {
+    let rig = Rig::start();
+    let parameters = |pairs: &[(&str, &str)]| {
+        pairs.iter().map(|(key, value)| (format!("dobs.csi.digitalocean.com/{key}"), (*value).to_owned())).collect()
+    };
+    let create = |name: &str, parameters| {
+        let request = csi::CreateVolumeRequest {
+            name: name.to_owned(),
+            volume_capabilities: vec![Volume::mounted("", "ext4").capability],
+            parameters,
+            ..Default::default()
+        };
+        Ok(rig.client().controller.create_volume_opt(&request, option())?.volume.unwrap())
+    };
+    refused(create("bad", parameters(&[("ownr", "1000")])), RpcStatusCode::INVALID_ARGUMENT, &["parameters", "ownr"]);
+    assert!(rig.cloud.sim.volumes().is_empty());
+    let made = create("blog", parameters(&[("owner", "1000"), ("inode-size", "1024")])).unwrap();
+    assert_eq!(create("blog", parameters(&[("owner", "1000"), ("inode-size", "1024")])).unwrap(), made);
+    // Nomad keeps the volume context of the answer and sends it with every call.
+    let mut vol = rig.adopt(&made.volume_id, "blog").fs("ext4");
+    vol.csi.context = made.volume_context;
+    rig.stage(&vol).unwrap();
+    let root = fs::metadata(rig.file(&rig.staging(&vol), ".")).unwrap();
+    assert_eq!(root.uid(), 1000);
+    let shown = rig.run("dumpe2fs", &["-h", &rig.node(&vol).to_string_lossy()]);
+    assert!(shown.lines().any(|line| line.starts_with("Inode size:") && line.ends_with("1024")), "{shown}");
+    rig.unstage(&vol).unwrap();
     rig.close();
 }
 
