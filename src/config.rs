@@ -149,6 +149,10 @@ struct Flags {
     /// Where sysfs is mounted (not in the official driver; for tests)
     #[arg(long, default_value = "/sys")]
     sys_dir: PathBuf,
+    /// Serve nothing: ask the plugin that serves the endpoint whether it is ready, and exit with 0 if so, else with 1. For
+    /// health checks of a container (not in the official driver)
+    #[arg(long)]
+    probe: bool,
 }
 
 /// Which CSI services this process offers.
@@ -230,6 +234,8 @@ pub struct Config {
 pub enum Early {
     /// Help or version was asked for: print to standard output and exit with 0.
     Answer(String),
+    /// Only a look at the plugin that serves this socket was asked for: exit with 0 if it is ready, else with 1.
+    Probe(PathBuf),
     /// A setting is wrong: print this line to standard error and exit with 2.
     Refusal(String),
 }
@@ -238,11 +244,15 @@ impl Config {
     /// Reads flags and environment; `args` starts with the program's name.
     ///
     /// # Errors
-    /// [`Early`] when help or version was asked for or a setting is wrong.
+    /// [`Early`] when help, version or a probe was asked for or a setting is wrong.
     pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Config, Early> {
         let command = Flags::command().mut_args(without_empty_variable);
         let matches = command.try_get_matches_from(double_dashes(args)).map_err(early)?;
         let flags = Flags::from_arg_matches(&matches).map_err(early)?;
+        if flags.probe {
+            // No other setting matters to it, so none has to be right.
+            return Err(parse_endpoint(&flags.endpoint).map_or_else(Early::Refusal, Early::Probe));
+        }
         flags.check().map_err(Early::Refusal)
     }
 }

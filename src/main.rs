@@ -1,6 +1,7 @@
 //! The program: reads the settings, runs, and turns the outcome into an exit code.
 
 use std::io::{self, Write};
+use std::path::Path;
 use std::process::ExitCode;
 
 use do_csi_plugin::config::{Config, Early};
@@ -12,6 +13,7 @@ fn main() -> ExitCode {
     let config = match Config::parse(std::env::args_os()) {
         Ok(config) => config,
         Err(Early::Answer(text)) => return answer(&text),
+        Err(Early::Probe(socket)) => return probe(&socket),
         Err(Early::Refusal(line)) => return refuse(&line),
     };
     match do_csi_plugin::run(config) {
@@ -27,8 +29,22 @@ fn answer(text: &str) -> ExitCode {
     }
 }
 
+fn probe(socket: &Path) -> ExitCode {
+    match do_csi_plugin::rpc::probe::probe(socket) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(line) => {
+            tell(&line);
+            ExitCode::FAILURE
+        }
+    }
+}
+
 fn refuse(line: &str) -> ExitCode {
+    tell(line);
+    ExitCode::from(WRONG_USE)
+}
+
+fn tell(line: &str) {
     // Nobody is left to tell when standard error is closed too.
     let _told = writeln!(io::stderr(), "do-csi-plugin: {line}");
-    ExitCode::from(WRONG_USE)
 }

@@ -6,6 +6,7 @@
 pub mod controller;
 pub mod identity;
 pub mod node;
+pub mod probe;
 pub mod proto;
 mod reply;
 pub mod socket;

@@ -65,18 +65,10 @@ impl SocketFile {
         &self.place
     }
 
-    /// The address that gRPC is to bind, with every byte that is special in a URI escaped.
+    /// The address that gRPC is to bind.
     #[must_use]
     pub fn grpc_address(&self) -> String {
-        let mut address = String::from("unix:");
-        for byte in self.bound.as_os_str().as_bytes() {
-            match byte {
-                b'/' | b'.' | b'-' | b'_' => address.push(char::from(*byte)),
-                b if b.is_ascii_alphanumeric() => address.push(char::from(*b)),
-                b => address.push_str(&format!("%{b:02X}")),
-            }
-        }
-        address
+        address(&self.bound)
     }
 
     /// Moves the bound socket into its place with these permissions, replacing a stale one.
@@ -103,6 +95,20 @@ impl SocketFile {
             warn!("could not remove the socket endpoint={}: {err}", self.place.display());
         }
     }
+}
+
+/// A socket's path as an address of gRPC, with every byte that is special in a URI escaped.
+#[must_use]
+pub fn address(path: &Path) -> String {
+    let mut address = String::from("unix:");
+    for byte in path.as_os_str().as_bytes() {
+        match byte {
+            b'/' | b'.' | b'-' | b'_' => address.push(char::from(*byte)),
+            b if b.is_ascii_alphanumeric() => address.push(char::from(*b)),
+            b => address.push_str(&format!("%{b:02X}")),
+        }
+    }
+    address
 }
 
 impl Drop for SocketFile {

@@ -705,3 +705,29 @@ fn a_droplet_in_another_region_uses_its_own_unless_the_flag_says_otherwise() {
         plugin.stop().unwrap();
     }
 }
+
+#[test]
+fn a_probe_tells_whether_the_plugin_at_the_endpoint_answers() {
+    let solo = Solo::new(PROGRAM);
+    let probe = |args: &[&str]| {
+        let mut command = solo.command();
+        command.args(args).arg("--probe").env("CSI_ENDPOINT", format!("unix://{}", solo.socket().display()));
+        run_to_end(command).unwrap()
+    };
+    let nobody = probe(&[]);
+    assert_eq!(nobody.status.code(), Some(1));
+    let line = text(&nobody.stderr);
+    assert!(line.contains("no plugin answers at") && line.lines().count() == 1, "{line}");
+
+    let plugin = solo.launch(&[]).start().unwrap();
+    let ready = probe(&[]);
+    assert_eq!((ready.status.code(), text(&ready.stderr)), (Some(0), String::new()));
+    // What else is set does not matter to it: a health check knows only the container's environment.
+    assert_eq!(probe(&["--mode=controller"]).status.code(), Some(0));
+    plugin.kill().unwrap();
+    assert_eq!(probe(&[]).status.code(), Some(1), "a socket is left, and nobody behind it");
+
+    fs::remove_file(solo.socket()).unwrap();
+    let _silent = UnixListener::bind(solo.socket()).unwrap();
+    assert_eq!(probe(&[]).status.code(), Some(1), "somebody takes the connection and says nothing");
+}
