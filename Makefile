@@ -2,7 +2,8 @@
 # On Debian and Ubuntu root gets missing packages installed; anyone else is told their names.
 
 .DEFAULT_GOAL := help
-.PHONY: help build check test test-root sanity demo bench clean root rust lints own compiler disk-tools csi-sanity
+.PHONY: help build check test test-root sanity demo bench image image-test e2e-nomad droplet-test e2e-droplet clean
+.PHONY: root rust lints own compiler disk-tools csi-sanity docker network bases tasks nomad
 # A recipe is one script, so it can use functions, and its first failing line ends it.
 .ONESHELL:
 .SHELLFLAGS := -euc
@@ -24,7 +25,7 @@ export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin:$(TOOLS)
 RUST := $(shell sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
 
 help: ## Say what can be made (the default)
-	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 12
+	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 12
 
 build: rust own compiler ## Build the plugin
 	cargo build $(SHARED) --bin do-csi-plugin
@@ -72,6 +73,55 @@ demo: root rust own compiler disk-tools ## Show a volume's whole life on this ma
 bench: root rust own compiler disk-tools ## Measure attaching, moving and sharing volumes (as root, two minutes)
 	cargo build $(SHARED) --bin do-csi-plugin --example do-sim
 	exec "$$CARGO_TARGET_DIR/release/examples/do-sim" bench "$$CARGO_TARGET_DIR/release/do-csi-plugin"
+
+# With BASES=local the bases are made from this machine's own Debian packages and Rust, for where no registry is reached.
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml)
+REVISION := $(shell git rev-parse HEAD 2>/dev/null || echo unknown)
+IMAGE ?= do-csi-plugin:$(VERSION)
+BASES ?= registry
+PLATFORM ?=
+RELEASE := bookworm
+LOCAL_TOOLS_BASE := do-csi-plugin-base:$(RELEASE)
+LOCAL_BUILD_BASE := do-csi-plugin-base:$(RELEASE)-rust$(RUST)
+ifeq ($(BASES),local)
+BUILD_BASE ?= $(LOCAL_BUILD_BASE)
+TOOLS_BASE ?= $(LOCAL_TOOLS_BASE)
+endif
+image: docker $(if $(filter local,$(BASES)),bases) ## Build the Docker image (PLATFORM=linux/arm64, BASES=local)
+	@tests/image/engine docker $(if $(PLATFORM),buildx build --load --platform=$(PLATFORM),build) --tag $(IMAGE) \
+		--build-arg VERSION=$(VERSION) --build-arg REVISION=$(REVISION) \
+		$(if $(BUILD_BASE),--build-arg BUILD_BASE=$(BUILD_BASE)) \
+		$(if $(TOOLS_BASE),--build-arg TOOLS_BASE=$(TOOLS_BASE)) .
+
+# Everything that is started lives in namespaces that end with it: processes, mounts and network.
+APART := exec unshare --mount --propagation private --net --pid --fork --kill-child --mount-proc
+image-test: root rust own compiler disk-tools docker network ## Run a volume's life through the image (as root)
+	@cargo build $(SHARED) --example do-sim
+	archive=$$(mktemp -d)
+	trap 'rm -rf "$$archive"' EXIT
+	tests/image/engine docker save --output="$$archive/image.tar" $(IMAGE)
+	$(subst exec ,,$(APART)) "$$CARGO_TARGET_DIR/release/examples/do-sim" image $(IMAGE) "$$archive/image.tar"
+
+# NOMAD=path names the program, if it is not on PATH.
+NOMAD ?= nomad
+e2e-nomad: root nomad rust own compiler disk-tools docker network bases tasks ## Play the guide on a real Nomad (as root, NOMAD=path)
+	@cargo build $(SHARED) --bin do-csi-plugin --example do-sim
+	archive=$$(mktemp -d)
+	trap 'rm -rf "$$archive"' EXIT
+	tests/image/engine docker save --output="$$archive/images.tar" $(IMAGE) $(TASKS):busybox $(TASKS):postgres
+	$(subst exec ,,$(APART)) "$$CARGO_TARGET_DIR/release/examples/do-sim" nomad \
+		"$$CARGO_TARGET_DIR/release/do-csi-plugin" "$$archive/images.tar" "$$(command -v $(NOMAD))" nomad
+
+# The same against the simulated DigitalOcean, on a simulated droplet.
+droplet-test: root rust own compiler disk-tools ## Run what e2e-droplet runs on a simulated droplet (as root)
+	@cargo build $(SHARED) --bin do-csi-plugin --example do-sim
+	export CONFIRM=yes
+	set -- "$$CARGO_TARGET_DIR/release/examples/do-sim" "$$CARGO_TARGET_DIR/release/do-csi-plugin"
+	exec "$$1" serve "$$2" "$$1" droplet "$$2"
+
+e2e-droplet: root rust own compiler disk-tools ## Run a volume's life on this very droplet (as root, with a token)
+	cargo build $(SHARED) --bin do-csi-plugin --example do-sim
+	exec "$$CARGO_TARGET_DIR/release/examples/do-sim" droplet "$$CARGO_TARGET_DIR/release/do-csi-plugin"
 
 # A target directory chosen by the user may hold other projects, so there only our own package goes.
 clean: ## Remove what was built
@@ -140,3 +190,26 @@ csi-sanity:
 	@! command -v csi-sanity >/dev/null || exit 0
 	command -v go >/dev/null || { echo "needs csi-sanity $(SANITY), or go to install it (https://go.dev)" >&2; exit 2; }
 	GOBIN="$(TOOLS)" go install github.com/kubernetes-csi/csi-test/v5/cmd/csi-sanity@v$(SANITY)
+
+docker:
+	@$(call need,docker:docker.io dockerd:docker.io iptables:iptables)
+
+network:
+	@$(call need,ip:iproute2)
+
+bases: docker rust
+	@$(call need,debootstrap:debootstrap)
+	tests/image/engine tests/image/bases $(RELEASE) $(LOCAL_TOOLS_BASE) $(LOCAL_BUILD_BASE)
+
+# What stands in for the images that the job files name.
+TASKS := do-csi-plugin-tasks
+tasks: bases
+	@for task in busybox postgres; do
+		tests/image/engine docker build --quiet --tag $(TASKS):$$task --target $$task \
+			--build-arg BASE=$(LOCAL_TOOLS_BASE) tests/image/tasks
+	done
+
+nomad:
+	@command -v $(NOMAD) >/dev/null && exit
+	echo "needs the nomad program on PATH, or NOMAD=path (https://developer.hashicorp.com/nomad/install)" >&2
+	exit 2

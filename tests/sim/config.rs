@@ -3,7 +3,7 @@
 //! Owns plain values and their defaults. Facts that DigitalOcean has never written down are [`Switches`]: a driver must
 //! be right under every setting of them.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -49,12 +49,14 @@ pub struct DropletSpec {
     pub name: String,
     /// The slug of its region.
     pub region: String,
+    /// From where it asks, if it has a network of its own: its metadata service then knows it by that.
+    pub address: Option<IpAddr>,
 }
 
 impl DropletSpec {
     /// Names a droplet in one line.
     pub fn new(id: u64, name: &str, region: &str) -> DropletSpec {
-        DropletSpec { id, name: name.to_owned(), region: region.to_owned() }
+        DropletSpec { id, name: name.to_owned(), region: region.to_owned(), address: None }
     }
 }
 

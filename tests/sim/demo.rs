@@ -39,8 +39,11 @@ use nix::sys::signal::{SigSet, Signal};
 
 use sim::{Limits, Rules, SimConfig, Times};
 use support::bench::{Calls, Together};
-use support::cloud::{Cloud, Machine};
+use support::cloud::{Cloud, Machine, Program};
+use support::facts;
 use support::figures::Figures;
+use support::nomad::Nomad;
+use support::nomad_story;
 use support::story::{self, Listener};
 
 /// How long an attach, detach or resize takes in the demo.
@@ -50,7 +53,15 @@ const SERVED_ACTION_TIME: Duration = Duration::from_millis(50);
 /// The request limits while serving: far above what DigitalOcean allows, as a suite sends an hour's calls in a minute.
 const SERVED_REQUESTS: usize = 1_000_000;
 
-const USAGE: &str = "usage: do-sim demo|bench PLUGIN\n       do-sim serve PLUGIN [COMMAND [ARGUMENT...]]";
+/// What stands in for the images that the job files name.
+const TASK_IMAGES: [(&str, &str); 2] =
+    [("do-csi-plugin-tasks:busybox", "busybox:1.36"), ("do-csi-plugin-tasks:postgres", "postgres:16")];
+
+const USAGE: &str = "usage: do-sim demo|bench PLUGIN
+       do-sim serve PLUGIN [COMMAND [ARGUMENT...]]
+       do-sim image IMAGE ARCHIVE
+       do-sim nomad PLUGIN ARCHIVE NOMAD JOBS
+       do-sim droplet PLUGIN";
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -58,6 +69,12 @@ fn main() -> ExitCode {
         ["demo", program] => demo(Path::new(program)).map(|()| ExitCode::SUCCESS),
         ["bench", program] => bench(Path::new(program)).map(|()| ExitCode::SUCCESS),
         ["serve", program, command @ ..] => serve(Path::new(program), command),
+        ["image", image, archive] => image_test(image, Path::new(archive)).map(|()| ExitCode::SUCCESS),
+        ["nomad", program, archive, nomad, jobs] => {
+            let [program, archive, nomad, jobs] = [program, archive, nomad, jobs].map(Path::new);
+            nomad_test(program, archive, nomad, jobs).map(|()| ExitCode::SUCCESS)
+        }
+        ["droplet", program] => droplet(Path::new(program)).map(|()| ExitCode::SUCCESS),
         _ => Err(USAGE.into()),
     };
     match outcome {
@@ -76,7 +93,7 @@ fn demo(program: &Path) -> Result<(), Box<dyn Error>> {
     let rules = Rules { times: Times::actions(ACTION_TIME), ..Rules::default() };
     let cloud = Cloud::start(SimConfig { rules, ..SimConfig::default() }, &["node-a", "node-b"])?;
     let mut screen = Screen { steps: 0, bar: None, interrupted };
-    let told = story::tell(&cloud, &program, &mut screen);
+    let told = story::tell(&cloud, &program.as_path().into(), &mut screen);
     screen.settle();
     let told = told.and_then(|()| {
         if story::leaves_nothing_attached(&cloud.sim) { Ok(()) } else { Err("a volume is still attached".into()) }
@@ -102,6 +119,114 @@ fn bench(program: &Path) -> Result<(), Box<dyn Error>> {
     // By itself, since it is work for the machine too, and not only waiting.
     println!("{}", Together::measure(&program).map_err(|err| err.to_string())?);
     Ok(())
+}
+
+/// Plays the story with the plugin's image, in containers as Nomad makes them, on two droplets with a network and a Docker
+/// Engine each.
+fn image_test(image: &str, archive: &Path) -> Result<(), Box<dyn Error>> {
+    play(&["node-a", "node-b"], archive, |cloud, screen| {
+        story::tell(cloud, &Program::Image(image.to_owned()), screen)?;
+        image_figures(cloud, image)
+    })
+}
+
+/// What an image and a container of it cost, and whether its own health check finds the plugin healthy.
+fn image_figures(cloud: &Cloud, image: &str) -> Result<String, Box<dyn Error>> {
+    let machine = cloud.machines.first().ok_or("no droplet")?;
+    let engine = machine.engine.as_ref().ok_or("no Docker")?;
+    let plugin = machine.start(Program::Image(image.to_owned()))?;
+    let container = engine.run(&["ps", "--quiet"])?;
+    let health = || engine.run(&["inspect", "--format={{.State.Health.Status}}", &container]).ok();
+    support::wait_for(Duration::from_secs(30), || health().filter(|health| health == "healthy"))
+        .ok_or("the image's health check does not find the plugin healthy")?;
+    let bytes: f64 = engine.run(&["image", "inspect", "--format={{.Size}}", image])?.parse()?;
+    let (resident, anonymous) = plugin.memory_kb().ok_or("no memory figures")?;
+    plugin.stop()?;
+    Ok(format!(
+        "image {:.1} MB unpacked; health check: healthy; resident memory in the container {:.1} MB ({:.1} MB anonymous)",
+        bytes / 1e6,
+        resident as f64 / 1024.0,
+        anonymous as f64 / 1024.0
+    ))
+}
+
+/// Plays the guide on a real Nomad with three clients, each on its own droplet.
+fn nomad_test(program: &Path, archive: &Path, nomad: &Path, jobs: &Path) -> Result<(), Box<dyn Error>> {
+    let (program, nomad) = (fs::canonicalize(program)?, fs::canonicalize(nomad)?);
+    play(&["node-a", "node-b", "node-c"], archive, |cloud, screen| {
+        // The story edits files as a reader of the guide does, so it has a copy of its own.
+        let folder = cloud.root().join("jobs");
+        for machine in &cloud.machines {
+            let engine = machine.engine.as_ref().ok_or("no Docker")?;
+            TASK_IMAGES.iter().try_for_each(|(ours, name)| engine.run(&["tag", ours, name]).map(drop))?;
+        }
+        let mut nomad = Nomad::start(&nomad, &cloud.machines, cloud.root(), jobs, &folder)?;
+        println!("{}", nomad.run(&["version"])?.lines().next().unwrap_or_default());
+        let told = nomad_story::tell(cloud, &mut nomad, &program, screen);
+        if told.is_err() {
+            eprintln!("{}", nomad.last_words());
+        }
+        let stopped = nomad.stop();
+        let figures = told?;
+        stopped?;
+        Ok(figures)
+    })
+}
+
+/// Plays something on droplets with a network and a Docker Engine each, and prints what it gives.
+fn play(
+    names: &[&str],
+    archive: &Path,
+    tell: impl FnOnce(&Cloud, &mut Screen) -> Result<String, Box<dyn Error>>,
+) -> Result<(), Box<dyn Error>> {
+    let mut screen = Screen { steps: 0, bar: None, interrupted: watch_for_signals()? };
+    let started = Instant::now();
+    let rules = Rules { times: Times::actions(ACTION_TIME), ..Rules::default() };
+    let mut cloud = Cloud::start_with_network(SimConfig { rules, ..SimConfig::default() }, names)?;
+    let told = cloud.start_engines(&[archive.to_owned()]).and_then(|()| tell(&cloud, &mut screen));
+    screen.settle();
+    let closed = cloud.close();
+    let figures = told?;
+    closed?;
+    println!("\n{figures}");
+    println!("PASSED  {} steps in {:.1} s, nothing left behind", screen.steps, started.elapsed().as_secs_f64());
+    Ok(())
+}
+
+/// Plays the life of one volume on the droplet that this runs on, with the real DigitalOcean, or with whatever stands at
+/// the addresses that the plugin's own environment variables name.
+fn droplet(program: &Path) -> Result<(), Box<dyn Error>> {
+    let program: PathBuf = fs::canonicalize(program).map_err(|err| format!("{}: {err}", program.display()))?;
+    let variable = |name: &str, default: &str| std::env::var(name).unwrap_or_else(|_| default.to_owned());
+    let token = std::env::var("DIGITALOCEAN_ACCESS_TOKEN").map_err(|_| "DIGITALOCEAN_ACCESS_TOKEN is not set")?;
+    let name = format!("do-csi-e2e-{}", std::process::id());
+    confirm(&name)?;
+    let metadata = variable("DIGITALOCEAN_METADATA_URL", "http://169.254.169.254");
+    let id = facts::droplet_id(&metadata)?;
+    let api = facts::Api::new(&variable("DIGITALOCEAN_API_URL", "https://api.digitalocean.com/"), &token);
+    let home = tempfile::Builder::new().prefix("do-csi-").tempdir()?;
+    let device_dir = format!("--device-dir={}", variable("DEVICE_DIR", "/dev/disk/by-id"));
+    let machine = Machine::here(id, home.path(), &token, vec![device_dir]);
+    let mut screen = Screen { steps: 0, bar: None, interrupted: watch_for_signals()? };
+    let told = story::tell_one_life(&machine, &program.as_path().into(), &api, &name, &mut screen);
+    screen.settle();
+    told?;
+    println!("\nPASSED  {} steps on droplet {id}; the volume {name} is deleted", screen.steps);
+    Ok(())
+}
+
+/// Asks whether money may be spent, unless `CONFIRM=yes` says so.
+fn confirm(name: &str) -> Result<(), Box<dyn Error>> {
+    if std::env::var("CONFIRM").is_ok_and(|word| word == "yes") {
+        return Ok(());
+    }
+    println!(
+        "This makes a volume of 1 GiB, {name}, in your DigitalOcean account, attaches it to this droplet, grows it to"
+    );
+    println!("2 GiB, and deletes it. Type yes to go on:");
+    let mut line = String::new();
+    std::io::stdin().read_line(&mut line)?;
+    if line.trim() == "yes" { Ok(()) } else { Err("nothing was done".into()) }
 }
 
 /// Keeps a cloud up with the plugin on its one droplet: until the command ends, which runs on that droplet, or, without
@@ -142,11 +267,14 @@ fn serve_on(cloud: &Cloud, program: &Path, command: &[&str]) -> Result<ExitCode,
 }
 
 /// What whoever uses the served cloud has to know.
-fn environment(cloud: &Cloud, machine: &Machine) -> [(&'static str, String); 5] {
+fn environment(cloud: &Cloud, machine: &Machine) -> [(&'static str, String); 8] {
     let home = machine.home().display().to_string();
     [
         ("CSI_ENDPOINT", format!("unix://{}", machine.socket().display())),
         ("DIGITALOCEAN_API_URL", cloud.sim.api_url()),
+        ("DIGITALOCEAN_METADATA_URL", cloud.sim.metadata_url(machine.id)),
+        ("DIGITALOCEAN_ACCESS_TOKEN", support::cloud::TOKEN.to_owned()),
+        ("DEVICE_DIR", cloud.sim.device_dir(machine.id).display().to_string()),
         ("DROPLET_ID", machine.node_id()),
         ("DROPLET_HOME", home),
         ("DROPLET_MOUNTS", machine.droplet.namespace()),

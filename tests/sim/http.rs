@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -30,6 +30,8 @@ pub struct Request {
     pub body: Vec<u8>,
     /// The client wants the connection closed afterwards.
     pub is_last: bool,
+    /// Who asks.
+    pub peer: Option<IpAddr>,
 }
 
 impl Request {
@@ -171,7 +173,9 @@ fn accept_all(listener: &TcpListener, shared: &Arc<Shared>, handler: &Arc<dyn Ha
 fn serve(stream: &mut TcpStream, shared: &Shared, handler: &dyn Handler) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let mut received = Vec::new();
+    let peer = stream.peer_addr().ok().map(|address| address.ip());
     while let Some(request) = read_request(stream, &mut received)? {
+        let request = Request { peer, ..request };
         match handler.handle(&request) {
             Delivery::Send(reply) => write_reply(stream, &reply, request.is_last)?,
             Delivery::SendAfter(wait, reply) => {

@@ -2,6 +2,8 @@
 //!
 //! Owns the metadata paths and texts. It needs no token and counts against no limit, like the real one.
 
+use std::net::IpAddr;
+
 use serde_json::json;
 
 use super::clock::Moment;
@@ -11,7 +13,8 @@ use super::state::{Cloud, Droplet};
 /// Which droplet asks for which metadata path.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Asked<'a> {
-    /// None: whoever asks at the real service's own path, which is the first droplet.
+    /// None: whoever asks at the real service's own path: the droplet with the address that the request comes from, or else
+    /// the first one.
     pub droplet: Option<u64>,
     /// The path from `/metadata/` on.
     pub path: &'a str,
@@ -34,10 +37,14 @@ pub fn base(api_url: &str, droplet: u64) -> String {
 }
 
 /// Answers one metadata request. A droplet that is gone has no service, and one that is down does not answer either.
-pub fn answer(cloud: &Cloud, now: Moment, asked: &Asked<'_>) -> Delivery {
+pub fn answer(cloud: &Cloud, now: Moment, asked: &Asked<'_>, peer: Option<IpAddr>) -> Delivery {
     let droplet = match asked.droplet {
         Some(id) => cloud.droplet(id).ok().cloned(),
-        None => cloud.droplets().into_iter().next(),
+        None => {
+            let droplets = cloud.droplets();
+            let asking = droplets.iter().find(|droplet| droplet.address.is_some() && droplet.address == peer);
+            asking.or(droplets.first()).cloned()
+        }
     };
     let Some(droplet) = droplet.filter(|droplet| droplet.metadata_down_until <= now) else {
         return Delivery::Drop;

@@ -184,6 +184,11 @@ impl Sim {
         self.volume(id_or_name)?.attached_to
     }
 
+    /// All droplets that were not destroyed.
+    pub fn droplets(&self) -> Vec<Droplet> {
+        self.service.with_cloud(|cloud, _| cloud.droplets())
+    }
+
     /// All snapshots.
     pub fn snapshots(&self) -> Vec<Snapshot> {
         self.service.with_cloud(|cloud, _| cloud.snapshots(None))

@@ -200,7 +200,7 @@ impl Service {
 impl Handler for Service {
     fn handle(&self, request: &Request) -> Delivery {
         if let Some(asked) = metadata::find(&request.path) {
-            return self.with_cloud(|cloud, now| metadata::answer(cloud, now, &asked));
+            return self.with_cloud(|cloud, now| metadata::answer(cloud, now, &asked, request.peer));
         }
         let matched = endpoint::find(&request.method, &request.path);
         if let Some(matched) = &matched {

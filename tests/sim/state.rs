@@ -5,6 +5,7 @@
 //! `snapshots.rs` and `tags.rs`, each of them an `impl Cloud`.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::time::Duration;
 
 use super::clock::Moment;
@@ -90,6 +91,8 @@ pub struct Droplet {
     pub metadata_down_until: Moment,
     /// How late its metadata service answers.
     pub metadata_delay: Duration,
+    /// From where it asks, if it has a network of its own.
+    pub address: Option<IpAddr>,
 }
 
 /// A snapshot of a volume.
@@ -393,5 +396,6 @@ fn new_droplet(spec: &DropletSpec) -> Droplet {
         is_destroyed: false,
         metadata_down_until: Moment::ZERO,
         metadata_delay: Duration::ZERO,
+        address: spec.address,
     }
 }

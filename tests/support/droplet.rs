@@ -1,55 +1,92 @@
-//! A droplet as far as mounts go: a mount namespace of its own, held open by a process that does nothing.
+//! A droplet as far as mounts and network go: namespaces of its own, held open by a process that does nothing. Or the
+//! machine itself, when that is a real droplet.
 //!
-//! Owns the namespace. Mounts made in it end with it, so a test that fails leaves none behind; the holder ends by itself
-//! when its standard input closes, so it does not outlive the test even when that is killed.
+//! Owns the namespaces. Mounts made in them end with them, so a test that fails leaves none behind; the holder ends by
+//! itself when its standard input closes, so it does not outlive the test even when that is killed.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Error, Result};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 
-/// One simulated machine's mount namespace.
+/// One machine's namespaces.
 #[derive(Debug)]
 pub struct Droplet {
-    holder: Child,
+    holder: Option<Holder>,
+    has_network: bool,
+}
+
+#[derive(Debug)]
+struct Holder {
+    process: Child,
     stdin: Option<ChildStdin>,
 }
 
 impl Droplet {
-    /// Makes the namespace; needs root.
+    /// Makes a mount namespace; needs root.
     pub fn boot() -> Result<Droplet> {
-        let mut holder = Command::new("unshare")
-            .args(["--mount", "--propagation", "private", "sh", "-c", "echo up && exec cat"])
+        Droplet::boot_with(&["--mount"], false)
+    }
+
+    /// Makes a mount and a network namespace, the latter without any interface that is up; needs root.
+    pub fn boot_with_network() -> Result<Droplet> {
+        Droplet::boot_with(&["--mount", "--net"], true)
+    }
+
+    /// The machine that this runs on.
+    pub fn here() -> Droplet {
+        Droplet { holder: None, has_network: false }
+    }
+
+    fn boot_with(namespaces: &[&str], has_network: bool) -> Result<Droplet> {
+        // As systemd has it on a droplet, a mount made in one place is seen in all copies of that place, and so does
+        // Docker need it; but none of them leaves the namespace.
+        let script = "mount --make-rshared / && echo up && exec cat";
+        let mut process = Command::new("unshare")
+            .args(namespaces)
+            .args(["--propagation", "private", "sh", "-c", script])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()?;
-        let stdin = holder.stdin.take();
+        let stdin = process.stdin.take();
         let mut line = String::new();
-        let stdout = holder.stdout.take().ok_or_else(|| Error::other("the holder has no output"))?;
+        let stdout = process.stdout.take().ok_or_else(|| Error::other("the holder has no output"))?;
         BufReader::new(stdout).read_line(&mut line)?;
-        let droplet = Droplet { holder, stdin };
-        if line == "up\n" { Ok(droplet) } else { Err(Error::other("no mount namespace could be made; is this root?")) }
+        let droplet = Droplet { holder: Some(Holder { process, stdin }), has_network };
+        if line == "up\n" { Ok(droplet) } else { Err(Error::other("no namespace could be made; is this root?")) }
     }
 
     /// A command that runs inside.
     pub fn command(&self, program: &Path) -> Command {
-        let mut command = Command::new("nsenter");
         // The kernel kills the program when the thread that started it is gone, whatever happens to the test.
-        command
-            .arg(format!("--mount={}", self.namespace()))
-            .args(["--", "setpriv", "--pdeathsig", "KILL", "--"])
-            .arg(program);
+        let tied = ["setpriv", "--pdeathsig", "KILL", "--"];
+        let Some(pid) = self.pid() else {
+            let mut command = Command::new(tied[0]);
+            command.args(&tied[1..]).arg(program);
+            return command;
+        };
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--mount={}", self.namespace()));
+        if self.has_network {
+            command.arg(format!("--net=/proc/{pid}/ns/net"));
+        }
+        command.arg("--").args(tied).arg(program);
         command
     }
 
-    /// The file by which the namespace is entered.
+    /// The process that holds the namespaces; none: this machine.
+    pub fn pid(&self) -> Option<u32> {
+        self.holder.as_ref().map(|holder| holder.process.id())
+    }
+
+    /// The file by which the mount namespace is entered.
     pub fn namespace(&self) -> String {
-        format!("/proc/{}/ns/mnt", self.holder.id())
+        format!("{}/ns/mnt", self.proc())
     }
 
     /// The path by which a file inside is reached from outside.
     pub fn path(&self, inside: &Path) -> PathBuf {
-        let root = PathBuf::from(format!("/proc/{}/root", self.holder.id()));
+        let root = PathBuf::from(format!("{}/root", self.proc()));
         root.join(inside.strip_prefix("/").unwrap_or(inside))
     }
 
@@ -60,14 +97,20 @@ impl Droplet {
 
     /// All lines of the mount table.
     pub fn mounts(&self) -> Vec<String> {
-        let table = fs::read_to_string(format!("/proc/{}/mountinfo", self.holder.id())).unwrap_or_default();
+        let table = fs::read_to_string(format!("{}/mountinfo", self.proc())).unwrap_or_default();
         table.lines().map(str::to_owned).collect()
+    }
+
+    fn proc(&self) -> String {
+        self.pid().map_or_else(|| "/proc/self".to_owned(), |pid| format!("/proc/{pid}"))
     }
 }
 
 impl Drop for Droplet {
     fn drop(&mut self) {
-        drop(self.stdin.take());
-        let _status = self.holder.wait();
+        if let Some(holder) = &mut self.holder {
+            drop(holder.stdin.take());
+            let _status = holder.process.wait();
+        }
     }
 }

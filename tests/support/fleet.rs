@@ -56,7 +56,7 @@ impl Fleet {
         let args = own.into_iter().chain(args.iter().map(|arg| (*arg).to_owned())).collect();
         let home = self.home.path();
         let (socket, log) = (home.join(format!("{name}.sock")), home.join(format!("{name}.log")));
-        Launch { command, args, socket, log }.start().expect("the controller starts")
+        Launch { command, args, socket, log, container: None }.start().expect("the controller starts")
     }
 
     /// A volume that was there before, by its id.

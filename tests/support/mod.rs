@@ -5,9 +5,14 @@
 pub mod bench;
 pub mod client;
 pub mod cloud;
+pub mod docker;
 pub mod droplet;
+pub mod facts;
 pub mod figures;
 pub mod fleet;
+pub mod network;
+pub mod nomad;
+pub mod nomad_story;
 pub mod plugin;
 pub mod solo;
 pub mod story;

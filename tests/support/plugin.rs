@@ -1,4 +1,4 @@
-//! The built program as a process: started, watched, killed.
+//! The built program as a process, of its own or in a container: started, watched, killed.
 //!
 //! Owns the child process and its log file. Dropping it kills it.
 
@@ -21,7 +21,9 @@ const START_LIMIT: Duration = Duration::from_secs(20);
 /// A running plugin.
 #[derive(Debug)]
 pub struct Plugin {
+    /// The program itself, or the `docker run` that ends when the container does.
     child: Child,
+    pid: u32,
     log: PathBuf,
     /// From exec to the first answered Probe.
     pub ready_after: Duration,
@@ -40,13 +42,35 @@ pub struct Launch {
     pub socket: PathBuf,
     /// Where its log goes; added to when there is one.
     pub log: PathBuf,
+    /// The container in which the program is, when the command is the `docker run` that makes it.
+    pub container: Option<Container>,
+}
+
+/// A container that `docker run` makes.
+#[derive(Debug, Clone)]
+pub struct Container {
+    /// The engine's address.
+    pub engine: String,
+    /// Where `docker run` writes the container's id.
+    pub id_file: PathBuf,
+}
+
+impl Container {
+    /// The process id of the program in it, as seen from outside.
+    fn pid(&self) -> Result<u32> {
+        let id = fs::read_to_string(&self.id_file)?;
+        let host = format!("--host={}", self.engine);
+        let arguments = [host.as_str(), "inspect", "--format={{.State.Pid}}", id.trim()];
+        let printed = Command::new("docker").args(arguments).output()?.stdout;
+        String::from_utf8_lossy(&printed).trim().parse().map_err(Error::other)
+    }
 }
 
 impl Launch {
     /// Starts the program and waits until it answers.
     pub fn start(self) -> Result<Plugin> {
         let started = Instant::now();
-        let socket = self.socket.clone();
+        let (socket, container) = (self.socket.clone(), self.container.clone());
         let (mut child, log) = self.spawn()?;
         // gRPC's client waits 100 ms before it tries a missing socket again; that would be measured as start time.
         wait_for(START_LIMIT, || UnixStream::connect(&socket).is_ok().then_some(()));
@@ -57,7 +81,10 @@ impl Launch {
         });
         let ready_after = started.elapsed();
         match answered {
-            Some(false) => Ok(Plugin { child, log, ready_after, client }),
+            Some(false) => {
+                let pid = container.map_or_else(|| Ok(child.id()), |container| container.pid())?;
+                Ok(Plugin { child, pid, log, ready_after, client })
+            }
             Some(true) | None => {
                 let text = fs::read_to_string(&log).unwrap_or_default();
                 Err(Error::other(format!("the plugin did not start: {text}")))
@@ -89,7 +116,7 @@ impl Launch {
 impl Plugin {
     /// The process id.
     pub fn pid(&self) -> u32 {
-        self.child.id()
+        self.pid
     }
 
     /// Everything it has logged so far.
@@ -99,8 +126,7 @@ impl Plugin {
 
     /// Sends a signal.
     pub fn signal(&self, signal: Signal) -> Result<()> {
-        let pid = i32::try_from(self.child.id()).map_err(Error::other)?;
-        kill(Pid::from_raw(pid), signal).map_err(Error::from)
+        send(self.pid, signal)
     }
 
     /// Sends SIGTERM and waits for the end.
@@ -111,7 +137,7 @@ impl Plugin {
 
     /// Kills it without warning and waits until it is gone.
     pub fn kill(mut self) -> Result<()> {
-        self.child.kill()?;
+        self.signal(Signal::SIGKILL)?;
         self.child.wait().map(drop)
     }
 
@@ -127,7 +153,7 @@ impl Plugin {
 
     /// Resident memory in kB: all of it, and the part that is not backed by files.
     pub fn memory_kb(&self) -> Option<(u64, u64)> {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).ok()?;
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid)).ok()?;
         let field = |name: &str| {
             let line = status.lines().find(|line| line.starts_with(name))?;
             line.split_whitespace().nth(1)?.parse().ok()
@@ -138,7 +164,23 @@ impl Plugin {
 
 impl Drop for Plugin {
     fn drop(&mut self) {
-        let _killed = self.child.kill();
-        let _status = self.child.wait();
+        if !self.has_ended() {
+            let _killed = self.signal(Signal::SIGKILL);
+            let _status = self.child.wait();
+        }
     }
+}
+
+/// Ends a process by SIGTERM and waits for it; one that has ended is only waited for.
+pub fn terminate(child: &mut Child) -> Result<ExitStatus> {
+    if let Some(status) = child.try_wait()? {
+        return Ok(status);
+    }
+    send(child.id(), Signal::SIGTERM)?;
+    child.wait()
+}
+
+fn send(pid: u32, signal: Signal) -> Result<()> {
+    let pid = i32::try_from(pid).map_err(Error::other)?;
+    kill(Pid::from_raw(pid), signal).map_err(Error::from)
 }

@@ -81,7 +81,7 @@ impl Solo {
     /// A plugin that is given no token.
     pub fn launch_without_token(&self, args: &[&str]) -> Launch {
         let args = self.cloud_args().into_iter().chain(args.iter().map(|arg| (*arg).to_owned())).collect();
-        Launch { command: self.command(), args, socket: self.socket(), log: self.path("plugin.log") }
+        Launch { command: self.command(), args, socket: self.socket(), log: self.path("plugin.log"), container: None }
     }
 
     /// Names of everything in the test's folder.

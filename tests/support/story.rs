@@ -10,9 +10,11 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use grpcio::RpcStatusCode;
+use nix::sys::statvfs::statvfs;
 
 use super::client::{Client, Volume};
-use super::cloud::{Cloud, Machine};
+use super::cloud::{Cloud, Machine, Program};
+use super::facts::Facts;
 use super::plugin::Plugin;
 use crate::sim::{NewVolume, Sim};
 
@@ -47,21 +49,52 @@ impl fmt::Display for Mismatch {
 impl Error for Mismatch {}
 
 /// Plays the whole story with this program on the cloud's first two droplets.
-pub fn tell(cloud: &Cloud, program: &Path, listener: &mut dyn Listener) -> Told<()> {
+pub fn tell(cloud: &Cloud, program: &Program, listener: &mut dyn Listener) -> Told<()> {
     let [a, b, ..] = cloud.machines.as_slice() else {
         return Err("the story needs two droplets".into());
     };
-    let mut story = Story { cloud, listener };
+    let mut story = Story { facts: &cloud.sim, listener };
     let (on_a, on_b) = story.start(program, a, b)?;
-    let mut blog = story.terraform()?;
+    let mut blog = story.terraform(&cloud.sim)?;
     story.write_on(a, &on_a, &mut blog)?;
     story.read_on(b, &on_b, &mut blog)?;
     story.conflict(a, &on_a, b, &on_b, &mut blog)?;
-    story.whole_life(program, a, on_a)
+    story.whole_life("scratch-volume", program, a, on_a)
+}
+
+/// Plays the life of one volume of this name, from its creation to its deletion, on one droplet of any cloud. Whatever
+/// happens, nothing of the volume is left, or the error says what is.
+pub fn tell_one_life(
+    machine: &Machine,
+    program: &Program,
+    facts: &dyn Facts,
+    name: &str,
+    listener: &mut dyn Listener,
+) -> Told<()> {
+    let mut story = Story { facts, listener };
+    story.listener.chapter("The plugin on this droplet");
+    let told = story.boot(program, machine).and_then(|plugin| story.whole_life(name, program, machine, plugin));
+    match (told, clean_up(machine, program, facts, name)) {
+        (told, Ok(())) => told,
+        (Ok(()), Err(left)) => Err(format!("volume {name} is left: {left}").into()),
+        (Err(why), Err(left)) => Err(format!("{why}; and volume {name} is left: {left}").into()),
+    }
+}
+
+/// Takes a volume of the story away, wherever in its life the story has ended.
+fn clean_up(machine: &Machine, program: &Program, facts: &dyn Facts, name: &str) -> Told<()> {
+    let Some(seen) = facts.named(name)? else { return Ok(()) };
+    let used = Use::of(machine, name, ALLOC);
+    let plugin = machine.start(program)?;
+    plugin.client.unpublish(&seen.id, &used.target)?;
+    plugin.client.unstage(&seen.id, &used.staging)?;
+    plugin.client.controller_unpublish(&seen.id, &machine.node_id())?;
+    plugin.client.delete_volume(&seen.id)?;
+    Ok(())
 }
 
 struct Story<'a> {
-    cloud: &'a Cloud,
+    facts: &'a dyn Facts,
     listener: &'a mut dyn Listener,
 }
 
@@ -83,24 +116,17 @@ const MESSAGE: &str = "hello from the first node\n";
 
 impl Story<'_> {
     fn step<T>(&mut self, step: &str, act: impl FnOnce() -> Told<(T, String)>) -> Told<T> {
-        if self.listener.is_tired() {
-            return Err("interrupted".into());
-        }
-        self.listener.begins(step);
-        let started = Instant::now();
-        let (result, proof) = act().map_err(|why| Mismatch { step: step.to_owned(), why })?;
-        self.listener.ended(step, &proof, started.elapsed());
-        Ok(result)
+        self::step(self.listener, step, act)
     }
 
-    fn start(&mut self, program: &Path, a: &Machine, b: &Machine) -> Told<(Plugin, Plugin)> {
+    fn start(&mut self, program: &Program, a: &Machine, b: &Machine) -> Told<(Plugin, Plugin)> {
         self.listener.chapter("Two droplets, a plugin on each");
         let on_a = self.boot(program, a)?;
         let on_b = self.boot(program, b)?;
         Ok((on_a, on_b))
     }
 
-    fn boot(&mut self, program: &Path, machine: &Machine) -> Told<Plugin> {
+    fn boot(&mut self, program: &Program, machine: &Machine) -> Told<Plugin> {
         let plugin = self.step(&format!("{}: start the plugin, first Probe", machine.name), || {
             let plugin = machine.start(program)?;
             let proof = format!("answered {} ms after exec", plugin.ready_after.as_millis());
@@ -112,9 +138,8 @@ impl Story<'_> {
         Ok(plugin)
     }
 
-    fn terraform(&mut self) -> Told<Volume> {
+    fn terraform(&mut self, sim: &Sim) -> Told<Volume> {
         self.listener.chapter("An xfs volume, written on one node and read on the other");
-        let sim = &self.cloud.sim;
         self.step("Terraform creates the volume, formatted as xfs", || {
             let id = sim.add_volume(&NewVolume::new(VOLUME, 1, "fra1").formatted("xfs"))?;
             sim.settle()?;
@@ -147,12 +172,12 @@ impl Story<'_> {
         let (used_a, used_b) = (Use::of(a, VOLUME, "c0ffee01"), Use::of(b, VOLUME, "c0ffee02"));
         let mut other = volume.clone();
         self.up(a, on_a, volume, &used_a)?;
-        let sim = &self.cloud.sim;
+        let facts = self.facts;
         self.step(&format!("{}: asks for it too and is refused", b.name), || {
             let refusal = on_b.client.controller_publish(&mut other, &b.node_id()).err().ok_or("it was not refused")?;
             ensure(refusal.code == RpcStatusCode::FAILED_PRECONDITION, || refusal.to_string())?;
             ensure(refusal.message.contains(&a.node_id()), || format!("{} is not named: {refusal}", a.id))?;
-            ensure(sim.attached_to(&other.id) == Some(a.id), || "it is not on the first droplet any more".to_owned())?;
+            attached_to(facts, &other.id, Some(a.id))?;
             Ok(((), format!("{refusal}")))
         })?;
         self.down(a, on_a, volume, &used_a)?;
@@ -161,9 +186,8 @@ impl Story<'_> {
         self.down(b, on_b, &other, &used_b)
     }
 
-    fn whole_life(&mut self, program: &Path, machine: &Machine, plugin: Plugin) -> Told<()> {
+    fn whole_life(&mut self, name: &str, program: &Program, machine: &Machine, plugin: Plugin) -> Told<()> {
         self.listener.chapter("A volume from creation to deletion, with a crash in between");
-        let name = "scratch-volume";
         let used = Use::of(machine, name, ALLOC);
         let mut volume = self.create(name, &plugin.client)?;
         self.attach_and_stage(machine, &plugin, &mut volume, &used)?;
@@ -171,32 +195,50 @@ impl Story<'_> {
         self.publish(machine, &plugin, &volume, &used)?;
         self.put(machine, &used)?;
         self.get(machine, &used)?;
+        self.grow(machine, &plugin, &volume, &used)?;
+        self.get(machine, &used)?;
         self.down(machine, &plugin, &volume, &used)?;
-        let sim = &self.cloud.sim;
+        let facts = self.facts;
         self.step(&format!("{}: delete the volume", machine.name), || {
             plugin.client.delete_volume(&volume.id)?;
-            ensure(sim.volume(&volume.id).is_none(), || "the cloud still has it".to_owned())?;
-            Ok(((), format!("cloud: {name} is gone, {} left", sim.volumes().len())))
+            ensure(facts.volume(&volume.id)?.is_none(), || "the cloud still has it".to_owned())?;
+            Ok(((), format!("cloud: {name} is gone")))
+        })
+    }
+
+    fn grow(&mut self, machine: &Machine, plugin: &Plugin, volume: &Volume, used: &Use) -> Told<()> {
+        let (facts, want) = (self.facts, 2 << 30);
+        self.step(&format!("{}: expand the volume while it is in use", machine.name), || {
+            let grown = plugin.client.expand(&volume.id, want)?;
+            ensure(grown.capacity_bytes == want, || format!("it has {} bytes", grown.capacity_bytes))?;
+            plugin.client.node_expand(&volume.id, &used.target, want)?;
+            let seen = facts.volume(&volume.id)?.ok_or("the cloud does not have it")?;
+            ensure(seen.gigabytes == 2, || format!("the cloud says {} GiB", seen.gigabytes))?;
+            let space = statvfs(&machine.droplet.path(&used.target))?;
+            let bytes = space.blocks() * space.fragment_size();
+            // Its log and its tables take a part of the disk.
+            ensure(bytes > 2_000_000_000, || format!("the file system has {bytes} bytes"))?;
+            Ok(((), format!("cloud: 2 GiB; file system: {bytes} bytes")))
         })
     }
 
     fn create(&mut self, name: &str, client: &Client) -> Told<Volume> {
-        let sim = &self.cloud.sim;
+        let facts = self.facts;
         self.step("create a volume", || {
             let mut volume = Volume::mounted("", "xfs");
             let made = client.create_volume(name, 1 << 30, &volume.capability)?;
-            let seen = sim.volume(&made.volume_id).ok_or("the cloud does not have it")?;
+            let seen = facts.volume(&made.volume_id)?.ok_or("the cloud does not have it")?;
             volume.id = made.volume_id;
-            Ok((volume, format!("cloud: {} has {} GiB, not formatted", seen.name, seen.size_gigabytes)))
+            Ok((volume, format!("cloud: {} has {} GiB, not formatted", seen.name, seen.gigabytes)))
         })
     }
 
-    fn crash(&mut self, program: &Path, machine: &Machine, plugin: Plugin) -> Told<Plugin> {
+    fn crash(&mut self, program: &Program, machine: &Machine, plugin: Plugin) -> Told<Plugin> {
         self.step(&format!("{}: SIGKILL the plugin and start it again", machine.name), || {
-            let before = machine.droplet.mounts();
+            let before = machine.mounts();
             plugin.kill()?;
             let plugin = machine.start(program)?;
-            ensure(machine.droplet.mounts() == before, || "the mount table has changed".to_owned())?;
+            ensure(machine.mounts() == before, || "the mount table has changed".to_owned())?;
             Ok((plugin, "mount table unchanged".to_owned()))
         })
     }
@@ -207,10 +249,10 @@ impl Story<'_> {
     }
 
     fn attach_and_stage(&mut self, machine: &Machine, plugin: &Plugin, volume: &mut Volume, used: &Use) -> Told<()> {
-        let sim = &self.cloud.sim;
+        let facts = self.facts;
         self.step(&format!("{}: controller publish", machine.name), || {
             plugin.client.controller_publish(volume, &machine.node_id())?;
-            ensure(sim.attached_to(&volume.id) == Some(machine.id), || "the cloud says otherwise".to_owned())?;
+            attached_to(facts, &volume.id, Some(machine.id))?;
             Ok(((), format!("cloud: attached to droplet {} ({})", machine.id, machine.name)))
         })?;
         self.step(&format!("{}: stage", machine.name), || {
@@ -228,7 +270,7 @@ impl Story<'_> {
     }
 
     fn down(&mut self, machine: &Machine, plugin: &Plugin, volume: &Volume, used: &Use) -> Told<()> {
-        let sim = &self.cloud.sim;
+        let facts = self.facts;
         self.step(&format!("{}: unpublish, unstage", machine.name), || {
             plugin.client.unpublish(&volume.id, &used.target)?;
             not_mounted(machine, &used.target)?;
@@ -238,8 +280,7 @@ impl Story<'_> {
         })?;
         self.step(&format!("{}: controller unpublish", machine.name), || {
             plugin.client.controller_unpublish(&volume.id, &machine.node_id())?;
-            let holder = sim.attached_to(&volume.id);
-            ensure(holder.is_none(), || format!("the cloud says it is attached to {holder:?}"))?;
+            attached_to(facts, &volume.id, None)?;
             Ok(((), "cloud: attached to nobody".to_owned()))
         })
     }
@@ -262,8 +303,26 @@ impl Story<'_> {
     }
 }
 
-fn ensure(is_so: bool, why_not: impl FnOnce() -> String) -> Told<()> {
+/// Plays one step, of this story or another, before a listener.
+pub fn step<T>(listener: &mut dyn Listener, step: &str, act: impl FnOnce() -> Told<(T, String)>) -> Told<T> {
+    if listener.is_tired() {
+        return Err("interrupted".into());
+    }
+    listener.begins(step);
+    let started = Instant::now();
+    let (result, proof) = act().map_err(|why| Mismatch { step: step.to_owned(), why })?;
+    listener.ended(step, &proof, started.elapsed());
+    Ok(result)
+}
+
+/// Gives an error unless something is so.
+pub fn ensure(is_so: bool, why_not: impl FnOnce() -> String) -> Told<()> {
     if is_so { Ok(()) } else { Err(why_not().into()) }
+}
+
+fn attached_to(facts: &dyn Facts, volume: &str, droplet: Option<u64>) -> Told<()> {
+    let seen = facts.volume(volume)?.ok_or("the cloud does not have the volume")?;
+    ensure(seen.droplet == droplet, || format!("the cloud says it is attached to {:?}", seen.droplet))
 }
 
 fn mounted(machine: &Machine, path: &Path) -> Told<String> {

@@ -1,0 +1,48 @@
+# The plugin's image: the program, the file systems' tools, the libraries of both, and nothing else, not even a shell.
+#
+# Both bases are build arguments, so that an image can also be built from local ones. They have to be of one Debian
+# release, as the program is linked against the libraries of the first and runs with those of the second.
+ARG BUILD_BASE=docker.io/library/rust:1.95.0-bookworm
+ARG TOOLS_BASE=docker.io/library/debian:bookworm-slim
+
+FROM ${BUILD_BASE} AS build
+RUN apt-get update \
+    && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends cmake g++ make \
+    && rm -rf /var/lib/apt/lists/*
+WORKDIR /build
+# What the program depends on is a layer of its own, built around an empty program: gRPC's C++ core takes minutes, and
+# must not be built again for each change in src.
+COPY Cargo.toml Cargo.lock build.rs ./
+COPY protos protos
+RUN mkdir src \
+    && echo 'fn main() {}' >src/main.rs \
+    && touch src/lib.rs \
+    && cargo build --release --locked --bin do-csi-plugin \
+    && rm -r src
+COPY src src
+# Cargo tells by the time of a file whether it has changed, and the empty program is younger than what has been copied.
+RUN touch src/lib.rs src/main.rs && cargo build --release --locked --bin do-csi-plugin
+
+FROM ${TOOLS_BASE} AS tools
+RUN apt-get update \
+    && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends btrfs-progs e2fsprogs util-linux xfsprogs \
+    && rm -rf /var/lib/apt/lists/*
+COPY --from=build /build/target/release/do-csi-plugin /usr/bin/do-csi-plugin
+COPY tests/image/collect /collect
+RUN /collect /image do-csi-plugin \
+    blkid blockdev mkfs.xfs xfs_growfs mke2fs e2fsck resize2fs mkfs.btrfs btrfs
+
+FROM scratch
+ARG VERSION=unknown
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="do-csi-plugin" \
+      org.opencontainers.image.description="CSI driver for DigitalOcean block storage volumes, made for Nomad first" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}"
+COPY --from=tools /image /
+# Where Nomad looks for the socket, unless the job says otherwise. Nomad 1.3 and later set it themselves.
+ENV CSI_ENDPOINT=unix:///csi/csi.sock
+STOPSIGNAL SIGTERM
+HEALTHCHECK --interval=30s --timeout=10s --start-period=10s CMD ["/usr/bin/do-csi-plugin", "--probe"]
+ENTRYPOINT ["/usr/bin/do-csi-plugin"]

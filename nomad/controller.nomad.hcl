@@ -1,0 +1,69 @@
+# The controller service by itself: it talks to DigitalOcean and holds the token, needs no privileges and runs anywhere.
+# With it, node.nomad.hcl runs on every client, without a token.
+
+variable "image" {
+  type        = string
+  default     = "do-csi-plugin:0.1.0"
+  description = "The image, as your clients can pull it"
+}
+
+variable "api_url" {
+  type    = string
+  default = "https://api.digitalocean.com/"
+}
+
+variable "region" {
+  type        = string
+  description = "The region of the volumes, such as fra1"
+}
+
+job "do-csi-controller" {
+  type = "service"
+
+  group "controller" {
+    # Two, on two clients: while one is being moved, volumes can still be freed.
+    count = 2
+
+    constraint {
+      operator = "distinct_hosts"
+      value    = "true"
+    }
+
+    task "controller" {
+      driver = "docker"
+
+      config {
+        image = var.image
+        args  = ["--mode=controller", "--region=${var.region}"]
+      }
+
+      # nomad var put nomad/jobs/do-csi-controller token=dop_v1_...
+      template {
+        data        = "{{ with nomadVar \"nomad/jobs/do-csi-controller\" }}{{ .token }}{{ end }}"
+        destination = "${NOMAD_SECRETS_DIR}/token"
+        perms       = "400"
+        # The plugin reads the file again when it changes, so a new token needs no restart.
+        change_mode = "noop"
+      }
+
+      env {
+        DIGITALOCEAN_ACCESS_TOKEN_FILE = "${NOMAD_SECRETS_DIR}/token"
+        DIGITALOCEAN_API_URL           = var.api_url
+      }
+
+      csi_plugin {
+        id             = "digitalocean"
+        type           = "controller"
+        mount_dir      = "/csi"
+        health_timeout = "1m"
+      }
+
+      kill_timeout = "100s"
+
+      resources {
+        cpu    = 50
+        memory = 32
+      }
+    }
+  }
+}

@@ -1,0 +1,60 @@
+# The node service by itself, on every client: it formats, mounts and unmounts. It needs privileges and no token, and
+# controller.nomad.hcl beside it.
+
+variable "image" {
+  type        = string
+  default     = "do-csi-plugin:0.1.0"
+  description = "The image, as your clients can pull it"
+}
+
+job "do-csi-node" {
+  type = "system"
+
+  update {
+    max_parallel = 1
+    stagger      = "10s"
+  }
+
+  # Mounts are made by the kernel, and only a privileged container may make them.
+  constraint {
+    attribute = "${attr.driver.docker.privileged.enabled}"
+    value     = "true"
+  }
+
+  group "node" {
+    restart {
+      attempts = 5
+      interval = "5m"
+      delay    = "15s"
+      mode     = "delay"
+    }
+
+    task "node" {
+      driver = "docker"
+
+      config {
+        image      = var.image
+        args       = ["--mode=node"]
+        privileged = true
+      }
+
+      csi_plugin {
+        id             = "digitalocean"
+        type           = "node"
+        mount_dir      = "/csi"
+        health_timeout = "1m"
+      }
+
+      kill_timeout = "100s"
+
+      resources {
+        cpu = 50
+        # The plugin itself takes 10 to 15 MB, and mkfs 13 MB for a volume of any size. A check of ext4 after a crash takes
+        # 24 MB for 1 TiB and 89 MB for 8 TiB, more when the file system is full: for large ext4 volumes raise this, or let
+        # memory_max count by allowing oversubscription in the scheduler's configuration.
+        memory     = 64
+        memory_max = 512
+      }
+    }
+  }
+}

@@ -1,0 +1,49 @@
+# Two of a kind, each with a volume of its own: data[0] and data[1], made by per-alloc.volume.hcl.
+
+variable "image" {
+  type    = string
+  default = "docker.io/library/busybox:1.36"
+}
+
+job "per-alloc" {
+  type = "service"
+
+  group "worker" {
+    count = 2
+
+    reschedule {
+      delay          = "10s"
+      delay_function = "exponential"
+      max_delay      = "2m"
+      unlimited      = true
+    }
+
+    volume "data" {
+      type            = "csi"
+      source          = "data"
+      per_alloc       = true
+      access_mode     = "single-node-writer"
+      attachment_mode = "file-system"
+    }
+
+    task "worker" {
+      driver = "docker"
+
+      config {
+        image   = var.image
+        command = "/bin/sh"
+        args    = ["-c", "echo \"$NOMAD_ALLOC_INDEX\" >> /data/index; trap 'exit 0' TERM; while :; do sleep 1; done"]
+      }
+
+      volume_mount {
+        volume      = "data"
+        destination = "/data"
+      }
+
+      resources {
+        cpu    = 50
+        memory = 32
+      }
+    }
+  }
+}

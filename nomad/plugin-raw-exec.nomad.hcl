@@ -1,0 +1,79 @@
+# The plugin without Docker, as a program of the host. Nomad must run as root, with the raw_exec driver enabled, and the
+# program and the tools it needs (xfsprogs, e2fsprogs, btrfs-progs) must be installed on every client.
+#
+# A program of the host sees the host's paths and not those of a container, so both must be made the same: the folder
+# that Nomad keeps for this plugin stands below as stage_publish_base_dir. It is data_dir/client/csi/monolith/ID, with
+# the client's data_dir and the id of the plugin.
+
+variable "command" {
+  type    = string
+  default = "/usr/local/bin/do-csi-plugin"
+}
+
+variable "data_dir" {
+  type        = string
+  default     = "/opt/nomad/data"
+  description = "The data_dir of the clients' configuration"
+}
+
+variable "api_url" {
+  type    = string
+  default = "https://api.digitalocean.com/"
+}
+
+job "do-csi-plugin" {
+  type = "system"
+
+  update {
+    max_parallel = 1
+    stagger      = "10s"
+  }
+
+  group "plugin" {
+    restart {
+      attempts = 5
+      interval = "5m"
+      delay    = "15s"
+      mode     = "delay"
+    }
+
+    task "plugin" {
+      driver = "raw_exec"
+
+      config {
+        command = var.command
+      }
+
+      # nomad var put nomad/jobs/do-csi-plugin token=dop_v1_...
+      template {
+        data        = "{{ with nomadVar \"nomad/jobs/do-csi-plugin\" }}{{ .token }}{{ end }}"
+        destination = "${NOMAD_SECRETS_DIR}/token"
+        perms       = "400"
+        change_mode = "noop"
+      }
+
+      # The endpoint is not here: Nomad sets CSI_ENDPOINT to the path on the host.
+      env {
+        DIGITALOCEAN_ACCESS_TOKEN_FILE = "${NOMAD_SECRETS_DIR}/token"
+        DIGITALOCEAN_API_URL           = var.api_url
+      }
+
+      csi_plugin {
+        id                     = "digitalocean"
+        type                   = "monolith"
+        mount_dir              = "/csi"
+        stage_publish_base_dir = "${var.data_dir}/client/csi/monolith/digitalocean"
+        health_timeout         = "1m"
+      }
+
+      kill_timeout = "100s"
+
+      resources {
+        cpu = 50
+        # As in plugin.nomad.hcl; a check of a large ext4 volume takes more.
+        memory     = 64
+        memory_max = 512
+      }
+    }
+  }
+}

@@ -1,0 +1,26 @@
+# Makes a volume at DigitalOcean and registers it. To grow it later, raise capacity_min and run the same command again
+# (Nomad 1.6.3 and later); a volume never gets smaller.
+# nomad volume create postgres.volume.hcl
+
+id        = "postgres"
+name      = "postgres"
+type      = "csi"
+plugin_id = "digitalocean"
+
+capacity_min = "10GiB"
+capacity_max = "100GiB"
+
+capability {
+  access_mode     = "single-node-writer"
+  attachment_mode = "file-system"
+}
+
+mount_options {
+  fs_type     = "xfs"
+  mount_flags = ["noatime"]
+}
+
+# What else can be set is in the plugin's README, under "Settings of a volume" and "Parameters".
+parameters {
+  tags = "nomad,postgres"
+}

@@ -1,0 +1,63 @@
+# Writes a file to the volume "blog" on one node; get-file.nomad.hcl then reads it on another.
+
+variable "node" {
+  type        = string
+  description = "The name of the client to run on, as `nomad node status` shows it"
+}
+
+variable "image" {
+  type    = string
+  default = "docker.io/library/busybox:1.36"
+}
+
+job "put-file" {
+  type = "batch"
+
+  constraint {
+    attribute = "${node.unique.name}"
+    value     = var.node
+  }
+
+  group "put-file" {
+    # By default a batch job that could not start is tried again once in 24 hours. A volume that is just on its way from
+    # another node is worth more patience than that.
+    reschedule {
+      attempts       = 20
+      interval       = "1h"
+      delay          = "15s"
+      delay_function = "constant"
+      unlimited      = false
+    }
+
+    volume "blog" {
+      type            = "csi"
+      source          = "blog"
+      access_mode     = "single-node-writer"
+      attachment_mode = "file-system"
+    }
+
+    task "put-file" {
+      driver = "docker"
+
+      config {
+        image   = var.image
+        command = "/bin/sh"
+        args    = ["-c", "echo \"hello from $NODE\" > /blog/hello && cat /blog/hello"]
+      }
+
+      env {
+        NODE = var.node
+      }
+
+      volume_mount {
+        volume      = "blog"
+        destination = "/blog"
+      }
+
+      resources {
+        cpu    = 50
+        memory = 32
+      }
+    }
+  }
+}

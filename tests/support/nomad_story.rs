@@ -1,0 +1,575 @@
+//! What an operator of Nomad does with volumes, step by step, on a real Nomad: the guide, played.
+//!
+//! Owns the steps and what must be true after each. Every command that a user types comes from the guide, which is checked
+//! by `Nomad::guide`; what the story does besides that is what happens to users: power cuts, other tools, mistakes.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde_json::Value;
+
+use super::cloud::{Cloud, Machine};
+use super::nomad::Nomad;
+use super::story::{Listener, Told, ensure, step};
+use crate::sim::{DropletStatus, NewVolume};
+
+/// Longer than DigitalOcean wants between two snapshots of a volume.
+const SNAPSHOT_PAUSE: Duration = Duration::from_secs(660);
+const NO_ID: &str = "00000000-0000-0000-0000-000000000000";
+
+/// Plays the whole guide on a cloud with three droplets, each with Docker, the plugin's image and stand-ins for the tasks'.
+///
+/// Gives a line with the memory that the plugins take after all of it.
+pub fn tell(cloud: &Cloud, nomad: &mut Nomad, program: &Path, listener: &mut dyn Listener) -> Told<String> {
+    let [a, b, c] = cloud.machines.as_slice() else {
+        return Err("the story needs three droplets".into());
+    };
+    let mut story = Story { cloud, nomad, listener };
+    story.first_file(a, b)?;
+    story.conflict()?;
+    story.service()?;
+    story.dead_node()?;
+    story.leak(a, c)?;
+    story.snapshots()?;
+    story.per_alloc()?;
+    let memory = story.memory()?;
+    story.apart(a)?;
+    story.raw_exec(program, b)?;
+    story.all_of_the_guide()?;
+    Ok(memory)
+}
+
+struct Story<'a> {
+    cloud: &'a Cloud,
+    nomad: &'a mut Nomad,
+    listener: &'a mut dyn Listener,
+}
+
+impl Story<'_> {
+    fn step<T>(&mut self, name: &str, act: impl FnOnce(&Cloud, &mut Nomad) -> Told<(T, String)>) -> Told<T> {
+        let (cloud, nomad) = (self.cloud, &mut *self.nomad);
+        step(self.listener, name, || act(cloud, nomad))
+    }
+
+    fn first_file(&mut self, a: &Machine, b: &Machine) -> Told<()> {
+        self.listener.chapter("The first file: written on one node, read on another");
+        self.step("the plugin as a system job on three clients", |_, nomad| {
+            put_token(nomad, "do-csi-plugin")?;
+            nomad.guide("nomad job run plugin.nomad.hcl", &[])?;
+            await_plugins(nomad, 3, 3)?;
+            let status = nomad.guide("nomad plugin status digitalocean", &[])?;
+            Ok(((), lines_with(&status, "Healthy")))
+        })?;
+        self.step("Terraform makes an xfs volume, which is registered", |cloud, nomad| {
+            let id = cloud.sim.add_volume(&NewVolume::new("blog", 1, "fra1").formatted("xfs"))?;
+            cloud.sim.settle()?;
+            edit(&nomad.file("blog.volume.hcl"), NO_ID, &id)?;
+            nomad.guide("nomad volume register blog.volume.hcl", &[])?;
+            let status = nomad.guide("nomad volume status blog", &[])?;
+            ensure(status.contains("Schedulable          = true"), || status.clone())?;
+            Ok(((), lines_with(&status, "Schedulable")))
+        })?;
+        let text = format!("hello from {}\n", a.name);
+        self.step("put-file on the first node", |_, nomad| {
+            nomad.guide("nomad job run -var=node=NODE_A put-file.nomad.hcl", &[("NODE_A", &a.name)])?;
+            let allocation = nomad.await_status("put-file", "complete")?;
+            printed(nomad, &allocation, "put-file", &text)
+        })?;
+        self.step("get-file on the second node", |_, nomad| {
+            nomad.guide("nomad job run -var=node=NODE_B get-file.nomad.hcl", &[("NODE_B", &b.name)])?;
+            nomad.await_status("get-file", "complete")?;
+            let read = nomad.guide("nomad alloc logs -job get-file", &[])?;
+            ensure(read == text, || format!("it has read {read:?}"))?;
+            Ok(((), format!("{read:?}")))
+        })
+    }
+
+    /// The volume is registered three times under different names, so that Nomad's own claims do not come in between, and
+    /// a job on each node wants it at the same moment.
+    fn conflict(&mut self) -> Told<()> {
+        self.listener.chapter("Three nodes want one volume at the same moment");
+        let names: Vec<String> = self.cloud.machines.iter().map(|machine| machine.name.clone()).collect();
+        self.step("one has it, the others wait, and each gets its turn", |_, nomad| {
+            for name in &names {
+                let spec = fs::read_to_string(nomad.file("blog.volume.hcl"))?;
+                write(nomad, "conflict.volume.hcl", &spec.replace("\"blog\"", &format!("\"blog-{name}\"")))?;
+                nomad.run(&["volume", "register", "conflict.volume.hcl"])?;
+                let job = fs::read_to_string(nomad.file("put-file.nomad.hcl"))?
+                    .replace("job \"put-file\"", &format!("job \"conflict-{name}\""))
+                    .replace("source          = \"blog\"", &format!("source          = \"blog-{name}\""))
+                    .replace("cat /blog/hello", "sleep 3 && cat /blog/hello");
+                write(nomad, &format!("conflict-{name}.nomad.hcl"), &job)?;
+            }
+            for name in &names {
+                let node = format!("-var=node={name}");
+                nomad.run(&["job", "run", "-detach", &node, &format!("conflict-{name}.nomad.hcl")])?;
+            }
+            let mut proof = Vec::new();
+            for name in &names {
+                let job = format!("conflict-{name}");
+                let allocation = nomad.await_status(&job, "complete")?;
+                let (_, text) = printed(nomad, &allocation, "put-file", &format!("hello from {name}\n"))?;
+                proof.push(text);
+                nomad.run(&["job", "stop", "-purge", &job])?;
+            }
+            Ok(((), proof.join(", ")))
+        })?;
+        self.step("and right afterwards it is usable as before", |cloud, nomad| {
+            for name in &names {
+                nomad.until("the claim is gone", || {
+                    Ok(nomad.run(&["volume", "deregister", &format!("blog-{name}")]).ok())
+                })?;
+            }
+            free(cloud, nomad, "blog")?;
+            let node = names.first().cloned().unwrap_or_default();
+            nomad.run(&["job", "run", "-detach", &format!("-var=node={node}"), "get-file.nomad.hcl"])?;
+            await_rerun(nomad, "get-file")?;
+            Ok(((), format!("get-file is complete on {node}")))
+        })
+    }
+
+    fn service(&mut self) -> Told<()> {
+        self.listener.chapter("A service with a volume: created, moved, the plugin upgraded under it");
+        self.step("PostgreSQL on a volume that the plugin makes and formats", |cloud, nomad| {
+            nomad.guide("nomad volume create postgres.volume.hcl", &[])?;
+            nomad.guide("nomad var put nomad/jobs/postgres password=PASSWORD", &[("PASSWORD", "secret")])?;
+            nomad.guide("nomad job run postgres.nomad.hcl", &[])?;
+            nomad.await_status("postgres", "running")?;
+            let table = "create table seen (word text); insert into seen values ('before')";
+            nomad.until("PostgreSQL answers", || {
+                let line = "nomad alloc exec -job postgres psql -U postgres -c CREATE_TABLE";
+                Ok(nomad_exec(nomad, line, table))
+            })?;
+            nomad.guide(
+                "nomad alloc exec -job postgres psql -U postgres -c CREATE_TABLE",
+                &[("CREATE_TABLE", "select 1")],
+            )?;
+            let seen = cloud.sim.volume("postgres").ok_or("the cloud has no such volume")?;
+            Ok(((), format!("cloud: {} has {} GiB, tags {:?}", seen.name, seen.size_gigabytes, seen.tags)))
+        })?;
+        self.step("the node is drained: the service moves, its data with it", |cloud, nomad| {
+            let before = where_is(cloud, "postgres")?;
+            let node = nomad.node_id(&before)?;
+            nomad.guide("nomad node drain -enable -yes NODE_ID", &[("NODE_ID", &node)])?;
+            await_moved(cloud, nomad, "postgres", &before)?;
+            let words = await_words(nomad)?;
+            ensure(words == ["before"], || format!("the table has {words:?}"))?;
+            nomad.guide("nomad node drain -disable -yes NODE_ID", &[("NODE_ID", &node)])?;
+            await_plugins(nomad, 3, 3)?;
+            Ok(((), format!("from {before} to {}; the table has {words:?}", where_is(cloud, "postgres")?)))
+        })?;
+        self.step("the plugin is upgraded while the service uses the volume", |_, nomad| {
+            let before = nomad.await_status("postgres", "running")?;
+            nomad.guide("nomad job run -var=log=debug plugin.nomad.hcl", &[])?;
+            await_new_plugins(nomad, 3)?;
+            insert(nomad, "after the upgrade")?;
+            let after = nomad.await_status("postgres", "running")?;
+            ensure(before["ID"] == after["ID"], || "the service was started anew".to_owned())?;
+            let restarts = after["TaskStates"]["postgres"]["Restarts"].as_u64();
+            ensure(restarts == Some(0), || format!("it was restarted {restarts:?} times"))?;
+            Ok(((), "same allocation, no restart, and it goes on writing".to_owned()))
+        })
+    }
+
+    fn dead_node(&mut self) -> Told<()> {
+        self.listener.chapter("A node dies");
+        self.step("power cut: the service comes up on another node with all that was committed", |cloud, nomad| {
+            let dead = where_is(cloud, "postgres")?;
+            let (number, machine) = machine_named(cloud, &dead)?;
+            cut_power(nomad, number, machine)?;
+            cloud.sim.set_droplet_status(machine.id, DropletStatus::Off);
+            nomad.until("Nomad has a new allocation", || {
+                let newest = nomad.newest_allocation("postgres")?.ok_or("no allocation")?;
+                Ok((newest["NodeName"] != dead.as_str()).then_some(()))
+            })?;
+            nomad.guide("nomad volume create postgres.volume.hcl", &[])?;
+            await_moved(cloud, nomad, "postgres", &dead)?;
+            let words = await_words(nomad)?;
+            ensure(words == ["before", "after the upgrade"], || format!("the table has {words:?}"))?;
+            Ok(((), format!("from {dead} to {}; the table has {words:?}", where_is(cloud, "postgres")?)))
+        })?;
+        self.step("the node comes back", |cloud, nomad| {
+            let down = cloud.sim.droplets().into_iter().find(|droplet| droplet.status == DropletStatus::Off);
+            let down = down.ok_or("no droplet is off")?;
+            let (number, machine) = machine_named(cloud, &down.name)?;
+            cloud.sim.set_droplet_status(machine.id, DropletStatus::Active);
+            nomad.restart_client(number, machine)?;
+            nomad.await_clients(3)?;
+            await_plugins(nomad, 3, 3)?;
+            Ok(((), "three clients, three healthy plugins".to_owned()))
+        })
+    }
+
+    fn leak(&mut self, a: &Machine, c: &Machine) -> Told<()> {
+        self.listener.chapter("An attachment that Nomad knows nothing of");
+        self.step("a job that wants the volume elsewhere waits until it is detached", |cloud, nomad| {
+            let id = free(cloud, nomad, "blog")?;
+            cloud.sim.attach(&id, c.id)?;
+            nomad.until("it is attached", || Ok((cloud.sim.attached_to(&id) == Some(c.id)).then_some(())))?;
+            nomad.run(&["job", "run", "-detach", &format!("-var=node={}", a.name), "get-file.nomad.hcl"])?;
+            let message = format!("is attached to droplet {} ({})", c.id, c.name);
+            nomad.until("the plugin says who has it", || Ok(plugin_logs(cloud)?.contains(&message).then_some(())))?;
+            // What doctl does, as the message and the guide say.
+            cloud.sim.detach(&id, c.id)?;
+            await_rerun(nomad, "get-file")?;
+            Ok(((), format!("the plugin said: {message}; then the job completed")))
+        })?;
+        self.step("count = 2 with one volume is refused when it is submitted", |_, nomad| {
+            let job = fs::read_to_string(nomad.file("postgres.nomad.hcl"))?.replace("count = 1", "count = 2");
+            write(nomad, "two.nomad.hcl", &job)?;
+            let refusal = nomad.run(&["job", "run", "two.nomad.hcl"]).err().ok_or("it was taken")?.to_string();
+            let known = "allows only one reader or writer";
+            ensure(refusal.contains(known), || refusal.clone())?;
+            Ok(((), lines_with(&refusal, known)))
+        })
+    }
+
+    fn snapshots(&mut self) -> Told<()> {
+        self.listener.chapter("Snapshots, copies, growth");
+        let snapshot = self.step("a snapshot of the volume in use", |cloud, nomad| {
+            insert(nomad, "in the snapshot")?;
+            // As the guide says, a snapshot has what is on the disk.
+            nomad_exec(nomad, "nomad alloc exec -job postgres psql -U postgres -c CREATE_TABLE", "checkpoint")
+                .ok_or("no checkpoint")?;
+            nomad.guide("nomad volume snapshot create postgres before-upgrade", &[])?;
+            let listed = nomad.guide("nomad volume snapshot list -plugin digitalocean", &[])?;
+            let made = cloud.sim.snapshots().into_iter().next().ok_or("the cloud has no snapshot")?;
+            ensure(listed.contains("postgres") || listed.contains(&made.id[..8]), || listed.clone())?;
+            Ok((made.id.clone(), format!("cloud: snapshot {} of {}", made.id, made.name)))
+        })?;
+        self.step("restored into a larger volume, and a copy of the volume", |cloud, nomad| {
+            edit(&nomad.file("restore.volume.hcl"), NO_ID, &snapshot)?;
+            edit(&nomad.file("restore.volume.hcl"), "\"10GiB\"", "\"12GiB\"")?;
+            nomad.guide("nomad volume create restore.volume.hcl", &[])?;
+            cloud.sim.advance(SNAPSHOT_PAUSE);
+            let source = cloud.sim.volume("postgres").ok_or("no volume")?.id;
+            edit(&nomad.file("clone.volume.hcl"), NO_ID, &source)?;
+            nomad.guide("nomad volume create clone.volume.hcl", &[])?;
+            let sizes = ["postgres-restored", "postgres-copy"]
+                .map(|name| cloud.sim.volume(name).map(|volume| volume.size_gigabytes));
+            ensure(sizes == [Some(12), Some(10)], || format!("the cloud has {sizes:?}"))?;
+            Ok(((), "cloud: postgres-restored has 12 GiB, postgres-copy 10 GiB".to_owned()))
+        })?;
+        self.step("grown while it is in use", |cloud, nomad| {
+            edit(&nomad.file("postgres.volume.hcl"), "\"10GiB\"", "\"20GiB\"")?;
+            nomad.guide("nomad volume create postgres.volume.hcl", &[])?;
+            let size = cloud.sim.volume("postgres").map(|volume| volume.size_gigabytes);
+            ensure(size == Some(20), || format!("the cloud has {size:?}"))?;
+            let space = nomad.until("the file system has grown", || {
+                let space =
+                    nomad.run(&["alloc", "exec", "-job", "postgres", "df", "-k", "/var/lib/postgresql/data"])?;
+                let kib = space.lines().last().and_then(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok());
+                Ok(kib.filter(|kib| *kib > 19 << 20))
+            })?;
+            Ok(((), format!("cloud: 20 GiB; in the task: {space} KiB")))
+        })?;
+        self.step("the restored data is there; then all of it is deleted", |cloud, nomad| {
+            let job = fs::read_to_string(nomad.file("postgres.nomad.hcl"))?
+                .replace("job \"postgres\"", "job \"restored\"")
+                .replace("source          = \"postgres\"", "source          = \"postgres-restored\"")
+                .replace("nomad/jobs/postgres", "nomad/jobs/restored");
+            write(nomad, "restored.nomad.hcl", &job)?;
+            nomad.run(&["var", "put", "nomad/jobs/restored", "password=secret"])?;
+            nomad.run(&["job", "run", "restored.nomad.hcl"])?;
+            let words = await_words_of(nomad, "restored")?;
+            ensure(words.last().map(String::as_str) == Some("in the snapshot"), || format!("the table has {words:?}"))?;
+            nomad.run(&["job", "stop", "-purge", "restored"])?;
+            nomad.guide("nomad job stop -purge postgres", &[])?;
+            for name in ["postgres", "postgres-restored"] {
+                free(cloud, nomad, name)?;
+            }
+            nomad.guide("nomad volume delete postgres-restored", &[])?;
+            nomad.run(&["volume", "delete", "postgres-copy"])?;
+            nomad.run(&["volume", "delete", "postgres"])?;
+            nomad.guide("nomad volume snapshot delete digitalocean SNAPSHOT_ID", &[("SNAPSHOT_ID", &snapshot)])?;
+            let left: Vec<String> = cloud.sim.volumes().into_iter().map(|volume| volume.name).collect();
+            ensure(left == ["blog"], || format!("the cloud has {left:?}"))?;
+            ensure(cloud.sim.snapshots().is_empty(), || "the cloud has snapshots".to_owned())?;
+            Ok(((), format!("the restored table has {words:?}; cloud: only blog is left")))
+        })
+    }
+
+    fn per_alloc(&mut self) -> Told<()> {
+        self.listener.chapter("One volume for each allocation");
+        self.step("data[0] and data[1], two allocations, each with its own", |cloud, nomad| {
+            nomad.guide("nomad volume create per-alloc.volume.hcl", &[])?;
+            edit(&nomad.file("per-alloc.volume.hcl"), "[0]", "[1]")?;
+            nomad.run(&["volume", "create", "per-alloc.volume.hcl"])?;
+            nomad.guide("nomad job run per-alloc.nomad.hcl", &[])?;
+            let held = nomad.until("both volumes are attached", || {
+                let volumes = cloud.sim.volumes();
+                let data: Vec<&str> = volumes
+                    .iter()
+                    .filter(|one| one.name != "blog" && one.attached_to.is_some())
+                    .map(|one| one.name.as_str())
+                    .collect();
+                Ok((data.len() == 2).then(|| data.join(" and ")))
+            })?;
+            nomad.until("both allocations run", || {
+                let all = nomad.api("/v1/job/per-alloc/allocations")?;
+                let running =
+                    all.as_array().map_or(0, |all| all.iter().filter(|one| one["ClientStatus"] == "running").count());
+                Ok((running == 2).then_some(()))
+            })?;
+            nomad.run(&["job", "stop", "-purge", "per-alloc"])?;
+            for index in ["data[0]", "data[1]"] {
+                nomad.until("it can be deleted", || Ok(nomad.run(&["volume", "delete", index]).ok()))?;
+            }
+            Ok(((), format!("cloud: {held}")))
+        })
+    }
+
+    fn memory(&mut self) -> Told<String> {
+        self.step("what the plugins take after all of this", |cloud, _| {
+            let mut each = Vec::new();
+            for machine in &cloud.machines {
+                let engine = machine.engine.as_ref().ok_or("no Docker")?;
+                for id in plugin_containers(machine)? {
+                    let pid = engine.run(&["inspect", "--format={{.State.Pid}}", &id])?;
+                    let (now, most) = (memory_mb(&pid, "VmRSS:")?, memory_mb(&pid, "VmHWM:")?);
+                    each.push(format!("{}: {now:.1} MB, at most {most:.1} MB", machine.name));
+                }
+            }
+            let memory = format!("resident memory of the plugins: {}", each.join("; "));
+            Ok((memory.clone(), memory))
+        })
+    }
+
+    fn apart(&mut self, a: &Machine) -> Told<()> {
+        self.listener.chapter("Other ways to run the plugin");
+        self.step("two controllers, and nodes without a token", |cloud, nomad| {
+            free(cloud, nomad, "blog")?;
+            nomad.guide("nomad job stop -purge do-csi-plugin", &[])?;
+            await_no_plugin(nomad)?;
+            put_token(nomad, "do-csi-controller")?;
+            nomad.guide("nomad job run -var=region=fra1 controller.nomad.hcl", &[])?;
+            nomad.guide("nomad job run node.nomad.hcl", &[])?;
+            await_plugins(nomad, 2, 3)?;
+            nomad.run(&["job", "run", "-detach", &format!("-var=node={}", a.name), "get-file.nomad.hcl"])?;
+            await_rerun(nomad, "get-file")?;
+            free(cloud, nomad, "blog")?;
+            for job in ["do-csi-node", "do-csi-controller"] {
+                nomad.run(&["job", "stop", "-purge", job])?;
+            }
+            await_no_plugin(nomad)?;
+            Ok(((), "controllers healthy 2, nodes healthy 3; get-file is complete".to_owned()))
+        })
+    }
+
+    fn raw_exec(&mut self, program: &Path, b: &Machine) -> Told<()> {
+        self.step("as a program of the host, without Docker", |cloud, nomad| {
+            edit(
+                &nomad.file("plugin-raw-exec.nomad.hcl"),
+                "/usr/local/bin/do-csi-plugin",
+                &program.display().to_string(),
+            )?;
+            put_token(nomad, "do-csi-plugin")?;
+            nomad.guide("nomad job run plugin-raw-exec.nomad.hcl", &[])?;
+            await_plugins(nomad, 3, 3)?;
+            nomad.run(&["job", "run", "-detach", &format!("-var=node={}", b.name), "get-file.nomad.hcl"])?;
+            await_rerun(nomad, "get-file")?;
+            free(cloud, nomad, "blog")?;
+            nomad.guide("nomad volume deregister blog", &[])?;
+            nomad.run(&["job", "stop", "-purge", "do-csi-plugin"])?;
+            await_no_plugin(nomad)?;
+            Ok(((), "controllers healthy 3, nodes healthy 3; get-file is complete".to_owned()))
+        })
+    }
+
+    fn all_of_the_guide(&mut self) -> Told<()> {
+        self.step("every command of the guide has been run", |_, nomad| {
+            let unused = nomad.unused();
+            ensure(unused.is_empty(), || format!("these have not: {unused:?}"))?;
+            Ok(((), "none is left".to_owned()))
+        })
+    }
+}
+
+fn put_token(nomad: &mut Nomad, job: &str) -> Told<()> {
+    let line = format!("nomad var put nomad/jobs/{job} token=DIGITALOCEAN_ACCESS_TOKEN");
+    // The variable stays when its job is gone.
+    if nomad.run(&["var", "get", "-out=json", &format!("nomad/jobs/{job}")]).is_err() {
+        nomad.guide(&line, &[("DIGITALOCEAN_ACCESS_TOKEN", super::cloud::TOKEN)])?;
+    }
+    Ok(())
+}
+
+fn await_plugins(nomad: &Nomad, controllers: u64, nodes: u64) -> Told<()> {
+    nomad.until(&format!("{controllers} controllers and {nodes} nodes are healthy"), || {
+        let plugin = nomad.api("/v1/plugin/csi/digitalocean")?;
+        let have = (plugin["ControllersHealthy"].as_u64(), plugin["NodesHealthy"].as_u64());
+        if have == (Some(controllers), Some(nodes)) { Ok(Some(())) } else { Err(format!("healthy: {have:?}").into()) }
+    })
+}
+
+/// Waits until every allocation of the plugin is of its job's newest version, and healthy.
+fn await_new_plugins(nomad: &Nomad, count: usize) -> Told<()> {
+    nomad.until("all plugins are new", || {
+        let version = nomad.api("/v1/job/do-csi-plugin")?["Version"].as_u64();
+        let all = nomad.api("/v1/job/do-csi-plugin/allocations")?;
+        let new = all.as_array().map_or(0, |all| {
+            let is_new = |one: &&Value| one["ClientStatus"] == "running" && one["JobVersion"].as_u64() == version;
+            all.iter().filter(is_new).count()
+        });
+        Ok((new == count).then_some(()))
+    })?;
+    await_plugins(nomad, 3, 3)
+}
+
+fn await_no_plugin(nomad: &Nomad) -> Told<()> {
+    nomad.until("no plugin is left", || {
+        let plugins = nomad.api("/v1/plugins?type=csi")?;
+        Ok(plugins.as_array().is_none_or(Vec::is_empty).then_some(()))
+    })
+}
+
+/// Waits until a batch job that was submitted once more has ended well.
+fn await_rerun(nomad: &Nomad, job: &str) -> Told<()> {
+    nomad.until(&format!("job {job} is complete"), || {
+        let job_now = nomad.api(&format!("/v1/job/{job}"))?;
+        let newest = nomad.newest_allocation(job)?.ok_or("no allocation")?;
+        let is_new = newest["JobVersion"] == job_now["Version"];
+        let is = newest["ClientStatus"].as_str().unwrap_or_default();
+        if is_new && is == "complete" { Ok(Some(())) } else { Err(format!("it is {is}").into()) }
+    })
+}
+
+fn printed(nomad: &Nomad, allocation: &Value, task: &str, text: &str) -> Told<((), String)> {
+    let printed = nomad.logs(allocation, task)?;
+    ensure(printed == text, || format!("it printed {printed:?}"))?;
+    Ok(((), format!("{printed:?}")))
+}
+
+/// Waits until the cloud and Nomad agree that nobody has a volume, and gives its id at DigitalOcean.
+fn free(cloud: &Cloud, nomad: &Nomad, name: &str) -> Told<String> {
+    nomad.until(&format!("{name} is free"), || {
+        let volume = nomad.api(&format!("/v1/volume/csi/{name}"))?;
+        let is_claimed = ["ReadAllocs", "WriteAllocs"]
+            .iter()
+            .any(|claims| volume[claims].as_object().is_some_and(|all| !all.is_empty()));
+        let id = volume["ExternalID"].as_str().unwrap_or_default();
+        let holder = cloud.sim.attached_to(id);
+        if is_claimed || holder.is_some() {
+            return Err(format!("claimed: {is_claimed}, attached to {holder:?}").into());
+        }
+        Ok(Some(id.to_owned()))
+    })
+}
+
+/// The name of the droplet that has a volume.
+fn where_is(cloud: &Cloud, volume: &str) -> Told<String> {
+    let holder = cloud.sim.attached_to(volume).ok_or("it is attached to nobody")?;
+    let machine = cloud.machines.iter().find(|machine| machine.id == holder).ok_or("no such droplet")?;
+    Ok(machine.name.clone())
+}
+
+fn await_moved(cloud: &Cloud, nomad: &Nomad, job: &str, from: &str) -> Told<()> {
+    nomad.until(&format!("{job} has moved"), || {
+        let newest = nomad.newest_allocation(job)?.ok_or("no allocation")?;
+        let is_away = newest["ClientStatus"] == "running" && newest["NodeName"] != from;
+        if is_away && where_is(cloud, job)? != from {
+            return Ok(Some(()));
+        }
+        Err(format!(
+            "newest: {} on {}: {}",
+            newest["ClientStatus"],
+            newest["NodeName"],
+            super::nomad::events(Some(&newest))
+        )
+        .into())
+    })
+}
+
+fn machine_named<'a>(cloud: &'a Cloud, name: &str) -> Told<(usize, &'a Machine)> {
+    Ok(cloud.machines.iter().enumerate().find(|(_, machine)| machine.name == name).ok_or("no such droplet")?)
+}
+
+/// What a power cut does to the processes of a droplet.
+fn cut_power(nomad: &mut Nomad, number: usize, machine: &Machine) -> Told<()> {
+    nomad.kill_client(number)?;
+    let engine = machine.engine.as_ref().ok_or("no Docker")?;
+    let running = engine.run(&["ps", "--quiet"])?;
+    running.lines().try_for_each(|id| engine.run(&["kill", id]).map(drop))?;
+    Ok(())
+}
+
+fn nomad_exec(nomad: &Nomad, line: &str, sql: &str) -> Option<String> {
+    let words: Vec<&str> =
+        line.split_whitespace().skip(1).map(|word| if word == "CREATE_TABLE" { sql } else { word }).collect();
+    nomad.run(&words).ok()
+}
+
+fn insert(nomad: &Nomad, word: &str) -> Told<()> {
+    let sql = format!("insert into seen values ('{word}')");
+    nomad.run(&["alloc", "exec", "-job", "postgres", "psql", "-U", "postgres", "-c", &sql]).map(drop)
+}
+
+fn await_words(nomad: &Nomad) -> Told<Vec<String>> {
+    await_words_of(nomad, "postgres")
+}
+
+/// What is in the service's table, as soon as the service answers.
+fn await_words_of(nomad: &Nomad, job: &str) -> Told<Vec<String>> {
+    nomad.until("PostgreSQL answers", || {
+        let all = nomad.run(&[
+            "alloc",
+            "exec",
+            "-job",
+            job,
+            "psql",
+            "-U",
+            "postgres",
+            "-t",
+            "-A",
+            "-c",
+            "select word from seen",
+        ])?;
+        Ok(Some(all.lines().map(|line| line.trim().to_owned()).filter(|line| !line.is_empty()).collect()))
+    })
+}
+
+/// Everything that the plugins' containers have logged.
+fn plugin_logs(cloud: &Cloud) -> Told<String> {
+    let mut logs = String::new();
+    for machine in &cloud.machines {
+        let engine = machine.engine.as_ref().ok_or("no Docker")?;
+        for id in plugin_containers(machine)? {
+            let output = engine.docker().args(["logs", &id]).output()?;
+            logs.push_str(&String::from_utf8_lossy(&output.stderr));
+            logs.push_str(&String::from_utf8_lossy(&output.stdout));
+        }
+    }
+    Ok(logs)
+}
+
+/// The running containers of the plugin's image.
+fn plugin_containers(machine: &Machine) -> Told<Vec<String>> {
+    let engine = machine.engine.as_ref().ok_or("no Docker")?;
+    let ids = engine.run(&["ps", "--quiet", "--filter=label=org.opencontainers.image.title=do-csi-plugin"])?;
+    Ok(ids.lines().map(str::to_owned).collect())
+}
+
+fn memory_mb(pid: &str, field: &str) -> Told<f64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status.lines().find(|line| line.starts_with(field)).ok_or("no memory figure")?;
+    let kib: f64 = line.split_whitespace().nth(1).ok_or("no memory figure")?.parse()?;
+    Ok(kib / 1024.0)
+}
+
+fn lines_with(text: &str, part: &str) -> String {
+    text.lines().filter(|line| line.contains(part)).map(str::trim).collect::<Vec<_>>().join(", ")
+}
+
+fn edit(file: &Path, old: &str, new: &str) -> Told<()> {
+    let text = fs::read_to_string(file)?;
+    ensure(text.contains(old), || format!("{} does not have {old}", file.display()))?;
+    fs::write(file, text.replace(old, new))?;
+    Ok(())
+}
+
+fn write(nomad: &Nomad, name: &str, text: &str) -> Told<()> {
+    let file: PathBuf = nomad.file(name);
+    fs::write(file, text)?;
+    Ok(())
+}
