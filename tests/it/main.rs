@@ -29,6 +29,7 @@ mod chaos;
 mod concurrency;
 mod conflict;
 mod controller;
+mod copies;
 mod program;
 mod proto;
 mod retry;

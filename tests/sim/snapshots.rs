@@ -158,5 +158,9 @@ mod tests {
         assert_eq!(cloud.create_volume(NOW, &restore("0", "fra1")), Err(Refusal::NOT_FOUND));
         let id = cloud.create_volume(NOW, &restore(&snapshot, "fra1")).expect("a good restore");
         assert_eq!(cloud.volume(&id).map(|volume| volume.size_gigabytes), Ok(7));
+        cloud.rules.switches.small_restore_is_refused = true;
+        let small = NewVolume { name: "c".to_owned(), size_gigabytes: 6, ..restore(&snapshot, "fra1") };
+        assert_eq!(cloud.create_volume(NOW, &small), Err(Refusal::INVALID_SIZE));
+        cloud.create_volume(NOW, &NewVolume { size_gigabytes: 7, ..small }).expect("the snapshot's own size");
     }
 }

@@ -1,0 +1,42 @@
+//! Volumes that begin with content, and the snapshots they are made from: what the cloud holds when all is done.
+
+use std::path::Path;
+
+use grpcio::RpcStatusCode;
+
+use crate::sim::NewVolume;
+use crate::support::client::{cloned, new_volume, restored};
+use crate::support::fleet::{ACTION, Fleet};
+use crate::support::plugin::Plugin;
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_do-csi-plugin");
+const GIB: i64 = 1 << 30;
+
+fn controller(fleet: &Fleet) -> Plugin {
+    fleet.controller(Path::new(PROGRAM), "one", &["--call-budget=8"])
+}
+
+/// A volume of so many GiB.
+fn volume_of(fleet: &Fleet, name: &str, gib: i64) -> String {
+    fleet.sim.add_volume(&NewVolume::new(name, gib, "fra1")).expect("the volume is made")
+}
+
+#[test]
+fn a_copy_is_made_with_the_size_of_its_source_whether_or_not_a_smaller_one_would_do() {
+    for is_refused in [false, true] {
+        let fleet = Fleet::with_actions(ACTION);
+        fleet.sim.change_rules(|rules| rules.switches.small_restore_is_refused = is_refused);
+        let plugin = controller(&fleet);
+        let source = volume_of(&fleet, "source", 5);
+        let snapshot = fleet.sim.create_snapshot(&source, "nightly").unwrap();
+        for (name, bytes, gib) in [("any", 0, 5), ("less", GIB, 5), ("same", 5 * GIB, 5), ("more", 7 * GIB, 7)] {
+            let made = plugin.client.create(&restored(new_volume(name, bytes), &snapshot)).unwrap();
+            assert_eq!(made.capacity_bytes, gib * GIB, "{name}");
+            assert_eq!(fleet.sim.volume(name).unwrap().size_gigabytes.cast_signed(), gib, "{name}");
+        }
+        let original = volume_of(&fleet, "original", 5);
+        let made = plugin.client.create(&cloned(new_volume("clone", 0), &original)).unwrap();
+        assert_eq!(made.capacity_bytes, 5 * GIB);
+        assert_eq!(fleet.sim.volume("clone").unwrap().size_gigabytes, 5);
+    }
+}
