@@ -2,9 +2,12 @@
 //!
 //! Owns one type for each request whose fields need reading together. It does not know what DigitalOcean has.
 
+use std::collections::HashMap;
+
 use crate::error::{Error, Result};
 use crate::id::{DropletId, SnapshotId, VolumeId};
 use crate::request::capability::{Access, AccessMode, Capability};
+use crate::request::node::ContextKeys;
 use crate::request::parameters::{Parameters, TagChange};
 use crate::request::{droplet_id, required, volume_id};
 use crate::rpc::proto::csi;
@@ -33,6 +36,8 @@ pub struct CreateVolume {
     pub parameters: Parameters,
     /// What can also be set later.
     pub mutable: TagChange,
+    /// What it carries with it to the node that uses it: the settings among its parameters.
+    pub context: HashMap<String, String>,
 }
 
 /// Where a new volume's content comes from.
@@ -44,18 +49,25 @@ pub enum Source {
     Volume(VolumeId),
 }
 
-impl TryFrom<csi::CreateVolumeRequest> for CreateVolume {
-    type Error = Error;
-
-    fn try_from(wire: csi::CreateVolumeRequest) -> Result<Self> {
+impl CreateVolume {
+    /// Reads the request. A setting that no node could follow is refused here, before there is a volume.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`], [`Error::Unsupported`]; [`Error::NotFound`] for a source that cannot exist.
+    pub fn parse(wire: csi::CreateVolumeRequest, keys: &ContextKeys) -> Result<CreateVolume> {
+        const PARAMETERS: &str = "parameters";
         let range = wire.capacity_range.into_option().unwrap_or_default();
         let topology = wire.accessibility_requirements.into_option().unwrap_or_default();
+        let name = csi_name("name", wire.name)?;
+        let capabilities = Capability::parse_all("volume_capabilities", wire.volume_capabilities)?;
+        keys.settings(PARAMETERS, &wire.parameters, &capabilities)?;
         Ok(CreateVolume {
-            name: csi_name("name", wire.name)?,
-            capabilities: Capability::parse_all("volume_capabilities", wire.volume_capabilities)?,
+            name,
+            capabilities,
             range: size_range(&range)?,
             regions: requisite_regions(topology)?,
-            parameters: Parameters::parse("parameters", &wire.parameters)?,
+            parameters: Parameters::parse(PARAMETERS, &wire.parameters)?,
+            context: keys.carry(&wire.parameters),
             mutable: TagChange::parse(&wire.mutable_parameters)?,
             // Last, as an id that cannot exist is no fault of the request's form.
             source: wire.volume_content_source.into_option().map(parse_source).transpose()?,
@@ -193,22 +205,33 @@ pub struct Validate {
 }
 
 impl Validate {
-    /// Reads the request. Capabilities that are well formed but cannot be had are an answer, not an error.
+    /// Reads the request. Capabilities that are well formed but cannot be had are an answer, not an error; so are settings
+    /// and parameters that a later call would refuse.
     ///
     /// # Errors
     /// [`Error::Invalid`] when something is missing or malformed, [`Error::NotFound`] for an impossible id.
-    pub fn parse(wire: &csi::ValidateVolumeCapabilitiesRequest) -> Result<Validate> {
+    pub fn parse(wire: &csi::ValidateVolumeCapabilitiesRequest, keys: &ContextKeys) -> Result<Validate> {
         let volume = required("volume_id", wire.volume_id.clone())?;
-        let capabilities = match Capability::parse_all("volume_capabilities", wire.volume_capabilities.clone()) {
-            Ok(_) => None,
+        let refusal = match Capability::parse_all("volume_capabilities", wire.volume_capabilities.clone()) {
+            Ok(capabilities) => check_rest(wire, keys, &capabilities).err().map(|err| err.to_string()),
             Err(Error::Unsupported(why)) => Some(why),
             Err(err) => return Err(err),
         };
-        let parameters = Parameters::parse("parameters", &wire.parameters).err();
-        let mutable = TagChange::parse(&wire.mutable_parameters).err();
-        let refusal = capabilities.or_else(|| parameters.or(mutable).map(|err| err.to_string()));
         Ok(Validate { volume: volume_id("volume_id", volume)?, refusal })
     }
+}
+
+/// Checks what a question about capabilities says besides them.
+fn check_rest(
+    wire: &csi::ValidateVolumeCapabilitiesRequest,
+    keys: &ContextKeys,
+    capabilities: &[Capability],
+) -> Result<()> {
+    keys.settings("volume_context", &wire.volume_context, capabilities)?;
+    keys.settings("parameters", &wire.parameters, capabilities)?;
+    Parameters::parse("parameters", &wire.parameters)?;
+    TagChange::parse(&wire.mutable_parameters)?;
+    Ok(())
 }
 
 /// A question how much room there is for more volumes.
