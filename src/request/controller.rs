@@ -81,10 +81,16 @@ pub(super) fn csi_name(field: &str, text: String) -> Result<String> {
     if text.len() > MAX_NAME {
         return Err(Error::invalid(field, format!("must have at most {MAX_NAME} bytes, has {}", text.len())));
     }
-    if text.chars().any(char::is_control) {
-        return Err(Error::invalid(field, "must not contain control characters"));
+    if text.chars().any(is_banned) {
+        return Err(Error::invalid(field, "must not contain control characters but tab, LF and CR"));
     }
     Ok(text)
+}
+
+/// The characters that a name must not have. Source: CSI specification, `CreateVolumeRequest.name` and
+/// `CreateSnapshotRequest.name`.
+fn is_banned(c: char) -> bool {
+    matches!(c, '\u{0}'..='\u{8}' | '\u{b}' | '\u{c}' | '\u{e}'..='\u{1f}' | '\u{7f}'..='\u{9f}')
 }
 
 pub(super) fn size_range(wire: &csi::CapacityRange) -> Result<SizeRange> {
@@ -317,14 +323,16 @@ mod tests {
     }
 
     #[test]
-    fn names_have_one_to_128_bytes_without_control_characters() {
+    fn names_have_one_to_128_bytes_of_any_text_but_what_the_specification_bans() {
         let long = "x".repeat(128);
-        for good in ["a", "redis[0]", "Vol/ü", long.as_str()] {
-            assert!(csi_name("name", good.into()).is_ok(), "{good}");
+        for good in ["a", "redis[0]", "Vol/ü", "\t\n\r", "\u{a0}\u{2028}\u{202e}", long.as_str()] {
+            assert!(csi_name("name", good.into()).is_ok(), "{good:?}");
         }
         let too_long = "x".repeat(129);
-        for bad in ["", "a\nb", too_long.as_str()] {
-            assert!(csi_name("name", bad.into()).is_err(), "{bad}");
+        for bad in
+            ["", too_long.as_str(), "\0", "\u{8}", "\u{b}", "\u{c}", "\u{e}", "\u{1f}", "\u{7f}", "\u{85}", "\u{9f}"]
+        {
+            assert!(csi_name("name", bad.into()).is_err(), "{bad:?}");
         }
     }
 

@@ -168,7 +168,7 @@ fn a_volume_is_not_created_from_a_bad_request() {
     let mut table = vec![
         spoil("name", |request: &mut Request| request.name.clear()),
         spoil("name", |request: &mut Request| request.name = name_of_129_bytes()),
-        spoil("name", |request: &mut Request| request.name = "a\nb".into()),
+        spoil("name", |request: &mut Request| request.name = "a\u{b}b".into()),
         spoil("name", |request: &mut Request| request.name = "a\0b".into()),
         spoil("volume_capabilities", |request: &mut Request| request.volume_capabilities.clear()),
         spoil("capacity_range", range(-1, 0)),
@@ -609,7 +609,7 @@ fn a_snapshot_is_not_taken_by_a_bad_request_and_an_unknown_one_is_not_found() {
     let table = vec![
         spoil("name", |request: &mut Request| request.name.clear()),
         spoil("name", |request: &mut Request| request.name = name_of_129_bytes()),
-        spoil("name", |request: &mut Request| request.name = "a\nb".into()),
+        spoil("name", |request: &mut Request| request.name = "a\u{1b}b".into()),
         spoil("source_volume_id", |request: &mut Request| request.source_volume_id.clear()),
     ];
     bench.refuses(take, &good, table);

@@ -200,6 +200,23 @@ fn a_new_volume_can_be_attached_at_once_although_digitalocean_shows_it_late() {
 }
 
 #[test]
+fn a_name_may_have_tabs_and_line_breaks_and_no_two_such_names_share_a_volume_or_snapshot() {
+    let (fleet, plugin) = started();
+    let (client, capability) = (&plugin.client, Volume::mounted("", "ext4").capability);
+    let names = ["a b", "a\tb", "a\nb", "a\rb", "a\r\nb", "a\\nb", "\n"];
+    let create = |name: &str| client.create_volume(name, 1 << 30, &capability).unwrap().volume_id;
+    let made = names.map(create);
+    assert_eq!(names.map(create), made, "a second call did not find what the first had made");
+    assert_eq!(fleet.sim.volumes().len(), names.len());
+    let taken = std::array::from_fn::<_, 7, _>(|at| client.create_snapshot(names[at], &made[at]).unwrap().snapshot_id);
+    assert_eq!(fleet.sim.snapshots().len(), names.len());
+    let again = std::array::from_fn::<_, 7, _>(|at| client.create_snapshot(names[at], &made[at]).unwrap().snapshot_id);
+    assert_eq!(taken, again);
+    let log = plugin.log();
+    assert!(log.lines().all(|line| line.starts_with("20")), "a name forged a line of the log: {log}");
+}
+
+#[test]
 fn a_volume_is_created_once_by_however_many_plugins() {
     let mut rules = Rules { times: Times::actions(ACTION), limits: no_rate_limit(), ..Rules::default() };
     rules.times.create_visible_after = Duration::from_millis(200);
