@@ -97,9 +97,23 @@ pub(super) fn size_range(wire: &csi::CapacityRange) -> Result<SizeRange> {
     SizeRange::from_wire(wire.required_bytes, wire.limit_bytes).map_err(|why| Error::invalid("capacity_range", why))
 }
 
-/// One matching requisite is enough. Source: CSI specification, `TopologyRequirement`.
+/// One matching requisite is enough, so those that are not ours matter only when there is no other.
+///
+/// Source: CSI specification, `TopologyRequirement`.
 fn requisite_regions(topology: csi::TopologyRequirement) -> Result<Vec<String>> {
-    topology.requisite.into_iter().map(region).collect()
+    let mut regions = Vec::new();
+    let mut foreign = None;
+    for requisite in topology.requisite {
+        match region(requisite) {
+            Ok(region) => regions.push(region),
+            Err(err @ Error::Unsupported(_)) => foreign = Some(err),
+            Err(err) => return Err(err),
+        }
+    }
+    match foreign {
+        Some(err) if regions.is_empty() => Err(err),
+        Some(_) | None => Ok(regions),
+    }
 }
 
 fn region(topology: csi::Topology) -> Result<String> {
@@ -320,6 +334,20 @@ mod tests {
         assert!(matches!(region(topology(&[])), Err(Error::Invalid { .. })));
         assert!(matches!(region(topology(&[("zone", "a")])), Err(Error::Unsupported(_))));
         assert!(matches!(region(topology(&[("region", "fra1"), ("zone", "a")])), Err(Error::Unsupported(_))));
+    }
+
+    #[test]
+    fn one_requisite_that_is_ours_is_enough() {
+        let (ours, foreign, empty) = ([("region", "fra1")], [("zone", "a")], []);
+        let read = |requisite: &[&[(&str, &str)]]| {
+            let requisite = requisite.iter().map(|segments| topology(segments)).collect();
+            requisite_regions(csi::TopologyRequirement { requisite, ..Default::default() })
+        };
+        assert_eq!(read(&[]).unwrap(), [""; 0]);
+        assert_eq!(read(&[&foreign, &ours]).unwrap(), ["fra1"]);
+        assert_eq!(read(&[&ours, &foreign]).unwrap(), ["fra1"]);
+        assert!(matches!(read(&[&foreign, &foreign]), Err(Error::Unsupported(_))));
+        assert!(matches!(read(&[&ours, &empty]), Err(Error::Invalid { .. })));
     }
 
     #[test]

@@ -3,10 +3,11 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use do_csi_plugin::rpc::proto::csi;
 use grpcio::RpcStatusCode;
 
 use crate::sim::{Fault, Rules, Times};
-use crate::support::client::{Client, Volume};
+use crate::support::client::{Client, Volume, new_volume, text_map};
 use crate::support::fleet::{A, ACTION, B, Fleet, no_rate_limit};
 use crate::support::plugin::Plugin;
 
@@ -214,6 +215,35 @@ fn a_name_may_have_tabs_and_line_breaks_and_no_two_such_names_share_a_volume_or_
     assert_eq!(taken, again);
     let log = plugin.log();
     assert!(log.lines().all(|line| line.starts_with("20")), "a name forged a line of the log: {log}");
+}
+
+/// A request for a volume for which each of these topologies would do.
+fn new_volume_in(name: &str, requisite: &[&[(&str, &str)]]) -> csi::CreateVolumeRequest {
+    let topology = |segments: &&[(&str, &str)]| csi::Topology { segments: text_map(segments), ..Default::default() };
+    let requisite = requisite.iter().map(topology).collect();
+    csi::CreateVolumeRequest {
+        accessibility_requirements: Some(csi::TopologyRequirement { requisite, ..Default::default() }).into(),
+        ..new_volume(name, 1 << 30)
+    }
+}
+
+#[test]
+fn one_topology_that_can_be_had_is_enough() {
+    let (fleet, plugin) = started();
+    let (ours, elsewhere, foreign) = ([("region", "fra1")], [("region", "nyc1")], [("zone", "a")]);
+    for (name, requisite) in
+        [("one", [&foreign[..], &ours[..]]), ("two", [&ours[..], &foreign[..]]), ("three", [&elsewhere[..], &ours[..]])]
+    {
+        let made = plugin.client.create(&new_volume_in(name, &requisite)).unwrap();
+        assert_eq!(made.accessible_topology.len(), 1);
+        assert_eq!(made.accessible_topology[0].segments, text_map(&ours));
+        assert_eq!(fleet.sim.volume(name).unwrap().region, "fra1");
+    }
+    let refusal = plugin.client.create(&new_volume_in("four", &[&foreign, &elsewhere])).unwrap_err();
+    assert_eq!(refusal.code, RpcStatusCode::RESOURCE_EXHAUSTED, "{refusal}");
+    let refusal = plugin.client.create(&new_volume_in("four", &[&foreign, &foreign])).unwrap_err();
+    assert_eq!(refusal.code, RpcStatusCode::INVALID_ARGUMENT, "{refusal}");
+    assert!(fleet.sim.volume("four").is_none());
 }
 
 #[test]
