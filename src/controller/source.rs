@@ -83,11 +83,9 @@ impl Controller {
     }
 }
 
-/// Snapshots and volumes stay in their region.
+/// Snapshots and volumes stay in their region. Source: CSI specification, CreateVolume, "Source incompatible".
 fn elsewhere(regions: &[Region], what: &str, ours: &Region) -> Error {
     let regions: Vec<&str> = regions.iter().map(Region::as_str).collect();
-    Error::RegionUnavailable {
-        asked: format!("a copy of {what}, which is in {}", regions.join(", ")),
-        ours: ours.to_string(),
-    }
+    let why = format!("{what} is in {}, and a copy of it cannot be made in {ours}", regions.join(", "));
+    Error::invalid("volume_content_source", why)
 }

@@ -40,3 +40,20 @@ fn a_copy_is_made_with_the_size_of_its_source_whether_or_not_a_smaller_one_would
         assert_eq!(fleet.sim.volume("clone").unwrap().size_gigabytes, 5);
     }
 }
+
+#[test]
+fn a_source_in_another_region_does_not_fit() {
+    let fleet = Fleet::in_regions(&["fra1", "nyc1"]);
+    let plugin = controller(&fleet);
+    let source = fleet.sim.add_volume(&NewVolume::new("source", 1, "nyc1")).unwrap();
+    let snapshot = fleet.sim.create_snapshot(&source, "nightly").unwrap();
+    let requests = [restored(new_volume("copy", GIB), &snapshot), cloned(new_volume("copy", GIB), &source)];
+    for (request, id) in requests.iter().zip([&snapshot, &source]) {
+        let refusal = plugin.client.create(request).unwrap_err();
+        assert_eq!(refusal.code, RpcStatusCode::INVALID_ARGUMENT, "{refusal}");
+        for word in [id, "nyc1", "fra1"] {
+            assert!(refusal.message.contains(word), "{word}: {refusal}");
+        }
+    }
+    assert_eq!((fleet.sim.volumes().len(), fleet.sim.snapshots().len()), (1, 1));
+}
