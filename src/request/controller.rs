@@ -307,7 +307,7 @@ impl Page {
         let max = usize::try_from(max_entries).map_err(|_| Error::invalid("max_entries", "must not be negative"))?;
         let offset = match token {
             "" => 0,
-            text => text.parse().map_err(|_| Error::BadPageToken(text.chars().take(64).collect()))?,
+            text => given_out(text).ok_or_else(|| Error::BadPageToken(text.chars().take(64).collect()))?,
         };
         Ok(Page { max_entries: (max > 0).then_some(max), offset })
     }
@@ -317,6 +317,11 @@ impl Page {
     pub fn or_size(self, default: Option<usize>) -> Page {
         Page { max_entries: self.max_entries.or(default), ..self }
     }
+}
+
+/// The position in a token. No other text for the same number was ever given out, nor one for the beginning.
+fn given_out(token: &str) -> Option<usize> {
+    token.parse().ok().filter(|position: &usize| *position > 0 && position.to_string() == token)
 }
 
 #[cfg(test)]
@@ -368,7 +373,9 @@ mod tests {
     fn a_page_token_that_was_never_given_out_is_refused() {
         assert_eq!(Page::parse(0, "").unwrap(), Page { max_entries: None, offset: 0 });
         assert_eq!(Page::parse(3, "40").unwrap(), Page { max_entries: Some(3), offset: 40 });
-        assert!(matches!(Page::parse(0, "invalid-token"), Err(Error::BadPageToken(_))));
+        for bad in ["invalid-token", "+5", "007", "0", "-1", " 1", "1.0", "18446744073709551616"] {
+            assert!(matches!(Page::parse(0, bad), Err(Error::BadPageToken(_))), "{bad}");
+        }
         assert!(matches!(Page::parse(-1, ""), Err(Error::Invalid { .. })));
     }
 

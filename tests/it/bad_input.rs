@@ -390,7 +390,7 @@ fn a_list_has_no_negative_length_and_starts_where_a_list_has_ended() {
     ];
     bench.refuses(list, &Request::default(), table);
     bench.solo.sim.reset_calls();
-    for token in ["page-2", "-1", "1.5", " 1", "18446744073709551616", "1\n"] {
+    for token in ["page-2", "-1", "+5", "007", "0", "1.5", " 1", "18446744073709551616", "1\n"] {
         let request = Request { starting_token: token.to_owned(), ..Default::default() };
         let refusal: Refusal = list(bench.client(), &request).unwrap_err();
         assert_eq!(refusal.code, RpcStatusCode::ABORTED, "{token:?}: {refusal}");

@@ -30,6 +30,7 @@ mod concurrency;
 mod conflict;
 mod controller;
 mod copies;
+mod listing;
 mod program;
 mod proto;
 mod retry;
