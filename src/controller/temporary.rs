@@ -130,7 +130,14 @@ fn sweep(cloud: &Cloud) -> Option<Duration> {
 }
 
 fn sweep_one(cloud: &Cloud, snapshot: &Snapshot) -> Option<Duration> {
-    let left = age(snapshot).and_then(|age| LEFT_BEHIND.checked_sub(age)).filter(|left| !left.is_zero());
+    let age = age(snapshot);
+    if age.is_none() {
+        warn!(
+            "the temporary snapshot {} ({}) stays, as its age cannot be told from {:?}; delete it when no clone is made",
+            snapshot.id, snapshot.name, snapshot.created_at
+        );
+    }
+    let left = plan_stay(age);
     if left.is_some() {
         return left;
     }
@@ -144,6 +151,14 @@ fn sweep_one(cloud: &Cloud, snapshot: &Snapshot) -> Option<Duration> {
             warn!("cannot remove the temporary snapshot {}: {err}", snapshot.id);
             Some(NEXT_TRY)
         }
+    }
+}
+
+/// How long a snapshot has to stay yet; none: it is left behind. One of unknown age may be in use at this moment.
+fn plan_stay(age: Option<Duration>) -> Option<Duration> {
+    match age {
+        None => Some(LEFT_BEHIND),
+        Some(age) => LEFT_BEHIND.checked_sub(age).filter(|left| !left.is_zero()),
     }
 }
 
@@ -168,4 +183,25 @@ pub fn is_temporary(snapshot: &Snapshot) -> bool {
 fn age(snapshot: &Snapshot) -> Option<Duration> {
     let taken = snapshot.taken_at()?;
     Some(SystemTime::now().duration_since(taken).unwrap_or(Duration::ZERO))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_snapshot_stays_until_it_is_certainly_left_behind() {
+        let seconds = Duration::from_secs;
+        let table = [
+            (None, Some(900)),
+            (Some(0), Some(900)),
+            (Some(899), Some(1)),
+            (Some(900), None),
+            (Some(901), None),
+            (Some(u64::MAX), None),
+        ];
+        for (age, stay) in table {
+            assert_eq!(plan_stay(age.map(seconds)), stay.map(seconds), "{age:?}");
+        }
+    }
 }
