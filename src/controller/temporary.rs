@@ -12,9 +12,8 @@ use log::{info, warn};
 
 use super::Controller;
 use super::name::is_clone_name;
-use super::snapshot::NewSnapshot;
+use super::snapshot::{NewSnapshot, every_page};
 use super::time::CallTime;
-use crate::cloud::page::Page;
 use crate::cloud::snapshot::Snapshot;
 use crate::cloud::tag::Tag;
 use crate::cloud::{ApiResult, Cloud};
@@ -46,7 +45,8 @@ impl Controller {
         name: &str,
     ) -> Result<Snapshot> {
         let tag = Tag::parse(TAG).map_err(|bad| Error::Bug(bad.to_string()))?;
-        let new = NewSnapshot { volume, name, tags: &[tag] };
+        // Nobody finds these by their name alone, and a clone of the same name may have been tried from another volume.
+        let new = NewSnapshot { volume, name, tags: &[tag], may_share_name: true };
         self.ensure_snapshot(guard, time, new, |found| age(found).is_some_and(|age| age < FRESH))
     }
 
@@ -163,14 +163,7 @@ fn plan_stay(age: Option<Duration>) -> Option<Duration> {
 }
 
 fn observe_temporary(cloud: &Cloud) -> ApiResult<Vec<Snapshot>> {
-    let mut all = Vec::new();
-    let mut at = Some(Page::first());
-    while let Some(page) = at {
-        let listed = cloud.list_snapshots(page)?;
-        all.extend(listed.items.into_iter().filter(is_temporary));
-        at = listed.next;
-    }
-    Ok(all)
+    every_page(|page| cloud.list_snapshots(page), is_temporary)
 }
 
 /// Whether a snapshot is one that this driver took to make a clone.

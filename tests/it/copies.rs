@@ -1,6 +1,7 @@
 //! Volumes that begin with content, and the snapshots they are made from: what the cloud holds when all is done.
 
 use std::path::Path;
+use std::time::Duration;
 
 use grpcio::RpcStatusCode;
 
@@ -56,4 +57,27 @@ fn a_source_in_another_region_does_not_fit() {
         }
     }
     assert_eq!((fleet.sim.volumes().len(), fleet.sim.snapshots().len()), (1, 1));
+}
+
+#[test]
+fn two_volumes_never_share_a_snapshots_name_whether_or_not_digitalocean_keeps_names_unique() {
+    for is_accepted in [false, true] {
+        let fleet = Fleet::with_actions(ACTION);
+        fleet.sim.change_rules(|rules| {
+            rules.switches.duplicate_snapshot_names_are_accepted = is_accepted;
+            (rules.limits.snapshots_per_volume, rules.limits.snapshot_interval) = (1000, Duration::ZERO);
+        });
+        let (one, other) = (volume_of(&fleet, "one", 1), volume_of(&fleet, "other", 1));
+        // More than a page, so that the name is found wherever it stands.
+        for number in 0..250 {
+            fleet.sim.create_snapshot(&one, &format!("filler-{number}")).unwrap();
+        }
+        let plugin = controller(&fleet);
+        let taken = plugin.client.create_snapshot("nightly[0]", &one).unwrap();
+        let refusal = plugin.client.create_snapshot("nightly[0]", &other).unwrap_err();
+        assert_eq!(refusal.code, RpcStatusCode::ALREADY_EXISTS, "{is_accepted}: {refusal}");
+        assert!(refusal.message.contains(&other), "{refusal}");
+        assert_eq!(fleet.sim.snapshots().len(), 251, "{is_accepted}");
+        assert_eq!(plugin.client.create_snapshot("nightly[0]", &one).unwrap(), taken);
+    }
 }
