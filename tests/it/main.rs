@@ -26,6 +26,7 @@ mod support;
 
 mod bad_input;
 mod chaos;
+mod codes;
 mod concurrency;
 mod conflict;
 mod controller;
@@ -38,7 +39,9 @@ mod rig;
 mod root_chaos;
 mod root_demo;
 mod root_figures;
+mod root_grow;
 mod root_host;
+mod root_limit;
 mod root_node;
 mod root_states;
 mod server;
