@@ -185,11 +185,15 @@ compiler:
 disk-tools:
 	@$(call need,blkid:util-linux blockdev:util-linux losetup:mount mke2fs:e2fsprogs mkfs.xfs:xfsprogs mkfs.btrfs:btrfs-progs)
 
-# Installed by its version from source, checked by Go's own sums.
+# Installed by its version from source, checked by Go's own sums. One that is found has to be that version too, which Go
+# writes into its programs; csi-sanity itself says "(dev)".
 csi-sanity:
-	@! command -v csi-sanity >/dev/null || exit 0
+	@stamp=$$(printf 'github.com/kubernetes-csi/csi-test/v5\tv%s\t' '$(SANITY)')
+	is_right() { found=$$(command -v csi-sanity) && grep -aqF "$$stamp" "$$found"; }
+	! is_right || exit 0
 	command -v go >/dev/null || { echo "needs csi-sanity $(SANITY), or go to install it (https://go.dev)" >&2; exit 2; }
 	GOBIN="$(TOOLS)" go install github.com/kubernetes-csi/csi-test/v5/cmd/csi-sanity@v$(SANITY)
+	is_right || { echo "$$found is not version $(SANITY), and hides the one in $(TOOLS): put that folder before it on PATH" >&2; exit 2; }
 
 docker:
 	@$(call need,docker:docker.io dockerd:docker.io iptables:iptables)

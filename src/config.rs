@@ -97,7 +97,7 @@ struct Flags {
     /// Kept for compatibility: the attachment is always validated before a disk is used
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "true")]
     validate_attachment: String,
-    /// How many volumes a droplet may hold
+    /// How many volumes a droplet may hold; those in use outside CSI when the plugin starts are taken off
     #[arg(long, default_value_t = 15)]
     volume_limit: u32,
     /// Take a volume also from a droplet that is running. Dangerous: what runs there loses its disk without warning and

@@ -127,15 +127,16 @@ impl fmt::Display for SizeRange {
     }
 }
 
-/// Chooses the size of a new volume: the smallest whole number of GiB that the range and the limits allow, the default
-/// (or the limit, when that is smaller) when no minimum is asked.
+/// Chooses the size of a new volume: the smallest whole number of GiB that the range and the limits allow; the default
+/// when nothing is asked. A limit without a minimum is the size, as in the official driver. It refuses one above the largest
+/// volume, too: who names no other number cannot mean the largest and dearest volume there is.
 ///
 /// # Errors
 /// A phrase saying why no size fits; the caller answers OUT_OF_RANGE.
 pub fn plan_size(range: &SizeRange, limits: &SizeLimits) -> Result<Gib, String> {
     let size = match (range.required, range.limit) {
         (None, None) => limits.default,
-        (None, Some(limit)) => limit.rounded_down().min(limits.max),
+        (None, Some(limit)) => limit.rounded_down(),
         (Some(required), Some(_) | None) => required.rounded_up().max(limits.min),
     };
     if size < limits.min || size > limits.max {
@@ -200,7 +201,9 @@ mod tests {
             (0, 5 * GIB + 17, 5),
             (1, 2 * GIB, 1),
             (16384 * GIB, 0, 16384),
-            (0, i64::MAX, 16384),
+            (0, 16384 * GIB, 16384),
+            (0, 16385 * GIB - 1, 16384),
+            (20 * GIB, i64::MAX, 20),
         ];
         for (required, limit, want) in ok {
             let range = SizeRange::from_wire(required, limit).unwrap();
@@ -210,7 +213,15 @@ mod tests {
 
     #[test]
     fn impossible_sizes_are_refused() {
-        let bad = [(16384 * GIB + 1, 0), (i64::MAX, 0), (1500 << 20, 1600 << 20), (0, GIB - 1), (1, 5)];
+        let bad = [
+            (16384 * GIB + 1, 0),
+            (i64::MAX, 0),
+            (1500 << 20, 1600 << 20),
+            (0, GIB - 1),
+            (1, 5),
+            (0, 16385 * GIB),
+            (0, i64::MAX),
+        ];
         for (required, limit) in bad {
             let range = SizeRange::from_wire(required, limit).unwrap();
             assert!(plan_size(&range, &SizeLimits::DIGITALOCEAN).is_err(), "{required}..{limit}");

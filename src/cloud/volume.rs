@@ -9,6 +9,7 @@ use super::call::{Call, Method};
 use super::page::{Listed, Page};
 use super::quota::Class;
 use super::region::Region;
+use super::snapshot::Snapshot;
 use super::tag::Tag;
 use super::{ApiResult, Cloud, json as wire};
 use crate::id::{BadId, DropletId, SnapshotId, VolumeId, VolumeName};
@@ -43,7 +44,7 @@ pub struct Volume {
 pub struct NewVolume {
     /// Its name. DigitalOcean takes `^[a-z][a-z0-9-]{0,63}$` and refuses the rest.
     pub name: VolumeName,
-    /// Its size; from a snapshot, DigitalOcean gives it the snapshot's instead.
+    /// Its size; from a snapshot, the snapshot's.
     pub size: Gib,
     /// Where it shall be; a snapshot has to be there too.
     pub region: Region,
@@ -53,6 +54,15 @@ pub struct NewVolume {
     pub tags: Vec<Tag>,
     /// What to fill it with.
     pub snapshot: Option<SnapshotId>,
+}
+
+impl NewVolume {
+    /// The same volume, filled with a snapshot's content and of its size. DigitalOcean gives it that size whatever is
+    /// sent, says the reference, and does not say whether it takes a smaller one.
+    #[must_use]
+    pub fn copied_from(self, snapshot: &Snapshot) -> NewVolume {
+        NewVolume { size: snapshot.min_size, snapshot: Some(snapshot.id.clone()), ..self }
+    }
 }
 
 impl Cloud {

@@ -30,7 +30,7 @@ impl Controller {
     pub fn create_volume(&self, want: &CreateVolume) -> Result<Volume> {
         let size = match want.source {
             None => plan_size(&want.range, &self.limits).map_err(Error::SizeOutOfRange)?,
-            // DigitalOcean gives a copy the size of its source, whatever is sent.
+            // A copy's is its source's, which is not known yet; see `NewVolume::copied_from`.
             Some(Source::Snapshot(_) | Source::Volume(_)) => self.limits.min,
         };
         let region = self.own_droplet.region()?;

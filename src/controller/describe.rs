@@ -7,12 +7,19 @@
 //! ```
 //!
 //! The name is there when the volume's own is another, the source when the volume was not created empty.
+//!
+//! How the name is quoted is fixed here. It was once left to `{:?}`, whose escapes change with the compiler's tables of
+//! Unicode, so what is compared is never the quoted text but the name that is read back from it.
+
+use std::str::Chars;
 
 use crate::id::{SnapshotId, VolumeId, VolumeName};
 use crate::request::controller::Source;
 
 /// What every description begins with; the official driver's whole text.
 const BEGINNING: &str = "Created by DigitalOcean CSI driver";
+/// What stands between it and the full name.
+const FOR: &str = " for ";
 
 /// Writes the description of a new volume.
 #[must_use]
@@ -31,16 +38,19 @@ pub fn plan_description(csi: &str, name: &VolumeName, source: Option<&Source>, t
 /// A volume whose name needed no mapping may have any description: people edit them, and Terraform writes others.
 #[must_use]
 pub fn is_made_for(csi: &str, name: &VolumeName, description: &str) -> bool {
-    let rest = || description.strip_prefix(BEGINNING)?.strip_prefix(&for_name(csi, name));
-    csi == name.as_str() || rest().is_some_and(|rest| rest.is_empty() || rest.starts_with([' ', ':']))
+    let is_named = || {
+        let (named, rest) = unquote(description.strip_prefix(BEGINNING)?.strip_prefix(FOR)?)?;
+        Some(named == csi && (rest.is_empty() || rest.starts_with([' ', ':'])))
+    };
+    csi == name.as_str() || is_named().unwrap_or(false)
 }
 
 /// What a volume was filled with when it was created, as far as its description tells.
 #[must_use]
 pub fn source_of(description: &str) -> Option<Source> {
     let rest = description.strip_prefix(BEGINNING)?;
-    let rest = match rest.strip_prefix(" for \"") {
-        Some(quoted) => after_quote(quoted)?,
+    let rest = match rest.strip_prefix(FOR) {
+        Some(quoted) => unquote(quoted)?.1,
         None => rest,
     };
     let (kind, rest) = rest.strip_prefix(" from ")?.split_once(' ')?;
@@ -54,20 +64,50 @@ pub fn source_of(description: &str) -> Option<Source> {
 
 /// Empty when the name needed no mapping.
 fn for_name(csi: &str, name: &VolumeName) -> String {
-    if csi == name.as_str() { String::new() } else { format!(" for {csi:?}") }
+    if csi == name.as_str() { String::new() } else { format!("{FOR}{}", quote(csi)) }
 }
 
-/// What follows the end of a text that `{:?}` wrote, of which the opening quote is taken off.
-fn after_quote(text: &str) -> Option<&str> {
-    let mut is_escaped = false;
-    for (at, c) in text.char_indices() {
-        match c {
-            '"' if !is_escaped => return text.get(at + 1..),
-            '\\' => is_escaped = !is_escaped,
-            _ => is_escaped = false,
+/// Puts a name in quotes. Quotes, backslashes and control characters are escaped; which ones are control characters,
+/// Unicode has fixed for ever.
+fn quote(name: &str) -> String {
+    let escaped = name.chars().map(|c| match c {
+        '"' | '\\' => format!("\\{c}"),
+        '\t' => "\\t".to_owned(),
+        '\n' => "\\n".to_owned(),
+        '\r' => "\\r".to_owned(),
+        c if c.is_control() => format!("\\u{{{:x}}}", u32::from(c)),
+        c => c.to_string(),
+    });
+    format!("\"{}\"", escaped.collect::<String>())
+}
+
+/// Reads a quoted name at the beginning of a text, and gives what follows it too.
+fn unquote(text: &str) -> Option<(String, &str)> {
+    let mut rest = text.strip_prefix('"')?.chars();
+    let mut name = String::new();
+    loop {
+        match rest.next()? {
+            '"' => return Some((name, rest.as_str())),
+            '\\' => name.push(unescape(&mut rest)?),
+            c => name.push(c),
         }
     }
-    None
+}
+
+/// Reads what follows a backslash: [`quote`]'s escapes, and all others that `{:?}` has or had.
+fn unescape(rest: &mut Chars<'_>) -> Option<char> {
+    match rest.next()? {
+        't' => Some('\t'),
+        'n' => Some('\n'),
+        'r' => Some('\r'),
+        '0' => Some('\0'),
+        'u' => {
+            let (digits, after) = rest.as_str().strip_prefix('{')?.split_once('}')?;
+            *rest = after.chars();
+            char::from_u32(u32::from_str_radix(digits, 16).ok()?)
+        }
+        same => Some(same),
+    }
 }
 
 #[cfg(test)]
@@ -108,12 +148,48 @@ mod tests {
         assert!(is_made_for("blog", &name("blog"), "anything"));
     }
 
+    #[test]
+    fn the_text_never_changes() {
+        let table = [
+            ("redis[0]", r#" for "redis[0]""#),
+            (r#"a"b\c"#, r#" for "a\"b\\c""#),
+            ("a\tb\r\n\u{85}", r#" for "a\tb\r\n\u{85}""#),
+            ("\u{dc}ber\u{301}\u{200d}\u{1f600}\u{e000}", " for \"\u{dc}ber\u{301}\u{200d}\u{1f600}\u{e000}\""),
+        ];
+        for (csi, quoted) in table {
+            let described = plan_description(csi, &name(csi), None, None);
+            assert_eq!(described, format!("Created by DigitalOcean CSI driver{quoted}"));
+        }
+    }
+
+    #[test]
+    fn a_name_is_known_in_every_way_of_writing_it() {
+        let csi = "\u{dc}ber\u{301}'\"\\\n\t";
+        for quoted in [
+            r#""\u{dc}ber\u{301}'\"\\\n\t""#,
+            r#""Über\u{301}\'\"\\\n\t""#,
+            "\"Über\u{301}'\\\"\\\\\\u{a}\\u{9}\"",
+            &format!("{csi:?}"),
+            &quote(csi),
+        ] {
+            let described = format!("Created by DigitalOcean CSI driver for {quoted} from volume {ID}: text");
+            assert!(is_made_for(csi, &name(csi), &described), "{described}");
+            assert_eq!(source_of(&described), sources()[2], "{described}");
+        }
+        for broken in [r#""a"#, r#""a\"#, r#""\u{110000}""#, r#""\u{x}""#, r#""\u9""#, "a", r#""a"b"#] {
+            let described = format!("Created by DigitalOcean CSI driver for {broken}");
+            assert!(!is_made_for("A", &name("A"), &described), "{described}");
+        }
+    }
+
     proptest! {
         #[test]
-        fn whatever_the_name_the_source_is_read_back(csi in r#"[ -~\u{a0}-\u{ffff}"\\]{1,40}"#, text in ".{0,40}") {
+        fn whatever_the_name_the_source_is_read_back(csi in r#"[\t\n\r -~\u{a0}-\u{10ffff}"\\]{1,40}"#, text in ".{0,40}") {
             for source in sources() {
                 let described = plan_description(&csi, &name(&csi), source.as_ref(), Some(&text));
                 prop_assert!(is_made_for(&csi, &name(&csi), &described), "{}", described);
+                let of_old = described.replacen(&quote(&csi), &format!("{csi:?}"), 1);
+                prop_assert!(is_made_for(&csi, &name(&csi), &of_old), "{}", of_old);
                 // A user's text follows a colon, so it cannot be taken for a source.
                 prop_assert_eq!(source_of(&described), source, "{}", described);
             }
@@ -122,8 +198,8 @@ mod tests {
 
     #[test]
     fn the_longest_description_fits() {
-        // 128 bytes of characters that `{:?}` writes at their longest.
-        let csi = "\u{301}".repeat(64);
+        // 128 bytes of characters that are written at their longest.
+        let csi = "\n".repeat(128);
         let described = plan_description(&csi, &name(&csi), sources()[1].as_ref(), Some(&"x".repeat(400)));
         assert!(described.len() <= 1024, "{}", described.len());
     }

@@ -4,12 +4,13 @@
 //! DigitalOcean's list, so it means the same to every plugin and after a restart, and what is filtered out before a page
 //! is cut does not move it.
 
+use std::cmp::Ordering;
 use std::num::NonZeroU32;
 
 use super::Controller;
 use super::temporary::is_temporary;
 use super::time::CallTime;
-use crate::cloud::error::{ApiError, ApiErrorKind};
+use crate::cloud::error::ApiErrorKind;
 use crate::cloud::page::{Listed, Page as CloudPage};
 use crate::cloud::snapshot::Snapshot;
 use crate::cloud::volume::Volume;
@@ -57,6 +58,8 @@ impl Controller {
     /// As [`Controller::list_volumes`].
     pub fn list_snapshots(&self, want: &ListSnapshots) -> Result<Slice<Snapshot>> {
         match &want.which {
+            // These have no second page, so no token for one was ever given out.
+            Which::Nothing | Which::One(..) if want.page.offset > 0 => Err(bad_token(&want.page)),
             Which::Nothing => Ok(Slice::of(Vec::new())),
             Which::One(id, source) => {
                 let found = self.begin().observe_snapshot_if_there(id)?;
@@ -86,6 +89,10 @@ impl Controller {
     }
 }
 
+fn bad_token(page: &Page) -> Error {
+    Error::BadPageToken(page.offset.to_string())
+}
+
 /// Walks DigitalOcean's pages until a page of CSI's is full.
 fn walk<T>(
     time: &CallTime,
@@ -94,17 +101,18 @@ fn walk<T>(
     fetch: impl Fn(&Cloud, CloudPage) -> ApiResult<Listed<T>>,
     keep: impl Fn(&T) -> bool,
 ) -> Result<Slice<T>> {
-    let bad_token = || Error::BadPageToken(page.offset.to_string());
     let wanted = page.max_entries.unwrap_or(usize::MAX);
-    let number = u32::try_from(page.offset / CLOUD_PAGE + 1).ok().and_then(NonZeroU32::new).ok_or_else(bad_token)?;
+    let number = u32::try_from(page.offset / CLOUD_PAGE + 1).ok().and_then(NonZeroU32::new);
+    let number = number.ok_or_else(|| bad_token(page))?;
+    let read = |at| time.ask(doing, Error::api(doing), |cloud| fetch(cloud, at));
+    let before = || NonZeroU32::new(number.get() - 1).map(|number| read(CloudPage::first().at(number))).transpose();
     let mut at = CloudPage::first().at(number);
     let mut position = page.offset - page.offset % CLOUD_PAGE;
     let mut items = Vec::new();
     loop {
-        let refused = |source: ApiError| Error::Api { doing: doing.to_owned(), source };
-        let listed = time.ask(doing, refused, |cloud| fetch(cloud, at))?;
-        if page.offset > 0 && position + listed.items.len() <= page.offset {
-            return Err(bad_token());
+        let listed = read(at)?;
+        if !reaches(page.offset, position, &listed, before)? {
+            return Err(bad_token(page));
         }
         let start = position;
         for (here, item) in (start..).zip(listed.items) {
@@ -122,5 +130,24 @@ fn walk<T>(
             return Ok(Slice { items, next: Some(position) });
         }
         at = next;
+    }
+}
+
+/// Whether a list is as long as a token says, by the page at this position. The end itself is a place to go on from: what
+/// came after it may have been deleted since the token was given out.
+fn reaches<T>(
+    offset: usize,
+    position: usize,
+    listed: &Listed<T>,
+    before: impl FnOnce() -> Result<Option<Listed<T>>>,
+) -> Result<bool> {
+    match (position + listed.items.len()).cmp(&offset) {
+        Ordering::Less => Ok(false),
+        Ordering::Greater => Ok(true),
+        // An empty page is at the end if the one before it is full, and behind the end otherwise.
+        Ordering::Equal if listed.items.is_empty() => {
+            Ok(before()?.is_none_or(|before| before.items.len() >= CLOUD_PAGE))
+        }
+        Ordering::Equal => Ok(true),
     }
 }

@@ -1,8 +1,8 @@
 //! Snapshots: taken once for each name, read, and deleted.
 //!
 //! Owns the comparison of a snapshot that is there with the one that is asked for. Before one is taken, the snapshots of
-//! its volume are read: that DigitalOcean keeps the names of snapshots unique is not documented, and a lost reply must not
-//! lead to a second one.
+//! its volume are read, as a lost reply must not lead to a second one, and then all others, as two volumes must not have
+//! snapshots of one name: that DigitalOcean itself keeps the names unique is not documented.
 
 use std::time::{Instant, SystemTime};
 
@@ -13,7 +13,7 @@ use super::name::plan_name;
 use super::time::CallTime;
 use super::verdict::{Verdict, plan_verdict};
 use crate::cloud::error::{ApiError, ApiErrorKind};
-use crate::cloud::page::Page;
+use crate::cloud::page::{Listed, Page};
 use crate::cloud::snapshot::Snapshot;
 use crate::cloud::tag::Tag;
 use crate::error::{Error, Result, Thing};
@@ -33,6 +33,8 @@ pub(super) struct NewSnapshot<'a> {
     pub(super) name: &'a str,
     /// Its tags.
     pub(super) tags: &'a [Tag],
+    /// Whether another volume may have a snapshot of that name.
+    pub(super) may_share_name: bool,
 }
 
 impl Controller {
@@ -45,7 +47,7 @@ impl Controller {
         let time = self.begin();
         let guard = self.hold(&time, VolumeKey::Name(format!("{} (a snapshot)", want.name)))?;
         let name = plan_name(&want.name);
-        let new = NewSnapshot { volume: &want.source, name: &name, tags: &want.tags };
+        let new = NewSnapshot { volume: &want.source, name: &name, tags: &want.tags, may_share_name: false };
         self.ensure_snapshot(&guard, &time, new, |_| true)
     }
 
@@ -77,7 +79,7 @@ impl Controller {
         new: NewSnapshot<'_>,
         is_usable: impl Fn(&Snapshot) -> bool,
     ) -> Result<Snapshot> {
-        let NewSnapshot { volume, name, tags } = new;
+        let NewSnapshot { volume, name, tags, may_share_name } = new;
         let doing = format!("taking snapshot {name} of volume {volume}");
         let mut was_refused = false;
         let mut pauses = time.pauses();
@@ -88,7 +90,8 @@ impl Controller {
                 Some(found) => self.ensure_snapshot_deleted(guard, time, &found.id)?,
                 // Nobody else of this volume has it, also not a moment after the refusal: another volume's snapshot does.
                 None if was_refused => return Err(taken(name, volume)),
-                None => {}
+                None if may_share_name => {}
+                None => check_name(time, name, volume)?,
             }
             let err = match time.cloud.create_snapshot(volume, name, tags) {
                 Ok(taken) => {
@@ -171,16 +174,35 @@ impl CallTime {
     /// Reads all snapshots of a volume, of which there are few.
     pub(super) fn observe_snapshots_of(&self, volume: &VolumeId) -> Result<Vec<Snapshot>> {
         let doing = format!("reading the snapshots of volume {volume}");
-        let mut all = Vec::new();
-        let mut at = Some(Page::first());
-        while let Some(page) = at {
+        let fetch = |page| {
             let refused = super::no_volume(volume, || doing.clone());
-            let listed = self.ask(&doing, refused, |cloud| cloud.list_snapshots_of(volume, page))?;
-            all.extend(listed.items);
-            at = listed.next;
-        }
-        Ok(all)
+            self.ask(&doing, refused, |cloud| cloud.list_snapshots_of(volume, page))
+        };
+        every_page(fetch, |_| true)
     }
+}
+
+/// Reads a list to its end and keeps what is wanted of it.
+pub(super) fn every_page<T, E>(
+    fetch: impl Fn(Page) -> Result<Listed<T>, E>,
+    is_wanted: impl Fn(&T) -> bool,
+) -> Result<Vec<T>, E> {
+    let mut all = Vec::new();
+    let mut at = Some(Page::first());
+    while let Some(page) = at {
+        let listed = fetch(page)?;
+        all.extend(listed.items.into_iter().filter(&is_wanted));
+        at = listed.next;
+    }
+    Ok(all)
+}
+
+/// Refuses a name that a snapshot of another volume has, in whatever region.
+fn check_name(time: &CallTime, name: &str, volume: &VolumeId) -> Result<()> {
+    let doing = format!("looking for another volume's snapshot {name}");
+    let fetch = |page| time.ask(&doing, Error::api(doing.clone()), |cloud| cloud.list_snapshots(page));
+    let found = every_page(fetch, |found| found.name == name && found.source.as_ref() != Some(volume))?;
+    if found.is_empty() { Ok(()) } else { Err(taken(name, volume)) }
 }
 
 fn taken(name: &str, volume: &VolumeId) -> Error {

@@ -36,8 +36,7 @@ impl Controller {
         if !snapshot.regions.contains(&new.region) {
             return Err(elsewhere(&snapshot.regions, &format!("snapshot {id}"), &new.region));
         }
-        let new = NewVolume { snapshot: Some(id.clone()), ..new };
-        let volume = self.ensure_created(guard, time, want, &new)?;
+        let volume = self.ensure_created(guard, time, want, &new.copied_from(&snapshot))?;
         self.ensure_asked_size(guard, time, want, volume)
     }
 
@@ -62,7 +61,7 @@ impl Controller {
             return Err(elsewhere(&[region], &format!("volume {id}"), &new.region));
         }
         let snapshot = self.ensure_temporary(guard, time, id, &temporary)?;
-        let new = NewVolume { snapshot: Some(snapshot.id.clone()), ..new };
+        let new = new.copied_from(&snapshot);
         // When the create fails, the snapshot stays for the next try, as another one could be taken in ten minutes only.
         let volume = self.ensure_created(guard, time, want, &new).inspect_err(|_| self.sweeper.wake())?;
         self.clear_temporary(guard, time, &snapshot.id);
@@ -84,11 +83,9 @@ impl Controller {
     }
 }
 
-/// Snapshots and volumes stay in their region.
+/// Snapshots and volumes stay in their region. Source: CSI specification, CreateVolume, "Source incompatible".
 fn elsewhere(regions: &[Region], what: &str, ours: &Region) -> Error {
     let regions: Vec<&str> = regions.iter().map(Region::as_str).collect();
-    Error::RegionUnavailable {
-        asked: format!("a copy of {what}, which is in {}", regions.join(", ")),
-        ours: ours.to_string(),
-    }
+    let why = format!("{what} is in {}, and a copy of it cannot be made in {ours}", regions.join(", "));
+    Error::invalid("volume_content_source", why)
 }

@@ -12,9 +12,8 @@ use log::{info, warn};
 
 use super::Controller;
 use super::name::is_clone_name;
-use super::snapshot::NewSnapshot;
+use super::snapshot::{NewSnapshot, every_page};
 use super::time::CallTime;
-use crate::cloud::page::Page;
 use crate::cloud::snapshot::Snapshot;
 use crate::cloud::tag::Tag;
 use crate::cloud::{ApiResult, Cloud};
@@ -46,7 +45,8 @@ impl Controller {
         name: &str,
     ) -> Result<Snapshot> {
         let tag = Tag::parse(TAG).map_err(|bad| Error::Bug(bad.to_string()))?;
-        let new = NewSnapshot { volume, name, tags: &[tag] };
+        // Nobody finds these by their name alone, and a clone of the same name may have been tried from another volume.
+        let new = NewSnapshot { volume, name, tags: &[tag], may_share_name: true };
         self.ensure_snapshot(guard, time, new, |found| age(found).is_some_and(|age| age < FRESH))
     }
 
@@ -130,7 +130,14 @@ fn sweep(cloud: &Cloud) -> Option<Duration> {
 }
 
 fn sweep_one(cloud: &Cloud, snapshot: &Snapshot) -> Option<Duration> {
-    let left = age(snapshot).and_then(|age| LEFT_BEHIND.checked_sub(age)).filter(|left| !left.is_zero());
+    let age = age(snapshot);
+    if age.is_none() {
+        warn!(
+            "the temporary snapshot {} ({}) stays, as its age cannot be told from {:?}; delete it when no clone is made",
+            snapshot.id, snapshot.name, snapshot.created_at
+        );
+    }
+    let left = plan_stay(age);
     if left.is_some() {
         return left;
     }
@@ -147,15 +154,16 @@ fn sweep_one(cloud: &Cloud, snapshot: &Snapshot) -> Option<Duration> {
     }
 }
 
-fn observe_temporary(cloud: &Cloud) -> ApiResult<Vec<Snapshot>> {
-    let mut all = Vec::new();
-    let mut at = Some(Page::first());
-    while let Some(page) = at {
-        let listed = cloud.list_snapshots(page)?;
-        all.extend(listed.items.into_iter().filter(is_temporary));
-        at = listed.next;
+/// How long a snapshot has to stay yet; none: it is left behind. One of unknown age may be in use at this moment.
+fn plan_stay(age: Option<Duration>) -> Option<Duration> {
+    match age {
+        None => Some(LEFT_BEHIND),
+        Some(age) => LEFT_BEHIND.checked_sub(age).filter(|left| !left.is_zero()),
     }
-    Ok(all)
+}
+
+fn observe_temporary(cloud: &Cloud) -> ApiResult<Vec<Snapshot>> {
+    every_page(|page| cloud.list_snapshots(page), is_temporary)
 }
 
 /// Whether a snapshot is one that this driver took to make a clone.
@@ -168,4 +176,25 @@ pub fn is_temporary(snapshot: &Snapshot) -> bool {
 fn age(snapshot: &Snapshot) -> Option<Duration> {
     let taken = snapshot.taken_at()?;
     Some(SystemTime::now().duration_since(taken).unwrap_or(Duration::ZERO))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_snapshot_stays_until_it_is_certainly_left_behind() {
+        let seconds = Duration::from_secs;
+        let table = [
+            (None, Some(900)),
+            (Some(0), Some(900)),
+            (Some(899), Some(1)),
+            (Some(900), None),
+            (Some(901), None),
+            (Some(u64::MAX), None),
+        ];
+        for (age, stay) in table {
+            assert_eq!(plan_stay(age.map(seconds)), stay.map(seconds), "{age:?}");
+        }
+    }
 }

@@ -94,15 +94,36 @@ fn observe_number(mount: &Mount) -> Option<DeviceNumber> {
     }
 }
 
-/// Decides by where a disk is mounted. Nomad's and Kubernetes' folders for CSI volumes all have `csi` in their path, inside
-/// the plugin's container and outside.
+/// Decides by where a disk is mounted.
 fn plan_use(targets: &[&Path]) -> Seen {
-    let is_csi = |target: &Path| target.to_string_lossy().to_ascii_lowercase().contains("csi");
     match targets {
         [] => Seen::Free,
-        some if some.iter().any(|target| is_csi(target)) => Seen::ByCsi,
+        some if some.iter().any(|target| is_of_nomad(target) || is_of_kubernetes(target)) => Seen::ByCsi,
         [..] => Seen::Elsewhere,
     }
+}
+
+/// Whether it is one of Nomad's paths, outside the plugin's container or inside, where its beginning is the job's to
+/// choose: `.../staging/[NAMESPACE/]VOLUME/USAGE` and `.../per-alloc/ALLOCATION/VOLUME/USAGE`.
+///
+/// Source: `client/pluginmanager/csimanager/volume.go` and `UsageOptions.ToFS` in Nomad.
+fn is_of_nomad(target: &Path) -> bool {
+    let folders = target.iter().skip_while(|part| *part != "staging" && *part != "per-alloc");
+    folders.skip(1).any(|part| is_usage(&part.to_string_lossy()))
+}
+
+/// Whether it is what Nomad calls a way of using a volume, such as `rw-file-system-single-node-writer`.
+fn is_usage(part: &str) -> bool {
+    let rest = part.strip_prefix("rw-").or_else(|| part.strip_prefix("ro-"));
+    rest.is_some_and(|rest| rest.starts_with("file-system-") || rest.starts_with("block-device-"))
+}
+
+/// Whether it is one of Kubernetes' paths: `.../kubernetes.io/csi/...` or `.../kubernetes.io~csi/...`.
+///
+/// Source: `pkg/volume/csi/csi_plugin.go` and `csi_block.go` in Kubernetes.
+fn is_of_kubernetes(target: &Path) -> bool {
+    let follows = |(one, next)| one == "kubernetes.io" && next == "csi";
+    target.iter().any(|part| part == "kubernetes.io~csi") || target.iter().zip(target.iter().skip(1)).any(follows)
 }
 
 /// Whether the kernel has given the disk, or a partition of it, to somebody: to a mount in another container, to LVM.
@@ -126,14 +147,23 @@ mod tests {
 
     #[test]
     fn a_volume_is_csis_where_orchestrators_mount_it() {
-        let table: [(&[&str], Seen); 7] = [
+        let table: [(&[&str], Seen); 16] = [
             (&[], Seen::Free),
             (&["/csi/staging/default/blog/rw-file-system-single-node-writer"], Seen::ByCsi),
-            (&["/opt/nomad/data/client/csi/node/do/per-alloc/1/blog/rw"], Seen::ByCsi),
+            (&["/local/csi/staging/blog/ro-file-system-single-node-reader-only"], Seen::ByCsi),
+            (&["/any/where/per-alloc/1/redis[0]/rw-block-device-single-node-writer"], Seen::ByCsi),
+            (&["/opt/nomad/data/client/csi/node/do/per-alloc/1/blog/rw-file-system-single-node-writer"], Seen::ByCsi),
             (&["/var/lib/kubelet/plugins/kubernetes.io/csi/pv/pvc-1/globalmount"], Seen::ByCsi),
             (&["/var/lib/kubelet/pods/1/volumes/kubernetes.io~csi/pvc-1/mount"], Seen::ByCsi),
+            (&["/mnt/look", "/csi/staging/default/blog/rw-file-system-single-node-writer"], Seen::ByCsi),
             (&["/mnt/database"], Seen::Elsewhere),
-            (&["/mnt/look", "/csi/staging/blog"], Seen::ByCsi),
+            (&["/mnt/csi-backup"], Seen::Elsewhere),
+            (&["/mnt/csi"], Seen::Elsewhere),
+            (&["/home/ccsid/MCSI"], Seen::Elsewhere),
+            (&["/mnt/staging/database"], Seen::Elsewhere),
+            (&["/mnt/rw-file-system-single-node-writer"], Seen::Elsewhere),
+            (&["/mnt/staging/rw-archive"], Seen::Elsewhere),
+            (&["/mnt/csi/kubernetes.io"], Seen::Elsewhere),
         ];
         for (targets, want) in table {
             let targets: Vec<&Path> = targets.iter().map(Path::new).collect();

@@ -2,9 +2,12 @@
 //!
 //! Owns one type for each request whose fields need reading together. It does not know what DigitalOcean has.
 
+use std::collections::HashMap;
+
 use crate::error::{Error, Result};
 use crate::id::{DropletId, SnapshotId, VolumeId};
 use crate::request::capability::{Access, AccessMode, Capability};
+use crate::request::node::ContextKeys;
 use crate::request::parameters::{Parameters, TagChange};
 use crate::request::{droplet_id, required, volume_id};
 use crate::rpc::proto::csi;
@@ -33,6 +36,8 @@ pub struct CreateVolume {
     pub parameters: Parameters,
     /// What can also be set later.
     pub mutable: TagChange,
+    /// What it carries with it to the node that uses it: the settings among its parameters.
+    pub context: HashMap<String, String>,
 }
 
 /// Where a new volume's content comes from.
@@ -44,18 +49,25 @@ pub enum Source {
     Volume(VolumeId),
 }
 
-impl TryFrom<csi::CreateVolumeRequest> for CreateVolume {
-    type Error = Error;
-
-    fn try_from(wire: csi::CreateVolumeRequest) -> Result<Self> {
+impl CreateVolume {
+    /// Reads the request. A setting that no node could follow is refused here, before there is a volume.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`], [`Error::Unsupported`]; [`Error::NotFound`] for a source that cannot exist.
+    pub fn parse(wire: csi::CreateVolumeRequest, keys: &ContextKeys) -> Result<CreateVolume> {
+        const PARAMETERS: &str = "parameters";
         let range = wire.capacity_range.into_option().unwrap_or_default();
         let topology = wire.accessibility_requirements.into_option().unwrap_or_default();
+        let name = csi_name("name", wire.name)?;
+        let capabilities = Capability::parse_all("volume_capabilities", wire.volume_capabilities)?;
+        keys.settings(PARAMETERS, &wire.parameters, &capabilities)?;
         Ok(CreateVolume {
-            name: csi_name("name", wire.name)?,
-            capabilities: Capability::parse_all("volume_capabilities", wire.volume_capabilities)?,
+            name,
+            capabilities,
             range: size_range(&range)?,
             regions: requisite_regions(topology)?,
-            parameters: Parameters::parse("parameters", &wire.parameters)?,
+            parameters: Parameters::parse(PARAMETERS, &wire.parameters)?,
+            context: keys.carry(&wire.parameters),
             mutable: TagChange::parse(&wire.mutable_parameters)?,
             // Last, as an id that cannot exist is no fault of the request's form.
             source: wire.volume_content_source.into_option().map(parse_source).transpose()?,
@@ -69,19 +81,39 @@ pub(super) fn csi_name(field: &str, text: String) -> Result<String> {
     if text.len() > MAX_NAME {
         return Err(Error::invalid(field, format!("must have at most {MAX_NAME} bytes, has {}", text.len())));
     }
-    if text.chars().any(char::is_control) {
-        return Err(Error::invalid(field, "must not contain control characters"));
+    if text.chars().any(is_banned) {
+        return Err(Error::invalid(field, "must not contain control characters but tab, LF and CR"));
     }
     Ok(text)
+}
+
+/// The characters that a name must not have. Source: CSI specification, `CreateVolumeRequest.name` and
+/// `CreateSnapshotRequest.name`.
+fn is_banned(c: char) -> bool {
+    matches!(c, '\u{0}'..='\u{8}' | '\u{b}' | '\u{c}' | '\u{e}'..='\u{1f}' | '\u{7f}'..='\u{9f}')
 }
 
 pub(super) fn size_range(wire: &csi::CapacityRange) -> Result<SizeRange> {
     SizeRange::from_wire(wire.required_bytes, wire.limit_bytes).map_err(|why| Error::invalid("capacity_range", why))
 }
 
-/// One matching requisite is enough. Source: CSI specification, `TopologyRequirement`.
+/// One matching requisite is enough, so those that are not ours matter only when there is no other.
+///
+/// Source: CSI specification, `TopologyRequirement`.
 fn requisite_regions(topology: csi::TopologyRequirement) -> Result<Vec<String>> {
-    topology.requisite.into_iter().map(region).collect()
+    let mut regions = Vec::new();
+    let mut foreign = None;
+    for requisite in topology.requisite {
+        match region(requisite) {
+            Ok(region) => regions.push(region),
+            Err(err @ Error::Unsupported(_)) => foreign = Some(err),
+            Err(err) => return Err(err),
+        }
+    }
+    match foreign {
+        Some(err) if regions.is_empty() => Err(err),
+        Some(_) | None => Ok(regions),
+    }
 }
 
 fn region(topology: csi::Topology) -> Result<String> {
@@ -193,22 +225,33 @@ pub struct Validate {
 }
 
 impl Validate {
-    /// Reads the request. Capabilities that are well formed but cannot be had are an answer, not an error.
+    /// Reads the request. Capabilities that are well formed but cannot be had are an answer, not an error; so are settings
+    /// and parameters that a later call would refuse.
     ///
     /// # Errors
     /// [`Error::Invalid`] when something is missing or malformed, [`Error::NotFound`] for an impossible id.
-    pub fn parse(wire: &csi::ValidateVolumeCapabilitiesRequest) -> Result<Validate> {
+    pub fn parse(wire: &csi::ValidateVolumeCapabilitiesRequest, keys: &ContextKeys) -> Result<Validate> {
         let volume = required("volume_id", wire.volume_id.clone())?;
-        let capabilities = match Capability::parse_all("volume_capabilities", wire.volume_capabilities.clone()) {
-            Ok(_) => None,
+        let refusal = match Capability::parse_all("volume_capabilities", wire.volume_capabilities.clone()) {
+            Ok(capabilities) => check_rest(wire, keys, &capabilities).err().map(|err| err.to_string()),
             Err(Error::Unsupported(why)) => Some(why),
             Err(err) => return Err(err),
         };
-        let parameters = Parameters::parse("parameters", &wire.parameters).err();
-        let mutable = TagChange::parse(&wire.mutable_parameters).err();
-        let refusal = capabilities.or_else(|| parameters.or(mutable).map(|err| err.to_string()));
         Ok(Validate { volume: volume_id("volume_id", volume)?, refusal })
     }
+}
+
+/// Checks what a question about capabilities says besides them.
+fn check_rest(
+    wire: &csi::ValidateVolumeCapabilitiesRequest,
+    keys: &ContextKeys,
+    capabilities: &[Capability],
+) -> Result<()> {
+    keys.settings("volume_context", &wire.volume_context, capabilities)?;
+    keys.settings("parameters", &wire.parameters, capabilities)?;
+    Parameters::parse("parameters", &wire.parameters)?;
+    TagChange::parse(&wire.mutable_parameters)?;
+    Ok(())
 }
 
 /// A question how much room there is for more volumes.
@@ -264,7 +307,7 @@ impl Page {
         let max = usize::try_from(max_entries).map_err(|_| Error::invalid("max_entries", "must not be negative"))?;
         let offset = match token {
             "" => 0,
-            text => text.parse().map_err(|_| Error::BadPageToken(text.chars().take(64).collect()))?,
+            text => given_out(text).ok_or_else(|| Error::BadPageToken(text.chars().take(64).collect()))?,
         };
         Ok(Page { max_entries: (max > 0).then_some(max), offset })
     }
@@ -274,6 +317,11 @@ impl Page {
     pub fn or_size(self, default: Option<usize>) -> Page {
         Page { max_entries: self.max_entries.or(default), ..self }
     }
+}
+
+/// The position in a token. No other text for the same number was ever given out, nor one for the beginning.
+fn given_out(token: &str) -> Option<usize> {
+    token.parse().ok().filter(|position: &usize| *position > 0 && position.to_string() == token)
 }
 
 #[cfg(test)]
@@ -294,14 +342,30 @@ mod tests {
     }
 
     #[test]
-    fn names_have_one_to_128_bytes_without_control_characters() {
+    fn one_requisite_that_is_ours_is_enough() {
+        let (ours, foreign, empty) = ([("region", "fra1")], [("zone", "a")], []);
+        let read = |requisite: &[&[(&str, &str)]]| {
+            let requisite = requisite.iter().map(|segments| topology(segments)).collect();
+            requisite_regions(csi::TopologyRequirement { requisite, ..Default::default() })
+        };
+        assert_eq!(read(&[]).unwrap(), [""; 0]);
+        assert_eq!(read(&[&foreign, &ours]).unwrap(), ["fra1"]);
+        assert_eq!(read(&[&ours, &foreign]).unwrap(), ["fra1"]);
+        assert!(matches!(read(&[&foreign, &foreign]), Err(Error::Unsupported(_))));
+        assert!(matches!(read(&[&ours, &empty]), Err(Error::Invalid { .. })));
+    }
+
+    #[test]
+    fn names_have_one_to_128_bytes_of_any_text_but_what_the_specification_bans() {
         let long = "x".repeat(128);
-        for good in ["a", "redis[0]", "Vol/ü", long.as_str()] {
-            assert!(csi_name("name", good.into()).is_ok(), "{good}");
+        for good in ["a", "redis[0]", "Vol/ü", "\t\n\r", "\u{a0}\u{2028}\u{202e}", long.as_str()] {
+            assert!(csi_name("name", good.into()).is_ok(), "{good:?}");
         }
         let too_long = "x".repeat(129);
-        for bad in ["", "a\nb", too_long.as_str()] {
-            assert!(csi_name("name", bad.into()).is_err(), "{bad}");
+        for bad in
+            ["", too_long.as_str(), "\0", "\u{8}", "\u{b}", "\u{c}", "\u{e}", "\u{1f}", "\u{7f}", "\u{85}", "\u{9f}"]
+        {
+            assert!(csi_name("name", bad.into()).is_err(), "{bad:?}");
         }
     }
 
@@ -309,7 +373,9 @@ mod tests {
     fn a_page_token_that_was_never_given_out_is_refused() {
         assert_eq!(Page::parse(0, "").unwrap(), Page { max_entries: None, offset: 0 });
         assert_eq!(Page::parse(3, "40").unwrap(), Page { max_entries: Some(3), offset: 40 });
-        assert!(matches!(Page::parse(0, "invalid-token"), Err(Error::BadPageToken(_))));
+        for bad in ["invalid-token", "+5", "007", "0", "-1", " 1", "1.0", "18446744073709551616"] {
+            assert!(matches!(Page::parse(0, bad), Err(Error::BadPageToken(_))), "{bad}");
+        }
         assert!(matches!(Page::parse(-1, ""), Err(Error::Invalid { .. })));
     }
 

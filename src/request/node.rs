@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 use crate::error::{Error, Result, Thing};
 use crate::id::VolumeName;
-use crate::request::capability::{Access, Capability};
+use crate::request::capability::Capability;
 use crate::request::controller::size_range;
 use crate::request::settings::{Settings, carried};
 use crate::request::{absolute_path, lookup, required};
@@ -50,11 +50,23 @@ impl ContextKeys {
         }
     }
 
-    /// The volume context of a volume that is created with these parameters.
+    /// The settings among the entries of `field`, which fit all of these ways of using the volume.
     ///
     /// # Errors
-    /// [`Error::Invalid`] naming the parameter.
-    pub fn carry(&self, parameters: &HashMap<String, String>) -> Result<HashMap<String, String>> {
+    /// As [`Settings::parse`] and [`Settings::check_for`].
+    pub(super) fn settings(
+        &self,
+        field: &str,
+        entries: &HashMap<String, String>,
+        capabilities: &[Capability],
+    ) -> Result<Settings> {
+        let settings = Settings::parse(field, entries, &self.driver_name)?;
+        capabilities.iter().try_for_each(|capability| settings.check_for(field, &capability.access))?;
+        Ok(settings)
+    }
+
+    /// The volume context of a volume that is created with these parameters.
+    pub(super) fn carry(&self, parameters: &HashMap<String, String>) -> HashMap<String, String> {
         carried(parameters, &self.driver_name)
     }
 
@@ -106,26 +118,14 @@ impl Stage {
     pub fn parse(wire: csi::NodeStageVolumeRequest, keys: &ContextKeys) -> Result<Stage> {
         let attached = keys.read(&wire.publish_context)?;
         let capability = Capability::parse("volume_capability", wire.volume_capability.into_option())?;
-        let stage = Stage {
+        let settings = keys.settings("volume_context", &wire.volume_context, std::slice::from_ref(&capability))?;
+        Ok(Stage {
             volume: required("volume_id", wire.volume_id)?,
             staging: absolute_path("staging_target_path", wire.staging_target_path)?,
             capability: capability.settled(attached.is_read_only),
             attached,
-            settings: Settings::parse("volume_context", &wire.volume_context, &keys.driver_name)?,
-        };
-        stage.checked()
-    }
-
-    /// Refuses what no file system of the asked kind has, before anything is done.
-    fn checked(self) -> Result<Stage> {
-        let Access::Mount { fs, flags } = &self.capability.access else { return Ok(self) };
-        if let Some(fs) = fs {
-            self.settings.format.check_for(*fs).map_err(|bad| Error::invalid("volume_context", bad))?;
-        }
-        if self.settings.label.is_some() && flags.has_label() {
-            return Err(Error::invalid("mount_flags", "hold an SELinux label, and so does the volume context"));
-        }
-        Ok(self)
+            settings,
+        })
     }
 }
 
@@ -182,9 +182,8 @@ impl Publish {
         let attached = keys.read(&wire.publish_context)?;
         let capability = capability.settled(attached.is_read_only);
         let is_read_only = wire.readonly || attached.is_read_only || capability.is_read_only();
-        let settings = Settings::parse("volume_context", &wire.volume_context, &keys.driver_name)?;
-        let stage = Stage { volume, attached, staging, capability, settings }.checked()?;
-        Ok(Publish { stage, target, is_read_only })
+        let settings = keys.settings("volume_context", &wire.volume_context, std::slice::from_ref(&capability))?;
+        Ok(Publish { stage: Stage { volume, attached, staging, capability, settings }, target, is_read_only })
     }
 }
 

@@ -11,6 +11,7 @@ use crate::config::DRIVER_NAME;
 use crate::error::{Error, Result};
 use crate::host::flags::SelinuxLabel;
 use crate::host::format_options::FormatOptions;
+use crate::request::capability::Access;
 
 /// The prefixes that the official driver's documentation and code use for `noformat`.
 const OFFICIAL_PREFIXES: [&str; 3] = [DRIVER_NAME, "com.digitalocean.csi", "com.digitalocean.csi.dobs"];
@@ -75,16 +76,27 @@ impl Settings {
         settings.format = FormatOptions::parse(format).map_err(|bad| Error::invalid(field, bad))?;
         Ok(settings)
     }
+
+    /// Refuses what no file system of the asked kind has, and a label that is given twice.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] naming the field that the settings are in.
+    pub fn check_for(&self, field: &str, access: &Access) -> Result<()> {
+        let Access::Mount { fs, flags } = access else { return Ok(()) };
+        if let Some(fs) = fs {
+            self.format.check_for(*fs).map_err(|bad| Error::invalid(field, bad))?;
+        }
+        if self.label.is_some() && flags.has_label() {
+            return Err(Error::invalid(field, "hold an SELinux label, and so do the mount_flags"));
+        }
+        Ok(())
+    }
 }
 
 /// The settings among a new volume's parameters, which become its volume context.
-///
-/// # Errors
-/// As [`Settings::parse`], so that a mistake is found before there is a volume.
-pub fn carried(parameters: &HashMap<String, String>, driver_name: &str) -> Result<HashMap<String, String>> {
-    Settings::parse("parameters", parameters, driver_name)?;
+pub(super) fn carried(parameters: &HashMap<String, String>, driver_name: &str) -> HashMap<String, String> {
     let ours = parameters.iter().filter(|(key, _)| own(key, driver_name).is_some());
-    Ok(ours.map(|(key, value)| (key.clone(), value.clone())).collect())
+    ours.map(|(key, value)| (key.clone(), value.clone())).collect()
 }
 
 /// A setting's name, when the key is one of ours.
@@ -193,9 +205,7 @@ mod tests {
         };
         let ours = [("our.name/owner", "1000"), ("com.digitalocean.csi/noformat", "true")];
         let all = [&ours[..], &[("tags", "a,b"), ("other/owner", "x")]].concat();
-        assert_eq!(carried(&map(&all), "our.name").unwrap(), map(&ours));
-        let err = carried(&map(&[("our.name/ownr", "1000")]), "our.name").unwrap_err();
-        assert!(matches!(&err, Error::Invalid { field, .. } if field.starts_with("parameters")), "{err}");
+        assert_eq!(carried(&map(&all), "our.name"), map(&ours));
     }
 
     proptest! {

@@ -95,9 +95,9 @@ impl csi_grpc::Controller for ControllerService {
     ) {
         let keys = Arc::clone(&self.keys);
         self.answer(&ctx, sink, change("CreateVolume", wire.name.clone()), move |controller| {
-            let volume_context = keys.carry(&wire.parameters)?;
-            let made = controller.create_volume(&CreateVolume::try_from(wire)?)?;
-            let answer = csi::Volume { volume_context, ..volume(&made) };
+            let want = CreateVolume::parse(wire, &keys)?;
+            let made = controller.create_volume(&want)?;
+            let answer = csi::Volume { volume_context: want.context, ..volume(&made) };
             Ok(csi::CreateVolumeResponse { volume: Some(answer).into(), ..Default::default() })
         });
     }
@@ -159,8 +159,9 @@ impl csi_grpc::Controller for ControllerService {
         wire: csi::ValidateVolumeCapabilitiesRequest,
         sink: UnarySink<csi::ValidateVolumeCapabilitiesResponse>,
     ) {
+        let keys = Arc::clone(&self.keys);
         self.answer(&ctx, sink, question("ValidateVolumeCapabilities", wire.volume_id.clone()), move |controller| {
-            let request = Validate::parse(&wire)?;
+            let request = Validate::parse(&wire, &keys)?;
             controller.find_volume(&request.volume)?;
             Ok(validated(wire, request.refusal))
         });

@@ -114,6 +114,19 @@ fn bad_capabilities<R: 'static>(field: &'static str, set: fn(&mut R, MessageFiel
     bad.into_iter().map(entry).collect()
 }
 
+/// Settings of which no volume can be made that has the file system ext4, with the word that the refusal has to have.
+const BAD_SETTINGS: [(&str, &str); 5] = [
+    ("noformatt", "true"),
+    ("noformat", "maybe"),
+    ("mode", "rwx"),
+    ("reflink", "true"),
+    ("label", "longer-than-16-letters"),
+];
+
+fn setting(name: &str, value: &str) -> HashMap<String, String> {
+    HashMap::from([(format!("dobs.csi.digitalocean.com/{name}"), value.to_owned())])
+}
+
 fn name_of_129_bytes() -> String {
     "x".repeat(129)
 }
@@ -155,7 +168,7 @@ fn a_volume_is_not_created_from_a_bad_request() {
     let mut table = vec![
         spoil("name", |request: &mut Request| request.name.clear()),
         spoil("name", |request: &mut Request| request.name = name_of_129_bytes()),
-        spoil("name", |request: &mut Request| request.name = "a\nb".into()),
+        spoil("name", |request: &mut Request| request.name = "a\u{b}b".into()),
         spoil("name", |request: &mut Request| request.name = "a\0b".into()),
         spoil("volume_capabilities", |request: &mut Request| request.volume_capabilities.clear()),
         spoil("capacity_range", range(-1, 0)),
@@ -175,6 +188,10 @@ fn a_volume_is_not_created_from_a_bad_request() {
     table.extend(bad_capabilities("volume_capabilities", |request: &mut Request, bad| {
         request.volume_capabilities.push(bad.unwrap_or_default());
     }));
+    table.extend(
+        BAD_SETTINGS
+            .map(|(name, value)| spoil(name, move |request: &mut Request| request.parameters = setting(name, value))),
+    );
     bench.refuses(create_volume, &good, table);
     create_volume(bench.client(), &good).unwrap();
 }
@@ -337,12 +354,27 @@ fn a_question_about_a_volume_needs_its_id_and_well_formed_capabilities() {
         assert!(answer.confirmed.is_none() && answer.message.contains(named), "{named}: {answer}");
     }
     assert!(impossible.len() >= 5);
+    // So is a setting that the node would refuse, whether the volume is to be registered or created with it.
+    for (name, value) in BAD_SETTINGS {
+        let of_context = Request { volume_context: setting(name, value), ..good.clone() };
+        let of_parameters = Request { parameters: setting(name, value), ..good.clone() };
+        for request in [of_context, of_parameters] {
+            let answer = ask(bench.client(), &request).unwrap();
+            assert!(answer.confirmed.is_none() && answer.message.contains(name), "{name}={value}: {answer}");
+        }
+    }
     let mut table = malformed;
     table.push(spoil("volume_id", |request: &mut Request| request.volume_id.clear()));
     table.push(spoil("volume_capabilities", |request: &mut Request| request.volume_capabilities.clear()));
     bench.refuses(ask, &good, table);
+    let good = Request {
+        volume_context: setting("noformat", "true"),
+        parameters: HashMap::from([("tags".to_owned(), "a,b".to_owned())]),
+        ..good
+    };
     let confirmed = ask(bench.client(), &good).unwrap().confirmed.unwrap();
     assert_eq!(confirmed.volume_capabilities, good.volume_capabilities);
+    assert_eq!((confirmed.volume_context, confirmed.parameters), (good.volume_context, good.parameters));
 }
 
 #[test]
@@ -358,7 +390,7 @@ fn a_list_has_no_negative_length_and_starts_where_a_list_has_ended() {
     ];
     bench.refuses(list, &Request::default(), table);
     bench.solo.sim.reset_calls();
-    for token in ["page-2", "-1", "1.5", " 1", "18446744073709551616", "1\n"] {
+    for token in ["page-2", "-1", "+5", "007", "0", "1.5", " 1", "18446744073709551616", "1\n"] {
         let request = Request { starting_token: token.to_owned(), ..Default::default() };
         let refusal: Refusal = list(bench.client(), &request).unwrap_err();
         assert_eq!(refusal.code, RpcStatusCode::ABORTED, "{token:?}: {refusal}");
@@ -577,7 +609,7 @@ fn a_snapshot_is_not_taken_by_a_bad_request_and_an_unknown_one_is_not_found() {
     let table = vec![
         spoil("name", |request: &mut Request| request.name.clear()),
         spoil("name", |request: &mut Request| request.name = name_of_129_bytes()),
-        spoil("name", |request: &mut Request| request.name = "a\nb".into()),
+        spoil("name", |request: &mut Request| request.name = "a\u{1b}b".into()),
         spoil("source_volume_id", |request: &mut Request| request.source_volume_id.clear()),
     ];
     bench.refuses(take, &good, table);

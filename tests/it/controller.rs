@@ -3,10 +3,11 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use do_csi_plugin::rpc::proto::csi;
 use grpcio::RpcStatusCode;
 
 use crate::sim::{Fault, Rules, Times};
-use crate::support::client::{Client, Volume};
+use crate::support::client::{Client, Refusal, Volume, new_volume, option, text_map};
 use crate::support::fleet::{A, ACTION, B, Fleet, no_rate_limit};
 use crate::support::plugin::Plugin;
 
@@ -200,6 +201,52 @@ fn a_new_volume_can_be_attached_at_once_although_digitalocean_shows_it_late() {
 }
 
 #[test]
+fn a_name_may_have_tabs_and_line_breaks_and_no_two_such_names_share_a_volume_or_snapshot() {
+    let (fleet, plugin) = started();
+    let (client, capability) = (&plugin.client, Volume::mounted("", "ext4").capability);
+    let names = ["a b", "a\tb", "a\nb", "a\rb", "a\r\nb", "a\\nb", "\n"];
+    let create = |name: &str| client.create_volume(name, 1 << 30, &capability).unwrap().volume_id;
+    let made = names.map(create);
+    assert_eq!(names.map(create), made, "a second call did not find what the first had made");
+    assert_eq!(fleet.sim.volumes().len(), names.len());
+    let taken = std::array::from_fn::<_, 7, _>(|at| client.create_snapshot(names[at], &made[at]).unwrap().snapshot_id);
+    assert_eq!(fleet.sim.snapshots().len(), names.len());
+    let again = std::array::from_fn::<_, 7, _>(|at| client.create_snapshot(names[at], &made[at]).unwrap().snapshot_id);
+    assert_eq!(taken, again);
+    let log = plugin.log();
+    assert!(log.lines().all(|line| line.starts_with("20")), "a name forged a line of the log: {log}");
+}
+
+/// A request for a volume for which each of these topologies would do.
+fn new_volume_in(name: &str, requisite: &[&[(&str, &str)]]) -> csi::CreateVolumeRequest {
+    let topology = |segments: &&[(&str, &str)]| csi::Topology { segments: text_map(segments), ..Default::default() };
+    let requisite = requisite.iter().map(topology).collect();
+    csi::CreateVolumeRequest {
+        accessibility_requirements: Some(csi::TopologyRequirement { requisite, ..Default::default() }).into(),
+        ..new_volume(name, 1 << 30)
+    }
+}
+
+#[test]
+fn one_topology_that_can_be_had_is_enough() {
+    let (fleet, plugin) = started();
+    let (ours, elsewhere, foreign) = ([("region", "fra1")], [("region", "nyc1")], [("zone", "a")]);
+    for (name, requisite) in
+        [("one", [&foreign[..], &ours[..]]), ("two", [&ours[..], &foreign[..]]), ("three", [&elsewhere[..], &ours[..]])]
+    {
+        let made = plugin.client.create(&new_volume_in(name, &requisite)).unwrap();
+        assert_eq!(made.accessible_topology.len(), 1);
+        assert_eq!(made.accessible_topology[0].segments, text_map(&ours));
+        assert_eq!(fleet.sim.volume(name).unwrap().region, "fra1");
+    }
+    let refusal = plugin.client.create(&new_volume_in("four", &[&foreign, &elsewhere])).unwrap_err();
+    assert_eq!(refusal.code, RpcStatusCode::RESOURCE_EXHAUSTED, "{refusal}");
+    let refusal = plugin.client.create(&new_volume_in("four", &[&foreign, &foreign])).unwrap_err();
+    assert_eq!(refusal.code, RpcStatusCode::INVALID_ARGUMENT, "{refusal}");
+    assert!(fleet.sim.volume("four").is_none());
+}
+
+#[test]
 fn a_volume_is_created_once_by_however_many_plugins() {
     let mut rules = Rules { times: Times::actions(ACTION), limits: no_rate_limit(), ..Rules::default() };
     rules.times.create_visible_after = Duration::from_millis(200);
@@ -214,4 +261,92 @@ fn a_volume_is_created_once_by_however_many_plugins() {
     });
     assert_eq!(fleet.sim.volumes().len(), 1);
     assert!(made.iter().all(|id| *id == fleet.sim.volumes()[0].id), "{made:?}");
+}
+
+#[test]
+fn tags_and_description_reach_the_cloud_and_settings_come_back_as_context() {
+    let (fleet, plugin) = started_with(&["--call-budget=10", "--do-tag=cluster:7"]);
+    let settings = [("dobs.csi.digitalocean.com/owner", "1000"), ("com.digitalocean.csi/noformat", "true")];
+    let parameters = [&[("tags", "a, b,a"), ("description", "Ein Blog"), ("type", "fast")], &settings[..]].concat();
+    let mutable = text_map(&[("tags", "b,late")]);
+    let request = csi::CreateVolumeRequest {
+        parameters: text_map(&parameters),
+        mutable_parameters: mutable,
+        ..new_volume("Blog", 1 << 30)
+    };
+    let made = plugin.client.create(&request).unwrap();
+    assert_eq!(made.volume_context, text_map(&settings));
+    let volume = fleet.sim.volume(&made.volume_id).unwrap();
+    assert_eq!(volume.description, "Created by DigitalOcean CSI driver for \"Blog\": Ein Blog");
+    assert_eq!(volume.tags, ["cluster:7", "a", "b", "late"]);
+
+    plugin.client.modify(&made.volume_id, &[("tags", "new"), ("remove-tags", "a,absent")]).unwrap();
+    assert_eq!(fleet.sim.volume(&made.volume_id).unwrap().tags, ["cluster:7", "b", "late", "new"]);
+    // A repetition of the creation finds the volume, whatever became of its tags.
+    assert_eq!(plugin.client.create(&request).unwrap().volume_id, made.volume_id);
+
+    let request = csi::CreateSnapshotRequest {
+        name: "nightly".to_owned(),
+        source_volume_id: made.volume_id.clone(),
+        parameters: text_map(&[("tags", "keep"), ("other", "x")]),
+        ..Default::default()
+    };
+    plugin.client.controller.create_snapshot_opt(&request, option()).unwrap();
+    assert_eq!(fleet.sim.snapshots()[0].tags, ["keep"]);
+}
+
+fn capacity(client: &Client, segments: &[(&str, &str)]) -> csi::GetCapacityResponse {
+    let topology = csi::Topology { segments: text_map(segments), ..Default::default() };
+    let request = csi::GetCapacityRequest { accessible_topology: Some(topology).into(), ..Default::default() };
+    client.controller.get_capacity_opt(&request, option()).unwrap()
+}
+
+#[test]
+fn there_is_room_for_the_largest_volume_until_the_account_has_all_it_may() {
+    let (fleet, plugin) = started_with(&["--call-budget=10", "--max-volume-size=2048"]);
+    fleet.sim.change_rules(|rules| rules.limits.volumes = 2);
+    for room in [2048_i64 << 30, 2048 << 30, 0] {
+        let told = capacity(&plugin.client, &[("region", "fra1")]);
+        assert_eq!(told.available_capacity, room);
+        assert_eq!((told.minimum_volume_size.value, told.maximum_volume_size.value), (1 << 30, 2048 << 30));
+        if room > 0 {
+            fleet.volume(&format!("volume-{}", fleet.sim.volumes().len()));
+        }
+    }
+    fleet.sim.change_rules(|rules| rules.limits.volumes = 0);
+    assert_eq!(capacity(&plugin.client, &[]).available_capacity, 2048 << 30, "0 is no limit");
+    for elsewhere in [("region", "nyc1"), ("zone", "a")] {
+        assert_eq!(capacity(&plugin.client, &[elsewhere]).available_capacity, 0, "{elsewhere:?}");
+    }
+}
+
+#[test]
+fn a_droplet_has_a_volume_for_reading_and_for_writing_at_once_only_with_mixed_access() {
+    for is_mixed in [false, true] {
+        let (fleet, plugin) =
+            started_with(&[&["--call-budget=10"], &["--mixed-access"][usize::from(!is_mixed)..]].concat());
+        let id = fleet.volume("one");
+        let publish = |readonly: bool| {
+            let request = csi::ControllerPublishVolumeRequest {
+                volume_id: id.clone(),
+                node_id: A.to_string(),
+                volume_capability: Some(Volume::mounted("", "ext4").capability).into(),
+                readonly,
+                ..Default::default()
+            };
+            plugin.client.controller.controller_publish_volume_opt(&request, option()).map_err(Refusal::from)
+        };
+        let key = "dobs.csi.digitalocean.com/read-only";
+        assert!(!publish(false).unwrap().publish_context.contains_key(key));
+        match publish(true) {
+            Ok(reply) if is_mixed => assert_eq!(reply.publish_context[key], "true"),
+            Err(refusal) if !is_mixed => {
+                assert_eq!(refusal.code, RpcStatusCode::ALREADY_EXISTS, "{refusal}");
+                assert!(refusal.message.contains("--mixed-access"), "{refusal}");
+            }
+            outcome => panic!("mixed access {is_mixed}: {outcome:?}"),
+        }
+        assert_eq!(fleet.sim.attached_to("one"), Some(A));
+        assert_eq!(fleet.sim.actions().len(), 1, "mixed access {is_mixed}");
+    }
 }

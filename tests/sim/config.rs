@@ -187,6 +187,10 @@ pub struct Switches {
     pub total_ignores_filters: bool,
     /// `per_page` above 200 is refused instead of clamped.
     pub large_page_is_refused: bool,
+    /// A restore to fewer GiB than the snapshot's is refused instead of given the snapshot's size.
+    pub small_restore_is_refused: bool,
+    /// Snapshots of one account may have the same name.
+    pub duplicate_snapshot_names_are_accepted: bool,
     /// The link below `by-id` keeps only so many characters of the volume's name.
     pub link_name_cut_at: Option<usize>,
 }

@@ -258,6 +258,7 @@ impl ActionFault {
 pub struct Faults {
     requests: Mutex<Vec<Fault>>,
     actions: Mutex<Vec<ActionFault>>,
+    met: Mutex<Vec<(String, &'static str)>>,
 }
 
 impl Faults {
@@ -275,6 +276,12 @@ impl Faults {
     pub fn clear(&self) {
         lock(&self.requests).clear();
         lock(&self.actions).clear();
+        lock(&self.met).clear();
+    }
+
+    /// Method and route of every request that a fault has met since the last [`Faults::clear`], in order.
+    pub fn met(&self) -> Vec<(String, &'static str)> {
+        lock(&self.met).clone()
     }
 
     /// How many scripted faults have yet to happen; 0 proves that a test met them all.
@@ -283,7 +290,7 @@ impl Faults {
     }
 
     /// Uses up the fault that meets this request, if any.
-    pub(super) fn take(&self, pattern: Option<&str>, request: &Request) -> Option<Fault> {
+    pub(super) fn take(&self, pattern: Option<&'static str>, request: &Request) -> Option<Fault> {
         let mut faults = lock(&self.requests);
         let fault = faults.iter_mut().filter(|fault| fault.meets(pattern, request)).find_map(|fault| {
             let is_due = fault.skip == 0;
@@ -293,6 +300,7 @@ impl Faults {
         let taken = fault.clone();
         use_up(&mut fault.left);
         faults.retain(|fault| fault.left > 0);
+        lock(&self.met).push((request.method.clone(), pattern.unwrap_or("no route")));
         Some(taken)
     }
 

@@ -228,7 +228,32 @@ impl Sim {
     /// # Errors
     /// The refusal that a request would have got.
     pub fn create_snapshot(&self, volume_id: &str, name: &str) -> std::result::Result<String, Refusal> {
-        self.service.with_cloud_and_devices(|cloud, now| cloud.create_snapshot(now, volume_id, name, &[]))
+        self.create_tagged_snapshot(volume_id, name, &[])
+    }
+
+    /// The same, with tags.
+    ///
+    /// # Errors
+    /// As [`Sim::create_snapshot`].
+    pub fn create_tagged_snapshot(
+        &self,
+        volume_id: &str,
+        name: &str,
+        tags: &[&str],
+    ) -> std::result::Result<String, Refusal> {
+        let tags: Vec<String> = tags.iter().map(|tag| (*tag).to_owned()).collect();
+        self.service.with_cloud_and_devices(|cloud, now| cloud.create_snapshot(now, volume_id, name, &tags))
+    }
+
+    /// Makes a snapshot older, as if time had passed for it alone.
+    ///
+    /// # Panics
+    /// There is no such snapshot.
+    pub fn backdate_snapshot(&self, id: &str, by: Duration) {
+        self.service.with_cloud(|cloud, _| {
+            let snapshot = cloud.snapshots.get_mut(id).expect("there is such a snapshot");
+            snapshot.created_at -= by;
+        });
     }
 
     /// Creates a droplet while the simulator runs.

@@ -21,7 +21,8 @@ impl Cloud {
         if name.is_empty() || !tags.iter().all(|tag| is_tag(tag)) {
             return Err(Refusal::INVALID_PAYLOAD);
         }
-        if self.snapshots.values().any(|snapshot| snapshot.name == name) {
+        let is_taken = self.snapshots.values().any(|snapshot| snapshot.name == name);
+        if is_taken && !self.rules.switches.duplicate_snapshot_names_are_accepted {
             return Err(Refusal::DUPLICATE_SNAPSHOT);
         }
         let limits = &self.rules.limits;
@@ -122,6 +123,10 @@ mod tests {
             let taken = cloud.create_snapshot(NOW + Duration::from_secs(at), &volume, name, &[]);
             assert_eq!(taken.map(|_| ()), want, "{name} after {at} s");
         }
+        cloud.rules.limits.snapshots_per_volume = 3;
+        cloud.rules.switches.duplicate_snapshot_names_are_accepted = true;
+        let again = cloud.create_snapshot(NOW + Duration::from_secs(1200), &volume, "one", &[]);
+        assert!(again.is_ok(), "{again:?}");
         let missing = cloud.create_snapshot(NOW, "0", "four", &[]);
         assert_eq!(missing, Err(Refusal::NOT_FOUND));
     }
@@ -158,5 +163,9 @@ mod tests {
         assert_eq!(cloud.create_volume(NOW, &restore("0", "fra1")), Err(Refusal::NOT_FOUND));
         let id = cloud.create_volume(NOW, &restore(&snapshot, "fra1")).expect("a good restore");
         assert_eq!(cloud.volume(&id).map(|volume| volume.size_gigabytes), Ok(7));
+        cloud.rules.switches.small_restore_is_refused = true;
+        let small = NewVolume { name: "c".to_owned(), size_gigabytes: 6, ..restore(&snapshot, "fra1") };
+        assert_eq!(cloud.create_volume(NOW, &small), Err(Refusal::INVALID_SIZE));
+        cloud.create_volume(NOW, &NewVolume { size_gigabytes: 7, ..small }).expect("the snapshot's own size");
     }
 }

@@ -100,7 +100,7 @@ pub struct Droplet {
 pub struct Snapshot {
     /// Looks like a version 1 UUID.
     pub id: String,
-    /// Unique in the account.
+    /// Unique in the account, unless switched otherwise.
     pub name: String,
     /// The volume it was taken from, which may be gone.
     pub volume: String,

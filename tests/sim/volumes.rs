@@ -191,6 +191,10 @@ impl Cloud {
             if snapshot.region != new.region {
                 return Err(Refusal::SNAPSHOT_REGION);
             }
+            let is_too_small = i128::from(new.size_gigabytes) < i128::from(snapshot.min_disk_size);
+            if is_too_small && self.rules.switches.small_restore_is_refused {
+                return Err(Refusal::INVALID_SIZE);
+            }
             return Ok(snapshot.min_disk_size);
         }
         u64::try_from(new.size_gigabytes)

@@ -40,10 +40,20 @@ impl Fleet {
 
     /// Starts a cloud with these rules.
     pub fn with(rules: Rules) -> Fleet {
+        Fleet::start(SimConfig { rules, ..SimConfig::default() })
+    }
+
+    /// Starts a cloud with these regions; droplets and controllers are in the first of them, fra1.
+    pub fn in_regions(regions: &[&str]) -> Fleet {
+        let regions = regions.iter().map(|region| (*region).to_owned()).collect();
+        let rules = Rules { times: Times::actions(ACTION), limits: no_rate_limit(), ..Rules::default() };
+        Fleet::start(SimConfig { rules, regions, ..SimConfig::default() })
+    }
+
+    fn start(config: SimConfig) -> Fleet {
         let droplet = |(id, name)| DropletSpec::new(id, name, "fra1");
         let droplets = [(A, "node-a"), (B, "node-b"), (C, "node-c")].map(droplet).to_vec();
-        let config = SimConfig { token: TOKEN.to_owned(), droplets, rules, ..SimConfig::default() };
-        let sim = Sim::start(config).expect("the simulator starts");
+        let sim = Sim::start(SimConfig { token: TOKEN.to_owned(), droplets, ..config }).expect("the simulator starts");
         let home = tempfile::Builder::new().prefix("do-csi-").tempdir().expect("a folder");
         Fleet { sim, home }
     }

@@ -153,12 +153,18 @@ impl Plugin {
 
     /// Resident memory in kB: all of it, and the part that is not backed by files.
     pub fn memory_kb(&self) -> Option<(u64, u64)> {
+        Some((self.status_kb("VmRSS:")?, self.status_kb("RssAnon:")?))
+    }
+
+    /// The most resident memory it has ever had, in kB.
+    pub fn peak_memory_kb(&self) -> Option<u64> {
+        self.status_kb("VmHWM:")
+    }
+
+    fn status_kb(&self, field: &str) -> Option<u64> {
         let status = fs::read_to_string(format!("/proc/{}/status", self.pid)).ok()?;
-        let field = |name: &str| {
-            let line = status.lines().find(|line| line.starts_with(name))?;
-            line.split_whitespace().nth(1)?.parse().ok()
-        };
-        Some((field("VmRSS:")?, field("RssAnon:")?))
+        let line = status.lines().find(|line| line.starts_with(field))?;
+        line.split_whitespace().nth(1)?.parse().ok()
     }
 }
 

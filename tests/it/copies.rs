@@ -1,0 +1,166 @@
+//! Volumes that begin with content, and the snapshots they are made from: what the cloud holds when all is done.
+
+use std::path::Path;
+use std::time::Duration;
+
+use grpcio::RpcStatusCode;
+
+use crate::sim::{Fault, NewVolume, Sim};
+use crate::support::client::{cloned, new_volume, restored};
+use crate::support::fleet::{ACTION, Fleet};
+use crate::support::plugin::Plugin;
+use crate::support::solo::until;
+use crate::support::wait_for;
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_do-csi-plugin");
+const GIB: i64 = 1 << 30;
+
+/// The tag of the snapshots through which clones are made.
+const TEMPORARY: &str = "do-csi-temporary";
+
+fn controller(fleet: &Fleet) -> Plugin {
+    fleet.controller(Path::new(PROGRAM), "one", &["--call-budget=8"])
+}
+
+/// A volume of so many GiB.
+fn volume_of(fleet: &Fleet, name: &str, gib: i64) -> String {
+    fleet.sim.add_volume(&NewVolume::new(name, gib, "fra1")).expect("the volume is made")
+}
+
+#[test]
+fn a_copy_is_made_with_the_size_of_its_source_whether_or_not_a_smaller_one_would_do() {
+    for is_refused in [false, true] {
+        let fleet = Fleet::with_actions(ACTION);
+        fleet.sim.change_rules(|rules| rules.switches.small_restore_is_refused = is_refused);
+        let plugin = controller(&fleet);
+        let source = volume_of(&fleet, "source", 5);
+        let snapshot = fleet.sim.create_snapshot(&source, "nightly").unwrap();
+        for (name, bytes, gib) in [("any", 0, 5), ("less", GIB, 5), ("same", 5 * GIB, 5), ("more", 7 * GIB, 7)] {
+            let made = plugin.client.create(&restored(new_volume(name, bytes), &snapshot)).unwrap();
+            assert_eq!(made.capacity_bytes, gib * GIB, "{name}");
+            assert_eq!(fleet.sim.volume(name).unwrap().size_gigabytes.cast_signed(), gib, "{name}");
+        }
+        let original = volume_of(&fleet, "original", 5);
+        let made = plugin.client.create(&cloned(new_volume("clone", 0), &original)).unwrap();
+        assert_eq!(made.capacity_bytes, 5 * GIB);
+        assert_eq!(fleet.sim.volume("clone").unwrap().size_gigabytes, 5);
+    }
+}
+
+#[test]
+fn a_source_in_another_region_does_not_fit() {
+    let fleet = Fleet::in_regions(&["fra1", "nyc1"]);
+    let plugin = controller(&fleet);
+    let source = fleet.sim.add_volume(&NewVolume::new("source", 1, "nyc1")).unwrap();
+    let snapshot = fleet.sim.create_snapshot(&source, "nightly").unwrap();
+    let requests = [restored(new_volume("copy", GIB), &snapshot), cloned(new_volume("copy", GIB), &source)];
+    for (request, id) in requests.iter().zip([&snapshot, &source]) {
+        let refusal = plugin.client.create(request).unwrap_err();
+        assert_eq!(refusal.code, RpcStatusCode::INVALID_ARGUMENT, "{refusal}");
+        for word in [id, "nyc1", "fra1"] {
+            assert!(refusal.message.contains(word), "{word}: {refusal}");
+        }
+    }
+    assert_eq!((fleet.sim.volumes().len(), fleet.sim.snapshots().len()), (1, 1));
+}
+
+#[test]
+fn a_plugin_killed_at_any_moment_of_a_clone_is_made_up_for_by_the_next_and_no_snapshot_stays() {
+    let post_snapshot = ("POST", "/v2/volumes/{id}/snapshots");
+    let post_volume = ("POST", "/v2/volumes");
+    let delete_snapshot = ("DELETE", "/v2/volumes/snapshots/{id}");
+    for (method, pattern) in [post_snapshot, post_volume, delete_snapshot] {
+        let fleet = Fleet::with_actions(ACTION);
+        let source = volume_of(&fleet, "source", 3);
+        let plugin = controller(&fleet);
+        // The effect is there when the process dies, and the reply has not come.
+        let is_late = Fault::late(Duration::from_secs(5));
+        fleet.sim.faults().add(is_late.on(method, pattern));
+        let request = cloned(new_volume("redis[0]", 4 * GIB), &source);
+        std::thread::scope(|scope| {
+            let (client, request) = (plugin.client.clone(), request.clone());
+            let cut_off = scope.spawn(move || client.create(&request));
+            until("the request has come", || fleet.sim.calls().of(method, pattern) > 0);
+            plugin.kill().unwrap();
+            assert!(cut_off.join().unwrap().is_err());
+        });
+        until("its effect is there", || !fleet.sim.snapshots().is_empty() || method == "DELETE");
+        let plugin = controller(&fleet);
+        let made = plugin.client.create(&request).unwrap();
+        assert_eq!(made.capacity_bytes, 4 * GIB, "{method} {pattern}");
+        assert_eq!(fleet.sim.volumes().len(), 2, "{method} {pattern}");
+        assert_eq!(fleet.sim.volume(&made.volume_id).unwrap().size_gigabytes, 4, "{method} {pattern}");
+        assert_eq!(fleet.sim.snapshots(), [], "{method} {pattern}");
+    }
+}
+
+/// A snapshot as a clone is made through it, of that age.
+fn temporary(sim: &Sim, volume: &str, digit: char, age: Duration) -> String {
+    let name = format!("do-csi-clone-{}", digit.to_string().repeat(20));
+    let id = sim.create_tagged_snapshot(volume, &name, &[TEMPORARY]).unwrap();
+    sim.backdate_snapshot(&id, age);
+    id
+}
+
+#[test]
+fn what_a_clone_left_behind_is_removed_after_a_start_and_nothing_else() {
+    let fleet = Fleet::with_actions(ACTION);
+    fleet.sim.change_rules(|rules| rules.limits.snapshot_interval = Duration::ZERO);
+    let source = volume_of(&fleet, "source", 1);
+    let (old, young) = (Duration::from_secs(901), Duration::from_secs(700));
+    let left_behind = temporary(&fleet.sim, &source, 'a', old);
+    let in_use = temporary(&fleet.sim, &source, 'b', young);
+    // Names and tags of people, each with one half of what makes a snapshot ours.
+    let untagged = fleet.sim.create_snapshot(&source, &format!("do-csi-clone-{}", "c".repeat(20))).unwrap();
+    let named = fleet.sim.create_tagged_snapshot(&source, "nightly", &[TEMPORARY]).unwrap();
+    [&untagged, &named].into_iter().for_each(|id| fleet.sim.backdate_snapshot(id, old));
+    let plugin = controller(&fleet);
+    let is_there = |id: &str| fleet.sim.snapshots().iter().any(|snapshot| snapshot.id == id);
+    until("the snapshot is removed", || !is_there(&left_behind));
+    let kept = [&in_use, &untagged, &named];
+    assert!(kept.into_iter().all(|id| is_there(id)), "{:?}", fleet.sim.snapshots());
+    assert_eq!(fleet.sim.calls().of("DELETE", "/v2/volumes/snapshots/{id}"), 1, "{}", plugin.log());
+}
+
+#[test]
+fn a_temporary_snapshot_whose_age_cannot_be_read_stays() {
+    let fleet = Fleet::with_actions(ACTION);
+    let source = volume_of(&fleet, "source", 1);
+    let name = format!("do-csi-clone-{}", "a".repeat(20));
+    let id = fleet.sim.create_tagged_snapshot(&source, &name, &[TEMPORARY]).unwrap();
+    let listed = format!(
+        r#"{{"snapshots":[{{"id":"{id}","name":"{name}","resource_id":"{source}","resource_type":"volume",
+            "regions":["fra1"],"min_disk_size":1,"size_gigabytes":0,"created_at":"yesterday","tags":["{TEMPORARY}"]}}],
+            "links":{{}},"meta":{{"total":1}}}}"#
+    );
+    let answered = Fault::answered(200, "application/json", &listed);
+    fleet.sim.faults().add(answered.on("GET", "/v2/snapshots").always());
+    let plugin = controller(&fleet);
+    let says_why = || plugin.log().lines().any(|line| line.contains(&id) && line.contains("yesterday"));
+    assert!(wait_for(Duration::from_secs(20), || says_why().then_some(())).is_some(), "{}", plugin.log());
+    assert_eq!(fleet.sim.calls().of("DELETE", "/v2/volumes/snapshots/{id}"), 0);
+    assert_eq!(fleet.sim.snapshots().len(), 1);
+}
+
+#[test]
+fn two_volumes_never_share_a_snapshots_name_whether_or_not_digitalocean_keeps_names_unique() {
+    for is_accepted in [false, true] {
+        let fleet = Fleet::with_actions(ACTION);
+        fleet.sim.change_rules(|rules| {
+            rules.switches.duplicate_snapshot_names_are_accepted = is_accepted;
+            (rules.limits.snapshots_per_volume, rules.limits.snapshot_interval) = (1000, Duration::ZERO);
+        });
+        let (one, other) = (volume_of(&fleet, "one", 1), volume_of(&fleet, "other", 1));
+        // More than a page, so that the name is found wherever it stands.
+        for number in 0..250 {
+            fleet.sim.create_snapshot(&one, &format!("filler-{number}")).unwrap();
+        }
+        let plugin = controller(&fleet);
+        let taken = plugin.client.create_snapshot("nightly[0]", &one).unwrap();
+        let refusal = plugin.client.create_snapshot("nightly[0]", &other).unwrap_err();
+        assert_eq!(refusal.code, RpcStatusCode::ALREADY_EXISTS, "{is_accepted}: {refusal}");
+        assert!(refusal.message.contains(&other), "{refusal}");
+        assert_eq!(fleet.sim.snapshots().len(), 251, "{is_accepted}");
+        assert_eq!(plugin.client.create_snapshot("nightly[0]", &one).unwrap(), taken);
+    }
+}
