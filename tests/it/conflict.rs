@@ -177,6 +177,8 @@ fn t5_a_destroyed_droplet_loses_the_volume() {
     // DigitalOcean's own detach comes to nothing once, and the volume stays behind on a droplet that is no more.
     fleet.sim.faults().add_action(ActionFault::errored().of(ActionKind::Detach));
     fleet.sim.destroy_droplet(A);
+    fleet.rest();
+    assert_eq!(fleet.sim.attached_to("one"), Some(A));
     assert_eq!(publish(&plugin.client, &id, B), Ok(()));
     assert_eq!(fleet.sim.attached_to("one"), Some(B));
     let calls = fleet.sim.calls();
