@@ -25,13 +25,12 @@ impl Controller {
     /// # Errors
     /// [`Error::NotFound`], [`Error::SizeOutOfRange`] when it is larger than asked already, or would have to become larger
     /// than a volume may be, [`Error::AccountLimit`], [`Error::OutOfTime`].
-    pub fn expand(&self, want: &Expand) -> Result<Volume> {
-        let time = self.begin();
-        let guard = self.hold(&time, VolumeKey::Id(want.volume.to_string()))?;
+    pub fn expand(&self, time: &CallTime, want: &Expand) -> Result<Volume> {
+        let guard = self.hold(time, VolumeKey::Id(want.volume.to_string()))?;
         let volume = time.observe_volume(&want.volume)?;
         match plan_growth(volume.size, &want.range, &self.limits).map_err(Error::SizeOutOfRange)? {
             None => Ok(volume),
-            Some(size) => self.ensure_size(&guard, &time, &want.volume, size),
+            Some(size) => self.ensure_size(&guard, time, &want.volume, size),
         }
     }
 

@@ -36,9 +36,8 @@ impl Controller {
     ///
     /// # Errors
     /// [`Error::NotFound`], [`Error::OutOfTime`], [`Error::Api`].
-    pub fn modify(&self, want: &Modify) -> Result<()> {
-        let time = self.begin();
-        let guard = self.hold(&time, VolumeKey::Id(want.volume.to_string()))?;
+    pub fn modify(&self, time: &CallTime, want: &Modify) -> Result<()> {
+        let guard = self.hold(time, VolumeKey::Id(want.volume.to_string()))?;
         let doing = format!("changing the tags of volume {}", want.volume);
         let mut pauses = time.retries();
         loop {
@@ -48,7 +47,7 @@ impl Controller {
                 return Ok(());
             }
             for change in changes {
-                apply_change(&guard, &time, &volume.id, change, &doing, &mut pauses)?;
+                apply_change(&guard, time, &volume.id, change, &doing, &mut pauses)?;
             }
         }
     }

@@ -93,9 +93,8 @@ impl Controller {
     /// [`Error::NotFound`] for a volume or droplet that does not exist, [`Error::AttachedElsewhere`] when a running
     /// droplet has it, [`Error::Mismatch`] when it is there for another use, [`Error::AttachLimit`], [`Error::NotYet`] when the call's
     /// time was used up by waiting.
-    pub fn publish(&self, want: &Publish) -> Result<Volume> {
-        let time = self.begin();
-        self.ensure_attached(&time, want).map_err(Error::or_not_yet)
+    pub fn publish(&self, time: &CallTime, want: &Publish) -> Result<Volume> {
+        self.ensure_attached(time, want).map_err(Error::or_not_yet)
     }
 
     fn ensure_attached(&self, time: &CallTime, want: &Publish) -> Result<Volume> {

@@ -104,10 +104,9 @@ pub struct CallTime {
 }
 
 impl CallTime {
-    /// Starts the clock.
+    /// The time of a call that came then.
     #[must_use]
-    pub fn start(cloud: &Cloud, patience: Patience) -> CallTime {
-        let started = Instant::now();
+    pub fn since(started: Instant, cloud: &Cloud, patience: Patience) -> CallTime {
         let deadline = started + patience.call();
         CallTime { cloud: cloud.until(deadline), patience, started, deadline, has_failed_before: false }
     }

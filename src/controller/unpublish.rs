@@ -52,8 +52,7 @@ impl Controller {
     /// [`Error::OutOfTime`] when the volume was still there at the end of the call, [`Error::Api`] when DigitalOcean
     /// refuses for good, [`Error::Locked`] at once when two calls like this one are running already. Calls that keep
     /// failing are answered later and later, so that a caller that repeats them in a hot loop does not use up the quota.
-    pub fn unpublish(&self, want: &Unpublish) -> Result<()> {
-        let time = self.begin();
+    pub fn unpublish(&self, time: CallTime, want: &Unpublish) -> Result<()> {
         let droplet = match want.from {
             DetachFrom::Droplet(droplet) => Some(droplet),
             DetachFrom::Anywhere => None,
