@@ -56,7 +56,7 @@ impl Controller {
     fn plan_tags(&self, want: &CreateVolume) -> Vec<Tag> {
         let mut tags: Vec<Tag> = Vec::new();
         for tag in self.tag.iter().chain(&want.parameters.tags).chain(&want.mutable.put) {
-            if !tags.contains(tag) {
+            if !tags.iter().any(|have| tag.is(have.as_str())) {
                 tags.push(tag.clone());
             }
         }

@@ -29,6 +29,7 @@ mod chaos;
 mod concurrency;
 mod conflict;
 mod controller;
+mod doubt;
 mod program;
 mod proto;
 mod retry;

@@ -1,0 +1,71 @@
+//! What DigitalOcean says is old, wrong or contradicts itself: a call ends with the truth all the same, and does nothing
+//! that the truth does not call for.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use do_csi_plugin::rpc::proto::csi::volume_capability::access_mode::Mode;
+use grpcio::RpcStatusCode;
+
+use crate::sim::{Action, ActionFault, ActionKind, ActionStatus, DropletStatus, Fault, NewVolume, Refusal};
+use crate::support::client::{Client, Outcome, Volume};
+use crate::support::fleet::{A, ACTION, B, C, Fleet};
+use crate::support::plugin::Plugin;
+use crate::support::wait_for;
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_do-csi-plugin");
+const ACT: (&str, &str) = ("POST", "/v2/volumes/{id}/actions");
+const DROPLET: (&str, &str) = ("GET", "/v2/droplets/{droplet_id}");
+/// How long actions take where their time counts.
+const SHORT: Duration = Duration::from_millis(300);
+const HOUR: Duration = Duration::from_secs(3600);
+
+/// All waits of a call are parts of this; what is not shown is waited for one second.
+const ARGS: [&str; 1] = ["--call-budget=10"];
+
+/// Words that DigitalOcean is not known to use.
+const ODD: Refusal = Refusal::INVALID_PAYLOAD;
+
+fn started(args: &[&str]) -> (Fleet, Plugin) {
+    let fleet = Fleet::with_actions(ACTION);
+    let plugin = fleet.controller(Path::new(PROGRAM), "one", args);
+    (fleet, plugin)
+}
+
+fn publish(client: &Client, id: &str, droplet: u64) -> Outcome<()> {
+    client.controller_publish(&mut Volume::mounted(id, "ext4"), &droplet.to_string())
+}
+
+fn publish_read_only(client: &Client, id: &str, droplet: u64) -> Outcome<()> {
+    let mut volume = Volume::mounted(id, "ext4");
+    volume.capability.access_mode.mut_or_insert_default().mode = Mode::SINGLE_NODE_READER_ONLY.into();
+    client.controller_publish(&mut volume, &droplet.to_string())
+}
+
+fn unpublish(client: &Client, id: &str, droplet: u64) -> Outcome<()> {
+    client.controller_unpublish(id, &droplet.to_string())
+}
+
+fn detaches(fleet: &Fleet) -> Vec<Action> {
+    fleet.sim.actions().into_iter().filter(|action| action.kind == ActionKind::Detach).collect()
+}
+
+#[track_caller]
+fn assert_gave_up<T: std::fmt::Debug>(outcome: Outcome<T>, code: RpcStatusCode, words: &str) {
+    let refusal = outcome.unwrap_err();
+    assert_eq!(refusal.code, code, "{refusal}");
+    assert!(refusal.message.contains(words), "{words:?} is not in: {refusal}");
+}
+
+#[test]
+fn a_tag_that_is_put_on_but_does_not_show_is_asked_for_in_growing_pauses() {
+    let (fleet, plugin) = started(&["--call-budget=3"]);
+    let id = fleet.volume("one");
+    // Said to be done, and not done.
+    let said = Fault::answered(204, "application/json", "");
+    fleet.sim.faults().add(said.on("POST", "/v2/tags/{tag}/resources").always());
+    fleet.sim.reset_calls();
+    assert_gave_up(plugin.client.modify(&id, &[("tags", "a")]), RpcStatusCode::UNAVAILABLE, "tags");
+    let calls = fleet.sim.calls();
+    assert!(calls.total() < 60, "{calls}");
+}
