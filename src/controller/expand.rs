@@ -38,14 +38,32 @@ impl Controller {
     pub(super) fn ensure_size(&self, guard: &VolumeGuard, time: &CallTime, id: &VolumeId, size: Gib) -> Result<Volume> {
         let doing = format!("growing volume {id} to {size}");
         let mut pauses = time.retries();
+        let mut volume = time.observe_volume(id)?;
+        while volume.size < size {
+            match self.apply_resize(guard, time, &volume, size, &doing)? {
+                Ended::Completed => volume = self.await_size(time, id, size, &doing)?,
+                Ended::Errored => {
+                    time.pause(pauses.next_pause(), &doing, &"the volume does not have the size yet")?;
+                    volume = time.observe_volume(id)?;
+                }
+            }
+        }
+        Ok(volume)
+    }
+
+    /// Waits until a size that DigitalOcean says it has made is shown. Asked for again, it would be refused.
+    fn await_size(&self, time: &CallTime, id: &VolumeId, size: Gib, doing: &str) -> Result<Volume> {
+        let mut pauses = time.pauses();
         loop {
             let volume = time.observe_volume(id)?;
             if volume.size >= size {
                 return Ok(volume);
             }
-            if self.apply_resize(guard, time, &volume, size, &doing)? == Ended::Errored {
-                time.pause(pauses.next_pause(), &doing, &"the volume does not have the size yet")?;
-            }
+            time.pause(
+                pauses.next_pause(),
+                doing,
+                &"DigitalOcean's resize action completed, but the size does not show",
+            )?;
         }
     }
 

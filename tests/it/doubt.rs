@@ -58,6 +58,20 @@ fn assert_gave_up<T: std::fmt::Debug>(outcome: Outcome<T>, code: RpcStatusCode, 
 }
 
 #[test]
+fn a_new_size_that_shows_late_is_not_asked_for_again() {
+    let (fleet, plugin) = started(&["--call-budget=20"]);
+    let id = fleet.volume_on("one", A);
+    let late = ActionFault::size_late(Duration::from_millis(1500)).of(ActionKind::Resize);
+    fleet.sim.faults().add_action(late);
+    fleet.sim.reset_calls();
+    plugin.client.expand(&id, 5 << 30).unwrap();
+    assert_eq!(fleet.sim.volume(&id).unwrap().size_gigabytes, 5);
+    let calls = fleet.sim.calls();
+    assert_eq!(calls.of(ACT.0, ACT.1), 1, "{calls}");
+    assert!(calls.total() < 20, "{calls}");
+}
+
+#[test]
 fn a_tag_that_is_put_on_but_does_not_show_is_asked_for_in_growing_pauses() {
     let (fleet, plugin) = started(&["--call-budget=3"]);
     let id = fleet.volume("one");
