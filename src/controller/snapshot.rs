@@ -10,7 +10,7 @@ use log::{info, warn};
 
 use super::Controller;
 use super::name::plan_name;
-use super::time::CallTime;
+use super::time::{CallTime, DOES_NOT_SHOW};
 use super::verdict::{Verdict, plan_verdict};
 use crate::cloud::error::{ApiError, ApiErrorKind};
 use crate::cloud::page::Page;
@@ -154,14 +154,15 @@ impl CallTime {
 
     /// Reads a snapshot that has just been taken and may take a moment to be shown.
     fn observe_new_snapshot(&self, id: &SnapshotId) -> Result<Snapshot> {
+        let doing = format!("taking snapshot {id}");
         let (since, mut pauses) = (Instant::now(), self.pauses());
         loop {
             match self.observe_snapshot_if_there(id)? {
                 Some(snapshot) => return Ok(snapshot),
                 None if since.elapsed() > self.patience.shown() => {
-                    return Err(Error::NotFound(Thing::Snapshot(id.to_string())));
+                    return Err(self.out_of_time(&doing, DOES_NOT_SHOW));
                 }
-                None => self.pause(pauses.next_pause(), &format!("taking snapshot {id}"), &"it does not show yet")?,
+                None => self.pause(pauses.next_pause(), &doing, &DOES_NOT_SHOW)?,
             }
         }
     }

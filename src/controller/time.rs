@@ -14,6 +14,9 @@ use crate::cloud::{ApiResult, Cloud};
 use crate::error::{Error, Result, Thing};
 use crate::id::VolumeId;
 
+/// What is said of something that DigitalOcean has just made, and does not find.
+pub(super) const DOES_NOT_SHOW: &str = "DigitalOcean has made it, and it does not show";
+
 /// How long a call waits for what. Every wait is a part of the call's budget, so that they fit into it together and tests
 /// can shrink them all at once; the comments say what comes of the budget of 100 s that a call has by default.
 #[derive(Debug, Clone, Copy)]
@@ -214,16 +217,17 @@ impl CallTime {
     /// As [`CallTime::observe_volume`], for a volume that has just been created and may take a moment to be shown.
     ///
     /// # Errors
-    /// [`Error::NotFound`] when it is not shown for too long, [`Error::OutOfTime`] or [`Error::Api`].
+    /// [`Error::OutOfTime`] also when it is not shown for too long, or [`Error::Api`].
     pub fn observe_new_volume(&self, id: &VolumeId) -> Result<Volume> {
+        let doing = format!("creating volume {id}");
         let (since, mut pauses) = (Instant::now(), self.pauses());
         loop {
             match self.observe_volume_if_there(id)? {
                 Some(volume) => return Ok(volume),
                 None if since.elapsed() > self.patience.shown() => {
-                    return Err(Error::NotFound(Thing::Volume(id.to_string())));
+                    return Err(self.out_of_time(&doing, DOES_NOT_SHOW));
                 }
-                None => self.pause(pauses.next_pause(), &format!("creating volume {id}"), &"it does not show yet")?,
+                None => self.pause(pauses.next_pause(), &doing, &DOES_NOT_SHOW)?,
             }
         }
     }

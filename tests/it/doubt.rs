@@ -83,3 +83,32 @@ fn a_tag_that_is_put_on_but_does_not_show_is_asked_for_in_growing_pauses() {
     let calls = fleet.sim.calls();
     assert!(calls.total() < 60, "{calls}");
 }
+
+#[test]
+fn what_was_created_and_does_not_show_is_out_of_time_and_not_missing() {
+    let (fleet, plugin) = started(&["--call-budget=4"]);
+    let id = fleet.volume("one");
+    fleet.sim.faults().add(Fault::refused(Refusal::NOT_FOUND).on("GET", "/v2/volumes/snapshots/{id}").always());
+    assert_gave_up(plugin.client.create_snapshot("shot", &id), RpcStatusCode::UNAVAILABLE, "does not show");
+    fleet.sim.faults().clear();
+    fleet.sim.change_rules(|rules| rules.times.create_visible_after = HOUR);
+    let capability = Volume::mounted("", "ext4").capability;
+    let made = plugin.client.create_volume("two", 1 << 30, &capability);
+    assert_gave_up(made, RpcStatusCode::UNAVAILABLE, "does not show");
+    assert_eq!(fleet.sim.volumes().len(), 2);
+}
+
+#[test]
+fn the_next_snapshot_too_soon_is_told_with_the_time_to_wait() {
+    let (fleet, plugin) = started(&ARGS);
+    let id = fleet.volume("one");
+    plugin.client.create_snapshot("first", &id).unwrap();
+    let refusal = plugin.client.create_snapshot("second", &id).unwrap_err();
+    assert_eq!(refusal.code, RpcStatusCode::RESOURCE_EXHAUSTED, "{refusal}");
+    let wait = refusal.message.split_once("next snapshot in ").and_then(|(_, rest)| rest.split(' ').next());
+    let wait: u64 = wait.and_then(|number| number.parse().ok()).unwrap_or_else(|| panic!("{refusal}"));
+    assert!((590..=600).contains(&wait), "{refusal}");
+    fleet.sim.advance(Duration::from_secs(600));
+    plugin.client.create_snapshot("second", &id).unwrap();
+    assert_eq!(fleet.sim.snapshots().len(), 2);
+}
