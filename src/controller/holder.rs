@@ -143,14 +143,20 @@ impl Controller {
         Ok(self.observe_droplet(time, droplet)?.is_some_and(|droplet| droplet.volumes.contains(id)))
     }
 
-    /// Reads a droplet; none: it does not exist.
+    /// Reads a droplet; none: it does not exist. That is believed only when it was not found twice, some time apart, as a
+    /// volume may be taken from a droplet that does not exist.
     pub(super) fn observe_droplet(&self, time: &CallTime, id: DropletId) -> Result<Option<Droplet>> {
         let doing = format!("reading droplet {id}");
-        match time.ask(&doing, Error::api(doing.clone()), |cloud| cloud.get_droplet(id)) {
+        let look = || match time.ask(&doing, Error::api(doing.clone()), |cloud| cloud.get_droplet(id)) {
             Ok(droplet) => Ok(Some(droplet)),
             Err(Error::Api { source, .. }) if plan_verdict(&source) == Verdict::Missing => Ok(None),
             Err(err) => Err(err),
+        };
+        if let Some(droplet) = look()? {
+            return Ok(Some(droplet));
         }
+        time.pause(time.patience.watch(), &doing, &"DigitalOcean does not find it")?;
+        look()
     }
 }
 

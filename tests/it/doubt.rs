@@ -58,6 +58,18 @@ fn assert_gave_up<T: std::fmt::Debug>(outcome: Outcome<T>, code: RpcStatusCode, 
 }
 
 #[test]
+fn a_running_droplet_that_is_not_found_once_keeps_the_volume() {
+    let (fleet, plugin) = started(&ARGS);
+    let id = fleet.volume_on("one", A);
+    fleet.sim.faults().add(Fault::refused(Refusal::NOT_FOUND).on(DROPLET.0, DROPLET.1));
+    let outcome = publish(&plugin.client, &id, B);
+    assert_eq!(fleet.sim.faults().outstanding(), 0, "the droplet was not looked at");
+    assert_gave_up(outcome, RpcStatusCode::FAILED_PRECONDITION, "is attached to droplet");
+    assert_eq!(fleet.sim.attached_to(&id), Some(A));
+    assert_eq!(detaches(&fleet), [], "it was taken from a running droplet");
+}
+
+#[test]
 fn a_new_size_that_shows_late_is_not_asked_for_again() {
     let (fleet, plugin) = started(&["--call-budget=20"]);
     let id = fleet.volume_on("one", A);
