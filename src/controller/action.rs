@@ -126,13 +126,16 @@ pub(super) enum Moves {
 /// Reads the actions of a volume, the oldest first.
 ///
 /// A resize changes nothing about where a volume is. It is the only kind that is left out: DigitalOcean's word for it is
-/// not documented, and an action that is not known is waited for.
+/// not documented, and an action that is not known is waited for. One that seems to run behind a later one that was carried
+/// out is over, whatever is said of it: a volume has one move at a time.
 fn plan_moves(actions: &[Action]) -> Moves {
-    let moves = || actions.iter().rev().filter(|action| !action.kind.contains("resize"));
-    if let Some(running) = moves().find(|action| action.status == ActionStatus::InProgress) {
-        return Moves::Running(running.clone());
-    }
-    match moves().find(|action| action.status == ActionStatus::Completed) {
+    let latest = actions
+        .iter()
+        .rev()
+        .filter(|action| !action.kind.contains("resize"))
+        .find(|action| matches!(action.status, ActionStatus::InProgress | ActionStatus::Completed));
+    match latest {
+        Some(running) if running.status == ActionStatus::InProgress => Moves::Running(running.clone()),
         Some(last) if last.kind.contains("detach") => Moves::Detached,
         Some(last) if last.kind.contains("attach") => Moves::Attached,
         Some(_) | None => Moves::Unknown,
@@ -184,7 +187,11 @@ mod tests {
             (vec![done(1, "never heard of")], Moves::Unknown),
             (vec![running(1, "resize"), running(2, "resize_volume")], Moves::Unknown),
             (vec![running(1, "detach_volume"), running(2, "resize")], Moves::Running(running(1, "detach_volume"))),
-            (vec![running(1, "detach_volume"), done(2, "attach_volume")], Moves::Running(running(1, "detach_volume"))),
+            (vec![running(1, "detach_volume"), done(2, "attach_volume")], Moves::Attached),
+            (
+                vec![running(1, "detach_volume"), failed(2, "attach_volume")],
+                Moves::Running(running(1, "detach_volume")),
+            ),
             (
                 vec![running(1, "detach_volume"), running(2, "attach_volume")],
                 Moves::Running(running(2, "attach_volume")),

@@ -70,6 +70,23 @@ fn a_running_droplet_that_is_not_found_once_keeps_the_volume() {
 }
 
 #[test]
+fn an_action_that_never_says_that_it_ended_does_not_stop_the_next_move() {
+    let (fleet, plugin) = started(&ARGS);
+    let id = fleet.volume("one");
+    fleet.sim.faults().add_action(ActionFault::stays_in_progress().of(ActionKind::Attach));
+    fleet.sim.attach(&id, A).unwrap();
+    fleet.rest();
+    fleet.sim.detach(&id, A).unwrap();
+    fleet.rest();
+    publish(&plugin.client, &id, A).unwrap();
+    assert_eq!(publish(&plugin.client, &id, A), Ok(()), "asked again");
+    assert_eq!(unpublish(&plugin.client, &id, A), Ok(()));
+    assert_eq!(unpublish(&plugin.client, &id, A), Ok(()), "asked again");
+    assert_eq!(plugin.client.controller_unpublish(&id, ""), Ok(()));
+    assert_eq!(fleet.sim.attached_to(&id), None);
+}
+
+#[test]
 fn a_new_size_that_shows_late_is_not_asked_for_again() {
     let (fleet, plugin) = started(&["--call-budget=20"]);
     let id = fleet.volume_on("one", A);
