@@ -47,10 +47,15 @@ impl Patience {
         self.0 / 20
     }
 
-    /// 1 s: between two looks at a volume whose state is about to change.
+    /// 1 s: until what DigitalOcean did not find is looked for again.
     #[must_use]
     pub fn watch(self) -> Duration {
         self.0 / 100
+    }
+
+    /// 1 s and 4 s: the first and the longest pause between looks at a droplet that has the volume.
+    fn looks(self) -> (Duration, Duration) {
+        (self.0 / 100, self.0 / 25)
     }
 
     /// 10 s: until a droplet that is off, or archived, is believed to stay so; a reboot passes through `off`.
@@ -137,6 +142,13 @@ impl CallTime {
     #[must_use]
     pub fn pauses(&self) -> Pauses {
         let (next, longest) = self.patience.pauses();
+        Pauses { next, longest }
+    }
+
+    /// Growing pauses between looks at what only somebody else can change.
+    #[must_use]
+    pub fn looks(&self) -> Pauses {
+        let (next, longest) = self.patience.looks();
         Pauses { next, longest }
     }
 

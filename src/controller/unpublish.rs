@@ -9,7 +9,7 @@ use std::time::Instant;
 use log::{info, warn};
 
 use super::Controller;
-use super::action::{Ended, Moves, await_action};
+use super::action::{Ended, Moves, Waits, await_action};
 use super::setback::Pair;
 use super::time::CallTime;
 use super::verdict::{Verdict, plan_verdict};
@@ -86,7 +86,7 @@ impl Controller {
     }
 
     fn ensure_detached_everywhere(&self, guard: &VolumeGuard, time: &CallTime, id: &VolumeId) -> Result<()> {
-        let (stale_since, mut pauses) = (Instant::now(), time.retries());
+        let (stale_since, mut pauses, mut waits) = (Instant::now(), time.retries(), Waits::new(time));
         loop {
             let Some(volume) = time.observe_volume_if_there(id)? else { return Ok(()) };
             if !volume.droplets.is_empty() {
@@ -95,18 +95,20 @@ impl Controller {
             }
             let doing = format!("detaching volume {id}");
             match self.observe_moves_if_there(time, id)? {
-                Moves::Running(action) => self.await_foreign(time, id, &action, &doing)?,
-                Moves::Attached if stale_since.elapsed() < time.patience.shown() => {
+                Moves::Running(action) => {
+                    self.await_foreign(time, id, &action, &mut waits, &doing)?;
+                }
+                Moves::Attached(_) if stale_since.elapsed() < time.patience.shown() => {
                     time.pause(pauses.next_pause(), &doing, &"it has been attached, and that does not show")?;
                 }
-                Moves::Attached | Moves::Detached | Moves::Unknown => return Ok(()),
+                Moves::Attached(_) | Moves::Detached | Moves::Unknown => return Ok(()),
             }
         }
     }
 
     fn ensure_detached(&self, guard: &VolumeGuard, time: &CallTime, id: &VolumeId, droplet: DropletId) -> Result<()> {
         let doing = detaching(id, droplet);
-        let mut pauses = time.retries();
+        let (mut pauses, mut waits) = (time.retries(), Waits::new(time));
         loop {
             let sent = self.apply_detach(guard, time, id, droplet, WhenBusy::Wait)?;
             let Some(volume) = time.observe_volume_if_there(id)? else { return Ok(()) };
@@ -119,13 +121,13 @@ impl Controller {
                 match self.observe_moves_if_there(time, id)? {
                     // An attach that is still running shows nothing yet, and would be there a moment after this answer.
                     Moves::Running(action) => {
-                        self.await_foreign(time, id, &action, &doing)?;
+                        self.await_foreign(time, id, &action, &mut waits, &doing)?;
                         continue;
                     }
                     // Nothing shows, but that may lag behind an attach. Only a refusal tells that there is nothing.
-                    Moves::Attached if !is_refused => {}
-                    Moves::Attached | Moves::Detached | Moves::Unknown if !is_shown => return Ok(()),
-                    Moves::Attached | Moves::Detached | Moves::Unknown => {}
+                    Moves::Attached(_) if !is_refused => {}
+                    Moves::Attached(_) | Moves::Detached | Moves::Unknown if !is_shown => return Ok(()),
+                    Moves::Attached(_) | Moves::Detached | Moves::Unknown => {}
                 }
             }
             if is_shown && is_refused && self.is_without(time, droplet, id)? {

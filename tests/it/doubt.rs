@@ -58,6 +58,68 @@ fn assert_gave_up<T: std::fmt::Debug>(outcome: Outcome<T>, code: RpcStatusCode, 
 }
 
 #[test]
+fn a_use_that_another_plugin_ended_is_none() {
+    let fleet = Fleet::with_actions(ACTION);
+    let plugins = ["one", "two"].map(|name| fleet.controller(Path::new(PROGRAM), name, &ARGS));
+    let [one, two] = plugins.each_ref().map(|plugin| &plugin.client);
+    let id = fleet.volume("one");
+    publish(one, &id, A).unwrap();
+    assert_eq!(publish_read_only(one, &id, A).unwrap_err().code, RpcStatusCode::ALREADY_EXISTS);
+    unpublish(two, &id, A).unwrap();
+    publish_read_only(two, &id, A).unwrap();
+    assert_eq!(publish_read_only(one, &id, A), Ok(()), "what it remembers is over");
+    assert_eq!(publish(one, &id, A).unwrap_err().code, RpcStatusCode::ALREADY_EXISTS, "what it has learned is not");
+    assert_eq!(fleet.sim.attached_to(&id), Some(A));
+}
+
+#[test]
+fn a_list_that_stays_old_for_an_hour_keeps_nobody_from_attaching() {
+    for is_gone in [false, true] {
+        let (fleet, plugin) = started(&ARGS);
+        let id = fleet.volume_on("one", A);
+        fleet.sim.faults().add_action(ActionFault::droplet_ids_late(HOUR).of(ActionKind::Detach));
+        fleet.sim.detach(&id, A).unwrap();
+        fleet.rest();
+        if is_gone {
+            fleet.sim.destroy_droplet(A);
+        }
+        fleet.sim.reset_calls();
+        assert_eq!(publish(&plugin.client, &id, B), Ok(()), "gone: {is_gone}");
+        assert_eq!(fleet.sim.attached_to(&id), Some(B));
+        let calls = fleet.sim.calls();
+        assert_eq!(calls.of(ACT.0, ACT.1), 1, "something was detached that was not there:\n{calls}");
+        assert_eq!(unpublish(&plugin.client, &id, B), Ok(()));
+    }
+}
+
+#[test]
+fn an_attach_that_shows_the_last_droplet_for_an_hour_is_seen_on_the_new_one() {
+    let (fleet, plugin) = started(&ARGS);
+    let id = fleet.volume_on("one", A);
+    fleet.sim.faults().add_action(ActionFault::droplet_ids_late(HOUR).of(ActionKind::Detach));
+    fleet.sim.faults().add_action(ActionFault::droplet_ids_late(HOUR).of(ActionKind::Attach));
+    fleet.sim.detach(&id, A).unwrap();
+    fleet.rest();
+    assert_eq!(publish(&plugin.client, &id, B), Ok(()));
+    assert_eq!(fleet.sim.attached_to(&id), Some(B));
+    assert_eq!(detaches(&fleet).len(), 1, "only the test's own");
+}
+
+#[test]
+fn words_that_are_not_known_end_no_attach_that_can_be_tried_again() {
+    let (fleet, plugin) = started(&["--call-budget=4"]);
+    let id = fleet.volume("one");
+    fleet.sim.faults().add(Fault::refused(ODD).on(ACT.0, ACT.1).times(3));
+    assert_eq!(publish(&plugin.client, &id, A), Ok(()));
+    unpublish(&plugin.client, &id, A).unwrap();
+    fleet.sim.faults().add(Fault::refused(ODD).on(ACT.0, ACT.1).always());
+    fleet.sim.reset_calls();
+    assert_gave_up(publish(&plugin.client, &id, A), RpcStatusCode::FAILED_PRECONDITION, ODD.message);
+    let calls = fleet.sim.calls();
+    assert!(calls.total() < 80, "{calls}");
+}
+
+#[test]
 fn a_running_droplet_that_is_not_found_once_keeps_the_volume() {
     let (fleet, plugin) = started(&ARGS);
     let id = fleet.volume_on("one", A);
@@ -101,6 +163,25 @@ fn a_new_size_that_shows_late_is_not_asked_for_again() {
 }
 
 #[test]
+fn tags_are_the_same_in_whatever_capitals() {
+    let (fleet, plugin) = started(&["--call-budget=4", "--do-tag=prod"]);
+    let tagged = NewVolume { tags: vec!["Prod".to_owned(), "Gone".to_owned()], ..NewVolume::new("first", 1, "fra1") };
+    let first = fleet.sim.add_volume(&tagged).unwrap();
+    let second = fleet.volume("second");
+    let client = &plugin.client;
+    fleet.sim.reset_calls();
+    client.modify(&first, &[("tags", "PROD"), ("remove-tags", "gone")]).unwrap();
+    client.modify(&second, &[("tags", "prod")]).unwrap();
+    publish(client, &first, A).unwrap();
+    publish(client, &second, A).unwrap();
+    for id in [&first, &second] {
+        assert_eq!(fleet.sim.volume(id).unwrap().tags, ["Prod"]);
+    }
+    let calls = fleet.sim.calls();
+    assert_eq!(calls.of("POST", "/v2/tags/{tag}/resources"), 1, "{calls}");
+}
+
+#[test]
 fn a_tag_that_is_put_on_but_does_not_show_is_asked_for_in_growing_pauses() {
     let (fleet, plugin) = started(&["--call-budget=3"]);
     let id = fleet.volume("one");
@@ -111,6 +192,20 @@ fn a_tag_that_is_put_on_but_does_not_show_is_asked_for_in_growing_pauses() {
     assert_gave_up(plugin.client.modify(&id, &[("tags", "a")]), RpcStatusCode::UNAVAILABLE, "tags");
     let calls = fleet.sim.calls();
     assert!(calls.total() < 60, "{calls}");
+}
+
+#[test]
+fn a_tag_that_cannot_be_put_on_is_a_warning_and_no_failed_attach() {
+    let (fleet, plugin) = started(&["--call-budget=4", "--do-tag=prod"]);
+    let id = fleet.volume("one");
+    fleet.sim.faults().add(Fault::refused(Refusal::FORBIDDEN).on("POST", "/v2/tags/{tag}/resources").always());
+    assert_eq!(publish(&plugin.client, &id, A), Ok(()));
+    assert!(plugin.log().lines().any(|line| line.contains("WARN") && line.contains("tag")), "{}", plugin.log());
+    fleet.sim.faults().clear();
+    fleet.sim.faults().add(Fault::server_error().on("POST", "/v2/tags/{tag}/resources").always());
+    let asked = Instant::now();
+    assert_eq!(publish(&plugin.client, &id, A), Ok(()));
+    assert!(asked.elapsed() < Duration::from_secs(2), "{:?}", asked.elapsed());
 }
 
 #[test]
@@ -128,6 +223,39 @@ fn what_was_created_and_does_not_show_is_out_of_time_and_not_missing() {
 }
 
 #[test]
+fn a_limit_of_the_account_is_not_told_as_one_of_the_droplet() {
+    let (fleet, plugin) = started(&ARGS);
+    let id = fleet.volume("one");
+    for fault in [Fault::quota_used_up(), Fault::quota_used_up_as_429()] {
+        fleet.sim.faults().add(fault.on(ACT.0, ACT.1).times(2));
+        assert_gave_up(publish(&plugin.client, &id, A), RpcStatusCode::RESOURCE_EXHAUSTED, "capacity limit");
+        fleet.sim.faults().clear();
+    }
+}
+
+#[test]
+fn an_attach_to_another_droplet_is_no_proof_for_this_one() {
+    let (fleet, plugin) = started(&ARGS);
+    let id = fleet.volume_on("one", A);
+    fleet.sim.detach(&id, A).unwrap();
+    fleet.rest();
+    // The list says A for a while, and the volume is on B.
+    let late = ActionFault::droplet_ids_late(Duration::from_millis(700)).of(ActionKind::Attach);
+    fleet.sim.faults().add_action(ActionFault::droplet_ids_early().of(ActionKind::Attach));
+    fleet.sim.attach(&id, A).unwrap();
+    fleet.rest();
+    fleet.sim.faults().add_action(ActionFault::droplet_ids_late(HOUR).of(ActionKind::Detach));
+    fleet.sim.detach(&id, A).unwrap();
+    fleet.rest();
+    fleet.sim.faults().add_action(late);
+    fleet.sim.attach(&id, B).unwrap();
+    fleet.rest();
+    let outcome = publish(&plugin.client, &id, A);
+    assert_gave_up(outcome, RpcStatusCode::FAILED_PRECONDITION, "is attached to droplet");
+    assert_eq!(fleet.sim.attached_to(&id), Some(B));
+}
+
+#[test]
 fn the_next_snapshot_too_soon_is_told_with_the_time_to_wait() {
     let (fleet, plugin) = started(&ARGS);
     let id = fleet.volume("one");
@@ -140,4 +268,20 @@ fn the_next_snapshot_too_soon_is_told_with_the_time_to_wait() {
     fleet.sim.advance(Duration::from_secs(600));
     plugin.client.create_snapshot("second", &id).unwrap();
     assert_eq!(fleet.sim.snapshots().len(), 2);
+}
+
+#[test]
+fn a_droplets_calls_wait_for_each_other_and_never_collide() {
+    let (fleet, plugin) = started(&["--call-budget=20"]);
+    let ids: Vec<String> = (0..6).map(|number| fleet.volume(&format!("volume-{number}"))).collect();
+    fleet.sim.change_rules(|rules| rules.times.attach = Duration::from_millis(200));
+    // Any second event of the droplet is refused, and the refused request is counted like the others.
+    std::thread::scope(|scope| {
+        ids.iter().for_each(|id| {
+            scope.spawn(|| publish(&plugin.client, id, A).unwrap());
+        });
+    });
+    assert!(ids.iter().all(|id| fleet.sim.attached_to(id) == Some(A)));
+    let calls = fleet.sim.calls();
+    assert_eq!(calls.of(ACT.0, ACT.1), 6, "{calls}");
 }
