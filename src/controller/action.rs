@@ -123,8 +123,18 @@ pub(super) enum Moves {
     Unknown,
 }
 
+impl Moves {
+    /// The attach by which the volume is where it is.
+    pub(super) fn attach(&self) -> Option<ActionId> {
+        match self {
+            Moves::Attached(action) => Some(*action),
+            Moves::Running(_) | Moves::Detached | Moves::Unknown => None,
+        }
+    }
+}
+
 /// Whether an action takes a volume from a droplet.
-fn is_detach(action: &Action) -> bool {
+pub(super) fn is_detach(action: &Action) -> bool {
     action.kind.contains("detach")
 }
 

@@ -106,6 +106,44 @@ fn an_attach_that_shows_the_last_droplet_for_an_hour_is_seen_on_the_new_one() {
 }
 
 #[test]
+fn a_detach_whose_reply_was_lost_is_not_sent_again_while_it_runs() {
+    let (fleet, plugin) = started(&["--call-budget=10", "--api-timeout=0.4"]);
+    for fault in [Fault::hung_after_effect(), Fault::lost_reply(), Fault::html_page_after_effect()] {
+        let id = fleet.volume_on("one", A);
+        fleet.sim.faults().add_action(ActionFault::taking(Duration::from_millis(1500)).of(ActionKind::Detach));
+        fleet.sim.faults().add(fault.on(ACT.0, ACT.1));
+        fleet.sim.reset_calls();
+        assert_eq!(unpublish(&plugin.client, &id, A), Ok(()));
+        assert_eq!(fleet.sim.attached_to(&id), None);
+        let calls = fleet.sim.calls();
+        assert_eq!(calls.of(ACT.0, ACT.1), 1, "{calls}");
+        plugin.client.delete_volume(&id).unwrap();
+    }
+}
+
+#[test]
+fn a_detach_whose_reply_was_lost_does_not_take_what_was_attached_again_since() {
+    let fleet = Fleet::with_actions(ACTION);
+    let plugins = ["one", "two"]
+        .map(|name| fleet.controller(Path::new(PROGRAM), name, &["--call-budget=10", "--api-timeout=1.5"]));
+    let [one, two] = plugins.each_ref().map(|plugin| &plugin.client);
+    let id = fleet.volume("one");
+    publish(one, &id, A).unwrap();
+    fleet.sim.faults().add(Fault::hung_after_effect().on(ACT.0, ACT.1));
+    std::thread::scope(|scope| {
+        let cut_off = scope.spawn(|| unpublish(one, &id, A));
+        let is_detached = || fleet.sim.attached_to(&id).is_none();
+        wait_for(Duration::from_secs(5), || is_detached().then_some(())).expect("the detach is carried out");
+        publish(two, &id, A).unwrap();
+        // Whether it was detached is not certain any more, so the caller is not told that it was.
+        assert_gave_up(cut_off.join().unwrap(), RpcStatusCode::UNAVAILABLE, "attached again");
+    });
+    assert_eq!(fleet.sim.attached_to(&id), Some(A), "it was taken from its new user");
+    assert_eq!(unpublish(one, &id, A), Ok(()), "asked again");
+    assert_eq!(fleet.sim.attached_to(&id), None);
+}
+
+#[test]
 fn words_that_are_not_known_end_no_attach_that_can_be_tried_again() {
     let (fleet, plugin) = started(&["--call-budget=4"]);
     let id = fleet.volume("one");
@@ -129,6 +167,34 @@ fn a_running_droplet_that_is_not_found_once_keeps_the_volume() {
     assert_gave_up(outcome, RpcStatusCode::FAILED_PRECONDITION, "is attached to droplet");
     assert_eq!(fleet.sim.attached_to(&id), Some(A));
     assert_eq!(detaches(&fleet), [], "it was taken from a running droplet");
+}
+
+#[test]
+fn a_volume_that_a_destroyed_droplet_never_lets_go_is_unpublished_all_the_same() {
+    for is_refused in [false, true] {
+        let (fleet, plugin) = started(&ARGS);
+        let id = fleet.volume_on("one", A);
+        fleet.sim.faults().add_action(ActionFault::errored().of(ActionKind::Detach).times(10_000));
+        fleet.sim.destroy_droplet(A);
+        fleet.rest();
+        assert_eq!(fleet.sim.attached_to(&id), Some(A));
+        if is_refused {
+            fleet.sim.faults().add(Fault::server_error().on(ACT.0, ACT.1).containing("detach").always());
+        }
+        assert_eq!(unpublish(&plugin.client, &id, A), Ok(()), "5xx: {is_refused}");
+    }
+}
+
+#[test]
+fn only_the_word_that_nothing_is_attached_proves_that_nothing_is() {
+    let (fleet, plugin) = started(&ARGS);
+    let id = fleet.volume("one");
+    fleet.sim.faults().add_action(ActionFault::droplet_ids_late(Duration::from_millis(700)).of(ActionKind::Attach));
+    fleet.sim.attach(&id, A).unwrap();
+    fleet.rest();
+    fleet.sim.faults().add(Fault::refused(ODD).on(ACT.0, ACT.1));
+    assert_eq!(unpublish(&plugin.client, &id, A), Ok(()));
+    assert_eq!(fleet.sim.attached_to(&id), None);
 }
 
 #[test]
@@ -234,6 +300,21 @@ fn a_limit_of_the_account_is_not_told_as_one_of_the_droplet() {
 }
 
 #[test]
+fn an_action_that_outlasts_the_call_is_finished_by_the_next_one() {
+    let (fleet, plugin) = started(&["--call-budget=2"]);
+    let id = fleet.volume("one");
+    fleet.sim.faults().add_action(ActionFault::taking(Duration::from_millis(2300)).times(2));
+    assert_gave_up(publish(&plugin.client, &id, A), RpcStatusCode::FAILED_PRECONDITION, "still running");
+    assert_eq!(publish(&plugin.client, &id, A), Ok(()));
+    assert_eq!(fleet.sim.attached_to(&id), Some(A));
+    assert_gave_up(unpublish(&plugin.client, &id, A), RpcStatusCode::UNAVAILABLE, "still running");
+    // After one that failed, a detach has less time than a whole call.
+    assert!((0..4).any(|_| unpublish(&plugin.client, &id, A).is_ok()), "{}", plugin.log());
+    assert_eq!(fleet.sim.attached_to(&id), None);
+    assert_eq!(fleet.sim.actions().len(), 2, "something was done twice");
+}
+
+#[test]
 fn an_attach_to_another_droplet_is_no_proof_for_this_one() {
     let (fleet, plugin) = started(&ARGS);
     let id = fleet.volume_on("one", A);
@@ -284,4 +365,21 @@ fn a_droplets_calls_wait_for_each_other_and_never_collide() {
     assert!(ids.iter().all(|id| fleet.sim.attached_to(id) == Some(A)));
     let calls = fleet.sim.calls();
     assert_eq!(calls.of(ACT.0, ACT.1), 6, "{calls}");
+}
+
+#[test]
+fn moving_all_volumes_of_a_droplet_costs_few_calls() {
+    let (fleet, plugin) = started(&["--call-budget=60"]);
+    let ids: Vec<String> = (0..15).map(|number| fleet.volume_on(&format!("volume-{number}"), A)).collect();
+    fleet.sim.change_rules(|rules| (rules.times.attach, rules.times.detach) = (SHORT, SHORT));
+    fleet.sim.reset_calls();
+    std::thread::scope(|scope| {
+        for id in &ids {
+            let client = &plugin.client;
+            scope.spawn(move || unpublish(client, id, A).and_then(|()| publish(client, id, B)).unwrap());
+        }
+    });
+    assert!(ids.iter().all(|id| fleet.sim.attached_to(id) == Some(B)));
+    let calls = fleet.sim.calls();
+    assert!(calls.total() < 140, "{calls}");
 }
