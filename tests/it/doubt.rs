@@ -170,6 +170,27 @@ fn a_running_droplet_that_is_not_found_once_keeps_the_volume() {
 }
 
 #[test]
+fn taking_a_volume_from_a_droplet_that_is_gone_is_logged_as_a_warning() {
+    let (fleet, plugin) = started(&ARGS);
+    let id = fleet.volume_on("one", A);
+    fleet.sim.faults().add_action(ActionFault::errored().of(ActionKind::Detach));
+    fleet.sim.destroy_droplet(A);
+    fleet.rest();
+    assert_eq!(publish(&plugin.client, &id, B), Ok(()));
+    assert_eq!(fleet.sim.attached_to(&id), Some(B));
+    let log = plugin.log();
+    let warning = log.lines().find(|line| line.contains("taking volume=")).unwrap_or_else(|| panic!("{log}"));
+    assert!(warning.contains("WARN"), "{warning}");
+    // As README quotes it.
+    let want = format!("taking volume={id} name=one from droplet={A}, which is gone, for droplet={B}");
+    assert!(warning.ends_with(&want), "{warning}");
+    let readme = include_str!("../../README.md");
+    let example = [(&*id, "506f78a4-…"), ("=one", "=blog"), (&A.to_string(), "3164444"), (&B.to_string(), "3164445")];
+    let quoted = example.iter().fold(want.clone(), |text, (ours, theirs)| text.replace(ours, theirs));
+    assert!(readme.contains(&quoted), "README has not: {quoted}");
+}
+
+#[test]
 fn a_volume_that_a_destroyed_droplet_never_lets_go_is_unpublished_all_the_same() {
     for is_refused in [false, true] {
         let (fleet, plugin) = started(&ARGS);
