@@ -31,8 +31,8 @@ pub const MOUNT_BUDGET: Duration = Duration::from_secs(15);
 pub const UNMOUNT_BUDGET: Duration = Duration::from_secs(10);
 /// How long running calls may take to finish after SIGTERM or SIGINT.
 pub const DRAIN_BUDGET: Duration = Duration::from_secs(90);
-/// Threads that serve controller calls. Most of them only wait for DigitalOcean, and a call that frees a volume must
-/// never queue behind calls that wait for it to become free.
+/// Threads that serve controller calls, and as many more those that free a volume. Most of them only wait for
+/// DigitalOcean.
 pub const CONTROLLER_WORKERS: usize = 64;
 /// Threads that serve node calls; a droplet holds at most 15 volumes.
 pub const NODE_WORKERS: usize = 16;
@@ -468,6 +468,13 @@ mod tests {
         }
         assert_eq!(parse(&["-region", "fra1"]).unwrap().region.unwrap().as_str(), "fra1");
         assert_eq!(parse(&["--driver-name", "a.b"]).unwrap().driver_name, "a.b");
+    }
+
+    #[test]
+    fn a_call_ends_before_nomad_gives_up_on_it() {
+        let config = parse(&["--region=fra1"]).unwrap();
+        assert!(config.call_budget < Duration::from_secs(110), "{:?}", config.call_budget);
+        assert!(config.api_timeout < config.call_budget);
     }
 
     #[test]

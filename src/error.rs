@@ -228,6 +228,9 @@ pub enum Error {
     /// More calls came than can be queued.
     #[error("{0} calls are waiting already; try again later")]
     Overloaded(usize),
+    /// A call's deadline came while it waited for a thread, so nobody waits for what it would do.
+    #[error("the caller's deadline came before there was a thread for the call; nothing was done")]
+    Abandoned,
     /// A page token that this program never gave out, or that is too old.
     #[error("starting_token {0:?} is not valid; list again from the start")]
     BadPageToken(String),
@@ -289,7 +292,11 @@ impl Error {
     /// Turns what a repeated attach may not meet again into [`Error::NotYet`], and leaves everything else as it is.
     #[must_use]
     pub fn or_not_yet(self) -> Error {
-        if matches!(self, Error::OutOfTime { .. } | Error::Locked(_)) { Error::NotYet(Box::new(self)) } else { self }
+        if matches!(self, Error::OutOfTime { .. } | Error::Locked(_) | Error::Overloaded(_)) {
+            Error::NotYet(Box::new(self))
+        } else {
+            self
+        }
     }
 
     /// Gives an [`std::io::Error`] its context; meant for `map_err`.

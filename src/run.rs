@@ -24,7 +24,7 @@ use crate::logging;
 use crate::node::Node;
 use crate::own_droplet::OwnDroplet;
 use crate::rpc::Server;
-use crate::rpc::controller::ControllerService;
+use crate::rpc::controller::{ControllerService, Pools};
 use crate::rpc::identity::IdentityService;
 use crate::rpc::node::NodeService;
 use crate::rpc::proto::csi_grpc::{create_controller, create_identity, create_node};
@@ -105,8 +105,9 @@ fn services(config: &Arc<Config>, token: Option<Token>, own_droplet: &Arc<OwnDro
             health::serve(addr, cloud.clone())?;
         }
         let controller = Arc::new(Controller::new(config, cloud, Arc::clone(own_droplet)));
-        let pool = Pool::new("controller", config::CONTROLLER_WORKERS, config::QUEUE_LENGTH);
-        services.push(create_controller(ControllerService::new(config, controller, pool)));
+        let pool = |name| Pool::new(name, config::CONTROLLER_WORKERS, config::QUEUE_LENGTH);
+        let pools = Pools { any: pool("controller"), unpublish: pool("unpublish") };
+        services.push(create_controller(ControllerService::new(config, controller, pools)));
     } else if config.debug_addr.is_some() {
         warn!("--debug-addr has no effect: health is that of the controller service, which is not offered");
     }

@@ -2,6 +2,8 @@
 //!
 //! Owns starting an action and reading how it goes. Waiting for its end, and what to do when it fails, is the caller's.
 
+use std::num::NonZeroU32;
+
 use serde_json::{Value, json};
 
 use super::call::{Call, Method};
@@ -98,10 +100,10 @@ impl Cloud {
         if read.id == action.0 { Ok(read.into()) } else { Err(reply.unusable("it is about another action")) }
     }
 
-    /// Reads the newest actions of a volume, in the order of their numbers; none when it never had one.
+    /// Reads the newest actions of a volume, in the order of their numbers and without a gap; none when it never had one.
     ///
-    /// One request when DigitalOcean lists the newest actions first, two when it lists the oldest first and there are
-    /// more than fit on a page: the order is not documented.
+    /// One request when DigitalOcean lists the newest actions first, up to three when it lists the oldest first and there
+    /// are more than fit on a page: the order is not documented.
     ///
     /// # Errors
     /// `NotFound` when there is no such volume.
@@ -114,11 +116,26 @@ impl Cloud {
             (Some(head), Some(tail)) => head.id.0 < tail.id.0,
             (Some(_) | None, Some(_) | None) => false,
         };
-        let mut actions = page.items;
-        if let Some(last) = last.filter(|last| is_oldest_first && last.number() > first.number()) {
-            actions.extend(self.actions(volume, last)?.0.items);
-        }
+        let mut actions = match last.filter(|last| is_oldest_first && last.number() > first.number()) {
+            Some(last) => self.last_actions(volume, page.items, last)?,
+            None => page.items,
+        };
         actions.sort_by_key(|action| action.id.0);
+        Ok(actions)
+    }
+
+    /// Reads the end of a list of actions whose first page is known. The last page may have as little as one of them, and
+    /// that may be a resize; then the one before it tells where the volume is.
+    fn last_actions(&self, volume: &VolumeId, first: Vec<Action>, last: Page) -> ApiResult<Vec<Action>> {
+        let end = self.actions(volume, last)?.0.items;
+        let before = last.number().get().checked_sub(1).and_then(NonZeroU32::new);
+        let is_short = u32::try_from(end.len()).is_ok_and(|length| length < NEWEST);
+        let mut actions = match before {
+            Some(NonZeroU32::MIN) => first,
+            Some(before) if is_short => self.actions(volume, last.at(before))?.0.items,
+            Some(_) | None => Vec::new(),
+        };
+        actions.extend(end);
         Ok(actions)
     }
 

@@ -74,7 +74,7 @@ pub enum ApiErrorKind {
     },
     /// 5xx: DigitalOcean, or a machine in front of it, failed.
     Server,
-    /// The reply is not what this call returns: a web page, a broken document, too many bytes, a 404 that is not from the API.
+    /// The reply is not what this call returns: a web page, a broken document, too many bytes, a 4xx that is not from the API.
     BadReply,
     /// There was no reply, or not the whole of it.
     Transport {
@@ -137,6 +137,7 @@ impl ApiError {
         let id = parsed.id.unwrap_or_default();
         let message = parsed.message.unwrap_or_default();
         let kind = kind_of(status, &id.to_lowercase(), &message.to_lowercase(), facts.wait);
+        let kind = if is_foreign(status, &id, &message) { ApiErrorKind::BadReply } else { kind };
         let body_tail = tail(body);
         let message = if message.is_empty() { without_message(&body_tail) } else { one_line(&message) };
         let request_id = parsed.request_id.filter(|id| !id.is_empty()).or(facts.request_id).map(|id| one_line(&id));
@@ -152,7 +153,7 @@ impl ApiError {
     }
 
     /// A call that got no reply at all.
-    pub(super) fn without_reply(kind: ApiErrorKind, why: &str) -> ApiError {
+    pub(crate) fn without_reply(kind: ApiErrorKind, why: &str) -> ApiError {
         ApiError { kind, detail: Box::new(Detail { message: one_line(why), ..Detail::default() }) }
     }
 
@@ -260,6 +261,12 @@ impl fmt::Display for ApiError {
 }
 
 impl std::error::Error for ApiError {}
+
+/// Whether a refusal is not in DigitalOcean's own words, but most likely of something in front of the API, such as a web
+/// page about a firewall. It says nothing about what was asked. A 429 means the same from whoever it comes.
+fn is_foreign(status: u16, id: &str, message: &str) -> bool {
+    (400..500).contains(&status) && status != 429 && id.is_empty() && message.is_empty()
+}
 
 /// Decides the kind. Id and message come in lower case.
 fn kind_of(status: u16, id: &str, message: &str, wait: Option<Duration>) -> ApiErrorKind {

@@ -39,6 +39,15 @@ impl Tag {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+
+    /// Whether a name that DigitalOcean shows is this tag: it keeps the capitals of whoever wrote the name first, and
+    /// takes all others for the same.
+    ///
+    /// Source: API reference, "Tags".
+    #[must_use]
+    pub fn is(&self, shown: &str) -> bool {
+        self.0.eq_ignore_ascii_case(shown)
+    }
 }
 
 impl Cloud {
@@ -95,5 +104,7 @@ mod tests {
         for bad in ["", "a b", "a/b", "..", "ü", "a?b", &"x".repeat(256)] {
             assert!(Tag::parse(bad).is_err(), "{bad}");
         }
+        let tag = Tag::parse("prod").unwrap();
+        assert!(tag.is("Prod") && !tag.is("prods"));
     }
 }

@@ -243,9 +243,17 @@ fn the_newest_actions_are_found_in_either_order() {
     };
     let newest_first = Canned::start([page(&[60, 59, 41])]);
     assert_eq!(newest_first.cloud().newest_actions(&id()).unwrap().last().unwrap().id, ActionId(60));
-    let oldest_first = Canned::start([page(&[1, 2, 20]), page(&[41, 60])]);
-    assert_eq!(oldest_first.cloud().newest_actions(&id()).unwrap().last().unwrap().id, ActionId(60));
-    assert_eq!(oldest_first.seen()[1].line, format!("GET /v2/volumes/{ID}/actions?page=3&per_page=20 HTTP/1.1"));
+    // The last page is short, so the one before it is read with it; the first, which is far from it, does not count.
+    let oldest_first = Canned::start([page(&[1, 2, 20]), page(&[41]), page(&[21, 22, 40])]);
+    let ids: Vec<_> = oldest_first.cloud().newest_actions(&id()).unwrap().iter().map(|action| action.id.0).collect();
+    assert_eq!(ids, [21, 22, 40, 41]);
+    for (number, page) in [(1, 3), (2, 2)] {
+        let line = format!("GET /v2/volumes/{ID}/actions?page={page}&per_page=20 HTTP/1.1");
+        assert_eq!(oldest_first.seen()[number].line, line);
+    }
+    let full: Vec<u64> = (41..61).collect();
+    let full = Canned::start([page(&[1, 2, 20]), page(&full)]);
+    assert_eq!(full.cloud().newest_actions(&id()).unwrap().len(), 20);
 }
 
 #[test]

@@ -9,12 +9,12 @@ use std::time::Instant;
 use log::{debug, warn};
 
 use super::Controller;
-use super::time::CallTime;
+use super::time::{CallTime, Pauses};
 use super::verdict::{Verdict, plan_verdict};
 use crate::cloud::action::{Action, ActionStatus};
 use crate::cloud::pace::{ActionKind, Looks, Pace};
 use crate::error::{Error, Result};
-use crate::id::VolumeId;
+use crate::id::{ActionId, VolumeId};
 
 /// How an action ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -115,26 +115,44 @@ fn look(
 pub(super) enum Moves {
     /// An attach or a detach is running: the latest, should there be several.
     Running(Action),
-    /// The last one that was carried out was an attach, so that the volume is on some droplet.
-    Attached,
+    /// The last one that was carried out was this attach, so that the volume is on some droplet.
+    Attached(ActionId),
     /// The last one that was carried out was a detach, so that the volume is on no droplet, whatever is listed.
     Detached,
     /// It has not been moved yet, or in ways that are not known.
     Unknown,
 }
 
+impl Moves {
+    /// The attach by which the volume is where it is.
+    pub(super) fn attach(&self) -> Option<ActionId> {
+        match self {
+            Moves::Attached(action) => Some(*action),
+            Moves::Running(_) | Moves::Detached | Moves::Unknown => None,
+        }
+    }
+}
+
+/// Whether an action takes a volume from a droplet.
+pub(super) fn is_detach(action: &Action) -> bool {
+    action.kind.contains("detach")
+}
+
 /// Reads the actions of a volume, the oldest first.
 ///
 /// A resize changes nothing about where a volume is. It is the only kind that is left out: DigitalOcean's word for it is
-/// not documented, and an action that is not known is waited for.
+/// not documented, and an action that is not known is waited for. One that seems to run behind a later one that was carried
+/// out is over, whatever is said of it: a volume has one move at a time.
 fn plan_moves(actions: &[Action]) -> Moves {
-    let moves = || actions.iter().rev().filter(|action| !action.kind.contains("resize"));
-    if let Some(running) = moves().find(|action| action.status == ActionStatus::InProgress) {
-        return Moves::Running(running.clone());
-    }
-    match moves().find(|action| action.status == ActionStatus::Completed) {
-        Some(last) if last.kind.contains("detach") => Moves::Detached,
-        Some(last) if last.kind.contains("attach") => Moves::Attached,
+    let latest = actions
+        .iter()
+        .rev()
+        .filter(|action| !action.kind.contains("resize"))
+        .find(|action| matches!(action.status, ActionStatus::InProgress | ActionStatus::Completed));
+    match latest {
+        Some(running) if running.status == ActionStatus::InProgress => Moves::Running(running.clone()),
+        Some(last) if is_detach(last) => Moves::Detached,
+        Some(last) if last.kind.contains("attach") => Moves::Attached(last.id),
         Some(_) | None => Moves::Unknown,
     }
 }
@@ -153,21 +171,46 @@ impl Controller {
         Ok(plan_moves(&actions))
     }
 
-    /// Waits until an action that somebody else began has ended, well or not.
+    /// Waits until an action that somebody else began, or that is of a request without a reply, has ended, and says how.
     ///
     /// # Errors
     /// As [`await_action`].
-    pub(super) fn await_foreign(&self, time: &CallTime, id: &VolumeId, action: &Action, doing: &str) -> Result<()> {
-        let kind = if action.kind.contains("detach") { ActionKind::Detach } else { ActionKind::Attach };
+    pub(super) fn await_foreign(
+        &self,
+        time: &CallTime,
+        id: &VolumeId,
+        action: &Action,
+        waits: &mut Waits,
+        doing: &str,
+    ) -> Result<Ended> {
+        if waits.last.replace(action.id) == Some(action.id) {
+            let why = format!("DigitalOcean's action {} has ended, and is still listed as running", action.id);
+            time.pause(waits.pauses.next_pause(), doing, &why)?;
+        }
+        let kind = if is_detach(action) { ActionKind::Detach } else { ActionKind::Attach };
         debug!("waiting for {} action={} of somebody else doing={doing}", action.kind, action.id);
-        watch(time, id, action, &mut self.pace.join(kind), Instant::now(), doing).map(drop)
+        watch(time, id, action, &mut self.pace.join(kind), Instant::now(), doing)
+    }
+}
+
+/// The waits of one call for actions that are not its own. The list of actions may lag behind an action's end; then the
+/// same one is met again, and only after a pause.
+#[derive(Debug)]
+pub(super) struct Waits {
+    last: Option<ActionId>,
+    pauses: Pauses,
+}
+
+impl Waits {
+    /// None so far.
+    pub(super) fn new(time: &CallTime) -> Waits {
+        Waits { last: None, pauses: time.pauses() }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::id::ActionId;
 
     #[test]
     fn the_moves_of_a_volume_are_told_from_its_actions_and_a_resize_is_none() {
@@ -177,14 +220,18 @@ mod tests {
         let failed = |id, kind| action(id, kind, ActionStatus::Errored);
         let table = [
             (vec![], Moves::Unknown),
-            (vec![done(1, "attach_volume")], Moves::Attached),
+            (vec![done(1, "attach_volume")], Moves::Attached(ActionId(1))),
             (vec![done(1, "attach_volume"), done(2, "detach_volume")], Moves::Detached),
-            (vec![done(1, "attach_volume"), failed(2, "detach_volume")], Moves::Attached),
+            (vec![done(1, "attach_volume"), failed(2, "detach_volume")], Moves::Attached(ActionId(1))),
             (vec![done(1, "detach_volume"), failed(2, "attach_volume"), running(3, "resize")], Moves::Detached),
             (vec![done(1, "never heard of")], Moves::Unknown),
             (vec![running(1, "resize"), running(2, "resize_volume")], Moves::Unknown),
             (vec![running(1, "detach_volume"), running(2, "resize")], Moves::Running(running(1, "detach_volume"))),
-            (vec![running(1, "detach_volume"), done(2, "attach_volume")], Moves::Running(running(1, "detach_volume"))),
+            (vec![running(1, "detach_volume"), done(2, "attach_volume")], Moves::Attached(ActionId(2))),
+            (
+                vec![running(1, "detach_volume"), failed(2, "attach_volume")],
+                Moves::Running(running(1, "detach_volume")),
+            ),
             (
                 vec![running(1, "detach_volume"), running(2, "attach_volume")],
                 Moves::Running(running(2, "attach_volume")),

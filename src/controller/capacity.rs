@@ -4,6 +4,7 @@
 //! a region has left; so the answer is the largest volume as long as one more may be made, and nothing otherwise.
 
 use super::Controller;
+use super::time::CallTime;
 use crate::cloud::droplet::Account;
 use crate::cloud::page::Page;
 use crate::error::{Error, Result};
@@ -24,13 +25,12 @@ impl Controller {
     ///
     /// # Errors
     /// [`Error::NotReady`], [`Error::OutOfTime`], [`Error::Api`].
-    pub fn room(&self, want: &Capacity) -> Result<Room> {
+    pub fn room(&self, time: &CallTime, want: &Capacity) -> Result<Room> {
         let region = self.own_droplet.region()?;
         let is_here = want.region.as_ref().is_none_or(|asked| asked == region.as_str());
         if !want.is_supported || !is_here {
             return Ok(Room { available: Gib(0), limits: self.limits });
         }
-        let time = self.begin();
         let doing = "reading the account's limits";
         let account = time.ask(doing, Error::api(doing), |cloud| cloud.get_account())?;
         let used = match account.volume_limit {

@@ -3,6 +3,7 @@
 //! Owns the words of a volume's condition. The state of the disk and its file system is the node's to tell.
 
 use super::Controller;
+use super::time::CallTime;
 use crate::cloud::droplet::{Droplet, DropletStatus};
 use crate::cloud::volume::Volume;
 use crate::error::Result;
@@ -22,11 +23,10 @@ impl Controller {
     ///
     /// # Errors
     /// [`crate::error::Error::NotFound`] for the volume, [`crate::error::Error::OutOfTime`], [`crate::error::Error::Api`].
-    pub fn examine_volume(&self, id: &VolumeId) -> Result<(Volume, Condition)> {
-        let time = self.begin();
+    pub fn examine_volume(&self, time: &CallTime, id: &VolumeId) -> Result<(Volume, Condition)> {
         let volume = time.observe_volume(id)?;
         let condition = match volume.droplets.as_slice() {
-            [holder] => plan_condition(*holder, self.observe_droplet(&time, *holder)?.as_ref()),
+            [holder] => plan_condition(*holder, self.observe_droplet(time, *holder)?.as_ref()),
             [] | [_, ..] => plan_listed_condition(&volume.droplets),
         };
         Ok((volume, condition))

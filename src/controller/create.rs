@@ -27,7 +27,7 @@ impl Controller {
     /// [`Error::Mismatch`] when a volume of that name is there but not as asked, [`Error::SizeOutOfRange`],
     /// [`Error::RegionUnavailable`], [`Error::AccountLimit`], [`Error::NotReady`] while the region is unknown; with a
     /// source also [`Error::NotFound`] and, for a clone, [`Error::SnapshotTooSoon`].
-    pub fn create_volume(&self, want: &CreateVolume) -> Result<Volume> {
+    pub fn create_volume(&self, time: &CallTime, want: &CreateVolume) -> Result<Volume> {
         let size = match want.source {
             None => plan_size(&want.range, &self.limits).map_err(Error::SizeOutOfRange)?,
             // A copy's is its source's, which is not known yet; see `NewVolume::copied_from`.
@@ -36,12 +36,11 @@ impl Controller {
         let region = self.own_droplet.region()?;
         check_region(want, &region)?;
         let new = self.plan_new(want, region, size)?;
-        let time = self.begin();
-        let guard = self.hold(&time, VolumeKey::Name(want.name.clone()))?;
+        let guard = self.hold(time, VolumeKey::Name(want.name.clone()))?;
         match &want.source {
-            None => check_size(want, self.ensure_created(&guard, &time, want, &new)?),
-            Some(Source::Snapshot(id)) => self.ensure_restored(&guard, &time, want, new, id),
-            Some(Source::Volume(id)) => self.ensure_cloned(&guard, &time, want, new, id),
+            None => check_size(want, self.ensure_created(&guard, time, want, &new)?),
+            Some(Source::Snapshot(id)) => self.ensure_restored(&guard, time, want, new, id),
+            Some(Source::Volume(id)) => self.ensure_cloned(&guard, time, want, new, id),
         }
     }
 
@@ -57,7 +56,7 @@ impl Controller {
     fn plan_tags(&self, want: &CreateVolume) -> Vec<Tag> {
         let mut tags: Vec<Tag> = Vec::new();
         for tag in self.tag.iter().chain(&want.parameters.tags).chain(&want.mutable.put) {
-            if !tags.contains(tag) {
+            if !tags.iter().any(|have| tag.is(have.as_str())) {
                 tags.push(tag.clone());
             }
         }

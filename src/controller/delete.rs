@@ -5,6 +5,7 @@
 use log::{info, warn};
 
 use super::Controller;
+use super::time::CallTime;
 use super::verdict::{Verdict, plan_verdict};
 use crate::error::{Error, Result};
 use crate::id::VolumeId;
@@ -15,10 +16,9 @@ impl Controller {
     ///
     /// # Errors
     /// [`Error::StillAttached`] when a droplet has it, [`Error::OutOfTime`], [`Error::Api`].
-    pub fn delete_volume(&self, id: &str) -> Result<()> {
+    pub fn delete_volume(&self, time: &CallTime, id: &str) -> Result<()> {
         let Ok(id) = VolumeId::parse(id) else { return Ok(()) };
-        let time = self.begin();
-        let _guard = self.hold(&time, VolumeKey::Id(id.to_string()))?;
+        let _guard = self.hold(time, VolumeKey::Id(id.to_string()))?;
         let doing = format!("deleting volume {id}");
         let mut pauses = time.pauses();
         loop {

@@ -25,13 +25,12 @@ impl Controller {
     /// # Errors
     /// [`Error::NotFound`], [`Error::SizeOutOfRange`] when it is larger than asked already, or would have to become larger
     /// than a volume may be, [`Error::AccountLimit`], [`Error::OutOfTime`].
-    pub fn expand(&self, want: &Expand) -> Result<Volume> {
-        let time = self.begin();
-        let guard = self.hold(&time, VolumeKey::Id(want.volume.to_string()))?;
+    pub fn expand(&self, time: &CallTime, want: &Expand) -> Result<Volume> {
+        let guard = self.hold(time, VolumeKey::Id(want.volume.to_string()))?;
         let volume = time.observe_volume(&want.volume)?;
         match plan_growth(volume.size, &want.range, &self.limits).map_err(Error::SizeOutOfRange)? {
             None => Ok(volume),
-            Some(size) => self.ensure_size(&guard, &time, &want.volume, size),
+            Some(size) => self.ensure_size(&guard, time, &want.volume, size),
         }
     }
 
@@ -39,14 +38,32 @@ impl Controller {
     pub(super) fn ensure_size(&self, guard: &VolumeGuard, time: &CallTime, id: &VolumeId, size: Gib) -> Result<Volume> {
         let doing = format!("growing volume {id} to {size}");
         let mut pauses = time.retries();
+        let mut volume = time.observe_volume(id)?;
+        while volume.size < size {
+            match self.apply_resize(guard, time, &volume, size, &doing)? {
+                Ended::Completed => volume = self.await_size(time, id, size, &doing)?,
+                Ended::Errored => {
+                    time.pause(pauses.next_pause(), &doing, &"the volume does not have the size yet")?;
+                    volume = time.observe_volume(id)?;
+                }
+            }
+        }
+        Ok(volume)
+    }
+
+    /// Waits until a size that DigitalOcean says it has made is shown. Asked for again, it would be refused.
+    fn await_size(&self, time: &CallTime, id: &VolumeId, size: Gib, doing: &str) -> Result<Volume> {
+        let mut pauses = time.pauses();
         loop {
             let volume = time.observe_volume(id)?;
             if volume.size >= size {
                 return Ok(volume);
             }
-            if self.apply_resize(guard, time, &volume, size, &doing)? == Ended::Errored {
-                time.pause(pauses.next_pause(), &doing, &"the volume does not have the size yet")?;
-            }
+            time.pause(
+                pauses.next_pause(),
+                doing,
+                &"DigitalOcean's resize action completed, but the size does not show",
+            )?;
         }
     }
 

@@ -28,14 +28,27 @@ enum HolderPlan {
     LookAgain,
     /// It may be using the volume: leave it alone.
     Respect,
+    /// It does not have the volume, although it is listed.
+    Ignore,
 }
 
-/// Decides about the droplet that has the volume; none: DigitalOcean does not know it any more.
-fn plan_holder(holder: Option<&Droplet>, off_for: Option<Duration>, patience: Patience, takeover: bool) -> HolderPlan {
-    match holder.map(|droplet| &droplet.status) {
+/// What is known of the droplet that the volume is listed on.
+#[derive(Debug, Clone, Copy)]
+struct Sight<'a> {
+    /// None: DigitalOcean does not know it any more.
+    droplet: Option<&'a Droplet>,
+    off_for: Option<Duration>,
+    /// The volume was detached long enough ago, and the droplet's own record agrees.
+    is_contradicted: bool,
+}
+
+/// Decides about the droplet that the volume is listed on.
+fn plan_holder(sight: Sight<'_>, patience: Patience, takeover: bool) -> HolderPlan {
+    match sight.droplet.map(|droplet| &droplet.status) {
+        Some(_) | None if sight.is_contradicted => HolderPlan::Ignore,
         None => HolderPlan::Take,
         Some(_) if takeover => HolderPlan::Take,
-        Some(DropletStatus::Off | DropletStatus::Archive) => match off_for {
+        Some(DropletStatus::Off | DropletStatus::Archive) => match sight.off_for {
             Some(time) if time >= patience.off() => HolderPlan::Take,
             Some(_) | None => HolderPlan::LookAgain,
         },
@@ -68,7 +81,8 @@ impl Watch {
 }
 
 impl Controller {
-    /// Does the next step towards another droplet's letting go of the volume, or fails when that is not ours to do.
+    /// Does the next step towards another droplet's letting go of the volume, or fails when that is not ours to do; none:
+    /// it does not have the volume.
     pub(super) fn release_round(
         &self,
         guard: &VolumeGuard,
@@ -77,34 +91,41 @@ impl Controller {
         holder: DropletId,
         wanted: DropletId,
         watch: &mut Watch,
-    ) -> Result<Round> {
+    ) -> Result<Option<Round>> {
         watch.turn_to(holder);
         let why = format!("droplet {holder} has it");
         if watch.is_too_early(time.patience) {
-            return Ok(Round::Watch(why));
+            return Ok(Some(Round::Watch(why)));
         }
-        match self.observe_moves(time, &volume.id)? {
-            Moves::Running(action) => return Ok(Round::Await(action)),
+        let is_detached = match self.observe_moves(time, &volume.id)? {
+            Moves::Running(action) => return Ok(Some(Round::Await(action))),
             // The list of droplets lags behind; but it may also be the list of actions that does.
             Moves::Detached if watch.stale_since.get_or_insert_with(Instant::now).elapsed() < time.patience.shown() => {
-                return Ok(Round::Watch(format!("it has been detached, and droplet {holder} still shows")));
+                return Ok(Some(Round::Watch(format!("it has been detached, and droplet {holder} still shows"))));
             }
-            Moves::Detached | Moves::Attached | Moves::Unknown => {}
-        }
+            Moves::Detached => true,
+            Moves::Attached(_) | Moves::Unknown => false,
+        };
         let droplet = self.observe_droplet(time, holder)?;
-        let off_for = watch.off_since.map(|since| since.elapsed());
-        match plan_holder(droplet.as_ref(), off_for, time.patience, self.takeover) {
-            HolderPlan::Take => self.take(guard, time, volume, droplet.as_ref(), holder, wanted),
+        let droplet = droplet.as_ref();
+        let is_contradicted = is_detached && droplet.is_none_or(|droplet| !droplet.volumes.contains(&volume.id));
+        let sight = Sight { droplet, off_for: watch.off_since.map(|since| since.elapsed()), is_contradicted };
+        match plan_holder(sight, time.patience, self.takeover) {
+            HolderPlan::Ignore => {
+                warn!("volume={} is still listed on droplet={holder}, which does not have it", volume.id);
+                Ok(None)
+            }
+            HolderPlan::Take => self.take(guard, time, volume, droplet, holder, wanted).map(Some),
             HolderPlan::LookAgain => {
                 (watch.running_since, watch.off_since) = (None, Some(Instant::now()));
-                Ok(Round::Watch(format!("droplet {holder} has it and is not running")))
+                Ok(Some(Round::Watch(format!("droplet {holder} has it and is not running"))))
             }
             HolderPlan::Respect if watch.running_since.is_none() => {
                 (watch.running_since, watch.off_since) = (Some(Instant::now()), None);
-                Ok(Round::Watch(why))
+                Ok(Some(Round::Watch(why)))
             }
             HolderPlan::Respect => {
-                let name = droplet.map(|droplet| droplet.name).filter(|name| !name.is_empty());
+                let name = droplet.map(|droplet| droplet.name.clone()).filter(|name| !name.is_empty());
                 Err(Error::AttachedElsewhere {
                     volume: volume.id.clone(),
                     name: volume.name.clone(),
@@ -126,7 +147,7 @@ impl Controller {
         holder: DropletId,
         wanted: DropletId,
     ) -> Result<Round> {
-        let state = droplet.map_or_else(|| "gone".to_owned(), |droplet| format!("{:?}", droplet.status).to_lowercase());
+        let state = droplet.map_or("gone", |droplet| in_words(&droplet.status));
         warn!(
             "taking volume={} name={} from droplet={holder}, which is {state}, for droplet={wanted}",
             volume.id, volume.name
@@ -143,14 +164,30 @@ impl Controller {
         Ok(self.observe_droplet(time, droplet)?.is_some_and(|droplet| droplet.volumes.contains(id)))
     }
 
-    /// Reads a droplet; none: it does not exist.
+    /// Reads a droplet; none: it does not exist. That is believed only when it was not found twice, some time apart, as a
+    /// volume may be taken from a droplet that does not exist.
     pub(super) fn observe_droplet(&self, time: &CallTime, id: DropletId) -> Result<Option<Droplet>> {
         let doing = format!("reading droplet {id}");
-        match time.ask(&doing, Error::api(doing.clone()), |cloud| cloud.get_droplet(id)) {
+        let look = || match time.ask(&doing, Error::api(doing.clone()), |cloud| cloud.get_droplet(id)) {
             Ok(droplet) => Ok(Some(droplet)),
             Err(Error::Api { source, .. }) if plan_verdict(&source) == Verdict::Missing => Ok(None),
             Err(err) => Err(err),
+        };
+        if let Some(droplet) = look()? {
+            return Ok(Some(droplet));
         }
+        time.pause(time.patience.watch(), &doing, &"DigitalOcean does not find it")?;
+        look()
+    }
+}
+
+fn in_words(status: &DropletStatus) -> &str {
+    match status {
+        DropletStatus::New => "new",
+        DropletStatus::Active => "running",
+        DropletStatus::Off => "off",
+        DropletStatus::Archive => "archived",
+        DropletStatus::Other(word) => word,
     }
 }
 
@@ -182,8 +219,10 @@ mod tests {
         ];
         for (status, off_for, takeover, want) in table {
             let holder = status.clone().map(droplet);
-            let plan = plan_holder(holder.as_ref(), off_for, patience, takeover);
-            assert_eq!(plan, want, "{status:?} {off_for:?} {takeover}");
+            let sight = Sight { droplet: holder.as_ref(), off_for, is_contradicted: false };
+            assert_eq!(plan_holder(sight, patience, takeover), want, "{status:?} {off_for:?} {takeover}");
+            let contradicted = Sight { is_contradicted: true, ..sight };
+            assert_eq!(plan_holder(contradicted, patience, takeover), HolderPlan::Ignore, "{status:?}");
         }
     }
 }

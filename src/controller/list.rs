@@ -43,10 +43,10 @@ impl Controller {
     ///
     /// # Errors
     /// [`Error::BadPageToken`] for a start behind the end, [`Error::NotReady`], [`Error::OutOfTime`], [`Error::Api`].
-    pub fn list_volumes(&self, page: &Page) -> Result<Slice<Volume>> {
+    pub fn list_volumes(&self, time: &CallTime, page: &Page) -> Result<Slice<Volume>> {
         let region = self.own_droplet.region()?;
         let fetch = |cloud: &Cloud, at| cloud.list_volumes(Some(&region), at);
-        walk(&self.begin(), page, "listing volumes", fetch, |_| true)
+        walk(time, page, "listing volumes", fetch, |_| true)
     }
 
     /// Lists snapshots of the region, without those that only clones are made through.
@@ -56,33 +56,32 @@ impl Controller {
     ///
     /// # Errors
     /// As [`Controller::list_volumes`].
-    pub fn list_snapshots(&self, want: &ListSnapshots) -> Result<Slice<Snapshot>> {
+    pub fn list_snapshots(&self, time: &CallTime, want: &ListSnapshots) -> Result<Slice<Snapshot>> {
         match &want.which {
             // These have no second page, so no token for one was ever given out.
             Which::Nothing | Which::One(..) if want.page.offset > 0 => Err(bad_token(&want.page)),
             Which::Nothing => Ok(Slice::of(Vec::new())),
             Which::One(id, source) => {
-                let found = self.begin().observe_snapshot_if_there(id)?;
+                let found = time.observe_snapshot_if_there(id)?;
                 let is_of = |found: &Snapshot| source.is_none() || found.source == *source;
                 Ok(Slice::of(found.filter(is_of).into_iter().collect()))
             }
-            Which::Of(volume) => self.list_snapshots_of(volume, &want.page),
+            Which::Of(volume) => self.list_snapshots_of(time, volume, &want.page),
             Which::All => {
                 let region = self.own_droplet.region()?;
                 let keep = |found: &Snapshot| found.regions.contains(&region) && !is_temporary(found);
-                walk(&self.begin(), &want.page, "listing snapshots", Cloud::list_snapshots, keep)
+                walk(time, &want.page, "listing snapshots", Cloud::list_snapshots, keep)
             }
         }
     }
 
-    fn list_snapshots_of(&self, volume: &VolumeId, page: &Page) -> Result<Slice<Snapshot>> {
-        let time = self.begin();
+    fn list_snapshots_of(&self, time: &CallTime, volume: &VolumeId, page: &Page) -> Result<Slice<Snapshot>> {
         let doing = format!("listing the snapshots of volume {volume}");
         let fetch = |cloud: &Cloud, at| cloud.list_snapshots_of(volume, at);
-        match walk(&time, page, &doing, fetch, |found| !is_temporary(found)) {
+        match walk(time, page, &doing, fetch, |found| !is_temporary(found)) {
             Err(Error::Api { source, .. }) if source.kind() == ApiErrorKind::NotFound => {
                 let keep = |found: &Snapshot| found.source.as_ref() == Some(volume) && !is_temporary(found);
-                walk(&time, page, &doing, Cloud::list_snapshots, keep)
+                walk(time, page, &doing, Cloud::list_snapshots, keep)
             }
             listed => listed,
         }

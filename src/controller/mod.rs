@@ -41,6 +41,7 @@ pub mod usage;
 pub mod verdict;
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use crate::cloud::Cloud;
 use crate::cloud::error::ApiError;
@@ -114,13 +115,14 @@ impl Controller {
     ///
     /// # Errors
     /// [`Error::NotFound`] when there is none, [`Error::OutOfTime`] or [`Error::Api`] when DigitalOcean does not tell.
-    pub fn find_volume(&self, id: &VolumeId) -> Result<Volume> {
-        self.begin().observe_volume(id)
+    pub fn find_volume(&self, time: &CallTime, id: &VolumeId) -> Result<Volume> {
+        time.observe_volume(id)
     }
 
-    /// Starts the clock of one call.
-    fn begin(&self) -> CallTime {
-        CallTime::start(&self.cloud, self.patience)
+    /// The time of a call that came then, whatever it has done since.
+    #[must_use]
+    pub fn time_of_call(&self, came: Instant) -> CallTime {
+        CallTime::since(came, &self.cloud, self.patience)
     }
 
     /// Locks a volume for a call whose caller is better off asking again than waiting long.

@@ -2,10 +2,12 @@
 //!
 //! Owns the loop that ends only when the volume has been seen with the tags that are wanted and without the others.
 
+use std::mem;
+
 use log::{info, warn};
 
 use super::Controller;
-use super::time::{CallTime, Pauses};
+use super::time::CallTime;
 use super::verdict::{Verdict, plan_verdict};
 use crate::cloud::tag::Tag;
 use crate::error::{Error, Result};
@@ -23,7 +25,7 @@ enum Change<'a> {
 
 /// What is still to be done.
 fn plan_changes<'a>(have: &[String], want: &'a TagChange) -> Vec<Change<'a>> {
-    let has = |tag: &Tag| have.iter().any(|have| have == tag.as_str());
+    let has = |tag: &Tag| have.iter().any(|have| tag.is(have));
     let put = want.put.iter().filter(|tag| !has(tag)).map(Change::Put);
     let remove = want.remove.iter().filter(|tag| has(tag)).map(Change::Remove);
     put.chain(remove).collect()
@@ -36,33 +38,29 @@ impl Controller {
     ///
     /// # Errors
     /// [`Error::NotFound`], [`Error::OutOfTime`], [`Error::Api`].
-    pub fn modify(&self, want: &Modify) -> Result<()> {
-        let time = self.begin();
-        let guard = self.hold(&time, VolumeKey::Id(want.volume.to_string()))?;
+    pub fn modify(&self, time: &CallTime, want: &Modify) -> Result<()> {
+        let guard = self.hold(time, VolumeKey::Id(want.volume.to_string()))?;
         let doing = format!("changing the tags of volume {}", want.volume);
         let mut pauses = time.retries();
+        let mut is_first = true;
         loop {
             let volume = time.observe_volume(&want.volume)?;
             let changes = plan_changes(&volume.tags, &want.tags);
             if changes.is_empty() {
                 return Ok(());
             }
+            if !mem::take(&mut is_first) {
+                time.pause(pauses.next_pause(), &doing, &"the volume does not show the tags as they are wanted")?;
+            }
             for change in changes {
-                apply_change(&guard, &time, &volume.id, change, &doing, &mut pauses)?;
+                apply_change(&guard, time, &volume.id, change, &doing)?;
             }
         }
     }
 }
 
-/// Makes one change. What leaves it open whether it was made is waited out; the caller reads the volume again.
-fn apply_change(
-    _guard: &VolumeGuard,
-    time: &CallTime,
-    id: &VolumeId,
-    change: Change<'_>,
-    doing: &str,
-    pauses: &mut Pauses,
-) -> Result<()> {
+/// Makes one change. What leaves it open whether it was made is no error; the caller reads the volume again.
+fn apply_change(_guard: &VolumeGuard, time: &CallTime, id: &VolumeId, change: Change<'_>, doing: &str) -> Result<()> {
     let outcome = match change {
         Change::Put(tag) => {
             time.cloud.tag_volume(id, tag).inspect(|()| info!("tagged volume={id} tag={}", tag.as_str()))
@@ -76,7 +74,10 @@ fn apply_change(
         // What is missing is the volume, which reading it will tell, or a tag that somebody deletes at this moment.
         Verdict::Busy | Verdict::Unclear | Verdict::Conflict | Verdict::Missing => {
             warn!("tags unclear, reading the volume again doing={doing}: {err}");
-            time.pause(pauses.after(&err), doing, &err)
+            match err.wait() {
+                Some(wait) => time.pause(wait, doing, &err),
+                None => Ok(()),
+            }
         }
         Verdict::OutOfTime => Err(time.out_of_time(doing, err.to_string())),
         Verdict::Odd | Verdict::Limit | Verdict::Refused => Err(Error::Api { doing: doing.to_owned(), source: err }),
@@ -95,5 +96,6 @@ mod tests {
         let (b, c) = (&want.put[1], &want.remove[0]);
         assert_eq!(plan_changes(&have(&["a", "c", "x"]), &want), [Change::Put(b), Change::Remove(c)]);
         assert_eq!(plan_changes(&have(&["a", "b", "x"]), &want), []);
+        assert_eq!(plan_changes(&have(&["A", "B", "D"]), &want), [Change::Remove(&want.remove[1])]);
     }
 }

@@ -4,24 +4,23 @@
 //! droplet, or when it is certain that it cannot get there. Error texts decide nothing here: after each of them the volume
 //! is read again. What to do about another droplet that has the volume is in `holder`.
 
-use std::mem;
 use std::time::Instant;
 
 use log::{info, warn};
 
 use super::Controller;
-use super::action::{Ended, Moves, await_action};
+use super::action::{Ended, Moves, Waits, await_action};
 use super::holder::Watch;
 use super::time::{CallTime, Pauses};
 use super::verdict::{Verdict, plan_verdict};
 use crate::cloud::action::Action;
-use crate::cloud::error::ApiError;
+use crate::cloud::error::{ApiError, ApiErrorKind};
 use crate::cloud::pace::ActionKind;
 use crate::cloud::volume::Volume;
 use crate::error::{Error, Result, Thing};
-use crate::id::{DropletId, VolumeId};
+use crate::id::{ActionId, DropletId, VolumeId};
 use crate::lock::VolumeGuard;
-use crate::request::controller::{DetachFrom, Publish};
+use crate::request::controller::Publish;
 
 /// What a volume's attachment calls for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,11 +43,18 @@ fn plan_attach(droplets: &[DropletId], want: DropletId) -> AttachPlan {
     }
 }
 
+/// A volume where it should be, and the action that brought it there, as far as DigitalOcean tells.
+#[derive(Debug)]
+pub(super) struct Seen {
+    pub(super) volume: Volume,
+    pub(super) by: Option<ActionId>,
+}
+
 /// How one look at the volume, and what was done about it, ended.
 #[derive(Debug)]
 pub(super) enum Round {
     /// The volume has been seen where it should be.
-    Done(Volume),
+    Done(Seen),
     /// Something has changed: look again at once.
     Again,
     /// Nothing more can be done now, for this reason: look again after a pause, each longer than the last.
@@ -63,10 +69,10 @@ pub(super) enum Round {
 #[derive(Debug)]
 enum Tried {
     /// DigitalOcean says that it is done.
-    Completed,
+    Completed(ActionId),
     /// DigitalOcean says that it failed.
     Errored,
-    /// It is open whether it had an effect, or somebody else was faster.
+    /// It is open whether it had an effect, or somebody else was faster, or why it was refused.
     Open(ApiError),
     /// DigitalOcean refuses it, if the volume is not there already.
     Refused(Error),
@@ -76,12 +82,21 @@ enum Tried {
 #[derive(Debug)]
 struct Course {
     pauses: Pauses,
+    looks: Pauses,
+    waits: Waits,
     /// An attach, this call's or another's, may be on its way.
     is_contested: bool,
     /// Since when the list of droplets has been contradicting the actions.
     stale_since: Option<Instant>,
     refusal: Option<Error>,
     watch: Watch,
+}
+
+impl Course {
+    /// Whether the list of droplets contradicts the actions for no longer than such a list lags behind.
+    fn is_fresh(&mut self, time: &CallTime) -> bool {
+        self.stale_since.get_or_insert_with(Instant::now).elapsed() < time.patience.shown()
+    }
 }
 
 impl Controller {
@@ -93,15 +108,16 @@ impl Controller {
     /// [`Error::NotFound`] for a volume or droplet that does not exist, [`Error::AttachedElsewhere`] when a running
     /// droplet has it, [`Error::Mismatch`] when it is there for another use, [`Error::AttachLimit`], [`Error::NotYet`] when the call's
     /// time was used up by waiting.
-    pub fn publish(&self, want: &Publish) -> Result<Volume> {
-        let time = self.begin();
-        self.ensure_attached(&time, want).map_err(Error::or_not_yet)
+    pub fn publish(&self, time: &CallTime, want: &Publish) -> Result<Volume> {
+        self.ensure_attached(time, want).map_err(Error::or_not_yet)
     }
 
     fn ensure_attached(&self, time: &CallTime, want: &Publish) -> Result<Volume> {
         let doing = attaching(&want.volume, want.droplet);
         let mut course = Course {
             pauses: time.retries(),
+            looks: time.looks(),
+            waits: Waits::new(time),
             is_contested: false,
             stale_since: None,
             refusal: None,
@@ -110,18 +126,20 @@ impl Controller {
         loop {
             let guard = self.hold_in_line(time, &want.volume)?;
             let round = self.attach_round(&guard, time, want, &mut course)?;
-            if let Round::Done(volume) = round {
-                self.settle_usage(&guard, want, &volume)?;
-                self.ensure_tagged(&guard, time, &volume)?;
-                return Ok(volume);
+            if let Round::Done(seen) = round {
+                self.settle_usage(&guard, want, &seen)?;
+                self.apply_tag(&guard, time, &seen.volume);
+                return Ok(seen.volume);
             }
             // The call that makes the volume free must not wait for this one, which waits for that.
             drop(guard);
             match round {
                 Round::Done(_) | Round::Again => {}
                 Round::Pause(why) => time.pause(course.pauses.next_pause(), &doing, &why)?,
-                Round::Watch(why) => time.pause(time.patience.watch(), &doing, &why)?,
-                Round::Await(action) => self.await_foreign(time, &want.volume, &action, &doing)?,
+                Round::Watch(why) => time.pause(course.looks.next_pause(), &doing, &why)?,
+                Round::Await(action) => {
+                    self.await_foreign(time, &want.volume, &action, &mut course.waits, &doing)?;
+                }
             }
         }
     }
@@ -130,20 +148,22 @@ impl Controller {
         let volume = time.observe_volume(&want.volume)?;
         match plan_attach(&volume.droplets, want.droplet) {
             AttachPlan::Here => self.confirm_here(guard, time, volume, want, course),
-            AttachPlan::Attach => {
-                self.usages.unpublished(&want.volume, DetachFrom::Anywhere);
-                self.attach_free(guard, time, want, course)
-            }
+            AttachPlan::Attach => self.attach_free(guard, time, want, course),
             AttachPlan::Elsewhere(holder) => {
-                course.refusal = None;
-                self.release_round(guard, time, &volume, holder, want.droplet, &mut course.watch)
+                match self.release_round(guard, time, &volume, holder, want.droplet, &mut course.watch)? {
+                    Some(round) => {
+                        course.refusal = None;
+                        Ok(round)
+                    }
+                    None => self.attach_free(guard, time, want, course),
+                }
             }
         }
     }
 
     /// Believes in an attachment that this call did not make, or does not. It may be on its way out, as a detach shows only
-    /// at its end; and when the last that was carried out was a detach, the list of droplets lags, unless it goes on for
-    /// long and the droplet says so too.
+    /// at its end. When the last move was a detach, or an attach that may have gone anywhere, the list of droplets may be
+    /// old: then the droplet has to say so too.
     fn confirm_here(
         &self,
         guard: &VolumeGuard,
@@ -152,32 +172,46 @@ impl Controller {
         want: &Publish,
         course: &mut Course,
     ) -> Result<Round> {
-        match self.observe_moves(time, &volume.id)? {
+        let by = match self.observe_moves(time, &volume.id)? {
             Moves::Running(action) => return Ok(Round::Await(action)),
-            Moves::Attached | Moves::Unknown => return Ok(Round::Done(volume)),
-            Moves::Detached => {}
+            Moves::Unknown => return Ok(Round::Done(Seen { volume, by: None })),
+            Moves::Attached(action) if self.usages.attached_by(&volume.id, want.droplet) == Some(action) => {
+                return Ok(Round::Done(Seen { volume, by: Some(action) }));
+            }
+            Moves::Attached(action) => Some(action),
+            Moves::Detached => None,
+        };
+        let is_fresh = course.is_fresh(time);
+        // The droplet's own record lags as well, so right after a detach it proves nothing.
+        let may_prove = by.is_some() || !is_fresh;
+        if may_prove && self.has_volume(time, want.droplet, &volume.id)? {
+            return Ok(Round::Done(Seen { volume, by }));
         }
-        if course.stale_since.get_or_insert_with(Instant::now).elapsed() < time.patience.shown() {
-            return Ok(Round::Pause("it has been detached, and the attachment still shows".to_owned()));
-        }
-        if self.has_volume(time, want.droplet, &volume.id)? {
-            return Ok(Round::Done(volume));
+        if is_fresh {
+            return Ok(Round::Pause(format!(
+                "droplet {} is listed, and what else is known contradicts it",
+                want.droplet
+            )));
         }
         self.attach_free(guard, time, want, course)
     }
 
     /// Attaches a volume that is nowhere.
     fn attach_free(&self, guard: &VolumeGuard, time: &CallTime, want: &Publish, course: &mut Course) -> Result<Round> {
-        if mem::take(&mut course.is_contested)
-            && let Moves::Running(action) = self.observe_moves(time, &want.volume)?
-        {
-            return Ok(Round::Await(action));
+        if course.is_contested {
+            match self.observe_moves(time, &want.volume)? {
+                Moves::Running(action) => return Ok(Round::Await(action)),
+                Moves::Attached(_) if course.is_fresh(time) => {
+                    return Ok(Round::Pause("it has been attached, and that does not show".to_owned()));
+                }
+                Moves::Attached(_) | Moves::Detached | Moves::Unknown => course.is_contested = false,
+            }
         }
         if let Some(refusal) = course.refusal.take() {
             return Err(refusal);
         }
         match self.apply_attach(guard, time, want)? {
-            Tried::Completed => self.await_shown(guard, time, want, course),
+            Tried::Completed(action) => self.await_shown(guard, time, want, action, course),
             Tried::Errored => Ok(Round::Pause("DigitalOcean's attach action errored".to_owned())),
             Tried::Open(err) => {
                 warn!(
@@ -196,18 +230,28 @@ impl Controller {
     }
 
     /// Reads back what a completed attach has brought about. The guard is kept meanwhile: who waits for the volume to
-    /// detach it comes after this call's answer, not between attach and answer.
-    fn await_shown(&self, _guard: &VolumeGuard, time: &CallTime, want: &Publish, course: &mut Course) -> Result<Round> {
+    /// detach it comes after this call's answer, not between attach and answer. When the list of droplets stays old, the
+    /// droplet's own record is proof enough.
+    fn await_shown(
+        &self,
+        _guard: &VolumeGuard,
+        time: &CallTime,
+        want: &Publish,
+        action: ActionId,
+        course: &mut Course,
+    ) -> Result<Round> {
         let (since, mut pauses) = (Instant::now(), time.pauses());
         loop {
             let volume = time.observe_volume(&want.volume)?;
             match plan_attach(&volume.droplets, want.droplet) {
-                AttachPlan::Here => return Ok(Round::Done(volume)),
-                AttachPlan::Elsewhere(_) => return Ok(Round::Again),
-                AttachPlan::Attach => {}
+                AttachPlan::Here => return Ok(Round::Done(Seen { volume, by: Some(action) })),
+                AttachPlan::Elsewhere(_) | AttachPlan::Attach => {}
             }
             let why = "DigitalOcean's attach action completed, but the attachment does not show";
             if since.elapsed() > time.patience.shown() {
+                if self.has_volume(time, want.droplet, &want.volume)? {
+                    return Ok(Round::Done(Seen { volume, by: Some(action) }));
+                }
                 course.is_contested = true;
                 return Ok(Round::Pause(why.to_owned()));
             }
@@ -227,7 +271,7 @@ impl Controller {
                     return Ok(match await_action(time, &self.pace, id, ActionKind::Attach, &action, &doing)? {
                         Ended::Completed => {
                             info!("attached volume={id} droplet={droplet} action={}", action.id);
-                            Tried::Completed
+                            Tried::Completed(action.id)
                         }
                         Ended::Errored => Tried::Errored,
                     });
@@ -240,24 +284,32 @@ impl Controller {
                 Verdict::Missing | Verdict::Odd if self.observe_droplet(time, droplet)?.is_none() => {
                     return Err(Error::NotFound(Thing::Droplet(droplet.to_string())));
                 }
-                // The droplet is there, so it is the volume that is gone, which reading it will tell.
-                Verdict::Missing => return Ok(Tried::Open(err)),
-                Verdict::Limit => {
-                    return Ok(Tried::Refused(Error::AttachLimit { droplet, volume: id.clone() }));
-                }
+                // The droplet is there. Whether it is the volume that is gone, reading it will tell; a refusal in words that
+                // are not known may be over in a while, and a call that ends with them is repeated.
+                Verdict::Missing | Verdict::Odd => return Ok(Tried::Open(err)),
+                Verdict::Limit => return Ok(Tried::Refused(limit(want, doing, err))),
                 Verdict::OutOfTime => return Err(time.out_of_time(&doing, err.to_string())),
-                Verdict::Odd | Verdict::Refused => return Ok(Tried::Refused(Error::Api { doing, source: err })),
+                Verdict::Refused => return Ok(Tried::Refused(Error::Api { doing, source: err })),
             }
         }
     }
 
-    /// Puts the operator's tag on a volume that does not have it.
-    fn ensure_tagged(&self, _guard: &VolumeGuard, time: &CallTime, volume: &Volume) -> Result<()> {
-        let Some(tag) = self.tag.as_ref().filter(|tag| !volume.tags.iter().any(|have| have == tag.as_str())) else {
-            return Ok(());
-        };
-        let doing = format!("tagging volume {}", volume.id);
-        time.ask(&doing, Error::api(doing.clone()), |cloud| cloud.tag_volume(&volume.id, tag))
+    /// Puts the operator's tag on a volume that does not have it. The volume is attached by now, so what goes wrong with
+    /// the tag is no failure of the call; the next one tries again.
+    fn apply_tag(&self, _guard: &VolumeGuard, time: &CallTime, volume: &Volume) {
+        let Some(tag) = self.tag.as_ref().filter(|tag| !volume.tags.iter().any(|have| tag.is(have))) else { return };
+        if let Err(err) = time.cloud.tag_volume(&volume.id, tag) {
+            warn!("not tagged volume={} tag={}: {err}", volume.id, tag.as_str());
+        }
+    }
+}
+
+/// The droplet's limit, or one of the account.
+fn limit(want: &Publish, doing: String, err: ApiError) -> Error {
+    if err.kind() == ApiErrorKind::AttachLimit {
+        Error::AttachLimit { droplet: want.droplet, volume: want.volume.clone() }
+    } else {
+        Error::AccountLimit { doing, source: err }
     }
 }
 

@@ -10,7 +10,7 @@ use log::{info, warn};
 
 use super::Controller;
 use super::name::plan_name;
-use super::time::CallTime;
+use super::time::{CallTime, DOES_NOT_SHOW};
 use super::verdict::{Verdict, plan_verdict};
 use crate::cloud::error::{ApiError, ApiErrorKind};
 use crate::cloud::page::{Listed, Page};
@@ -43,31 +43,29 @@ impl Controller {
     /// # Errors
     /// [`Error::NotFound`] when there is no such volume, [`Error::Mismatch`] when another volume has a snapshot of that
     /// name, [`Error::SnapshotTooSoon`], [`Error::AccountLimit`], [`Error::OutOfTime`].
-    pub fn create_snapshot(&self, want: &CreateSnapshot) -> Result<Snapshot> {
-        let time = self.begin();
-        let guard = self.hold(&time, VolumeKey::Name(format!("{} (a snapshot)", want.name)))?;
+    pub fn create_snapshot(&self, time: &CallTime, want: &CreateSnapshot) -> Result<Snapshot> {
+        let guard = self.hold(time, VolumeKey::Name(format!("{} (a snapshot)", want.name)))?;
         let name = plan_name(&want.name);
         let new = NewSnapshot { volume: &want.source, name: &name, tags: &want.tags, may_share_name: false };
-        self.ensure_snapshot(&guard, &time, new, |_| true)
+        self.ensure_snapshot(&guard, time, new, |_| true)
     }
 
     /// Deletes a snapshot. One that does not exist, or an id that cannot be one, is deleted already.
     ///
     /// # Errors
     /// [`Error::Precondition`] when DigitalOcean says that it is in use, [`Error::OutOfTime`], [`Error::Api`].
-    pub fn delete_snapshot(&self, id: &str) -> Result<()> {
+    pub fn delete_snapshot(&self, time: &CallTime, id: &str) -> Result<()> {
         let Ok(id) = SnapshotId::parse(id) else { return Ok(()) };
-        let time = self.begin();
-        let guard = self.hold(&time, VolumeKey::Id(id.to_string()))?;
-        self.ensure_snapshot_deleted(&guard, &time, &id)
+        let guard = self.hold(time, VolumeKey::Id(id.to_string()))?;
+        self.ensure_snapshot_deleted(&guard, time, &id)
     }
 
     /// Reads a snapshot.
     ///
     /// # Errors
     /// [`Error::NotFound`], [`Error::OutOfTime`], [`Error::Api`].
-    pub fn find_snapshot(&self, id: &SnapshotId) -> Result<Snapshot> {
-        let found = self.begin().observe_snapshot_if_there(id)?;
+    pub fn find_snapshot(&self, time: &CallTime, id: &SnapshotId) -> Result<Snapshot> {
+        let found = time.observe_snapshot_if_there(id)?;
         found.ok_or_else(|| Error::NotFound(Thing::Snapshot(id.to_string())))
     }
 
@@ -159,14 +157,15 @@ impl CallTime {
 
     /// Reads a snapshot that has just been taken and may take a moment to be shown.
     fn observe_new_snapshot(&self, id: &SnapshotId) -> Result<Snapshot> {
+        let doing = format!("taking snapshot {id}");
         let (since, mut pauses) = (Instant::now(), self.pauses());
         loop {
             match self.observe_snapshot_if_there(id)? {
                 Some(snapshot) => return Ok(snapshot),
                 None if since.elapsed() > self.patience.shown() => {
-                    return Err(Error::NotFound(Thing::Snapshot(id.to_string())));
+                    return Err(self.out_of_time(&doing, DOES_NOT_SHOW));
                 }
-                None => self.pause(pauses.next_pause(), &format!("taking snapshot {id}"), &"it does not show yet")?,
+                None => self.pause(pauses.next_pause(), &doing, &DOES_NOT_SHOW)?,
             }
         }
     }

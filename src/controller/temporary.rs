@@ -169,7 +169,7 @@ fn observe_temporary(cloud: &Cloud) -> ApiResult<Vec<Snapshot>> {
 /// Whether a snapshot is one that this driver took to make a clone.
 #[must_use]
 pub fn is_temporary(snapshot: &Snapshot) -> bool {
-    is_clone_name(&snapshot.name) && snapshot.tags.iter().any(|tag| tag == TAG)
+    is_clone_name(&snapshot.name) && snapshot.tags.iter().any(|tag| tag.eq_ignore_ascii_case(TAG))
 }
 
 /// How old a snapshot is; none when that cannot be told. One from the future, by this machine's clock, is new.

@@ -14,6 +14,9 @@ use crate::cloud::{ApiResult, Cloud};
 use crate::error::{Error, Result, Thing};
 use crate::id::VolumeId;
 
+/// What is said of something that DigitalOcean has just made, and does not find.
+pub(super) const DOES_NOT_SHOW: &str = "DigitalOcean has made it, and it does not show";
+
 /// How long a call waits for what. Every wait is a part of the call's budget, so that they fit into it together and tests
 /// can shrink them all at once; the comments say what comes of the budget of 100 s that a call has by default.
 #[derive(Debug, Clone, Copy)]
@@ -44,10 +47,15 @@ impl Patience {
         self.0 / 20
     }
 
-    /// 1 s: between two looks at a volume whose state is about to change.
+    /// 1 s: until what DigitalOcean did not find is looked for again.
     #[must_use]
     pub fn watch(self) -> Duration {
         self.0 / 100
+    }
+
+    /// 1 s and 4 s: the first and the longest pause between looks at a droplet that has the volume.
+    fn looks(self) -> (Duration, Duration) {
+        (self.0 / 100, self.0 / 25)
     }
 
     /// 10 s: until a droplet that is off, or archived, is believed to stay so; a reboot passes through `off`.
@@ -104,10 +112,9 @@ pub struct CallTime {
 }
 
 impl CallTime {
-    /// Starts the clock.
+    /// The time of a call that came then.
     #[must_use]
-    pub fn start(cloud: &Cloud, patience: Patience) -> CallTime {
-        let started = Instant::now();
+    pub fn since(started: Instant, cloud: &Cloud, patience: Patience) -> CallTime {
         let deadline = started + patience.call();
         CallTime { cloud: cloud.until(deadline), patience, started, deadline, has_failed_before: false }
     }
@@ -135,6 +142,13 @@ impl CallTime {
     #[must_use]
     pub fn pauses(&self) -> Pauses {
         let (next, longest) = self.patience.pauses();
+        Pauses { next, longest }
+    }
+
+    /// Growing pauses between looks at what only somebody else can change.
+    #[must_use]
+    pub fn looks(&self) -> Pauses {
+        let (next, longest) = self.patience.looks();
         Pauses { next, longest }
     }
 
@@ -215,16 +229,17 @@ impl CallTime {
     /// As [`CallTime::observe_volume`], for a volume that has just been created and may take a moment to be shown.
     ///
     /// # Errors
-    /// [`Error::NotFound`] when it is not shown for too long, [`Error::OutOfTime`] or [`Error::Api`].
+    /// [`Error::OutOfTime`] also when it is not shown for too long, or [`Error::Api`].
     pub fn observe_new_volume(&self, id: &VolumeId) -> Result<Volume> {
+        let doing = format!("creating volume {id}");
         let (since, mut pauses) = (Instant::now(), self.pauses());
         loop {
             match self.observe_volume_if_there(id)? {
                 Some(volume) => return Ok(volume),
                 None if since.elapsed() > self.patience.shown() => {
-                    return Err(Error::NotFound(Thing::Volume(id.to_string())));
+                    return Err(self.out_of_time(&doing, DOES_NOT_SHOW));
                 }
-                None => self.pause(pauses.next_pause(), &format!("creating volume {id}"), &"it does not show yet")?,
+                None => self.pause(pauses.next_pause(), &doing, &DOES_NOT_SHOW)?,
             }
         }
     }

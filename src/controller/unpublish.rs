@@ -1,23 +1,25 @@
 //! Detaching a volume from a droplet, so that it is not there when the call says so.
 //!
 //! Owns the loop that ends only when the volume has been seen not to be on the droplet, or not to exist. The detach is
-//! sent first, without a look: it is right in almost every case, and DigitalOcean refuses it harmlessly in the others. Once
-//! DigitalOcean has carried one out, no second one is sent: the volume may be in use there again by then.
+//! sent first, without a look: it is right in almost every case, and DigitalOcean refuses it harmlessly in the others. A
+//! second one is sent only when the first has certainly had no effect: once DigitalOcean has carried one out, the volume
+//! may be in use there again.
 
 use std::time::Instant;
 
 use log::{info, warn};
 
 use super::Controller;
-use super::action::{Ended, Moves, await_action};
+use super::action::{Ended, Moves, Waits, await_action, is_detach};
 use super::setback::Pair;
 use super::time::CallTime;
 use super::verdict::{Verdict, plan_verdict};
-use crate::cloud::error::ApiError;
+use crate::cloud::action::Action;
+use crate::cloud::error::{ApiError, ApiErrorKind};
 use crate::cloud::pace::ActionKind;
 use crate::cloud::volume::Volume;
 use crate::error::{Error, Result};
-use crate::id::{DropletId, VolumeId};
+use crate::id::{ActionId, DropletId, VolumeId};
 use crate::lock::{Locked, VolumeGuard, VolumeKey};
 use crate::request::controller::{DetachFrom, Unpublish};
 
@@ -32,6 +34,96 @@ pub(super) enum Sent {
     Refused(ApiError),
     /// It is open whether it had an effect.
     Open(ApiError),
+}
+
+/// What is known when a detach was sent and has not been seen to be carried out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Facts {
+    /// Which droplets the volume lists.
+    listing: Listing,
+    /// What its actions say.
+    moves: Moves,
+    /// The attach that the detach was meant for, as far as it is known.
+    meant: Option<ActionId>,
+    /// How long the call has been trying.
+    age: Age,
+}
+
+/// How long a call has been trying to detach a volume.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Age {
+    /// This was the first detach.
+    First,
+    /// One was sent before.
+    Repeated,
+    /// So long that what was attached before it would be shown by now.
+    Late,
+}
+
+/// Which droplets a volume lists.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Listing {
+    Here,
+    Elsewhere,
+    Nowhere,
+}
+
+/// What follows from the facts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Next {
+    /// The volume is not on the droplet.
+    Done,
+    /// It has been detached; wait until that shows.
+    AwaitShown,
+    /// An action is running: wait for it.
+    Await(Action),
+    /// The volume and the droplet keep their records apart: when the droplet's has no volume, there is none.
+    AskDroplet,
+    /// Nothing was detached: send it again.
+    Again,
+    /// It may have been detached, and attached again since: neither may another detach be sent, nor is it done.
+    Open,
+}
+
+/// Decides what a detach that has not been seen to be carried out calls for.
+fn plan_next(sent: &Sent, facts: &Facts) -> Next {
+    if let Moves::Running(action) = &facts.moves {
+        return Next::Await(action.clone());
+    }
+    let is_shown = facts.listing == Listing::Here;
+    match facts.moves {
+        Moves::Detached | Moves::Unknown if !is_shown => return Next::Done,
+        Moves::Detached if !sent.proves_nothing_attached() => return Next::AwaitShown,
+        Moves::Running(_) | Moves::Detached | Moves::Attached(_) | Moves::Unknown => {}
+    }
+    let is_another = facts.meant.is_some() && facts.meant != facts.moves.attach();
+    match (sent, facts.listing) {
+        (_, Listing::Elsewhere) => Next::Done,
+        (sent, Listing::Nowhere) if sent.proves_nothing_attached() => Next::Done,
+        (sent, Listing::Here) if sent.proves_nothing_attached() => Next::AskDroplet,
+        (Sent::Open(_), Listing::Here | Listing::Nowhere) if is_another => Next::Open,
+        (_, Listing::Here | Listing::Nowhere) if facts.age == Age::Late => Next::AskDroplet,
+        (_, Listing::Here) if facts.age == Age::Repeated => Next::AskDroplet,
+        (_, Listing::Here | Listing::Nowhere) => Next::Again,
+    }
+}
+
+impl Sent {
+    /// Whether DigitalOcean said that the volume is not attached to the droplet; no other refusal says so.
+    fn proves_nothing_attached(&self) -> bool {
+        match self {
+            Sent::Refused(err) => err.kind() == ApiErrorKind::AttachmentNotFound,
+            Sent::Completed | Sent::Errored | Sent::Open(_) => false,
+        }
+    }
+
+    fn in_words(&self) -> String {
+        match self {
+            Sent::Refused(err) | Sent::Open(err) => err.to_string(),
+            Sent::Completed => "DigitalOcean's detach action completed".to_owned(),
+            Sent::Errored => "DigitalOcean's detach action errored".to_owned(),
+        }
+    }
 }
 
 /// What to do while DigitalOcean says that the droplet is busy.
@@ -52,8 +144,7 @@ impl Controller {
     /// [`Error::OutOfTime`] when the volume was still there at the end of the call, [`Error::Api`] when DigitalOcean
     /// refuses for good, [`Error::Locked`] at once when two calls like this one are running already. Calls that keep
     /// failing are answered later and later, so that a caller that repeats them in a hot loop does not use up the quota.
-    pub fn unpublish(&self, want: &Unpublish) -> Result<()> {
-        let time = self.begin();
+    pub fn unpublish(&self, time: CallTime, want: &Unpublish) -> Result<()> {
         let droplet = match want.from {
             DetachFrom::Droplet(droplet) => Some(droplet),
             DetachFrom::Anywhere => None,
@@ -87,7 +178,7 @@ impl Controller {
     }
 
     fn ensure_detached_everywhere(&self, guard: &VolumeGuard, time: &CallTime, id: &VolumeId) -> Result<()> {
-        let (stale_since, mut pauses) = (Instant::now(), time.retries());
+        let (stale_since, mut pauses, mut waits) = (Instant::now(), time.retries(), Waits::new(time));
         loop {
             let Some(volume) = time.observe_volume_if_there(id)? else { return Ok(()) };
             if !volume.droplets.is_empty() {
@@ -96,47 +187,75 @@ impl Controller {
             }
             let doing = format!("detaching volume {id}");
             match self.observe_moves_if_there(time, id)? {
-                Moves::Running(action) => self.await_foreign(time, id, &action, &doing)?,
-                Moves::Attached if stale_since.elapsed() < time.patience.shown() => {
+                Moves::Running(action) => {
+                    self.await_foreign(time, id, &action, &mut waits, &doing)?;
+                }
+                Moves::Attached(_) if stale_since.elapsed() < time.patience.shown() => {
                     time.pause(pauses.next_pause(), &doing, &"it has been attached, and that does not show")?;
                 }
-                Moves::Attached | Moves::Detached | Moves::Unknown => return Ok(()),
+                Moves::Attached(_) | Moves::Detached | Moves::Unknown => return Ok(()),
             }
         }
     }
 
     fn ensure_detached(&self, guard: &VolumeGuard, time: &CallTime, id: &VolumeId, droplet: DropletId) -> Result<()> {
-        let doing = detaching(id, droplet);
+        let mut meant = self.usages.attached_by(id, droplet);
         let mut pauses = time.retries();
+        let (begun, mut age) = (Instant::now(), Age::First);
         loop {
             let sent = self.apply_detach(guard, time, id, droplet, WhenBusy::Wait)?;
-            let Some(volume) = time.observe_volume_if_there(id)? else { return Ok(()) };
-            if matches!(sent, Sent::Completed) {
-                return self.await_not_shown(time, volume, droplet);
-            }
-            let is_shown = volume.is_attached_to(droplet);
-            let is_refused = matches!(sent, Sent::Refused(_));
-            if is_refused || !is_shown {
-                match self.observe_moves_if_there(time, id)? {
-                    // An attach that is still running shows nothing yet, and would be there a moment after this answer.
-                    Moves::Running(action) => {
-                        self.await_foreign(time, id, &action, &doing)?;
-                        continue;
-                    }
-                    // Nothing shows, but that may lag behind an attach. Only a refusal tells that there is nothing.
-                    Moves::Attached if !is_refused => {}
-                    Moves::Attached | Moves::Detached | Moves::Unknown if !is_shown => return Ok(()),
-                    Moves::Attached | Moves::Detached | Moves::Unknown => {}
-                }
-            }
-            if is_shown && is_refused && self.is_without(time, droplet, id)? {
+            if self.settle_detach(time, id, droplet, &sent, &mut meant, age)? {
                 return Ok(());
             }
-            let why = match sent {
-                Sent::Refused(err) | Sent::Open(err) => err.to_string(),
-                Sent::Errored | Sent::Completed => "DigitalOcean's detach action errored".to_owned(),
-            };
-            time.pause(pauses.next_pause(), &doing, &why)?;
+            time.pause(pauses.next_pause(), &detaching(id, droplet), &sent.in_words())?;
+            age = if begun.elapsed() < time.patience.shown() { Age::Repeated } else { Age::Late };
+        }
+    }
+
+    /// Finds out what a detach has brought about: whether the volume is not on the droplet, or a detach is to be sent again.
+    fn settle_detach(
+        &self,
+        time: &CallTime,
+        id: &VolumeId,
+        droplet: DropletId,
+        sent: &Sent,
+        meant: &mut Option<ActionId>,
+        age: Age,
+    ) -> Result<bool> {
+        let doing = detaching(id, droplet);
+        let mut waits = Waits::new(time);
+        loop {
+            let Some(volume) = time.observe_volume_if_there(id)? else { return Ok(true) };
+            if matches!(sent, Sent::Completed) {
+                return self.await_not_shown(time, volume, droplet).map(|()| true);
+            }
+            let moves = self.observe_moves_if_there(time, id)?;
+            let facts = Facts { listing: listing(&volume, droplet), moves, meant: *meant, age };
+            match plan_next(sent, &facts) {
+                Next::Done => return Ok(true),
+                Next::AwaitShown => return self.await_not_shown(time, volume, droplet).map(|()| true),
+                Next::Await(action) => {
+                    let ended = self.await_foreign(time, id, &action, &mut waits, &doing)?;
+                    if is_detach(&action) && ended == Ended::Completed {
+                        let Some(volume) = time.observe_volume_if_there(id)? else { return Ok(true) };
+                        return self.await_not_shown(time, volume, droplet).map(|()| true);
+                    }
+                    // What DigitalOcean said of the volume before that action is over with it.
+                    if !matches!(sent, Sent::Open(_)) {
+                        return Ok(false);
+                    }
+                }
+                Next::AskDroplet => return self.is_without(time, droplet, id),
+                Next::Again => {
+                    *meant = meant.or(facts.moves.attach());
+                    return Ok(false);
+                }
+                Next::Open => {
+                    let why =
+                        format!("{}; it may have been detached, and has been attached again since", sent.in_words());
+                    return Err(time.out_of_time(&doing, why));
+                }
+            }
         }
     }
 
@@ -216,6 +335,80 @@ impl Controller {
     }
 }
 
+fn listing(volume: &Volume, droplet: DropletId) -> Listing {
+    match (volume.is_attached_to(droplet), volume.droplets.is_empty()) {
+        (true, _) => Listing::Here,
+        (false, true) => Listing::Nowhere,
+        (false, false) => Listing::Elsewhere,
+    }
+}
+
 fn detaching(id: &VolumeId, droplet: DropletId) -> String {
     format!("detaching volume {id} from droplet {droplet}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cloud::action::ActionStatus;
+
+    fn refused(kind: ApiErrorKind) -> Sent {
+        Sent::Refused(ApiError::without_reply(kind, "no"))
+    }
+
+    fn open() -> Sent {
+        Sent::Open(ApiError::without_reply(ApiErrorKind::Server, "no"))
+    }
+
+    fn action(kind: &str) -> Action {
+        Action { id: ActionId(9), status: ActionStatus::InProgress, kind: kind.to_owned() }
+    }
+
+    #[test]
+    fn what_follows_from_a_detach_that_was_not_seen_to_be_carried_out() {
+        use Listing::{Elsewhere, Here, Nowhere};
+        use Moves::{Attached, Detached, Unknown};
+        let not_found = || refused(ApiErrorKind::AttachmentNotFound);
+        let odd = || refused(ApiErrorKind::Unprocessable);
+        let attached = || Attached(ActionId(5));
+        let (same, older) = (Some(ActionId(5)), Some(ActionId(3)));
+        let table = [
+            (not_found(), Nowhere, attached(), None, Age::First, Next::Done),
+            (not_found(), Here, attached(), None, Age::First, Next::AskDroplet),
+            (not_found(), Here, Detached, None, Age::First, Next::AskDroplet),
+            (not_found(), Elsewhere, attached(), older, Age::First, Next::Done),
+            (odd(), Nowhere, attached(), None, Age::First, Next::Again),
+            (odd(), Nowhere, attached(), None, Age::Repeated, Next::Again),
+            (odd(), Nowhere, attached(), None, Age::Late, Next::AskDroplet),
+            (odd(), Nowhere, Detached, None, Age::First, Next::Done),
+            (odd(), Here, Detached, None, Age::First, Next::AwaitShown),
+            (Sent::Errored, Here, attached(), older, Age::First, Next::Again),
+            (Sent::Errored, Here, attached(), None, Age::Repeated, Next::AskDroplet),
+            (Sent::Errored, Nowhere, Unknown, None, Age::First, Next::Done),
+            (open(), Here, attached(), None, Age::First, Next::Again),
+            (open(), Here, attached(), same, Age::First, Next::Again),
+            (open(), Here, attached(), older, Age::First, Next::Open),
+            (open(), Nowhere, attached(), older, Age::Late, Next::Open),
+            (open(), Here, attached(), same, Age::Repeated, Next::AskDroplet),
+            (open(), Elsewhere, attached(), older, Age::First, Next::Done),
+            (open(), Here, Unknown, None, Age::First, Next::Again),
+            (open(), Here, Detached, None, Age::First, Next::AwaitShown),
+            (open(), Nowhere, Detached, None, Age::First, Next::Done),
+        ];
+        for (sent, listing, moves, meant, age, want) in table {
+            let facts = Facts { listing, moves, meant, age };
+            assert_eq!(plan_next(&sent, &facts), want, "{sent:?} {facts:?}");
+        }
+    }
+
+    #[test]
+    fn an_action_that_runs_is_waited_for_whatever_else_is_known() {
+        for listing in [Listing::Here, Listing::Elsewhere, Listing::Nowhere] {
+            for sent in [open(), Sent::Errored, refused(ApiErrorKind::AttachmentNotFound)] {
+                let moves = Moves::Running(action("detach_volume"));
+                let facts = Facts { listing, moves, meant: None, age: Age::First };
+                assert_eq!(plan_next(&sent, &facts), Next::Await(action("detach_volume")));
+            }
+        }
+    }
 }

@@ -1,35 +1,51 @@
 //! How volumes were published, so that a second, different use on the same droplet is refused.
 //!
-//! Owns what this process remembers of it. DigitalOcean knows only that a volume is attached, so what another plugin
-//! published, or this one before it was restarted, counts as published in whatever way is asked for next. Nothing depends
-//! on the memory but that refusal: that a reader cannot write is brought about on the node, from the publish context.
+//! Owns what this process remembers of it: for the one attachment that the volume has, known by the number of the action
+//! that made it. DigitalOcean knows only that a volume is attached, so what another plugin published, or this one before
+//! it was restarted, counts as published in whatever way is asked for next, and with the attachment the memory of it is
+//! over. That a reader cannot write is not brought about here but on the node, from the publish context.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::Controller;
-use crate::cloud::volume::Volume;
+use super::publish::Seen;
 use crate::error::{Error, Result};
-use crate::id::{DropletId, VolumeId};
+use crate::id::{ActionId, DropletId, VolumeId};
 use crate::lock::VolumeGuard;
 use crate::request::controller::{DetachFrom, Publish, Usage};
+
+/// An attachment of a volume, as this process knows it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Attachment {
+    /// Where the volume is.
+    pub droplet: DropletId,
+    /// The action that brought it there; none: DigitalOcean does not tell.
+    pub action: Option<ActionId>,
+}
 
 /// The uses of the volumes that this process published.
 #[derive(Debug, Default)]
 pub struct Usages {
-    table: Mutex<HashMap<VolumeId, (DropletId, Usage)>>,
+    table: Mutex<HashMap<VolumeId, (Attachment, Usage)>>,
 }
 
 impl Usages {
     /// The use that contradicts the one asked for, if there is one.
-    pub fn conflict(&self, volume: &VolumeId, droplet: DropletId, want: Usage) -> Option<Usage> {
+    pub fn conflict(&self, volume: &VolumeId, at: Attachment, want: Usage) -> Option<Usage> {
         let known = self.lock().get(volume).copied();
-        known.and_then(|(holder, have)| (holder == droplet && have != want).then_some(have))
+        known.and_then(|(known_at, have)| (known_at == at && have != want).then_some(have))
     }
 
     /// Remembers that a volume was published.
-    pub fn published(&self, volume: &VolumeId, droplet: DropletId, usage: Usage) {
-        self.lock().insert(volume.clone(), (droplet, usage));
+    pub fn published(&self, volume: &VolumeId, at: Attachment, usage: Usage) {
+        self.lock().insert(volume.clone(), (at, usage));
+    }
+
+    /// The action that attached a volume where this process published it last.
+    pub fn attached_by(&self, volume: &VolumeId, droplet: DropletId) -> Option<ActionId> {
+        let known = self.lock().get(volume).copied();
+        known.filter(|(at, _)| at.droplet == droplet).and_then(|(at, _)| at.action)
     }
 
     /// Forgets a volume that was detached.
@@ -39,27 +55,28 @@ impl Usages {
             DetachFrom::Anywhere => true,
         };
         let mut table = self.lock();
-        if table.get(volume).is_some_and(|(holder, _)| is_meant(*holder)) {
+        if table.get(volume).is_some_and(|(at, _)| is_meant(at.droplet)) {
             table.remove(volume);
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<VolumeId, (DropletId, Usage)>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<VolumeId, (Attachment, Usage)>> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Controller {
     /// Sees that a volume which is on the droplet is not used there in another way than asked, and remembers the way.
-    pub(super) fn settle_usage(&self, _guard: &VolumeGuard, want: &Publish, volume: &Volume) -> Result<()> {
-        match self.usages.conflict(&want.volume, want.droplet, want.usage) {
+    pub(super) fn settle_usage(&self, _guard: &VolumeGuard, want: &Publish, seen: &Seen) -> Result<()> {
+        let (volume, at) = (&seen.volume, Attachment { droplet: want.droplet, action: seen.by });
+        match self.usages.conflict(&want.volume, at, want.usage) {
             Some(have) if !self.mixed_access => Err(Error::Mismatch {
                 thing: format!("volume {} ({}) on droplet {}", volume.name, volume.id, want.droplet),
                 have: in_words(have),
                 want: format!("{} (--mixed-access allows both)", in_words(want.usage)),
             }),
             Some(_) | None => {
-                self.usages.published(&want.volume, want.droplet, want.usage);
+                self.usages.published(&want.volume, at, want.usage);
                 Ok(())
             }
         }
@@ -78,20 +95,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_another_use_on_the_same_droplet_is_a_conflict() {
+    fn only_another_use_of_the_same_attachment_is_a_conflict() {
         let volume = VolumeId::parse("1b2c3d4e-8f00-11f0-9a11-0a58ac14d1e2").unwrap();
         let (here, there) = (DropletId::new(1).unwrap(), DropletId::new(2).unwrap());
+        let by = |action, droplet| Attachment { droplet, action: Some(ActionId(action)) };
         let writer = Usage { is_read_only: false, is_block: false };
         let reader = Usage { is_read_only: true, is_block: false };
         let usages = Usages::default();
-        assert_eq!(usages.conflict(&volume, here, reader), None);
-        usages.published(&volume, here, writer);
-        assert_eq!(usages.conflict(&volume, here, writer), None);
-        assert_eq!(usages.conflict(&volume, here, reader), Some(writer));
-        assert_eq!(usages.conflict(&volume, there, reader), None);
+        assert_eq!(usages.conflict(&volume, by(1, here), reader), None);
+        usages.published(&volume, by(1, here), writer);
+        assert_eq!(usages.attached_by(&volume, here), Some(ActionId(1)));
+        assert_eq!(usages.attached_by(&volume, there), None);
+        assert_eq!(usages.conflict(&volume, by(1, here), writer), None);
+        assert_eq!(usages.conflict(&volume, by(1, here), reader), Some(writer));
+        assert_eq!(usages.conflict(&volume, by(1, there), reader), None);
+        assert_eq!(usages.conflict(&volume, by(2, here), reader), None, "it was attached again");
         usages.unpublished(&volume, DetachFrom::Droplet(there));
-        assert_eq!(usages.conflict(&volume, here, reader), Some(writer));
+        assert_eq!(usages.conflict(&volume, by(1, here), reader), Some(writer));
         usages.unpublished(&volume, DetachFrom::Anywhere);
-        assert_eq!(usages.conflict(&volume, here, reader), None);
+        assert_eq!(usages.conflict(&volume, by(1, here), reader), None);
     }
 }

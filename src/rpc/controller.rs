@@ -8,7 +8,8 @@ use grpcio::{RpcContext, UnarySink};
 
 use crate::config::Config;
 use crate::controller::Controller;
-use crate::error::Result;
+use crate::controller::time::CallTime;
+use crate::error::{Error, Result};
 use crate::request::change::{Expand, Modify};
 use crate::request::controller::{Capacity, CreateVolume, Page, Publish, Unpublish, Validate};
 use crate::request::node::ContextKeys;
@@ -44,34 +45,43 @@ pub struct ControllerService {
     controller: Arc<Controller>,
     keys: Arc<ContextKeys>,
     default_page_size: Option<usize>,
-    pool: Pool,
+    pools: Pools,
+}
+
+/// The threads that do the work of the calls.
+#[derive(Debug, Clone)]
+pub struct Pools {
+    /// Of all calls but those that free a volume.
+    pub any: Pool,
+    /// Of the calls that free a volume: they must never queue behind calls that wait for it to become free.
+    pub unpublish: Pool,
 }
 
 impl ControllerService {
-    /// Makes the service; its work is done by the threads of `pool`.
+    /// Makes the service; its work is done by the threads of `pools`.
     #[must_use]
-    pub fn new(config: &Config, controller: Arc<Controller>, pool: Pool) -> Self {
+    pub fn new(config: &Config, controller: Arc<Controller>, pools: Pools) -> Self {
         let keys = Arc::new(ContextKeys::new(&config.driver_name));
-        ControllerService { controller, keys, default_page_size: config.default_page_size, pool }
+        ControllerService { controller, keys, default_page_size: config.default_page_size, pools }
     }
 
     /// Queues a call that works on the controller.
     fn answer<T, F>(&self, ctx: &RpcContext<'_>, sink: UnarySink<T>, call: Call, work: F)
     where
         T: Send + 'static,
-        F: FnOnce(&Controller) -> Result<T> + Send + 'static,
+        F: FnOnce(&Controller, CallTime) -> Result<T> + Send + 'static,
+    {
+        self.answer_by(&self.pools.any, ctx, sink, call, work);
+    }
+
+    fn answer_by<T, F>(&self, pool: &Pool, ctx: &RpcContext<'_>, sink: UnarySink<T>, call: Call, work: F)
+    where
+        T: Send + 'static,
+        F: FnOnce(&Controller, CallTime) -> Result<T> + Send + 'static,
     {
         let controller = Arc::clone(&self.controller);
-        self.pool.answer(ctx, sink, call, move || work(&controller));
+        pool.answer(ctx, sink, call, move |came| work(&controller, controller.time_of_call(came)));
     }
-}
-
-fn change(rpc: &'static str, about: String) -> Call {
-    Call { rpc, about, is_mutating: true }
-}
-
-fn question(rpc: &'static str, about: String) -> Call {
-    Call { rpc, about, is_mutating: false }
 }
 
 impl csi_grpc::Controller for ControllerService {
@@ -94,9 +104,9 @@ impl csi_grpc::Controller for ControllerService {
         sink: UnarySink<csi::CreateVolumeResponse>,
     ) {
         let keys = Arc::clone(&self.keys);
-        self.answer(&ctx, sink, change("CreateVolume", wire.name.clone()), move |controller| {
+        self.answer(&ctx, sink, Call::change("CreateVolume", wire.name.clone()), move |controller, time| {
             let want = CreateVolume::parse(wire, &keys)?;
-            let made = controller.create_volume(&want)?;
+            let made = controller.create_volume(&time, &want)?;
             let answer = csi::Volume { volume_context: want.context, ..volume(&made) };
             Ok(csi::CreateVolumeResponse { volume: Some(answer).into(), ..Default::default() })
         });
@@ -108,8 +118,8 @@ impl csi_grpc::Controller for ControllerService {
         wire: csi::DeleteVolumeRequest,
         sink: UnarySink<csi::DeleteVolumeResponse>,
     ) {
-        self.answer(&ctx, sink, change("DeleteVolume", wire.volume_id.clone()), move |controller| {
-            controller.delete_volume(&required("volume_id", wire.volume_id)?)?;
+        self.answer(&ctx, sink, Call::change("DeleteVolume", wire.volume_id.clone()), move |controller, time| {
+            controller.delete_volume(&time, &required("volume_id", wire.volume_id)?)?;
             Ok(csi::DeleteVolumeResponse::default())
         });
     }
@@ -121,17 +131,13 @@ impl csi_grpc::Controller for ControllerService {
         sink: UnarySink<csi::ControllerPublishVolumeResponse>,
     ) {
         let keys = Arc::clone(&self.keys);
-        self.answer(
-            &ctx,
-            sink,
-            change("ControllerPublishVolume", about(&wire.volume_id, &wire.node_id)),
-            move |controller| {
-                let want = Publish::try_from(wire)?;
-                let volume = controller.publish(&want)?;
-                let publish_context = keys.write(&volume.name, volume.size, want.usage.is_read_only);
-                Ok(csi::ControllerPublishVolumeResponse { publish_context, ..Default::default() })
-            },
-        );
+        let call = Call::change("ControllerPublishVolume", about(&wire.volume_id, &wire.node_id));
+        self.answer(&ctx, sink, Call { refused: Error::or_not_yet, ..call }, move |controller, time| {
+            let want = Publish::try_from(wire)?;
+            let volume = controller.publish(&time, &want)?;
+            let publish_context = keys.write(&volume.name, volume.size, want.usage.is_read_only);
+            Ok(csi::ControllerPublishVolumeResponse { publish_context, ..Default::default() })
+        });
     }
 
     fn controller_unpublish_volume(
@@ -140,13 +146,14 @@ impl csi_grpc::Controller for ControllerService {
         wire: csi::ControllerUnpublishVolumeRequest,
         sink: UnarySink<csi::ControllerUnpublishVolumeResponse>,
     ) {
-        self.answer(
+        self.answer_by(
+            &self.pools.unpublish,
             &ctx,
             sink,
-            change("ControllerUnpublishVolume", about(&wire.volume_id, &wire.node_id)),
-            move |controller| {
+            Call::change("ControllerUnpublishVolume", about(&wire.volume_id, &wire.node_id)),
+            move |controller, time| {
                 if let Some(request) = Unpublish::parse(wire)? {
-                    controller.unpublish(&request)?;
+                    controller.unpublish(time, &request)?;
                 }
                 Ok(csi::ControllerUnpublishVolumeResponse::default())
             },
@@ -160,11 +167,16 @@ impl csi_grpc::Controller for ControllerService {
         sink: UnarySink<csi::ValidateVolumeCapabilitiesResponse>,
     ) {
         let keys = Arc::clone(&self.keys);
-        self.answer(&ctx, sink, question("ValidateVolumeCapabilities", wire.volume_id.clone()), move |controller| {
-            let request = Validate::parse(&wire, &keys)?;
-            controller.find_volume(&request.volume)?;
-            Ok(validated(wire, request.refusal))
-        });
+        self.answer(
+            &ctx,
+            sink,
+            Call::question("ValidateVolumeCapabilities", wire.volume_id.clone()),
+            move |controller, time| {
+                let request = Validate::parse(&wire, &keys)?;
+                controller.find_volume(&time, &request.volume)?;
+                Ok(validated(wire, request.refusal))
+            },
+        );
     }
 
     fn list_volumes(
@@ -174,9 +186,9 @@ impl csi_grpc::Controller for ControllerService {
         sink: UnarySink<csi::ListVolumesResponse>,
     ) {
         let default_page_size = self.default_page_size;
-        self.answer(&ctx, sink, question("ListVolumes", String::new()), move |controller| {
+        self.answer(&ctx, sink, Call::question("ListVolumes", String::new()), move |controller, time| {
             let page = Page::parse(wire.max_entries, &wire.starting_token)?.or_size(default_page_size);
-            Ok(listed_volumes(&controller.list_volumes(&page)?))
+            Ok(listed_volumes(&controller.list_volumes(&time, &page)?))
         });
     }
 
@@ -186,10 +198,15 @@ impl csi_grpc::Controller for ControllerService {
         wire: csi::ControllerGetVolumeRequest,
         sink: UnarySink<csi::ControllerGetVolumeResponse>,
     ) {
-        self.answer(&ctx, sink, question("ControllerGetVolume", wire.volume_id.clone()), move |controller| {
-            let (volume, condition) = controller.examine_volume(&volume_id("volume_id", wire.volume_id)?)?;
-            Ok(examined(&volume, condition))
-        });
+        self.answer(
+            &ctx,
+            sink,
+            Call::question("ControllerGetVolume", wire.volume_id.clone()),
+            move |controller, time| {
+                let (volume, condition) = controller.examine_volume(&time, &volume_id("volume_id", wire.volume_id)?)?;
+                Ok(examined(&volume, condition))
+            },
+        );
     }
 
     fn get_capacity(
@@ -198,8 +215,8 @@ impl csi_grpc::Controller for ControllerService {
         wire: csi::GetCapacityRequest,
         sink: UnarySink<csi::GetCapacityResponse>,
     ) {
-        self.answer(&ctx, sink, question("GetCapacity", String::new()), move |controller| {
-            Ok(room(controller.room(&Capacity::parse(wire)?)?))
+        self.answer(&ctx, sink, Call::question("GetCapacity", String::new()), move |controller, time| {
+            Ok(room(controller.room(&time, &Capacity::parse(wire)?)?))
         });
     }
 
@@ -209,15 +226,20 @@ impl csi_grpc::Controller for ControllerService {
         wire: csi::ControllerExpandVolumeRequest,
         sink: UnarySink<csi::ControllerExpandVolumeResponse>,
     ) {
-        self.answer(&ctx, sink, change("ControllerExpandVolume", wire.volume_id.clone()), move |controller| {
-            let volume = controller.expand(&Expand::try_from(wire)?)?;
-            Ok(csi::ControllerExpandVolumeResponse {
-                capacity_bytes: volume.size.bytes().wire(),
-                // Also a raw block device: its disk has to be asked for its size again.
-                node_expansion_required: true,
-                ..Default::default()
-            })
-        });
+        self.answer(
+            &ctx,
+            sink,
+            Call::change("ControllerExpandVolume", wire.volume_id.clone()),
+            move |controller, time| {
+                let volume = controller.expand(&time, &Expand::try_from(wire)?)?;
+                Ok(csi::ControllerExpandVolumeResponse {
+                    capacity_bytes: volume.size.bytes().wire(),
+                    // Also a raw block device: its disk has to be asked for its size again.
+                    node_expansion_required: true,
+                    ..Default::default()
+                })
+            },
+        );
     }
 
     fn controller_modify_volume(
@@ -226,10 +248,15 @@ impl csi_grpc::Controller for ControllerService {
         wire: csi::ControllerModifyVolumeRequest,
         sink: UnarySink<csi::ControllerModifyVolumeResponse>,
     ) {
-        self.answer(&ctx, sink, change("ControllerModifyVolume", wire.volume_id.clone()), move |controller| {
-            controller.modify(&Modify::try_from(wire)?)?;
-            Ok(csi::ControllerModifyVolumeResponse::default())
-        });
+        self.answer(
+            &ctx,
+            sink,
+            Call::change("ControllerModifyVolume", wire.volume_id.clone()),
+            move |controller, time| {
+                controller.modify(&time, &Modify::try_from(wire)?)?;
+                Ok(csi::ControllerModifyVolumeResponse::default())
+            },
+        );
     }
 
     fn create_snapshot(
@@ -239,8 +266,8 @@ impl csi_grpc::Controller for ControllerService {
         sink: UnarySink<csi::CreateSnapshotResponse>,
     ) {
         let about = format!("{} volume={}", wire.name, wire.source_volume_id);
-        self.answer(&ctx, sink, change("CreateSnapshot", about), move |controller| {
-            let taken = controller.create_snapshot(&CreateSnapshot::try_from(wire)?)?;
+        self.answer(&ctx, sink, Call::change("CreateSnapshot", about), move |controller, time| {
+            let taken = controller.create_snapshot(&time, &CreateSnapshot::try_from(wire)?)?;
             Ok(csi::CreateSnapshotResponse { snapshot: Some(snapshot(&taken)).into(), ..Default::default() })
         });
     }
@@ -251,8 +278,8 @@ impl csi_grpc::Controller for ControllerService {
         wire: csi::DeleteSnapshotRequest,
         sink: UnarySink<csi::DeleteSnapshotResponse>,
     ) {
-        self.answer(&ctx, sink, change("DeleteSnapshot", wire.snapshot_id.clone()), move |controller| {
-            controller.delete_snapshot(&required("snapshot_id", wire.snapshot_id)?)?;
+        self.answer(&ctx, sink, Call::change("DeleteSnapshot", wire.snapshot_id.clone()), move |controller, time| {
+            controller.delete_snapshot(&time, &required("snapshot_id", wire.snapshot_id)?)?;
             Ok(csi::DeleteSnapshotResponse::default())
         });
     }
@@ -263,9 +290,14 @@ impl csi_grpc::Controller for ControllerService {
         wire: csi::ListSnapshotsRequest,
         sink: UnarySink<csi::ListSnapshotsResponse>,
     ) {
-        self.answer(&ctx, sink, question("ListSnapshots", wire.source_volume_id.clone()), move |controller| {
-            Ok(listed_snapshots(&controller.list_snapshots(&ListSnapshots::parse(&wire)?)?))
-        });
+        self.answer(
+            &ctx,
+            sink,
+            Call::question("ListSnapshots", wire.source_volume_id.clone()),
+            move |controller, time| {
+                Ok(listed_snapshots(&controller.list_snapshots(&time, &ListSnapshots::parse(&wire)?)?))
+            },
+        );
     }
 
     fn get_snapshot(
@@ -274,8 +306,8 @@ impl csi_grpc::Controller for ControllerService {
         wire: csi::GetSnapshotRequest,
         sink: UnarySink<csi::GetSnapshotResponse>,
     ) {
-        self.answer(&ctx, sink, question("GetSnapshot", wire.snapshot_id.clone()), move |controller| {
-            let found = controller.find_snapshot(&snapshot_id("snapshot_id", wire.snapshot_id)?)?;
+        self.answer(&ctx, sink, Call::question("GetSnapshot", wire.snapshot_id.clone()), move |controller, time| {
+            let found = controller.find_snapshot(&time, &snapshot_id("snapshot_id", wire.snapshot_id)?)?;
             Ok(csi::GetSnapshotResponse { snapshot: Some(snapshot(&found)).into(), ..Default::default() })
         });
     }

@@ -48,10 +48,6 @@ impl NodeService {
     }
 }
 
-fn change(rpc: &'static str, volume: &str) -> Call {
-    Call { rpc, about: volume.to_owned(), is_mutating: true }
-}
-
 impl csi_grpc::Node for NodeService {
     fn node_get_capabilities(
         &mut self,
@@ -89,7 +85,7 @@ impl csi_grpc::Node for NodeService {
         sink: UnarySink<csi::NodeStageVolumeResponse>,
     ) {
         let (node, keys) = (Arc::clone(&self.node), Arc::clone(&self.keys));
-        self.pool.answer(&ctx, sink, change("NodeStageVolume", &wire.volume_id), move || {
+        self.pool.answer(&ctx, sink, Call::change("NodeStageVolume", &*wire.volume_id), move |_| {
             node.stage(&Stage::parse(wire, &keys)?)?;
             Ok(csi::NodeStageVolumeResponse::default())
         });
@@ -102,7 +98,7 @@ impl csi_grpc::Node for NodeService {
         sink: UnarySink<csi::NodeUnstageVolumeResponse>,
     ) {
         let node = Arc::clone(&self.node);
-        self.pool.answer(&ctx, sink, change("NodeUnstageVolume", &wire.volume_id), move || {
+        self.pool.answer(&ctx, sink, Call::change("NodeUnstageVolume", &*wire.volume_id), move |_| {
             node.unstage(&Unstage::parse(wire)?)?;
             Ok(csi::NodeUnstageVolumeResponse::default())
         });
@@ -115,7 +111,7 @@ impl csi_grpc::Node for NodeService {
         sink: UnarySink<csi::NodePublishVolumeResponse>,
     ) {
         let (node, keys) = (Arc::clone(&self.node), Arc::clone(&self.keys));
-        self.pool.answer(&ctx, sink, change("NodePublishVolume", &wire.volume_id), move || {
+        self.pool.answer(&ctx, sink, Call::change("NodePublishVolume", &*wire.volume_id), move |_| {
             node.publish(&Publish::parse(wire, &keys)?)?;
             Ok(csi::NodePublishVolumeResponse::default())
         });
@@ -128,7 +124,7 @@ impl csi_grpc::Node for NodeService {
         sink: UnarySink<csi::NodeUnpublishVolumeResponse>,
     ) {
         let node = Arc::clone(&self.node);
-        self.pool.answer(&ctx, sink, change("NodeUnpublishVolume", &wire.volume_id), move || {
+        self.pool.answer(&ctx, sink, Call::change("NodeUnpublishVolume", &*wire.volume_id), move |_| {
             node.unpublish(&Unpublish::parse(wire)?)?;
             Ok(csi::NodeUnpublishVolumeResponse::default())
         });
@@ -141,8 +137,8 @@ impl csi_grpc::Node for NodeService {
         sink: UnarySink<csi::NodeGetVolumeStatsResponse>,
     ) {
         let node = Arc::clone(&self.node);
-        let call = Call { rpc: "NodeGetVolumeStats", about: wire.volume_id.clone(), is_mutating: false };
-        self.pool.answer(&ctx, sink, call, move || {
+        let call = Call::question("NodeGetVolumeStats", &*wire.volume_id);
+        self.pool.answer(&ctx, sink, call, move |_| {
             let report = node.stats(&Stats::parse(wire)?)?;
             Ok(csi::NodeGetVolumeStatsResponse {
                 usage: report.usage.iter().map(usage).collect(),
@@ -159,7 +155,7 @@ impl csi_grpc::Node for NodeService {
         sink: UnarySink<csi::NodeExpandVolumeResponse>,
     ) {
         let node = Arc::clone(&self.node);
-        self.pool.answer(&ctx, sink, change("NodeExpandVolume", &wire.volume_id), move || {
+        self.pool.answer(&ctx, sink, Call::change("NodeExpandVolume", &*wire.volume_id), move |_| {
             let size = node.expand(&Expand::parse(wire)?)?;
             Ok(csi::NodeExpandVolumeResponse { capacity_bytes: size.wire(), ..Default::default() })
         });

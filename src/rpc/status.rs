@@ -51,6 +51,7 @@ fn code(err: &Error) -> RpcStatusCode {
             RpcStatusCode::UNAVAILABLE
         }
         Error::Api { source, .. } => code_of_api(source),
+        Error::Abandoned => RpcStatusCode::DEADLINE_EXCEEDED,
         Error::Command { source, .. } if source.timed_out() => RpcStatusCode::DEADLINE_EXCEEDED,
         Error::Command { .. } | Error::Io { .. } | Error::Bug(_) => RpcStatusCode::INTERNAL,
     }

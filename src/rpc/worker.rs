@@ -41,6 +41,22 @@ pub struct Call {
     pub about: String,
     /// Whether it changes something; then its end is logged at info, otherwise at debug.
     pub is_mutating: bool,
+    /// What becomes of the refusal of a call for which there is no room.
+    pub refused: fn(Error) -> Error,
+}
+
+impl Call {
+    /// A call that changes something.
+    #[must_use]
+    pub fn change(rpc: &'static str, about: impl Into<String>) -> Call {
+        Call { rpc, about: about.into(), is_mutating: true, refused: |refusal| refusal }
+    }
+
+    /// A call that only asks.
+    #[must_use]
+    pub fn question(rpc: &'static str, about: impl Into<String>) -> Call {
+        Call { is_mutating: false, ..Call::change(rpc, about) }
+    }
 }
 
 impl fmt::Display for Call {
@@ -107,19 +123,22 @@ impl Pool {
         Ok(())
     }
 
-    /// Queues a call and answers it when its work is done.
+    /// Queues a call and answers it when its work is done. The work is told when the call came, as the time that it waited
+    /// for a thread is the caller's time too; a call whose caller has given up by then is not worked on at all.
     ///
     /// A panic in the work is answered INTERNAL and stays without consequence for other calls; a full queue is answered
-    /// UNAVAILABLE at once.
+    /// at once: UNAVAILABLE, unless the call says otherwise.
     pub fn answer<T, F>(&self, ctx: &RpcContext<'_>, sink: UnarySink<T>, call: Call, work: F)
     where
         T: Send + 'static,
-        F: FnOnce() -> Result<T> + Send + 'static,
+        F: FnOnce(Instant) -> Result<T> + Send + 'static,
     {
         let (answer, answered) = oneshot::channel();
         let shared = Arc::clone(&self.shared);
+        let (came, deadline, refused) = (Instant::now(), ctx.deadline(), call.refused);
         let job = Box::new(move || {
-            let outcome = run(&call, work);
+            let work = || if deadline.exceeded() { Err(Error::Abandoned) } else { work(came) };
+            let outcome = run(&call, came, work);
             // Before the caller knows, so that its next call finds the room that this one leaves.
             shared.load().jobs -= 1;
             // The caller may be gone; then nobody waits for the answer.
@@ -129,7 +148,7 @@ impl Pool {
         ctx.spawn(async move {
             let answer = match admitted {
                 Ok(()) => answered.await.unwrap_or_else(|_| Err(status::panicked())),
-                Err(refusal) => Err(status::status(&refusal)),
+                Err(refusal) => Err(status::status(&refused(refusal))),
             };
             send(sink, answer).await;
         });
@@ -142,8 +161,7 @@ where
     T: Send + 'static,
     F: FnOnce() -> Result<T>,
 {
-    let call = Call { rpc, about: String::new(), is_mutating: false };
-    ctx.spawn(send(sink, run(&call, work)));
+    ctx.spawn(send(sink, run(&Call::question(rpc, ""), Instant::now(), work)));
 }
 
 async fn send<T>(sink: UnarySink<T>, answer: Answer<T>) {
@@ -168,15 +186,14 @@ impl Shared {
     }
 }
 
-fn run<T>(call: &Call, work: impl FnOnce() -> Result<T>) -> Answer<T> {
+fn run<T>(call: &Call, came: Instant, work: impl FnOnce() -> Result<T>) -> Answer<T> {
     let number = NEXT_CALL.fetch_add(1, Ordering::Relaxed);
     let _label = Label::set(format!("{number} {call}"));
-    let started = Instant::now();
     // The work owns everything it changes, or shares it behind locks that absorb poisoning.
     match catch_unwind(AssertUnwindSafe(work)) {
         Ok(Ok(reply)) => {
             let level = if call.is_mutating { Level::Info } else { Level::Debug };
-            log!(level, "done code=OK ms={}", started.elapsed().as_millis());
+            log!(level, "done code=OK ms={}", came.elapsed().as_millis());
             Ok(reply)
         }
         Ok(Err(err)) => {
@@ -184,13 +201,13 @@ fn run<T>(call: &Call, work: impl FnOnce() -> Result<T>) -> Answer<T> {
                 level_of(&err),
                 "failed code={} ms={}: {}",
                 status::name(&err),
-                started.elapsed().as_millis(),
+                came.elapsed().as_millis(),
                 Chain(&err)
             );
             Err(status::status(&err))
         }
         Err(panic) => {
-            error!("panicked ms={}: {}", started.elapsed().as_millis(), panic_text(panic.as_ref()));
+            error!("panicked ms={}: {}", came.elapsed().as_millis(), panic_text(panic.as_ref()));
             Err(status::panicked())
         }
     }
@@ -227,6 +244,7 @@ fn level_of(err: &Error) -> Level {
         | Error::NotYet(_)
         | Error::NotReady(_)
         | Error::Overloaded(_)
+        | Error::Abandoned
         | Error::BadPageToken(_) => Level::Warn,
     }
 }

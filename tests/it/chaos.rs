@@ -3,16 +3,19 @@
 //! Each run follows from a seed, which is printed; `CHAOS_SEED=n` plays that run again, and `CHAOS_SECONDS=n` goes on with
 //! new ones for so long. Which thread is faster is not in the seed, so a rare failure may need some more plays.
 
+use std::collections::HashMap;
 use std::path::Path;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Mutex, RwLock};
 use std::time::{Duration, Instant};
 
 use fastrand::Rng;
 use grpcio::RpcStatusCode;
 
-use crate::sim::{ActionFault, DropletStatus, Fault, Refusal as Said, Rules, Times};
-use crate::support::client::{Client, Outcome, Refusal, Volume};
+use crate::sim::{
+    Action, ActionFault, ActionKind, ActionStatus, DropletSpec, DropletStatus, Fault, Refusal as Said, Rules, Times,
+};
+use crate::support::client::{Client, Outcome, Refusal, Volume, cloned, new_volume};
 use crate::support::fleet::{A, B, C, Fleet, no_rate_limit};
 use crate::support::plugin::Plugin;
 
@@ -23,6 +26,8 @@ const LONGEST_CALL: Duration = Duration::from_secs(9);
 
 const DROPLETS: [u64; 3] = [A, B, C];
 const PLUGINS: [&str; 3] = ["one", "two", "three"];
+/// The droplet that is destroyed in some runs.
+const DESTROYED: u64 = C;
 const VOLUMES: usize = 10;
 const RUN: Duration = Duration::from_secs(8);
 const ALL_RUNS: u64 = 45;
@@ -42,6 +47,9 @@ struct World<'a> {
     clients: RwLock<Vec<Client>>,
     /// Droplets are switched off and on: a volume may be taken from one, rightly.
     has_power_cuts: bool,
+    /// The last droplet is destroyed now and then, and made anew: it loses its volumes at any time.
+    has_destruction: bool,
+    is_destroyed: AtomicBool,
     ends: Instant,
     complaints: Mutex<Vec<String>>,
     answers: AtomicU32,
@@ -71,6 +79,10 @@ impl World<'_> {
         outcome
     }
 
+    fn make_anew(&self) {
+        self.fleet.sim.add_droplet(&DropletSpec::new(DESTROYED, "node-c", "fra1")).expect("a droplet is made");
+    }
+
     fn complain(&self, why: String) {
         self.complaints.lock().unwrap().push(why);
     }
@@ -90,18 +102,35 @@ struct Life<'a> {
     /// A delete failed and may have had an effect.
     may_be_gone: bool,
     known: Known,
+    /// How often it was asked for a detach of each volume of the name.
+    unpublishes: HashMap<String, usize>,
     rng: Rng,
 }
 
 impl Life<'_> {
     fn live(mut self) {
+        self.play();
+        for (id, asked) in &self.unpublishes {
+            let is_done = |action: &&Action| {
+                action.volume == *id && action.kind == ActionKind::Detach && action.status != ActionStatus::Errored
+            };
+            let done = self.world.fleet.sim.actions().iter().filter(is_done).count();
+            // A volume is also taken from droplets that are off or gone, for whoever publishes it.
+            let may_be_taken = self.world.has_power_cuts || self.world.has_destruction;
+            self.world.expect(may_be_taken || done <= *asked, || {
+                format!("{} ({id}) was detached {done} times, asked for {asked} times", self.name)
+            });
+        }
+    }
+
+    fn play(&mut self) {
         while Instant::now() < self.world.ends {
             let Some(id) = self.id.clone() else {
                 self.create();
                 continue;
             };
             let droplet = DROPLETS[self.rng.usize(..3)];
-            match self.rng.u32(..20) {
+            match self.rng.u32(..24) {
                 0..8 => self.publish(&id, droplet),
                 8..13 => self.unpublish(&id, droplet),
                 13 => self.unpublish_anywhere(&id),
@@ -109,6 +138,10 @@ impl Life<'_> {
                 16 => self.create(),
                 17 => self.two_nodes(&id),
                 18 => self.same_twice(&id, droplet),
+                19 => self.expand(&id),
+                20 => self.modify(&id),
+                21 => self.snapshot(&id),
+                22 => self.clone_of(&id),
                 _ => self.publish_beside_a_late_unpublish(&id),
             }
         }
@@ -116,6 +149,61 @@ impl Life<'_> {
 
     fn on(&self) -> Option<u64> {
         self.world.fleet.sim.attached_to(&self.name)
+    }
+
+    /// Whether a volume of this life may be there no longer although nobody detached it.
+    fn is_lost(&self, droplet: u64) -> bool {
+        self.world.has_destruction && droplet == DESTROYED && self.on().is_none()
+    }
+
+    fn asked_to_detach(&mut self, id: &str) {
+        *self.unpublishes.entry(id.to_owned()).or_default() += 1;
+    }
+
+    fn expand(&mut self, id: &str) {
+        let client = self.world.client(&mut self.rng);
+        let Some(volume) = self.world.fleet.sim.volume(id) else { return };
+        let size = volume.size_gigabytes + 1;
+        let what = format!("expand {} to {size} GiB", self.name);
+        if self.world.call(&what, || client.expand(id, i64::try_from(size << 30).unwrap())).is_ok() {
+            let have = self.world.fleet.sim.volume(id).map(|volume| volume.size_gigabytes);
+            self.world.expect(have >= Some(size), || format!("{what}: OK, but it has {have:?}"));
+        }
+    }
+
+    fn modify(&mut self, id: &str) {
+        let client = self.world.client(&mut self.rng);
+        let (put, gone) = if self.rng.bool() { ("a", "b") } else { ("b", "A") };
+        let what = format!("tag {} {put}", self.name);
+        if self.world.call(&what, || client.modify(id, &[("tags", put), ("remove-tags", gone)])).is_ok() {
+            let tags = self.world.fleet.sim.volume(id).map(|volume| volume.tags).unwrap_or_default();
+            self.world.expect(tags == [put], || format!("{what}: OK, but it has {tags:?}"));
+        }
+    }
+
+    fn snapshot(&mut self, id: &str) {
+        let client = self.world.client(&mut self.rng);
+        let name = format!("{}-shot-{}", self.name, self.rng.u32(..));
+        let what = format!("snapshot {name}");
+        let count = || self.world.fleet.sim.snapshots().iter().filter(|snapshot| snapshot.name == name).count();
+        let Ok(taken) = self.world.call(&what, || client.create_snapshot(&name, id)) else { return };
+        self.world.expect(count() == 1, || format!("{what}: OK, but there are {}", count()));
+        if self.world.call(&what, || client.delete_snapshot(&taken.snapshot_id)).is_ok() {
+            self.world.expect(count() == 0, || format!("{what}: deleted, but it is there"));
+        }
+    }
+
+    fn clone_of(&mut self, id: &str) {
+        let client = self.world.client(&mut self.rng);
+        let name = format!("{}-copy", self.name);
+        let what = format!("clone {name}");
+        let request = cloned(new_volume(&name, 1 << 30), id);
+        let Ok(made) = self.world.call(&what, || client.create(&request)) else { return };
+        let is_there = || self.world.fleet.sim.volume(&made.volume_id).is_some();
+        self.world.expect(is_there(), || format!("{what}: OK, but there is none"));
+        if self.world.call(&what, || client.delete_volume(&made.volume_id)).is_ok() {
+            self.world.expect(!is_there(), || format!("{what}: deleted, but it is there"));
+        }
     }
 
     fn create(&mut self) {
@@ -146,14 +234,20 @@ impl Life<'_> {
         match outcome {
             Ok(()) => {
                 let on = self.on();
-                self.world.expect(on == Some(droplet), || format!("{what}: OK, but it is on {on:?}; was {before:?}"));
-                let may_move = !is_elsewhere || self.world.has_power_cuts;
+                self.world.expect(on == Some(droplet) || self.is_lost(droplet), || {
+                    format!("{what}: OK, but it is on {on:?}; was {before:?}")
+                });
+                let may_move = !is_elsewhere || self.world.has_power_cuts || self.world.has_destruction;
                 self.world.expect(may_move, || format!("{what}: taken from a running droplet, was {before:?}"));
                 self.known = Known::On(droplet);
             }
+            Err(refusal) if refusal.message.contains("droplet (node id)") => {
+                let may_be_gone = self.world.has_destruction && droplet == DESTROYED;
+                self.world.expect(may_be_gone, || format!("{what}: {refusal}, but it is there"));
+            }
             Err(refusal) if refusal.code == RpcStatusCode::NOT_FOUND => self.not_found(what, refusal),
             // What failed may have an effect, but never takes the volume away from where it is.
-            Err(_) if matches!(before, Known::On(_)) && !self.world.has_power_cuts => {
+            Err(_) if matches!(before, Known::On(_)) && !self.world.has_power_cuts && !self.world.has_destruction => {
                 let on = self.on();
                 self.world.expect(before == on.map_or(Known::Detached, Known::On), || {
                     format!("{what}: failed, and the volume went from {before:?} to {on:?}")
@@ -170,6 +264,7 @@ impl Life<'_> {
     }
 
     fn unpublish(&mut self, id: &str, droplet: u64) {
+        self.asked_to_detach(id);
         let client = self.world.client(&mut self.rng);
         let what = format!("unpublish {} from {droplet}", self.name);
         let outcome = self.world.call(&what, || client.controller_unpublish(id, &droplet.to_string()));
@@ -180,7 +275,9 @@ impl Life<'_> {
                 match before {
                     Known::On(holder) if holder == droplet => self.known = Known::Detached,
                     Known::On(holder) if !self.world.has_power_cuts => {
-                        self.world.expect(on == Some(holder), || format!("{what}: it left {holder} for {on:?}"));
+                        self.world.expect(on == Some(holder) || self.is_lost(holder), || {
+                            format!("{what}: it left {holder} for {on:?}")
+                        });
                     }
                     Known::On(_) | Known::Detached | Known::Nothing => {}
                 }
@@ -191,6 +288,7 @@ impl Life<'_> {
     }
 
     fn unpublish_anywhere(&mut self, id: &str) {
+        self.asked_to_detach(id);
         let client = self.world.client(&mut self.rng);
         let what = format!("unpublish {} from anywhere", self.name);
         let outcome = self.world.call(&what, || client.controller_unpublish(id, ""));
@@ -213,7 +311,8 @@ impl Life<'_> {
             Ok(()) => {
                 self.world.expect(!is_there, || format!("{what}: OK, but it is there"));
                 let was_free = !matches!(self.known, Known::On(_));
-                self.world.expect(was_free || self.world.has_power_cuts, || format!("{what}: was {:?}", self.known));
+                let may_be_lost = self.world.has_power_cuts || self.world.has_destruction;
+                self.world.expect(was_free || may_be_lost, || format!("{what}: was {:?}", self.known));
                 self.id = None;
             }
             Err(_) => self.may_be_gone = true,
@@ -233,7 +332,8 @@ impl Life<'_> {
         let on = self.on();
         self.known = match winners {
             (true, true) => {
-                self.world.expect(self.world.has_power_cuts, || format!("{what}: both were told OK"));
+                let may_move = self.world.has_power_cuts || self.world.has_destruction;
+                self.world.expect(may_move, || format!("{what}: both were told OK"));
                 Known::Nothing
             }
             (true, false) => Known::On(there),
@@ -243,7 +343,9 @@ impl Life<'_> {
         if let Known::On(winner) = self.known
             && !self.world.has_power_cuts
         {
-            self.world.expect(on == Some(winner), || format!("{what}: {winner} was told OK, but it is on {on:?}"));
+            self.world.expect(on == Some(winner) || self.is_lost(winner), || {
+                format!("{what}: {winner} was told OK, but it is on {on:?}")
+            });
         }
     }
 
@@ -262,6 +364,7 @@ impl Life<'_> {
 
     /// An unpublish for a node that never had the volume comes late, while another node asks for it.
     fn publish_beside_a_late_unpublish(&mut self, id: &str) {
+        self.asked_to_detach(id);
         let (first, second) = (self.world.client(&mut self.rng), self.world.client(&mut self.rng));
         let what = format!("publish {} on {A} beside an unpublish from {B}", self.name);
         let outcome = std::thread::scope(|scope| {
@@ -301,14 +404,18 @@ fn strike(world: &World<'_>, rng: &mut Rng) {
         16 => Fault::answered(200, "text/html", "<html></html>"),
         _ => Fault::refused(Said::ATTACH_LIMIT),
     };
-    faults.add(match rng.u32(..6) {
+    faults.add(match rng.u32(..11) {
         0 => fault.on("POST", "/v2/volumes"),
         1 => fault.on("GET", "/v2/volumes/{id}"),
         2 => fault.on("GET", "/v2/volumes/{id}/actions/{action_id}"),
         3 => fault.on("DELETE", "/v2/volumes/{id}"),
+        4 => fault.on("GET", "/v2/volumes/{id}/actions"),
+        5 => fault.on("GET", "/v2/droplets/{droplet_id}"),
+        6 => fault.on("GET", "/v2/volumes"),
+        7 => fault,
         _ => fault.on("POST", "/v2/volumes/{id}/actions"),
     });
-    match rng.u32(..12) {
+    match rng.u32(..14) {
         0 => faults.add_action(ActionFault::errored()),
         1 => faults.add_action(ActionFault::unknown_at_first(2)),
         2 => faults.add_action(ActionFault::taking(ms(rng.u64(200..1500)))),
@@ -320,6 +427,14 @@ fn strike(world: &World<'_>, rng: &mut Rng) {
             world.fleet.sim.set_droplet_status(DROPLETS[rng.usize(..3)], status);
         }
         7 => world.fleet.sim.close_connections(),
+        8 | 9 if world.has_destruction => {
+            if world.is_destroyed.fetch_xor(true, Ordering::Relaxed) {
+                world.make_anew();
+            } else {
+                world.fleet.sim.destroy_droplet(DESTROYED);
+            }
+        }
+        10 => faults.add_action(ActionFault::size_late(ms(rng.u64(50..400)))),
         _ => {}
     }
 }
@@ -330,7 +445,8 @@ fn play(seed: u64) -> Vec<String> {
     let mut rules = Rules { limits: no_rate_limit(), ..Rules::default() };
     rules.times = Times::actions(Duration::from_millis(rng.u64(5..200)));
     rules.times.create_visible_after = Duration::from_millis(if rng.bool() { 0 } else { 100 });
-    rules.limits.volumes = 0;
+    (rules.limits.volumes, rules.limits.snapshot_interval) = (0, Duration::ZERO);
+    rules.limits.region_gigabytes = u64::MAX >> 32;
     rules.switches.attach_again_is_accepted = rng.bool();
     rules.switches.duplicate_name_says_already_exists = rng.bool();
     rules.switches.empty_arrays_are_null = rng.bool();
@@ -341,6 +457,8 @@ fn play(seed: u64) -> Vec<String> {
         fleet: &fleet,
         clients: RwLock::new(plugins.iter().map(|plugin| plugin.client.clone()).collect()),
         has_power_cuts: rng.u32(..4) == 0,
+        has_destruction: rng.u32(..4) == 0,
+        is_destroyed: AtomicBool::new(false),
         ends: Instant::now() + RUN,
         complaints: Mutex::default(),
         answers: AtomicU32::new(0),
@@ -350,7 +468,9 @@ fn play(seed: u64) -> Vec<String> {
     std::thread::scope(|scope| {
         for number in 0..VOLUMES {
             let (name, rng) = (format!("volume-{number}"), rng.fork());
-            let life = Life { world: &world, name, id: None, may_be_gone: false, known: Known::Detached, rng };
+            let unpublishes = HashMap::new();
+            let life =
+                Life { world: &world, name, id: None, may_be_gone: false, known: Known::Detached, unpublishes, rng };
             scope.spawn(|| life.live());
         }
         // Plugins end with the thread that starts them, so this one kills them and starts them again.
@@ -374,7 +494,12 @@ fn play(seed: u64) -> Vec<String> {
     if answers < 50 {
         world.complain(format!("only {answers} calls were answered OK: that is no test"));
     }
-    world.complaints.into_inner().unwrap()
+    let complaints = world.complaints.into_inner().unwrap();
+    if !complaints.is_empty() {
+        plugins.iter().zip(PLUGINS).for_each(|(plugin, name)| println!("log of plugin {name}:\n{}", plugin.log()));
+        fleet.sim.actions().iter().rev().for_each(|action| println!("{action:?}"));
+    }
+    complaints
 }
 
 /// How often an orchestrator asks again afterwards. The budget of a call is short here, and all volumes are moved at once:
@@ -385,6 +510,9 @@ const TRIES: usize = 5;
 fn aftermath(world: &World<'_>, rng: &mut Rng) {
     let sim = &world.fleet.sim;
     sim.faults().clear();
+    if world.is_destroyed.load(Ordering::Relaxed) {
+        world.make_anew();
+    }
     DROPLETS.iter().for_each(|droplet| sim.set_droplet_status(*droplet, DropletStatus::Active));
     world.fleet.rest();
     let volumes = sim.volumes();

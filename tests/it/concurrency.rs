@@ -1,15 +1,17 @@
 //! Calls at the same time: for one volume one after another, for different volumes side by side.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use do_csi_plugin::config;
 use grpcio::RpcStatusCode;
 
 use crate::PROGRAM;
-use crate::sim::{ActionFault, ActionKind, DropletSpec, Fault, NewVolume, SimConfig};
+use crate::sim::{ActionFault, ActionKind, DropletSpec, Fault, Limits, NewVolume, Rules, SimConfig};
 use crate::support::client::{Client, Refusal, Volume};
+use crate::support::fleet::{A, B, Fleet, no_rate_limit};
 use crate::support::plugin::Plugin;
 use crate::support::solo::{DROPLET, Solo, until};
 
@@ -106,7 +108,7 @@ fn a_volume_that_is_being_attached_is_detached_afterwards_and_not_meanwhile() {
     let attached = attach(&plugin.client, &id);
     until("the attachment has begun", || !solo.sim.actions().is_empty());
     let detached = detach(&plugin.client, &id);
-    until_at_work(&plugin, "controller", 2);
+    until_at_work(&plugin, "unpublish", 1);
     assert!(!attached.is_finished() && !detached.is_finished());
     solo.sim.advance(FOR_EVER);
     attached.join().unwrap().unwrap();
@@ -175,4 +177,29 @@ fn many_calls_for_many_volumes_end_as_if_they_had_come_alone() {
     }
     let left: Vec<_> = solo.sim.volumes().into_iter().map(|volume| (volume.name, volume.attached_to)).collect();
     assert_eq!(left, [("n0".to_owned(), None)]);
+}
+
+#[test]
+fn a_flood_of_publishes_ends_in_its_time_and_lets_an_unpublish_pass() {
+    let rules = Rules { limits: Limits { volumes: 0, ..no_rate_limit() }, ..Rules::default() };
+    let fleet = Fleet::with(rules);
+    let plugin = fleet.controller(Path::new(PROGRAM), "one", &["--call-budget=5"]);
+    // More than are worked on at once and can wait in the queue.
+    let (workers, queue) = (config::CONTROLLER_WORKERS, config::QUEUE_LENGTH);
+    let ids: Vec<String> = (0..workers + queue + 20).map(|number| fleet.volume(&format!("volume-{number}"))).collect();
+    let other = fleet.volume_on("other", B);
+    fleet.sim.hold_pending_event(A, FOR_EVER);
+    let begun = Instant::now();
+    let answers: Vec<Answer<Volume>> = ids.iter().map(|id| attach_to(&plugin.client, id, A)).collect();
+    let are_at_work = || fleet.sim.calls().of("GET", "/v2/volumes/{id}") >= u64::try_from(workers).unwrap();
+    until("all threads have a publish", are_at_work);
+    assert_eq!(plugin.client.controller_unpublish(&other, &B.to_string()), Ok(()));
+    assert_eq!(fleet.sim.attached_to(&other), None);
+    assert!(answers.iter().any(|answer| !answer.is_finished()), "the unpublish came after the flood");
+    for answer in answers {
+        let refusal = answer.join().unwrap().unwrap_err();
+        assert_eq!(refusal.code, RpcStatusCode::FAILED_PRECONDITION, "{refusal}");
+    }
+    // Those that waited for a thread would take twice the time of a call if it counted from when they got one.
+    assert!(begun.elapsed() < Duration::from_secs(8), "{:?}", begun.elapsed());
 }

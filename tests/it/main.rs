@@ -31,6 +31,7 @@ mod concurrency;
 mod conflict;
 mod controller;
 mod copies;
+mod doubt;
 mod jobs;
 mod listing;
 mod program;

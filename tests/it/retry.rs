@@ -4,9 +4,12 @@
 use std::path::Path;
 use std::time::Duration;
 
-use crate::sim::{ActionFault, Fault, NewVolume, Refusal, Rules, Snapshot, Times};
+use crate::sim::{
+    Action, ActionFault, ActionKind, ActionStatus, DropletSpec, DropletStatus, Fault, NewVolume, Refusal, Rules,
+    Snapshot, Times, Volume as SimVolume,
+};
 use crate::support::client::{Client, Outcome, Volume, cloned, new_volume, restored};
-use crate::support::fleet::{A, ACTION, B, Fleet, no_rate_limit};
+use crate::support::fleet::{A, ACTION, B, C, Fleet, no_rate_limit};
 use crate::support::wait_for;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_do-csi-plugin");
@@ -17,6 +20,9 @@ const ARGS: [&str; 2] = ["--api-timeout=0.4", "--call-budget=8"];
 /// The request that removes what a clone was made through.
 const DELETE_SNAPSHOT: (&str, &str) = ("DELETE", "/v2/volumes/snapshots/{id}");
 
+/// A refusal that DigitalOcean is not known to speak.
+const UNKNOWN: Refusal = Refusal { status: 451, id: "unknown", message: "not for you" };
+
 /// Behind the last request of any call.
 const MOST_REQUESTS: u32 = 30;
 
@@ -26,6 +32,12 @@ enum Change {
     Create,
     Delete,
     Publish,
+    /// From a droplet that is off.
+    PublishFromOff,
+    /// From a droplet that was destroyed and has kept it.
+    PublishFromGone,
+    /// From a droplet that runs, which the plugin is allowed to do.
+    PublishByTakeover,
     Unpublish,
     UnpublishAnywhere,
     Expand,
@@ -46,6 +58,20 @@ impl Change {
             Change::Create => String::new(),
             Change::Delete | Change::Publish => fleet.volume(name),
             Change::Unpublish | Change::UnpublishAnywhere | Change::Expand => fleet.volume_on(name, A),
+            Change::PublishByTakeover => fleet.volume_on(name, C),
+            Change::PublishFromOff => {
+                let id = fleet.volume_on(name, C);
+                fleet.sim.set_droplet_status(C, DropletStatus::Off);
+                id
+            }
+            Change::PublishFromGone => {
+                fleet.sim.add_droplet(&DropletSpec::new(C, "node-c", "fra1")).expect("the droplet is made");
+                let id = fleet.volume_on(name, C);
+                fleet.sim.faults().add_action(ActionFault::errored().of(ActionKind::Detach));
+                fleet.sim.destroy_droplet(C);
+                fleet.rest();
+                id
+            }
             Change::Modify => {
                 let tagged = NewVolume { tags: vec!["gone".to_owned()], ..NewVolume::new(name, 1, "fra1") };
                 fleet.sim.add_volume(&tagged).expect("the volume is made")
@@ -69,7 +95,9 @@ impl Change {
         match self {
             Change::Create => client.create_volume(name, 1 << 30, &volume.capability).map(drop),
             Change::Delete => client.delete_volume(id),
-            Change::Publish => client.controller_publish(&mut volume, &A.to_string()),
+            Change::Publish | Change::PublishFromOff | Change::PublishFromGone | Change::PublishByTakeover => {
+                client.controller_publish(&mut volume, &A.to_string())
+            }
             Change::Unpublish => client.controller_unpublish(id, &A.to_string()),
             Change::UnpublishAnywhere => client.controller_unpublish(id, ""),
             Change::Expand => client.expand(id, 3 * GIB).map(drop),
@@ -86,13 +114,49 @@ impl Change {
         match self {
             Change::Create | Change::Unpublish | Change::UnpublishAnywhere => (1, 0, None, 1, &[]),
             Change::Delete | Change::DeleteSnapshot => (0, 0, None, 0, &[]),
-            Change::Publish => (1, 0, Some(A), 1, &[]),
+            Change::Publish | Change::PublishFromOff | Change::PublishFromGone | Change::PublishByTakeover => {
+                (1, 0, Some(A), 1, &[])
+            }
             Change::Expand => (1, 0, Some(A), 3, &[]),
             Change::Modify => (1, 0, None, 1, &["also", "put"]),
             Change::Snapshot => (1, 1, None, 1, &[]),
             Change::Restore => (1, 1, None, 3, &[]),
             Change::Clone => (1, 0, None, 3, &[]),
         }
+    }
+
+    /// The kind of action that the call consists of, if it is one that moves a volume.
+    fn kind_of_move(self) -> Option<ActionKind> {
+        match self {
+            Change::Publish | Change::PublishFromOff | Change::PublishFromGone | Change::PublishByTakeover => {
+                Some(ActionKind::Attach)
+            }
+            Change::Unpublish | Change::UnpublishAnywhere => Some(ActionKind::Detach),
+            Change::Create
+            | Change::Delete
+            | Change::Expand
+            | Change::Modify
+            | Change::Snapshot
+            | Change::DeleteSnapshot
+            | Change::Restore
+            | Change::Clone => None,
+        }
+    }
+
+    /// How often DigitalOcean has carried out, or is carrying out, what the call consists of: where the call needs it once,
+    /// a second time takes the volume from somebody else. An action that failed does not count.
+    fn moves(self, fleet: &Fleet, volumes: &[SimVolume]) -> usize {
+        let is_one = |action: &Action| {
+            Some(action.kind) == self.kind_of_move()
+                && action.status != ActionStatus::Errored
+                && volumes.iter().any(|volume| volume.id == action.volume)
+                && action.droplet != Some(C)
+        };
+        fleet.sim.actions().iter().filter(|action| is_one(action)).count()
+    }
+
+    fn moves_a_volume(self) -> bool {
+        self.kind_of_move().is_some()
     }
 
     /// What is not as the call says it is; also some time after its answer, when nothing is on its way any more.
@@ -115,7 +179,11 @@ impl Change {
             let snapshots = if may_stay && self == Change::Clone { snapshots.saturating_sub(1) } else { snapshots };
             let have = (volumes.len(), snapshots, fleet.sim.attached_to(name), size, tags.as_slice());
             let want = self.wanted();
-            (have != want).then(|| format!("volumes, snapshots, droplet, size, tags: {have:?}, should be {want:?}"))
+            if have != want {
+                return Some(format!("volumes, snapshots, droplet, size, tags: {have:?}, should be {want:?}"));
+            }
+            let (done, most) = (self.moves(fleet, &volumes), usize::from(self.moves_a_volume()));
+            (done != most).then(|| format!("carried out {done} times, should be {most}"))
         };
         let at_once = look();
         fleet.rest();
@@ -136,7 +204,9 @@ fn request_faults() -> Vec<RequestFault> {
         ("a good status with a web page", Fault::answered(200, "text/html", "<html></html>"), true),
         ("a good status with other JSON", Fault::answered(200, "application/json", "{\"volume\":7}"), true),
         ("a web page that says 404", Fault::answered(404, "text/html", "<html>not here</html>"), true),
-        ("an unknown status", Fault::answered(418, "text/plain", "I am a teapot"), false),
+        ("a web page that says 403", Fault::answered(403, "text/html", "<html>blocked</html>"), true),
+        ("an unknown status", Fault::answered(418, "text/plain", "I am a teapot"), true),
+        ("an unknown status of the API", Fault::refused(UNKNOWN), false),
         ("lost request", Fault::lost_request(), true),
         ("lost reply", Fault::lost_reply(), true),
         ("reply cut short", Fault::reply_cut_short(), true),
@@ -169,7 +239,8 @@ fn action_faults() -> Vec<(&'static str, ActionFault)> {
         ("slow", ActionFault::taking(ms(500))),
         ("droplet_ids late", ActionFault::droplet_ids_late(ms(300))),
         ("droplet_ids very late", ActionFault::droplet_ids_late(ms(1500))),
-        ("droplet_ids early", ActionFault::droplet_ids_early().times(2)),
+        ("droplet_ids early", ActionFault::droplet_ids_early()),
+        ("size late", ActionFault::size_late(ms(300))),
         ("device late", ActionFault::device_late(ms(500))),
         ("half attached", ActionFault::half_attached(ms(500))),
         ("stale link", ActionFault::stale_link()),
@@ -198,7 +269,9 @@ impl Trial {
         (rules.limits.attach, rules.limits.volumes) = (10_000, 0);
         let fleet = Fleet::with(rules);
         let bystander = fleet.volume_on("bystander", B);
-        let plugin = fleet.controller(Path::new(PROGRAM), "one", &ARGS);
+        let takeover = ["--takeover"].into_iter().filter(|_| change == Change::PublishByTakeover);
+        let args: Vec<&str> = ARGS.into_iter().chain(takeover).collect();
+        let plugin = fleet.controller(Path::new(PROGRAM), "one", &args);
         Trial { change, fleet, plugin, bystander, cases: 0, complaints: Vec::new() }
     }
 
@@ -291,11 +364,55 @@ fn whatever_happens_to_any_request_of_a_change_the_cloud_ends_as_asked() {
 
 #[test]
 fn whatever_happens_to_an_action_the_same_call_gets_over_it() {
-    together(&[Change::Publish, Change::Unpublish, Change::UnpublishAnywhere, Change::Expand], |change| {
+    let changes = [
+        Change::Publish,
+        Change::PublishFromOff,
+        Change::PublishFromGone,
+        Change::PublishByTakeover,
+        Change::Unpublish,
+        Change::UnpublishAnywhere,
+        Change::Expand,
+        Change::Restore,
+        Change::Clone,
+    ];
+    together(&changes, |change| {
         let mut trial = Trial::start(*change, Rules { times: Times::actions(ACTION), ..Rules::default() });
         for (what, fault) in action_faults() {
-            let go_wrong = |fleet: &Fleet, id: &str| fleet.sim.faults().add_action(fault.clone().on_volume(id));
-            trial.run(what, go_wrong, true);
+            let go_wrong = |fleet: &Fleet, id: &str| {
+                // A copy is another volume, of which the only action is the one that makes it larger.
+                let is_copy = matches!(change, Change::Restore | Change::Clone);
+                let fault = fault.clone();
+                fleet.sim.faults().add_action(if is_copy { fault.of(ActionKind::Resize) } else { fault.on_volume(id) });
+            };
+            assert!(trial.run(what, go_wrong, true), "{change:?}, {what}: it never happened");
+        }
+        trial.finish()
+    });
+}
+
+#[test]
+fn a_volume_is_taken_from_another_droplet_whatever_happens_to_a_request() {
+    let changes = [Change::PublishFromOff, Change::PublishFromGone, Change::PublishByTakeover];
+    let names = ["500", "a web page that says 403", "lost reply", "hung after the effect", "pending event"];
+    let faults: Vec<_> = request_faults().into_iter().filter(|(name, ..)| names.contains(name)).collect();
+    assert_eq!(faults.len(), names.len());
+    let inputs: Vec<_> = changes.iter().flat_map(|change| faults.chunks(2).map(move |some| (*change, some))).collect();
+    together(&inputs, |(change, some)| at_every_request(*change, some));
+}
+
+#[test]
+fn a_refusal_of_an_action_that_does_not_hold_is_ridden_out() {
+    let table = [
+        (Change::Publish, vec![Refusal::ALREADY_ATTACHED, Refusal::INVALID_PAYLOAD]),
+        (Change::Unpublish, vec![Refusal::ATTACHMENT_NOT_FOUND, Refusal::INVALID_PAYLOAD]),
+        (Change::UnpublishAnywhere, vec![Refusal::ATTACHMENT_NOT_FOUND, Refusal::INVALID_PAYLOAD]),
+    ];
+    together(&table, |(change, refusals)| {
+        let mut trial = Trial::start(*change, Rules { times: Times::actions(ACTION), ..Rules::default() });
+        for refusal in refusals {
+            let fault = Fault::refused(*refusal).on("POST", "/v2/volumes/{id}/actions").times(2);
+            let is_met = trial.run(refusal.message, |fleet, _| fleet.sim.faults().add(fault.clone()), true);
+            assert!(is_met, "{change:?}, {refusal}: it never happened");
         }
         trial.finish()
     });
@@ -327,7 +444,8 @@ fn under_every_habit_that_digitalocean_may_have_a_lost_reply_is_found_again() {
         let mut trial = Trial::start(*change, rules);
         for position in 0..3 {
             let go_wrong = |fleet: &Fleet, _: &str| fleet.sim.faults().add(Fault::lost_reply().after(position));
-            trial.run(&format!("{what}, lost reply {position}"), go_wrong, true);
+            let is_met = trial.run(&format!("{what}, lost reply {position}"), go_wrong, true);
+            assert!(is_met || position > 0, "{change:?}, {what}: it never happened");
         }
         trial.finish()
     });

@@ -400,7 +400,7 @@ struct Unsteady {
 }
 
 fn named(rpc: &'static str) -> Call {
-    Call { rpc, about: String::new(), is_mutating: true }
+    Call::change(rpc, "")
 }
 
 impl Identity for Unsteady {
@@ -410,7 +410,7 @@ impl Identity for Unsteady {
         _: GetPluginInfoRequest,
         sink: UnarySink<GetPluginInfoResponse>,
     ) {
-        self.pool.answer(&ctx, sink, named("GetPluginInfo"), || panic!("on purpose"));
+        self.pool.answer(&ctx, sink, named("GetPluginInfo"), |_| panic!("on purpose"));
     }
 
     fn get_plugin_capabilities(
@@ -420,7 +420,7 @@ impl Identity for Unsteady {
         sink: UnarySink<GetPluginCapabilitiesResponse>,
     ) {
         let (begun, go_on) = (self.begun.clone(), self.go_on.clone());
-        self.pool.answer(&ctx, sink, named("GetPluginCapabilities"), move || {
+        self.pool.answer(&ctx, sink, named("GetPluginCapabilities"), move |_| {
             begun.send(()).unwrap();
             go_on.recv().unwrap();
             Ok(GetPluginCapabilitiesResponse::default())
@@ -428,7 +428,7 @@ impl Identity for Unsteady {
     }
 
     fn probe(&mut self, ctx: RpcContext<'_>, _: ProbeRequest, sink: UnarySink<ProbeResponse>) {
-        self.pool.answer(&ctx, sink, named("Probe"), || Ok(ProbeResponse::default()));
+        self.pool.answer(&ctx, sink, named("Probe"), |_| Ok(ProbeResponse::default()));
     }
 }
 
@@ -509,6 +509,21 @@ fn a_full_queue_is_unavailable_and_is_free_again_when_calls_are_done() {
         futures_executor::block_on(answer).unwrap();
     }
     steered.client.probe().unwrap();
+}
+
+#[test]
+fn a_call_whose_caller_has_given_up_before_its_turn_is_not_worked_on() {
+    let steered = Steered::start(1, 3);
+    let first = steered.wait_in_call();
+    steered.begun.recv_timeout(Duration::from_secs(20)).unwrap();
+    let brief = CallOption::default().timeout(Duration::from_millis(50));
+    let given_up = steered.client.identity.get_plugin_capabilities_opt(&Default::default(), brief);
+    assert_eq!(Refusal::from(given_up.unwrap_err()).code, RpcStatusCode::DEADLINE_EXCEEDED);
+    steered.go_on.send(()).unwrap();
+    futures_executor::block_on(first).unwrap();
+    // With one thread, this comes after it.
+    steered.client.probe().unwrap();
+    assert!(steered.begun.try_recv().is_err(), "it was worked on for nobody");
 }
 
 #[test]

@@ -5,6 +5,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use do_csi_plugin::config;
+use do_csi_plugin::error::{Chain, Error, Holder, Thing};
+use do_csi_plugin::id::{DropletId, VolumeId, VolumeName};
+use do_csi_plugin::line::NoPlace;
+use do_csi_plugin::lock::{Locked, VolumeKey};
+use do_csi_plugin::rpc::status::status;
+
 use crate::PROGRAM;
 use crate::support::solo::{bare, run_to_end};
 
@@ -162,6 +169,65 @@ fn the_readme_names_targets_of_the_makefile() {
         count += 1;
     }
     assert!(count > 3, "{count}");
+}
+
+/// The messages that README explains, made by the program.
+fn explained_messages() -> Vec<Error> {
+    let volume = || VolumeId::parse("506f78a4-8f00-11f0-9a11-0a58ac14d1e2").unwrap();
+    let droplet = |number| DropletId::new(number).unwrap();
+    let name = || VolumeName::parse("blog").unwrap();
+    let out_of_time =
+        |doing: String, waited_for: &str| Error::OutOfTime { doing, waited_s: 97, waited_for: waited_for.into() };
+    let locked = |why| Error::Locked(Locked::new(VolumeKey::Id(volume().to_string()), why));
+    let attaching = format!("attaching volume {} to droplet 3164445", volume());
+    let busy = "DigitalOcean answered 422: Droplet already has a pending event. (request id …)";
+    let access = |access: &str| format!("{access} access to a file system");
+    vec![
+        Error::AttachedElsewhere {
+            volume: volume(),
+            name: name(),
+            holder: Holder { id: droplet(3_164_444), name: Some("node-1".to_owned()) },
+            wanted: droplet(3_164_445),
+        },
+        out_of_time(attaching, busy).or_not_yet(),
+        out_of_time(
+            format!("detaching volume {} from droplet 3164444", volume()),
+            "DigitalOcean's detach action errored",
+        ),
+        locked(NoPlace::Full).or_not_yet(),
+        locked(NoPlace::TooLate),
+        Error::Overloaded(config::QUEUE_LENGTH).or_not_yet(),
+        Error::Mismatch {
+            thing: format!("volume blog ({}) on droplet 3164445", volume()),
+            have: access("read and write"),
+            want: format!("{} (--mixed-access allows both)", access("read-only")),
+        },
+        Error::AttachLimit { droplet: droplet(3_164_445), volume: volume() },
+        Error::NotFound(Thing::Droplet("3164445".to_owned())),
+        Error::StillAttached { volume: volume(), droplet: droplet(3_164_444) },
+    ]
+}
+
+#[test]
+fn the_readme_explains_messages_that_are_the_programs_own() {
+    let readme = read("README.md");
+    let lines = section(&readme, "## What happens to a volume when a node dies, a task moves or two nodes want it");
+    let text = lines.join("\n");
+    let (_, list) = text.split_once("**The messages**").unwrap();
+    let (list, _) = list.split_once("**`--takeover`**").unwrap();
+    let items: Vec<String> =
+        list.split("\n- ").skip(1).map(|item| item.split_whitespace().collect::<Vec<_>>().join(" ")).collect();
+    let messages = explained_messages();
+    assert_eq!(items.len(), messages.len());
+    for (item, err) in items.iter().zip(&messages) {
+        let message = Chain(err).to_string().replace("506f78a4-8f00-11f0-9a11-0a58ac14d1e2", "506f78a4-…");
+        let quoted = item.strip_prefix("``").and_then(|rest| rest.split_once("``"));
+        let (quoted, explained) = quoted.unwrap_or_else(|| panic!("no message: {item}"));
+        assert_eq!(quoted.trim(), message);
+        let code = format!("{:?}", status(err).code());
+        let code = code.split('-').next_back().unwrap();
+        assert!(explained.contains(&format!("({code})")), "{code} is not in: {item}");
+    }
 }
 
 #[test]

@@ -139,7 +139,7 @@ impl Cloud {
     }
 
     /// Begins a detach that nobody asked for, as when a droplet is destroyed.
-    pub(super) fn start_detach(&mut self, now: Moment, volume: &str, droplet: u64) {
+    pub(super) fn start_detach(&mut self, now: Moment, volume: &str, droplet: u64, twists: Twists) {
         let is_running = self.running_on(volume).any(|action| action.kind == ActionKind::Detach);
         if is_running {
             return;
@@ -150,7 +150,7 @@ impl Cloud {
             droplet: Some(droplet),
             size_gigabytes: None,
         };
-        self.start(now, &plan, Twists::default());
+        self.start(now, &plan, twists);
     }
 
     /// An action as a poll sees it, which may be 404 at first.
@@ -179,11 +179,7 @@ impl Cloud {
     /// Whether any event keeps the droplet from starting another.
     pub fn is_busy(&self, now: Moment, droplet: u64) -> bool {
         let is_held = self.droplets.get(&droplet).is_some_and(|droplet| droplet.held_until > now);
-        is_held
-            || self
-                .actions
-                .values()
-                .any(|action| action.droplet == Some(droplet) && action.status == ActionStatus::InProgress)
+        is_held || self.actions.values().any(|action| action.droplet == Some(droplet) && action.is_running())
     }
 
     pub(super) fn end_action(&mut self, at: Moment, id: u64) {
@@ -191,6 +187,9 @@ impl Cloud {
         action.completed_at = Some(at);
         action.status = if action.twists.errored { ActionStatus::Errored } else { ActionStatus::Completed };
         let action = action.clone();
+        if action.twists.stays_in_progress && action.status == ActionStatus::Completed {
+            self.actions.get_mut(&id).expect("actions are never forgotten").status = ActionStatus::InProgress;
+        }
         if action.status == ActionStatus::Completed {
             match action.kind {
                 ActionKind::Attach => self.end_attach(at, &action),
@@ -200,7 +199,9 @@ impl Cloud {
         }
         if let Some(droplet) = action.droplet {
             self.list_truth(at, &action);
-            self.let_go_of_destroyed(at, &action.volume, droplet);
+            if action.kind == ActionKind::Attach {
+                self.let_go_of_destroyed(at, &action.volume, droplet);
+            }
         }
     }
 
@@ -215,7 +216,7 @@ impl Cloud {
     fn let_go_of_destroyed(&mut self, at: Moment, volume: &str, droplet: u64) {
         let is_held = self.volumes.get(volume).is_some_and(|v| v.attached_to == Some(droplet));
         if is_held && self.droplet(droplet).is_err() {
-            self.start_detach(at, volume, droplet);
+            self.start_detach(at, volume, droplet, Twists::default());
         }
     }
 
@@ -255,6 +256,7 @@ impl Cloud {
         volume.size_gigabytes = volume.size_gigabytes.max(wanted);
         let size_gigabytes = volume.size_gigabytes;
         let seen_at = if volume.attached_to.is_some() { at + lag } else { at };
+        self.schedule(at + action.twists.size_late, Event::ListSize { volume: action.volume.clone() });
         let effect = Effect::Grow { volume: action.volume.clone(), size_gigabytes };
         self.schedule_device(seen_at, &action.volume, effect);
     }
@@ -264,7 +266,7 @@ impl Cloud {
     }
 
     fn running_on(&self, volume: &str) -> impl Iterator<Item = &Action> {
-        self.actions.values().filter(move |action| action.volume == volume && action.status == ActionStatus::InProgress)
+        self.actions.values().filter(move |action| action.volume == volume && action.is_running())
     }
 }
 
@@ -465,7 +467,7 @@ mod tests {
         let mut world = World::new();
         let a = world.a.clone();
         world.attached(&a, 1);
-        world.cloud.destroy_droplet(world.now, 1);
+        world.cloud.destroy_droplet(world.now, 1, |_| Twists::default());
         assert_eq!(world.cloud.droplet(1), Err(Refusal::NOT_FOUND));
         assert_eq!(world.places(&a), (Some(1), Some(1)));
         assert_eq!(world.attach(&a, 2, Twists::default()), Err(Refusal::ALREADY_ATTACHED));
@@ -478,7 +480,7 @@ mod tests {
         let mut world = World::new();
         let a = world.a.clone();
         world.attach(&a, 1, Twists::default()).expect("the attach is accepted");
-        world.cloud.destroy_droplet(world.now, 1);
+        world.cloud.destroy_droplet(world.now, 1, |_| Twists::default());
         world.pass(SECOND);
         assert_eq!(world.places(&a), (Some(1), Some(1)));
         world.pass(SECOND);

@@ -218,6 +218,16 @@ impl ActionFault {
         ActionFault::new(Twists { ids_early: true, ..Twists::default() })
     }
 
+    /// The new size of a volume is shown only this long after its resize has completed.
+    pub fn size_late(by: Duration) -> ActionFault {
+        ActionFault::new(Twists { size_late: by, ..Twists::default() })
+    }
+
+    /// The action has its effect in its usual time, and says for ever that it is in progress.
+    pub fn stays_in_progress() -> ActionFault {
+        ActionFault::new(Twists { stays_in_progress: true, ..Twists::default() })
+    }
+
     /// The droplet sees the new device or capacity only this long after the action has completed.
     pub fn device_late(by: Duration) -> ActionFault {
         ActionFault::new(Twists { device_lag: Some(by), ..Twists::default() })

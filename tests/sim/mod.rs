@@ -276,9 +276,11 @@ impl Sim {
         });
     }
 
-    /// Destroys a droplet: 404 at once, its volumes are detached after the usual time.
+    /// Destroys a droplet: 404 at once, its volumes are detached after the usual time. Where such a detach ends as errored,
+    /// as scripted, the volume stays behind on a droplet that is no more.
     pub fn destroy_droplet(&self, droplet: u64) {
-        self.service.with_cloud(|cloud, now| cloud.destroy_droplet(now, droplet));
+        let twists = |volume: &str| self.faults().take_twists(ActionKind::Detach, volume);
+        self.service.with_cloud(|cloud, now| cloud.destroy_droplet(now, droplet, twists));
     }
 
     /// Keeps a droplet busy with an event of another kind, such as a power cycle.

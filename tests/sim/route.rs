@@ -257,7 +257,7 @@ impl Call<'_> {
         if !is_tag(&name) {
             return ok(400, json::tag_error(&name));
         }
-        self.cloud.create_tag(&name);
+        let name = self.cloud.create_tag(&name);
         ok(201, json!({"tag": json::tag(&name, self.cloud.tag_count(&name)?)}))
     }
 

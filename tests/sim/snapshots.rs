@@ -35,7 +35,7 @@ impl Cloud {
         }
 
         let id = self.new_id();
-        self.tags.extend(tags.iter().cloned());
+        let tags = tags.iter().map(|tag| self.create_tag(tag)).collect();
         self.last_snapshot.insert(volume.to_owned(), now);
         self.effects.push(Effect::Snapshot { snapshot: id.clone(), volume: volume.to_owned() });
         let snapshot = Snapshot {
@@ -45,7 +45,7 @@ impl Cloud {
             region: source.region,
             min_disk_size: source.size_gigabytes,
             size_gigabytes: 0.0,
-            tags: tags.to_vec(),
+            tags,
             created_at: now,
         };
         self.snapshots.insert(id.clone(), snapshot);

@@ -41,6 +41,8 @@ pub struct Volume {
     pub region: String,
     /// Size in GiB.
     pub size_gigabytes: u64,
+    /// The size that get and list show, which may lag behind [`Volume::size_gigabytes`].
+    pub listed_gigabytes: u64,
     /// Free text.
     pub description: String,
     /// `ext4`, `xfs` or empty.
@@ -165,6 +167,13 @@ pub struct Action {
     pub twists: Twists,
 }
 
+impl Action {
+    /// Whether it still does something, as opposed to only saying so.
+    pub fn is_running(&self) -> bool {
+        self.status == ActionStatus::InProgress && self.completed_at.is_none()
+    }
+}
+
 /// How an action departs from the plain course. The default departs in nothing.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Twists {
@@ -178,6 +187,10 @@ pub struct Twists {
     pub ids_late: Duration,
     /// `droplet_ids` changes when it starts.
     pub ids_early: bool,
+    /// The new size is shown this long after it ended.
+    pub size_late: Duration,
+    /// It has its effect, and says for ever that it is in progress.
+    pub stays_in_progress: bool,
     /// The droplet sees the change this long after it ended.
     pub device_lag: Option<Duration>,
     /// The device first appears with no capacity, for this long.
@@ -251,6 +264,8 @@ pub(super) enum Event {
     End { action: u64 },
     /// `droplet_ids` of a volume changes to what is true.
     List { volume: String },
+    /// The size that is shown of a volume changes to what is true.
+    ListSize { volume: String },
     /// A droplet notices a change of its devices.
     Device { volume: String, effect: Effect },
     /// A snapshot's billable size becomes known.
@@ -341,10 +356,10 @@ impl Cloud {
     }
 
     /// Destroys a droplet: 404 at once, its volumes are let go by detach actions that take their time.
-    pub fn destroy_droplet(&mut self, now: Moment, id: u64) {
+    pub fn destroy_droplet(&mut self, now: Moment, id: u64, twists: impl Fn(&str) -> Twists) {
         self.change_droplet(id, |droplet| droplet.is_destroyed = true);
         for volume in self.volume_ids(id) {
-            self.start_detach(now, &volume, id);
+            self.start_detach(now, &volume, id, twists(&volume));
         }
     }
 
@@ -375,6 +390,11 @@ impl Cloud {
             Event::List { volume } => {
                 if let Some(volume) = self.volumes.get_mut(&volume) {
                     volume.listed_on = volume.attached_to;
+                }
+            }
+            Event::ListSize { volume } => {
+                if let Some(volume) = self.volumes.get_mut(&volume) {
+                    volume.listed_gigabytes = volume.size_gigabytes;
                 }
             }
             Event::Device { volume: _, effect } => self.effects.push(effect),

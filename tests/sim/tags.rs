@@ -1,12 +1,19 @@
 //! Rules for tags, as far as volumes carry them (contract's resource list, row 17).
+//!
+//! Their names are compared without regard to case, and keep the capitals of whoever was the first to write them
+//! (API reference, "Tags").
 
 use super::refusal::Refusal;
 use super::state::Cloud;
 
 impl Cloud {
-    /// Makes a tag known; a second time changes nothing.
-    pub fn create_tag(&mut self, name: &str) {
-        self.tags.insert(name.to_owned());
+    /// Makes a tag known, and gives it in the capitals in which it was the first time.
+    pub fn create_tag(&mut self, name: &str) -> String {
+        let known = self.canonical(name).map(str::to_owned);
+        known.unwrap_or_else(|_| {
+            self.tags.insert(name.to_owned());
+            name.to_owned()
+        })
     }
 
     /// How many volumes carry a tag.
@@ -14,9 +21,7 @@ impl Cloud {
     /// # Errors
     /// [`Refusal::NOT_FOUND`] if nobody has created it.
     pub fn tag_count(&self, name: &str) -> Result<usize, Refusal> {
-        if !self.tags.contains(name) {
-            return Err(Refusal::NOT_FOUND);
-        }
+        let name = self.canonical(name)?;
         let carries = |tags: &[String]| tags.iter().any(|tag| tag == name);
         Ok(self.volumes.values().filter(|volume| carries(&volume.tags)).count())
     }
@@ -26,10 +31,10 @@ impl Cloud {
     /// # Errors
     /// [`Refusal::NOT_FOUND`] if the tag or a volume is not there; then nothing is changed.
     pub fn tag_volumes(&mut self, name: &str, volumes: &[String]) -> Result<(), Refusal> {
-        self.check_tagging(name, volumes)?;
         self.untag_volumes(name, volumes)?;
+        let name = self.canonical(name)?.to_owned();
         for volume in self.volumes.values_mut().filter(|volume| volumes.contains(&volume.id)) {
-            volume.tags.push(name.to_owned());
+            volume.tags.push(name.clone());
         }
         Ok(())
     }
@@ -39,16 +44,18 @@ impl Cloud {
     /// # Errors
     /// [`Refusal::NOT_FOUND`] if the tag or a volume is not there; then nothing is changed.
     pub fn untag_volumes(&mut self, name: &str, volumes: &[String]) -> Result<(), Refusal> {
-        self.check_tagging(name, volumes)?;
+        let name = self.canonical(name)?.to_owned();
+        volumes.iter().try_for_each(|volume| self.volume(volume).map(|_| ()))?;
         for volume in self.volumes.values_mut().filter(|volume| volumes.contains(&volume.id)) {
-            volume.tags.retain(|tag| tag != name);
+            volume.tags.retain(|tag| *tag != name);
         }
         Ok(())
     }
 
-    fn check_tagging(&self, name: &str, volumes: &[String]) -> Result<(), Refusal> {
-        self.tag_count(name)?;
-        volumes.iter().try_for_each(|volume| self.volume(volume).map(|_| ()))
+    /// The tag as it was written first.
+    fn canonical(&self, name: &str) -> Result<&str, Refusal> {
+        let known = self.tags.iter().find(|known| known.eq_ignore_ascii_case(name));
+        known.map(String::as_str).ok_or(Refusal::NOT_FOUND)
     }
 }
 
@@ -79,5 +86,21 @@ mod tests {
         assert_eq!(cloud.untag_volumes("k8s", &volumes), Ok(()));
         assert_eq!(cloud.tag_count("k8s"), Ok(0));
         assert_eq!(cloud.tag_volumes("k8s", &["0".to_owned()]), Err(Refusal::NOT_FOUND));
+    }
+
+    #[test]
+    fn a_tag_keeps_the_capitals_of_its_first_writer() {
+        let mut cloud = Cloud::new(&SimConfig::default());
+        let mut volume = |name: &str, tag: &str| {
+            let new = NewVolume { tags: vec![tag.to_owned()], ..NewVolume::new(name, 1, "fra1") };
+            cloud.create_volume(Duration::ZERO, &new).expect("a good volume")
+        };
+        let ids = [volume("a", "Prod"), volume("b", "prod")];
+        for id in &ids {
+            assert_eq!(cloud.volume(id).map(|volume| volume.tags.clone()), Ok(vec!["Prod".to_owned()]));
+        }
+        assert_eq!(cloud.tag_count("PROD"), Ok(2));
+        assert_eq!(cloud.untag_volumes("prod", &ids), Ok(()));
+        assert_eq!(cloud.tag_count("Prod"), Ok(0));
     }
 }

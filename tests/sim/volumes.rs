@@ -2,7 +2,7 @@
 
 use super::clock::Moment;
 use super::refusal::Refusal;
-use super::state::{ActionKind, ActionStatus, Cloud, Effect, Event, Volume};
+use super::state::{ActionKind, Cloud, Effect, Event, Volume};
 use super::tags::is_tag;
 
 /// What a create request asks for.
@@ -59,16 +59,17 @@ impl Cloud {
             snapshot: new.snapshot_id.clone(),
             format,
         });
-        self.tags.extend(new.tags.iter().cloned());
+        let tags = new.tags.iter().map(|tag| self.create_tag(tag)).collect();
         let volume = Volume {
             id: id.clone(),
             name: new.name.clone(),
             region: new.region.clone(),
             size_gigabytes,
+            listed_gigabytes: size_gigabytes,
             description: new.description.clone(),
             filesystem_type: new.filesystem_type.clone(),
             filesystem_label: new.filesystem_label.clone(),
-            tags: new.tags.clone(),
+            tags,
             created_at: now,
             visible_from: now + self.rules.times.create_visible_after,
             attached_to: None,
@@ -128,9 +129,10 @@ impl Cloud {
     /// [`Refusal::NOT_FOUND`]; the conflict text while it is attached or being attached.
     pub fn delete_volume(&mut self, now: Moment, id: &str) -> Result<(), Refusal> {
         let volume = self.volume(id)?.clone();
-        let is_being_attached = self.actions.values().any(|action| {
-            action.volume == id && action.kind == ActionKind::Attach && action.status == ActionStatus::InProgress
-        });
+        let is_being_attached = self
+            .actions
+            .values()
+            .any(|action| action.volume == id && action.kind == ActionKind::Attach && action.is_running());
         if volume.attached_to.is_some() || is_being_attached {
             return Err(if self.rules.switches.long_delete_attached_text {
                 Refusal::DELETE_ATTACHED_LONG

@@ -10,7 +10,7 @@ use tempfile::TempDir;
 
 use super::plugin::{Launch, Plugin};
 use super::wait_for;
-use crate::sim::{ActionStatus, DropletSpec, Limits, NewVolume, Rules, Sim, SimConfig, Times};
+use crate::sim::{Action, DropletSpec, Limits, NewVolume, Rules, Sim, SimConfig, Times};
 
 /// The droplets of every fleet.
 pub const A: u64 = 3_000_001;
@@ -88,7 +88,7 @@ impl Fleet {
     /// # Panics
     /// It goes on for too long.
     pub fn rest(&self) {
-        let is_running = || self.sim.actions().iter().any(|action| action.status == ActionStatus::InProgress);
+        let is_running = || self.sim.actions().iter().any(Action::is_running);
         let rested = wait_for(Duration::from_secs(30), || (!is_running()).then_some(()));
         assert!(rested.is_some(), "the cloud never rests: {:?}", self.sim.actions());
     }

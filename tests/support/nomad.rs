@@ -9,14 +9,17 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use super::cloud::Machine;
 use super::network::{CLOUD, api_url};
-use super::plugin::terminate;
+use super::plugin::send;
 use super::story::Told;
 use super::wait_for;
 
+/// How long an agent may take to end by itself.
+const END_LIMIT: Duration = Duration::from_secs(15);
 /// Lines of each agent's log that are shown when something went wrong.
 const LAST_WORDS: usize = 40;
 /// Where clients keep their state, as Nomad's own packages have it. On each droplet it is a file system of its own.
@@ -226,18 +229,17 @@ impl Nomad {
     /// Ends all agents. Nomad leaves running containers to the engine, which ends them.
     pub fn stop(mut self) -> Told<()> {
         for client in self.clients.iter_mut().flatten() {
-            terminate(client)?;
+            end(client)?;
         }
         self.clients.clear();
-        terminate(&mut self.server)?;
-        Ok(())
+        end(&mut self.server)
     }
 }
 
 impl Drop for Nomad {
     fn drop(&mut self) {
         for agent in self.clients.iter_mut().flatten().chain([&mut self.server]) {
-            let _ended = terminate(agent);
+            let _ended = end(agent);
         }
     }
 }
@@ -262,6 +264,16 @@ pub fn commands(guide: &str) -> Vec<String> {
         }
     }
     found
+}
+
+/// Ends an agent. A client does not end while an allocation waits for a volume, so there is a limit to patience.
+fn end(agent: &mut Child) -> Told<()> {
+    send(agent.id(), Signal::SIGTERM)?;
+    if wait_for(END_LIMIT, || agent.try_wait().ok().flatten()).is_none() {
+        agent.kill()?;
+        agent.wait()?;
+    }
+    Ok(())
 }
 
 fn log_of(machine: &Machine) -> PathBuf {

@@ -186,7 +186,8 @@ pub fn terminate(child: &mut Child) -> Result<ExitStatus> {
     child.wait()
 }
 
-fn send(pid: u32, signal: Signal) -> Result<()> {
+/// Sends a signal to a process.
+pub fn send(pid: u32, signal: Signal) -> Result<()> {
     let pid = i32::try_from(pid).map_err(Error::other)?;
     kill(Pid::from_raw(pid), signal).map_err(Error::from)
 }

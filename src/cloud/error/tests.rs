@@ -166,17 +166,18 @@ fn every_text_that_was_seen_has_its_kind() {
 }
 
 #[test]
-fn a_body_that_is_not_digitaloceans_is_judged_by_its_status() {
+fn a_body_that_is_not_digitaloceans_is_a_failure_on_the_way_or_too_many_calls() {
     let html = "<html>\r\n<head><title>502 Bad Gateway</title></head>\r\n</html>\r\n";
     let cases = [
         (301, ApiErrorKind::Unknown),
-        (401, ApiErrorKind::Unauthorized),
-        (403, ApiErrorKind::Forbidden),
-        // Not "gone": this may be another server than the API.
+        // Not "gone", not "refused": this may be another server than the API.
+        (400, ApiErrorKind::BadReply),
+        (401, ApiErrorKind::BadReply),
+        (403, ApiErrorKind::BadReply),
         (404, ApiErrorKind::BadReply),
-        (409, ApiErrorKind::Conflict),
-        (418, ApiErrorKind::Unknown),
-        (422, ApiErrorKind::Unprocessable),
+        (409, ApiErrorKind::BadReply),
+        (418, ApiErrorKind::BadReply),
+        (422, ApiErrorKind::BadReply),
         (429, ApiErrorKind::RateLimit { wait: None }),
         (500, ApiErrorKind::Server),
         (502, ApiErrorKind::Server),
