@@ -112,7 +112,7 @@ pub enum Error {
     /// The volume is attached to another droplet, which may be using it.
     #[error(
         "volume {name} ({volume}) is attached to droplet {holder}, not to droplet {wanted}; stop what uses it there, \
-         or, when nothing does, run `nomad volume detach` or `doctl compute volume-action detach {volume} {droplet}`",
+         or, when nothing does, run `doctl compute volume-action detach {volume} {droplet}`",
         droplet = .holder.id
     )]
     AttachedElsewhere {
@@ -400,9 +400,7 @@ mod tests {
             wanted: DropletId::parse("8").unwrap(),
         };
         let text = err.to_string();
-        for part in
-            ["blog", "1b2c3d4e", "droplet 7 (node-a)", "droplet 8", "volume-action detach", "nomad volume detach"]
-        {
+        for part in ["blog", "1b2c3d4e", "droplet 7 (node-a)", "droplet 8", "volume-action detach 1b2c3d4e"] {
             assert!(text.contains(part), "{part} missing in {text}");
         }
     }

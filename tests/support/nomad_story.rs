@@ -123,8 +123,7 @@ impl Story<'_> {
             }
             free(cloud, nomad, "blog")?;
             let node = names.first().cloned().unwrap_or_default();
-            nomad.run(&["job", "run", "-detach", &format!("-var=node={node}"), "get-file.nomad.hcl"])?;
-            await_rerun(nomad, "get-file")?;
+            get_file_on(nomad, &node)?;
             Ok(((), format!("get-file is complete on {node}")))
         })
     }
@@ -207,12 +206,12 @@ impl Story<'_> {
             let id = free(cloud, nomad, "blog")?;
             cloud.sim.attach(&id, c.id)?;
             nomad.until("it is attached", || Ok((cloud.sim.attached_to(&id) == Some(c.id)).then_some(())))?;
-            nomad.run(&["job", "run", "-detach", &format!("-var=node={}", a.name), "get-file.nomad.hcl"])?;
+            let since = submit_get_file(nomad, &a.name)?;
             let message = format!("is attached to droplet {} ({})", c.id, c.name);
             nomad.until("the plugin says who has it", || Ok(plugin_logs(cloud)?.contains(&message).then_some(())))?;
             // What doctl does, as the message and the guide say.
             cloud.sim.detach(&id, c.id)?;
-            await_rerun(nomad, "get-file")?;
+            await_get_file(nomad, since)?;
             Ok(((), format!("the plugin said: {message}; then the job completed")))
         })?;
         self.step("count = 2 with one volume is refused when it is submitted", |_, nomad| {
@@ -346,8 +345,7 @@ impl Story<'_> {
             nomad.guide("nomad job run -var=region=fra1 controller.nomad.hcl", &[])?;
             nomad.guide("nomad job run node.nomad.hcl", &[])?;
             await_plugins(nomad, 2, 3)?;
-            nomad.run(&["job", "run", "-detach", &format!("-var=node={}", a.name), "get-file.nomad.hcl"])?;
-            await_rerun(nomad, "get-file")?;
+            get_file_on(nomad, &a.name)?;
             free(cloud, nomad, "blog")?;
             for job in ["do-csi-node", "do-csi-controller"] {
                 nomad.run(&["job", "stop", "-purge", job])?;
@@ -367,8 +365,7 @@ impl Story<'_> {
             put_token(nomad, "do-csi-plugin")?;
             nomad.guide("nomad job run plugin-raw-exec.nomad.hcl", &[])?;
             await_plugins(nomad, 3, 3)?;
-            nomad.run(&["job", "run", "-detach", &format!("-var=node={}", b.name), "get-file.nomad.hcl"])?;
-            await_rerun(nomad, "get-file")?;
+            get_file_on(nomad, &b.name)?;
             free(cloud, nomad, "blog")?;
             nomad.guide("nomad volume deregister blog", &[])?;
             nomad.run(&["job", "stop", "-purge", "do-csi-plugin"])?;
@@ -424,15 +421,28 @@ fn await_no_plugin(nomad: &Nomad) -> Told<()> {
     })
 }
 
-/// Waits until a batch job that was submitted once more has ended well.
-fn await_rerun(nomad: &Nomad, job: &str) -> Told<()> {
-    nomad.until(&format!("job {job} is complete"), || {
-        let job_now = nomad.api(&format!("/v1/job/{job}"))?;
-        let newest = nomad.newest_allocation(job)?.ok_or("no allocation")?;
-        let is_new = newest["JobVersion"] == job_now["Version"];
+/// Submits get-file once more, for this node. Nomad does nothing for a job that it knows, so it must not know it any more.
+/// Gives the moment after which its allocation is made.
+fn submit_get_file(nomad: &Nomad, node: &str) -> Told<u64> {
+    let since = nomad.newest_allocation("get-file")?.and_then(|one| one["CreateIndex"].as_u64()).unwrap_or_default();
+    nomad.run(&["job", "stop", "-purge", "get-file"])?;
+    nomad.run(&["job", "run", "-detach", &format!("-var=node={node}"), "get-file.nomad.hcl"])?;
+    Ok(since)
+}
+
+/// Waits until the get-file that was submitted then has ended well.
+fn await_get_file(nomad: &Nomad, since: u64) -> Told<()> {
+    nomad.until("get-file is complete", || {
+        let newest = nomad.newest_allocation("get-file")?.ok_or("no allocation")?;
+        let is_new = newest["CreateIndex"].as_u64().is_some_and(|index| index > since);
         let is = newest["ClientStatus"].as_str().unwrap_or_default();
-        if is_new && is == "complete" { Ok(Some(())) } else { Err(format!("it is {is}").into()) }
+        if is_new && is == "complete" { Ok(Some(())) } else { Err(format!("it is {is}, and new: {is_new}").into()) }
     })
+}
+
+fn get_file_on(nomad: &Nomad, node: &str) -> Told<()> {
+    let since = submit_get_file(nomad, node)?;
+    await_get_file(nomad, since)
 }
 
 fn printed(nomad: &Nomad, allocation: &Value, task: &str, text: &str) -> Told<((), String)> {
