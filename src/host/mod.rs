@@ -7,6 +7,7 @@ use std::time::Duration;
 
 pub mod content;
 pub mod device;
+pub mod find;
 pub mod flags;
 pub mod foreign;
 pub mod format_options;

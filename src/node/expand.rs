@@ -13,7 +13,7 @@ use super::place;
 use crate::config::DEVICE_BUDGET;
 use crate::error::{Error, Result, Thing};
 use crate::host::content::FsKind;
-use crate::host::device::await_numbered;
+use crate::host::find::await_numbered;
 use crate::host::grow::ensure_grown;
 use crate::host::mount::observe_mounts;
 use crate::host::mountinfo::{DeviceNumber, Mount};

@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 
 use do_csi_plugin::error::{Chain, Error};
 use do_csi_plugin::host::content::{Content, FsKind, observe_content};
-use do_csi_plugin::host::device::{Device, DevicePlaces, Sighting, await_device, observe_device};
+use do_csi_plugin::host::device::{Device, DevicePlaces};
+use do_csi_plugin::host::find::{Sighting, await_device, observe_device};
 use do_csi_plugin::host::flags::MountOptions;
 use do_csi_plugin::host::format_options::FormatOptions;
 use do_csi_plugin::host::fsck::{apply_check, observe_check_need};
@@ -966,7 +967,12 @@ fn root_a_stale_missing_or_cut_link_is_made_up_for_by_the_name_that_the_disk_car
     tree.show_disk(&stale, "vol", "running\n");
     tree.show_disk(&right, "vol", "running\n");
     let refused = observe_device(&tree.places(&stale), &stale.name, None).unwrap();
-    assert!(matches!(&refused, Sighting::OtherVolume { found, .. } if found.contains("2 disks")), "{refused}");
+    assert!(matches!(&refused, Sighting::OtherVolume { found, .. } if found.contains("several disks")), "{refused}");
+    // Nor when the link leads to one of them.
+    std::os::unix::fs::symlink(&right.node, stale.places().link(&stale.name)).unwrap();
+    let refused = observe_device(&tree.places(&stale), &stale.name, None).unwrap();
+    assert!(matches!(&refused, Sighting::OtherVolume { found, .. } if found.contains("several disks")), "{refused}");
+    fs::remove_file(stale.places().link(&stale.name)).unwrap();
     // What sysfs calls by a name must be what the node of that name is.
     tree.show_disk(&stale, "gone", "running\n");
     let folder = tree.show_disk(&right, "vol", "running\n");
@@ -975,6 +981,82 @@ fn root_a_stale_missing_or_cut_link_is_made_up_for_by_the_name_that_the_disk_car
     assert!(matches!(&refused, Sighting::NotRunning { .. }), "{refused}");
     stale.close();
     right.close();
+}
+
+#[test]
+#[ignore = "needs root: make test-root"]
+fn root_a_link_counts_only_while_no_other_disk_carries_the_name() {
+    let (linked, named, tree) = (Disk::new(64 * MIB), Disk::new(32 * MIB), Sysfs::new());
+    let observe = |name: &VolumeName| observe_device(&tree.places(&linked), name, None).unwrap();
+    // A disk that says nothing of itself, behind a link that may be stale.
+    tree.show(&linked.node);
+    assert!(matches!(observe(&linked.name), Sighting::Ready(device) if device.path() == linked.node));
+    tree.show_disk(&named, "vol", "running\n");
+    assert!(matches!(observe(&linked.name), Sighting::Ready(device) if device.path() == named.node));
+    // One that carries the name goes first also when it cannot be used yet.
+    tree.show_disk(&named, "vol", "offline\n");
+    assert!(matches!(observe(&linked.name), Sighting::NotRunning { path, .. } if path == named.node));
+    // A disk that cannot be read has nothing to do with the search for another one.
+    let unreadable = tree.show_disk(&named, "other", "running\n").join("vpd_pg83");
+    fs::remove_file(&unreadable).unwrap();
+    fs::create_dir(&unreadable).unwrap();
+    assert!(matches!(observe(&linked.name), Sighting::Ready(device) if device.path() == linked.node));
+    fs::remove_dir(&unreadable).unwrap();
+    // A serial number of 36 bytes may be cut, and then it is the same for two volumes: the link has to tell them apart.
+    let long = VolumeName::parse("pvc-0a1b2c3d-0a1b-0a1b-0a1b-0a1b2c3d4e5f").unwrap();
+    let cut = tree.show_disk(&linked, long.as_str(), "running\n");
+    fs::remove_file(cut.join("vpd_pg83")).unwrap();
+    std::os::unix::fs::symlink(&linked.node, linked.places().link(&long)).unwrap();
+    assert!(matches!(observe(&long), Sighting::Ready(device) if device.path() == linked.node));
+    let brother = VolumeName::parse("pvc-0a1b2c3d-0a1b-0a1b-0a1b-0a1b2c3d0000").unwrap();
+    assert!(matches!(observe(&brother), Sighting::Missing { .. }));
+    fs::remove_file(linked.places().link(&long)).unwrap();
+    assert!(matches!(observe(&long), Sighting::Missing { .. }));
+    linked.close();
+    named.close();
+}
+
+#[test]
+#[ignore = "needs root: make test-root"]
+fn root_a_disk_that_is_swapped_before_it_is_opened_is_noticed_without_a_disk_sequence_number() {
+    let bench = Bench::new();
+    let (disk, tree) = (Disk::new(512 * MIB), Sysfs::new());
+    // Kernels before 5.15 have no such number.
+    let show = |name: &str| {
+        let attributes = tree.show_disk(&disk, name, "running\n");
+        fs::remove_file(attributes.parent().unwrap().join("diskseq")).unwrap();
+        attributes
+    };
+    show("vol");
+    let seen = observe_device(&tree.places(&disk), &disk.name, None).unwrap();
+    let Sighting::Ready(device) = seen else { panic!("{seen}") };
+    device.open().unwrap();
+    let before = disk.bytes();
+    let refused = |words: &str| {
+        for refused in [
+            device.open().map(drop),
+            observe_content(&bench.runner, &device).map(drop),
+            bench.format(&device, FsKind::Ext4),
+            apply_mount(&bench.guard, &device, FsKind::Xfs, &disk.mnt(), &MountOptions::default(), Duration::ZERO),
+        ] {
+            assert!(matches!(&refused, Err(Error::WrongDevice { found, .. }) if found.contains(words)), "{refused:?}");
+        }
+        assert!(before.are_still_there());
+    };
+    show("other");
+    refused("replaced");
+    let state = show("vol").join("state");
+    device.open().unwrap();
+    // What was running and has no state any more is not known to be running.
+    fs::remove_file(&state).unwrap();
+    refused("no state any more");
+    // An attribute of a disk on its way out answers ENXIO, as does this node without a driver.
+    ok("mknod", &[state.as_os_str(), "c".as_ref(), "239".as_ref(), "1".as_ref()]);
+    refused("on its way out");
+    assert!(matches!(observe_device(&tree.places(&disk), &disk.name, None).unwrap(), Sighting::NotRunning { .. }));
+    tree.hide(&disk.node);
+    refused("does not show it any more");
+    disk.close();
 }
 
 /// A runner under which, in the moment before mkfs starts, the disk is pulled and another one comes under its name.
