@@ -181,6 +181,18 @@ fn root_empty_leftovers_at_a_path_are_used() {
     rig.publish(&block, "block").unwrap();
     rig.unpublish(&block, "block").unwrap();
     assert!(!rig.target(&vol, "block").exists());
+    // Nomad 0.11 makes a folder for a device node too; and a file may be left from a job that wanted one.
+    fs::create_dir_all(rig.target(&vol, "block")).unwrap();
+    rig.publish(&block, "block").unwrap();
+    let shown = fs::metadata(rig.file(&rig.target(&vol, "block"), "").components().as_path()).unwrap();
+    assert!(std::os::unix::fs::FileTypeExt::is_block_device(&shown.file_type()));
+    rig.unpublish(&block, "block").unwrap();
+    fs::write(rig.target(&vol, "block"), "").unwrap();
+    rig.stage(&vol).unwrap();
+    rig.publish(&vol, "block").unwrap();
+    assert!(rig.mount_at(&rig.target(&vol, "block")).unwrap().contains("- xfs "));
+    rig.unpublish(&vol, "block").unwrap();
+    rig.unstage(&vol).unwrap();
     rig.close();
 }
 
