@@ -45,7 +45,7 @@ pub fn apply_format(
     options: &FormatOptions,
 ) -> Result<()> {
     options.check_for(fs).map_err(|bad| Error::invalid("volume_context", bad))?;
-    let _slot = slots.take(&format!("formatting {}", device.path().display()), SLOT_BUDGET)?;
+    let _slot = slots.take(&format!("formatting {}", device.path().display()), runner.cap(SLOT_BUDGET))?;
     let _pin = device.open()?;
     let mut failed = None;
     for _ in 0..TRIES {
@@ -76,7 +76,7 @@ fn prepare(
     options: &FormatOptions,
 ) -> Result<Cmd> {
     // mkfs claims the disk as this does, so the claim ends before mkfs starts; then mkfs's own claim holds.
-    let claim = device.open_exclusively(CLAIM_BUDGET).map_err(|error| in_use(device, error))?;
+    let claim = device.open_exclusively(runner.cap(CLAIM_BUDGET)).map_err(|error| in_use(device, error))?;
     let plan = plan_format(&observe_content(runner, device)?, fs).map_err(|found| will_not(device, &found))?;
     leave_note(&claim, device, fs, options)?;
     Ok(command(device, fs, plan, options).holding(guard))

@@ -10,7 +10,7 @@ use std::time::Duration;
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
-use super::busy::retry_while_busy;
+use super::busy::{or_in_use, retry_while_busy};
 use super::content::FsKind;
 use super::device::Device;
 use super::flags::MountOptions;
@@ -70,7 +70,8 @@ pub fn apply_mount(
         let _pin = device.open()?;
         mount(Some(device.path()), target, Some(fs.name()), options.flags(), Some(data.as_str()))
             .map_err(|errno| refused(device, fs, target, errno))
-    })?;
+    })
+    .map_err(or_in_use(device, "the mount"))?;
     let mounts = observe_mounts()?;
     match mounts.at(target) {
         Some(found) if found.is_of(device) => {
