@@ -23,7 +23,10 @@ impl Node {
         difference: impl Fn(&Mount) -> Option<String>,
     ) -> Result<MountAt> {
         let Some(mount) = mounts.at(path) else { return Ok(MountAt::Free) };
-        Ok(see_mount(mount, observe_health(&self.places, mount)?, device, difference))
+        // What is not of our making is never touched, not even to see whether it answers: NFS may not answer for ever.
+        let is_ours = is_of_our_making(mount);
+        let health = if is_ours { observe_health(&self.places, mount)? } else { Health::Alive };
+        Ok(see_mount(mount, health, device, difference))
     }
 
     /// Sees what the kernel has of a disk's file system already, not counting what is mounted at `apart`.
