@@ -216,7 +216,7 @@ fn await_ready(
         let left = budget.saturating_sub(started.elapsed());
         match seen {
             Sighting::Ready(device) => return Ok(device),
-            Sighting::TooSmall { device, .. } if !left.is_zero() => apply_rescan(guard, &device)?,
+            Sighting::TooSmall { device, .. } if !left.is_zero() => rescan_or_warn(guard, &device),
             Sighting::OtherVolume { .. } | Sighting::NotABlockDevice { .. } if left.is_zero() => {
                 return Err(Error::WrongDevice { volume: volume.clone(), found: seen.to_string() });
             }
@@ -241,12 +241,19 @@ fn await_ready(
     }
 }
 
+/// Asks a disk for its size again, and goes on when the kernel refuses: the size may be right already, or become so.
+pub fn rescan_or_warn(guard: &VolumeGuard, device: &Device) {
+    if let Err(err) = apply_rescan(guard, device) {
+        log::warn!("the disk of volume {} was not asked for its size: {}", device.volume(), Chain(&err));
+    }
+}
+
 /// Asks a disk for its size again. Does nothing for a disk whose driver has no such question, as loop devices.
 ///
 /// # Errors
 /// [`Error::Io`] when the kernel refuses.
 /// Source: `store_rescan_field` in the kernel's `drivers/scsi/scsi_sysfs.c`.
-pub fn apply_rescan(_guard: &VolumeGuard, device: &Device) -> Result<()> {
+fn apply_rescan(_guard: &VolumeGuard, device: &Device) -> Result<()> {
     let file = device.sysfs.join("device/rescan");
     match std::fs::write(&file, "1") {
         Ok(()) => Ok(()),

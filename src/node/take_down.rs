@@ -119,7 +119,7 @@ impl Node {
     }
 
     /// A mount that cannot be examined is taken for alive: then it is not torn down.
-    fn health(&self, mount: &Mount) -> Health {
+    pub(super) fn health(&self, mount: &Mount) -> Health {
         observe_health(&self.places, mount).unwrap_or_else(|err| {
             warn!("cannot tell whether a mount is alive: {}", Chain(&err));
             Health::Alive

@@ -35,6 +35,7 @@ mod retry;
 mod rig;
 mod root_chaos;
 mod root_demo;
+mod root_expand;
 mod root_figures;
 mod root_host;
 mod root_node;
