@@ -9,10 +9,11 @@ use log::warn;
 use super::aside::Aside;
 use super::place::{self, Shape};
 use super::plan::{MountAt, PlacePlan, plan_company, plan_mounted, plan_place, plan_target};
-use super::see::{elsewhere, used_otherwise};
+use super::see::{elsewhere, fs_difference, used_otherwise};
 use super::{Call, Node};
 use crate::config::DEVICE_BUDGET;
 use crate::error::{Error, Result};
+use crate::host::content::FsKind;
 use crate::host::device::Device;
 use crate::host::find::{Sighting, await_device, observe_device};
 use crate::host::flags::MountOptions;
@@ -59,9 +60,10 @@ impl Node {
                 let shown = Shown { device: &device, want, source, shape: Shape::File, options: None };
                 self.ensure_shown(&call, &mounts, &shown)
             }
-            Access::Mount { flags, .. } => {
-                let (device, source, mounts) = self.ensure_staging(&call, want, flags, mounts)?;
-                let options = if want.is_read_only { flags.clone().read_only() } else { flags.clone() };
+            Access::Mount { fs, flags } => {
+                let flags = self.labelled(flags, &want.stage);
+                let (device, source, mounts) = self.ensure_staging(&call, want, *fs, &flags, mounts)?;
+                let options = if want.is_read_only { flags.read_only() } else { flags };
                 let shown = Shown { device: &device, want, source, shape: Shape::Folder, options: Some(options) };
                 self.ensure_shown(&call, &mounts, &shown)
             }
@@ -74,6 +76,7 @@ impl Node {
         &self,
         call: &Call<'_>,
         want: &Publish,
+        fs: Option<FsKind>,
         flags: &MountOptions,
         mounts: MountTable,
     ) -> Result<(Device, PathBuf, MountTable)> {
@@ -83,11 +86,10 @@ impl Node {
         let staging = place::observe_real_path(&stage.staging)?.ok_or_else(not_staged)?;
         mounts.at(&staging).ok_or_else(not_staged)?;
         if let Sighting::Ready(device) = observe_device(&self.places, &stage.attached.name, stage.attached.size)? {
-            let is_writable_enough = |mount: &Mount| want.is_read_only || !mount.is_read_only();
-            let difference = |mount: &Mount| match flags.differs_below(mount) {
-                None if is_writable_enough(mount) => None,
-                None => Some("is read-only".to_owned()),
-                Some(how) => Some(how),
+            let is_too_read_only = |mount: &Mount| !want.is_read_only && mount.is_read_only();
+            let difference = |mount: &Mount| {
+                let how = fs_difference(fs, mount).or_else(|| flags.differs_below(mount));
+                how.or_else(|| is_too_read_only(mount).then(|| "is read-only".to_owned()))
             };
             if self.observe_at(&mounts, &staging, &device, difference)? == MountAt::Fits {
                 return Ok((device, staging, mounts));
