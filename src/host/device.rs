@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use nix::fcntl::OFlag;
 
-use super::busy::retry_while_busy;
+use super::busy::{or_in_use, retry_while_busy};
 use super::identity::Identity;
 use super::mountinfo::DeviceNumber;
 use super::sysfs::{is_going, read_attribute};
@@ -149,6 +149,16 @@ impl Device {
     /// Source: open(2), `O_EXCL` without `O_CREAT` on a block device.
     pub fn open_exclusively(&self, budget: Duration) -> Result<File> {
         retry_while_busy(budget, || self.open_with(OpenOptions::new().read(true).write(true), OFlag::O_EXCL))
+    }
+
+    /// Opens it as somebody would who wants it alone, lets go of it again, and so sees that nothing uses it: no mount in
+    /// this or another mount namespace, no LVM. While it is in use it is tried again for as long as the budget lasts.
+    ///
+    /// # Errors
+    /// As [`Device::open`]; [`Error::Precondition`] when it stays in use.
+    pub fn check_is_free(&self, budget: Duration) -> Result<()> {
+        let claim = retry_while_busy(budget, || self.open_with(OpenOptions::new().read(true), OFlag::O_EXCL));
+        claim.map(drop).map_err(or_in_use(self, "the use as a raw disk"))
     }
 
     fn open_with(&self, options: &mut OpenOptions, flags: OFlag) -> Result<File> {

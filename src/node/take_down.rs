@@ -53,7 +53,7 @@ impl Node {
         take_all_down(&target, |mount| {
             self.apply_take_down(&call, mount, &target)?;
             if mount.is_node() {
-                self.apply_unprotect(&call, &observe_mounts()?, mount);
+                self.apply_unprotect_after(&call, mount)?;
             }
             Ok(())
         })?;
