@@ -21,14 +21,14 @@ use do_csi_plugin::host::mkfs::apply_format;
 use do_csi_plugin::host::mount::{
     Unmount, apply_bind, apply_flush, apply_mount, apply_own_flags, apply_unmount, apply_unmount_within, observe_mounts,
 };
-use do_csi_plugin::host::run::{Cmd, CommandError, Exit, Output, Runner, SystemRunner, Tool, find_tools};
+use do_csi_plugin::host::run::{Cmd, CommandError, Exit, Output, Runner, SystemRunner, Tool, Until, find_tools};
 use do_csi_plugin::host::slots::Slots;
 use do_csi_plugin::id::VolumeName;
 use do_csi_plugin::lock::{VolumeGuard, VolumeKey, VolumeLocks};
 use do_csi_plugin::size::Gib;
 use tempfile::TempDir;
 
-use crate::rig::{Bytes, Sysfs, ok};
+use crate::rig::{Bytes, Sysfs, may_grow_ext, ok};
 
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
@@ -164,13 +164,6 @@ fn key() -> VolumeKey {
     VolumeKey::Id("vol".into())
 }
 
-/// Whether this process has CAP_SYS_RESOURCE, without which `ext4_resize_begin` of the kernel refuses to grow.
-fn may_grow_ext() -> bool {
-    let status = fs::read_to_string("/proc/self/status").unwrap();
-    let bits = status.lines().find_map(|line| line.strip_prefix("CapEff:\t")).unwrap();
-    u64::from_str_radix(bits, 16).unwrap() & (1 << 24) != 0
-}
-
 fn is_filesystem(content: &Content, fs: FsKind) -> bool {
     matches!(content, Content::Filesystem(found) if found.kind == fs)
 }
@@ -187,7 +180,10 @@ fn root_a_blank_disk_is_formatted_mounted_and_never_formatted_again() {
         assert!(is_filesystem(&bench.content(&disk), fs), "{fs}");
         bench.mount(&disk, fs);
         fs::write(disk.mnt().join("hello"), "world").unwrap();
-        let refused = bench.format(&device, fs).unwrap_err();
+        // Waited for as long as the call that asks for it lasts.
+        let call = Until::new(&bench.runner, Instant::now() + Duration::from_millis(200));
+        let options = FormatOptions::default();
+        let refused = apply_format(&bench.guard, &bench.slots, &call, &device, fs, &options).unwrap_err();
         assert!(matches!(&refused, Error::WillNotFormat { found, .. } if found.contains("in use")), "{refused}");
         apply_flush(&bench.guard, &disk.mnt()).unwrap();
         bench.unmount(&disk);
@@ -227,6 +223,8 @@ fn foreign_contents() -> Vec<Foreign> {
         ("XFS and ext4 at once", vec![(0, xfs), (1024, ext4)], "contradicting"),
         ("a partition table", vec![(0, mbr)], "partition table"),
         ("LUKS", vec![(0, luks)], "LUKS"),
+        ("LUKS2", vec![(0, include_bytes!("../fixtures/superblock/luks2.bin").to_vec())], "LUKS"),
+        ("GPT", vec![(0, include_bytes!("../fixtures/superblock/gpt.bin").to_vec())], "partition table"),
         ("swap", vec![(0, swap)], "swap"),
         ("squashfs", vec![(0, squashfs())], "squashfs"),
         ("a byte at the very start", vec![(0, vec![1])], "byte 0"),
@@ -449,15 +447,15 @@ fn root_a_label_that_blkid_prints_with_a_blank_is_read_back() {
 fn root_a_blank_disk_of_8_tib_is_looked_at_in_no_time() {
     let disk = Disk::new(8192 * GIB);
     let (device, runner) = (disk.device(), SystemRunner::new(find_tools().unwrap()));
-    let took = (0..5).map(|_| {
+    let took = (0..20).map(|_| {
         let started = Instant::now();
         assert_eq!(observe_content(&runner, &device).unwrap(), Content::AllZero);
         started.elapsed()
     });
-    // The aim is 50 ms; a busy machine must not fail the test, so only the order of magnitude is asserted.
+    // The aim is 50 ms where nothing else runs; a busy machine must not fail the test.
     let best = took.min().unwrap();
     eprintln!("looked at 8 TiB in {best:?}");
-    assert!(best < Duration::from_secs(1), "{best:?}");
+    assert!(best < Duration::from_millis(100), "{best:?}");
     disk.close();
 }
 
@@ -614,6 +612,34 @@ fn root_an_ext4_with_errors_is_checked_and_one_beyond_repair_is_left_to_a_person
     }
 }
 
+/// A runner under which no check comes to its end.
+#[derive(Debug)]
+struct Endless(SystemRunner);
+
+impl Runner for Endless {
+    fn run(&self, cmd: &Cmd) -> Result<Output, CommandError> {
+        if cmd.tool() == Tool::E2fsck {
+            return Ok(Output { exit: Exit::TimedOut, stdout: Vec::new(), stderr: String::new() });
+        }
+        self.0.run(cmd)
+    }
+}
+
+#[test]
+#[ignore = "needs root: make test-root"]
+fn root_a_check_that_takes_too_long_is_one_message_with_the_command_to_run() {
+    let bench = Bench::new();
+    let disk = Disk::new(512 * MIB);
+    bench.format(&disk.device(), FsKind::Ext4).unwrap();
+    let runner = Endless(bench.runner.clone());
+    let refused = apply_check(&bench.guard, &bench.slots, &runner, &disk.device(), FsKind::Ext4).unwrap_err();
+    let text = refused.to_string();
+    for words in ["vol", &format!("e2fsck -p {}", disk.node.display()), "longer than a call"] {
+        assert!(matches!(refused, Error::Precondition(_)) && text.contains(words), "{text}");
+    }
+    disk.close();
+}
+
 #[test]
 #[ignore = "needs root: make test-root"]
 fn root_a_damaged_xfs_is_named_with_the_command_that_repairs_it() {
@@ -725,6 +751,7 @@ fn root_every_flag_of_the_kernel_is_taken_by_it_and_shown() {
         "noexec",
         "sync",
         "dirsync",
+        "nosymfollow",
         "noatime",
         "nodiratime",
         "relatime",
