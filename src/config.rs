@@ -19,8 +19,9 @@ use crate::host::content::FsKind;
 use crate::host::flags::SelinuxLabel;
 use crate::size::{Gib, SizeLimits};
 
-/// How long a node call waits for another call on the same volume before it answers ABORTED.
-pub const LOCK_PATIENCE: Duration = Duration::from_secs(20);
+/// How long a node call waits for another call on the same volume before it answers ABORTED: as long as making a file
+/// system takes, and so that there is time left for its own work.
+pub const LOCK_PATIENCE: Duration = Duration::from_secs(60);
 /// How long a node call may take: Nomad sets it no deadline, and others give up after two minutes.
 pub const NODE_BUDGET: Duration = Duration::from_secs(100);
 /// How long staging waits for the volume's disk to appear and become ready.
@@ -34,8 +35,8 @@ pub const DRAIN_BUDGET: Duration = Duration::from_secs(90);
 /// Threads that serve controller calls, and as many more those that free a volume. Most of them only wait for
 /// DigitalOcean.
 pub const CONTROLLER_WORKERS: usize = 64;
-/// Threads that serve node calls; a droplet holds at most 15 volumes.
-pub const NODE_WORKERS: usize = 16;
+/// Threads that serve node calls. A droplet holds at most 15 volumes, and calls for one may wait for each other.
+pub const NODE_WORKERS: usize = 32;
 /// How many programs that make, check or grow a file system run at once: each may need much memory.
 pub const HEAVY_TOOLS: usize = 3;
 /// Calls that may wait for a thread, for each service, before the next one is answered UNAVAILABLE.

@@ -90,7 +90,9 @@ mod tests {
         assert_eq!(fixture!("ext2"), other("a signature of type ext2"));
         assert_eq!(fixture!("swap"), other("swap space"));
         assert_eq!(fixture!("luks1"), other("an encrypted volume (LUKS)"));
+        assert_eq!(fixture!("luks2"), other("an encrypted volume (LUKS)"));
         assert_eq!(fixture!("dos"), other("a partition table of type dos"));
+        assert_eq!(fixture!("gpt"), other("a partition table of type gpt"));
         let both = Signature::Several { what: "xfs and a partition table of type dos".into() };
         assert_eq!(parse_export("TYPE=xfs\nUSAGE=filesystem\nPTTYPE=dos\n"), both);
         // A name that is right is not enough: blkid must call it a file system.

@@ -5,6 +5,7 @@
 
 use std::time::{Duration, Instant};
 
+use super::device::Device;
 use crate::error::{Error, Result};
 
 /// The first and the longest pause between two tries.
@@ -14,6 +15,20 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(250);
 /// Whether an error is the kernel's "Device or resource busy".
 pub(super) fn is_busy(error: &Error) -> bool {
     matches!(error, Error::Io { source, .. } if source.raw_os_error() == Some(nix::libc::EBUSY))
+}
+
+/// The error for a disk that stayed in use; `what` is what could not be done. Any other error stays what it is.
+pub(super) fn or_in_use(device: &Device, what: &str) -> impl FnOnce(Error) -> Error {
+    move |error| {
+        if !is_busy(&error) {
+            return error;
+        }
+        let (path, volume) = (device.path().display(), device.volume());
+        Error::Precondition(format!(
+            "{what} of volume {volume} is not possible, because something on this droplet uses its disk {path}: perhaps an \
+             automount rule of the distribution (see README); `findmnt {path}` and `fuser -v {path}` show what does"
+        ))
+    }
 }
 
 /// Does something, again and again while it answers "busy", for as long as the budget lasts; gives the last answer.

@@ -24,6 +24,7 @@ enum Topic {
     AccessTime,
     FolderAccessTime,
     LazyTime,
+    Links,
     Locking,
     Silence,
 }
@@ -31,7 +32,7 @@ enum Topic {
 /// Flags that the kernel itself understands: word, topic, and the bits that say it; none for what holds without a bit.
 ///
 /// Source: mount(8), "FILESYSTEM-INDEPENDENT MOUNT OPTIONS"; mount(2).
-const KNOWN: [(&str, Topic, MsFlags); 26] = [
+const KNOWN: [(&str, Topic, MsFlags); 28] = [
     ("rw", Topic::Writing, MsFlags::empty()),
     ("ro", Topic::Writing, MsFlags::MS_RDONLY),
     ("suid", Topic::Setuid, MsFlags::empty()),
@@ -53,12 +54,17 @@ const KNOWN: [(&str, Topic, MsFlags); 26] = [
     ("nodiratime", Topic::FolderAccessTime, MsFlags::MS_NODIRATIME),
     ("nolazytime", Topic::LazyTime, MsFlags::empty()),
     ("lazytime", Topic::LazyTime, MsFlags::MS_LAZYTIME),
+    ("symfollow", Topic::Links, MsFlags::empty()),
+    ("nosymfollow", Topic::Links, NO_SYMLINKS),
     ("nomand", Topic::Locking, MsFlags::empty()),
     ("mand", Topic::Locking, MsFlags::MS_MANDLOCK),
     ("loud", Topic::Silence, MsFlags::empty()),
     ("silent", Topic::Silence, MsFlags::MS_SILENT),
     ("quiet", Topic::Silence, MsFlags::MS_SILENT),
 ];
+
+/// `MS_NOSYMFOLLOW` of mount(2), since Linux 5.10, which the nix crate does not know.
+const NO_SYMLINKS: MsFlags = MsFlags::from_bits_retain(256);
 
 /// Words of fstab that say when to mount, not how; mount(8) keeps them from the kernel and so does this.
 const WITHOUT_MEANING: [&str; 5] = ["defaults", "auto", "noauto", "nofail", "_netdev"];
@@ -100,6 +106,9 @@ const REFUSED: [(&str, &str); 33] = [
     ("uhelper", FOR_USERS),
 ];
 
+/// Options of ext and btrfs that are refused with this value only.
+const PANICS: [&str; 2] = ["errors=panic", "fatal_errors=panic"];
+
 const ANOTHER_MOUNT: &str = "would change another mount than the one that is made";
 const PROPAGATION: &str = "sets propagation, which is the plugin's to decide";
 const ANOTHER_DISK: &str = "names another disk, file or place than the volume";
@@ -114,6 +123,7 @@ const OWN: MsFlags = MsFlags::MS_RDONLY
     .union(MsFlags::MS_NOEXEC)
     .union(MsFlags::MS_NOATIME)
     .union(MsFlags::MS_NODIRATIME)
+    .union(NO_SYMLINKS)
     .union(MsFlags::MS_RELATIME)
     .union(MsFlags::MS_STRICTATIME);
 
@@ -248,7 +258,8 @@ impl MountOptions {
 
     /// The first way in which a mount that exists differs from these options, as a phrase; `None` when it fits.
     ///
-    /// Only the kernel's own flags are compared. What the file system reads, it prints in its own words, if at all.
+    /// Compared are the kernel's own flags, and of what the file system reads that which every kernel prints as it was given:
+    /// the SELinux label, `discard` of ext, and which subvolume of a btrfs it is.
     #[must_use]
     pub fn differs_from(&self, mount: &Mount) -> Option<String> {
         self.differs_at(mount).or_else(|| self.differs_below(mount))
@@ -261,18 +272,60 @@ impl MountOptions {
             let (have, want) = if self.is_read_only() { ("writable", "read-only") } else { ("read-only", "writable") };
             return Some(format!("is mounted {have} and should be {want}"));
         }
-        self.difference(OWN, |word| mount.has_option(word))
+        // The kernel has no word for "strictatime": it is what holds when neither of the two others does.
+        let is_strict = !mount.has_option("relatime") && !mount.has_option("noatime");
+        self.difference(OWN, |word| if word == "strictatime" { is_strict } else { mount.has_option(word) })
     }
 
     /// As [`MountOptions::differs_from`], for the flags that all mounts of a file system have in common.
     #[must_use]
     pub fn differs_below(&self, mount: &Mount) -> Option<String> {
-        self.difference(!OWN, |word| mount.super_options.iter().any(|have| have == word))
+        let shown = mount.super_options.join(",");
+        let shown: Vec<&str> = split(&shown).collect();
+        self.difference(!OWN, |word| shown.contains(&word))
+            .or_else(|| self.label_difference(&shown))
+            .or_else(|| self.discard_difference(&shown, &mount.fstype))
+            .or_else(|| self.subvolume_difference(&shown))
+    }
+
+    fn label_difference(&self, shown: &[&str]) -> Option<String> {
+        LABELS.iter().find_map(|key| match (self.value(key), value_in(shown.iter().copied(), key)) {
+            (None, None) => None,
+            (Some(asked), Some(have)) if is_same_label(asked, have) => None,
+            (Some(_), Some(_)) => Some(format!("is mounted with another SELinux {key}")),
+            (Some(_), None) => Some(format!("is mounted without the SELinux {key} asked for")),
+            (None, Some(_)) => Some(format!("is mounted with an SELinux {key}, which was not asked for")),
+        })
+    }
+
+    /// xfs leaves `discard` out where the disk cannot do it, and btrfs takes it for granted where the disk can.
+    fn discard_difference(&self, shown: &[&str], fstype: &str) -> Option<String> {
+        let last = self.data.iter().rfind(|word| matches!(word.as_str(), "discard" | "nodiscard"));
+        let is_asked = last.is_some_and(|word| word == "discard");
+        match (is_asked, shown.contains(&"discard"), fstype) {
+            (true, false, "ext4" | "ext3") => Some("is mounted without discard".to_owned()),
+            (false, true, "ext4" | "ext3" | "xfs") => {
+                Some("is mounted with discard, which was not asked for".to_owned())
+            }
+            (true | false, true | false, _) => None,
+        }
+    }
+
+    /// Which subvolume is shown when none is asked for is the file system's own setting.
+    fn subvolume_difference(&self, shown: &[&str]) -> Option<String> {
+        let shows = |key: &str| value_in(shown.iter().copied(), key);
+        let name = self.value("subvol").filter(|name| shows("subvol").is_none_or(|have| have != format!("/{name}")));
+        let number = self.value("subvolid").filter(|number| shows("subvolid") != Some(*number));
+        name.or(number).map(|_| "is mounted with another subvolume".to_owned())
+    }
+
+    fn value(&self, key: &str) -> Option<&str> {
+        value_in(self.data.iter().map(String::as_str), key)
     }
 
     fn difference(&self, part: MsFlags, is_shown: impl Fn(&str) -> bool) -> Option<String> {
         // What the kernel takes for granted, does not show, or no longer knows.
-        let is_hidden = |word: &str| matches!(word, "ro" | "relatime" | "strictatime" | "silent" | "quiet" | "mand");
+        let is_hidden = |word: &str| matches!(word, "ro" | "relatime" | "silent" | "quiet" | "mand");
         let compared = KNOWN.iter().filter(|(word, _, bits)| bits.intersects(part) && !is_hidden(word));
         compared.map(|(word, _, bits)| (word, self.flags.contains(*bits), is_shown(word))).find_map(
             |(word, asked, shown)| match (asked, shown) {
@@ -282,6 +335,24 @@ impl MountOptions {
             },
         )
     }
+}
+
+/// Whether two texts are one SELinux label. The kernel prints categories in its own order and puts neighbours together
+/// (`c1.c3`), so where there are any the rest has to do.
+fn is_same_label(one: &str, other: &str) -> bool {
+    let parts = |label| {
+        let mut parts = str::splitn(label, 4, ':');
+        ([parts.next(), parts.next(), parts.next()], parts.next())
+    };
+    let ((one, one_level), (other, other_level)) = (parts(one), parts(other));
+    let has_categories = |level: Option<&str>| level.is_some_and(|level| level.contains(':'));
+    one == other && (one_level == other_level || (has_categories(one_level) && has_categories(other_level)))
+}
+
+/// The value that the last word `key=value` gives, without quotes.
+fn value_in<'a>(words: impl DoubleEndedIterator<Item = &'a str>, key: &str) -> Option<&'a str> {
+    let mut values = words.filter_map(|word| word.strip_prefix(key)?.strip_prefix('='));
+    values.next_back().map(|value| value.trim_matches('"'))
 }
 
 /// Splits at commas that are not between double quotes.
@@ -318,8 +389,8 @@ fn for_filesystem(flag: &str) -> Result<Option<String>, String> {
     if key.is_empty() || key.starts_with(['-', '@', ':']) || key.starts_with("X-") {
         return Err("is no mount option".into());
     }
-    if flag == "errors=panic" {
-        return Err("is \"errors=panic\", with which a damaged volume stops the whole machine".into());
+    if let Some(word) = PANICS.iter().find(|word| **word == flag) {
+        return Err(format!("is {word:?}, with which a damaged volume stops the whole machine"));
     }
     let is_for_others = WITHOUT_MEANING.contains(&flag) || key.starts_with("x-") || key == "comment";
     Ok((!is_for_others).then(|| flag.to_owned()))
@@ -389,6 +460,7 @@ mod tests {
             "-o",
             "X-mount.mkdir",
             "errors=panic",
+            "fatal_errors=panic",
             "a\"b\"",
             "context=\"a",
             "context=a\"b",
@@ -424,11 +496,16 @@ mod tests {
             let line = format!("9 1 8:0 / /m {own} - xfs /dev/sda {below}\n");
             crate::host::mountinfo::MountTable::parse(line.as_bytes()).unwrap().iter().next().unwrap().clone()
         };
-        let own = ["nosuid", "nodev", "noexec", "noatime", "nodiratime"];
+        let own = ["nosuid", "nodev", "noexec", "noatime", "nodiratime", "nosymfollow", "strictatime"];
         let below = ["sync", "dirsync", "lazytime"];
         for word in own.into_iter().chain(below) {
             let options = parse(word).unwrap();
-            let fitting = if own.contains(&word) { mount(&format!("rw,{word}"), "rw") } else { mount("rw", word) };
+            let fitting = match word {
+                "strictatime" => mount("rw", "rw"),
+                "noatime" => mount("rw,noatime", "rw"),
+                word if own.contains(&word) => mount(&format!("rw,{word},relatime"), "rw"),
+                word => mount("rw,relatime", word),
+            };
             assert_eq!(options.differs_from(&fitting), None, "{word}");
             assert_eq!(options.differs_from(&mount("rw,relatime", "rw")), Some(format!("is mounted without {word}")));
             let more = MountOptions::default().differs_from(&fitting).unwrap();
@@ -437,14 +514,55 @@ mod tests {
             assert_eq!(MountOptions::default().differs_at(&fitting).is_some(), own.contains(&word), "{word}");
             assert_eq!(MountOptions::default().differs_below(&fitting).is_some(), below.contains(&word), "{word}");
         }
-        for silent in ["", "relatime", "strictatime", "silent", "mand", "rw,exec,suid", "discard,logbsize=256k"] {
+        for silent in ["", "relatime", "silent", "mand", "rw,exec,suid,symfollow", "discard,logbsize=256k"] {
             let options = MountOptions::parse(silent.split(',').filter(|flag| !flag.is_empty())).unwrap();
             assert_eq!(options.differs_from(&mount("rw,relatime", "rw,inode64")), None, "{silent}");
         }
         let (writable, read_only) = (MountOptions::default(), MountOptions::default().read_only());
-        assert!(writable.differs_from(&mount("ro", "ro")).unwrap().contains("should be writable"));
-        assert!(read_only.differs_from(&mount("rw", "ro")).unwrap().contains("should be read-only"));
-        assert_eq!(read_only.differs_from(&mount("ro", "rw")), None);
+        assert!(writable.differs_from(&mount("ro,relatime", "ro")).unwrap().contains("should be writable"));
+        assert!(read_only.differs_from(&mount("rw,relatime", "ro")).unwrap().contains("should be read-only"));
+        assert_eq!(read_only.differs_from(&mount("ro,relatime", "rw")), None);
+    }
+
+    #[test]
+    fn what_the_file_system_reads_is_compared_where_it_is_shown_as_given() {
+        let label = "context=\"a:b:c:s0:c1,c2\"";
+        let cases = [
+            ("", "xfs", "rw,seclabel", None),
+            (label, "xfs", "rw,context=\"a:b:c:s0:c1,c2\",attr2", None),
+            ("context=a:b:c", "ext4", "rw,context=\"a:b:c\"", None),
+            ("context=a:b:c", "ext4", "rw,context=a:b:d", Some("another SELinux context")),
+            (label, "xfs", "rw,context=\"a:b:c:s0:c2,c1\"", None),
+            (label, "xfs", "rw,context=a:b:c:s0", Some("another SELinux context")),
+            (label, "xfs", "rw,context=\"a:b:d:s0:c1,c2\"", Some("another SELinux context")),
+            (label, "xfs", "rw,seclabel", Some("without the SELinux context")),
+            ("", "xfs", "rw,context=a:b:c", Some("with an SELinux context")),
+            ("discard", "ext4", "rw,discard", None),
+            ("discard", "ext4", "rw", Some("without discard")),
+            ("discard,nodiscard", "ext4", "rw,discard", Some("with discard")),
+            ("", "ext3", "rw,discard", Some("with discard")),
+            ("", "xfs", "rw,discard", Some("with discard")),
+            // The disk cannot discard, and xfs has said so and left it out; btrfs does it unasked.
+            ("discard", "xfs", "rw", None),
+            ("", "btrfs", "rw,discard=async,subvolid=5,subvol=/", None),
+            ("", "btrfs", "rw,subvolid=256,subvol=/@", None),
+            ("subvol=@", "btrfs", "rw,subvolid=256,subvol=/@", None),
+            ("subvol=@home", "btrfs", "rw,subvolid=256,subvol=/@", Some("another subvolume")),
+            ("subvolid=256", "btrfs", "rw,subvolid=256,subvol=/@", None),
+            ("subvolid=257", "btrfs", "rw,subvolid=256,subvol=/@", Some("another subvolume")),
+        ];
+        for (flags, fstype, below, want) in cases {
+            let line = format!("9 1 8:0 / /m rw,relatime - {fstype} /dev/sda {below}\n");
+            let table = crate::host::mountinfo::MountTable::parse(line.as_bytes()).unwrap();
+            let options = MountOptions::parse((!flags.is_empty()).then_some(flags)).unwrap();
+            let got = options.differs_from(table.iter().next().unwrap());
+            let fits = match (&got, want) {
+                (None, None) => true,
+                (Some(got), Some(want)) => got.contains(want) && !got.contains("a:b"),
+                (Some(_), None) | (None, Some(_)) => false,
+            };
+            assert!(fits, "{flags} {fstype} {below}: {got:?}");
+        }
     }
 
     #[test]

@@ -130,9 +130,10 @@ impl FormatOptions {
     }
 }
 
-fn set<T>(place: &mut Option<T>, value: Result<T, String>) -> Result<(), String> {
+/// Takes over a setting that must not be given twice.
+pub(crate) fn set<T, E: From<&'static str>>(place: &mut Option<T>, value: Result<T, E>) -> Result<(), E> {
     match place.replace(value?) {
-        Some(_) => Err("is given twice".to_owned()),
+        Some(_) => Err("is given twice".into()),
         None => Ok(()),
     }
 }

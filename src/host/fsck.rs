@@ -7,7 +7,7 @@ use std::os::unix::fs::FileExt;
 
 use nix::errno::Errno;
 
-use super::busy::is_busy;
+use super::busy::or_in_use;
 use super::content::FsKind;
 use super::device::Device;
 use super::run::{Cmd, Exit, Runner, Tool};
@@ -47,9 +47,10 @@ pub fn apply_check(guard: &VolumeGuard, slots: &Slots, runner: &dyn Runner, devi
         FsKind::Ext4 | FsKind::Ext3 => {}
     }
     let doing = format!("checking {} of volume {}", device.path().display(), device.volume());
-    let _slot = slots.take(&doing, SLOT_BUDGET)?;
+    let _slot = slots.take(&doing, runner.cap(SLOT_BUDGET))?;
     let _pin = device.open()?;
-    drop(device.open_exclusively(CLAIM_BUDGET).map_err(|error| in_use(device, fs, error))?);
+    let claim = device.open_exclusively(runner.cap(CLAIM_BUDGET));
+    drop(claim.map_err(or_in_use(device, "the check"))?);
     let cmd = Cmd::new(Tool::E2fsck, CHECK_BUDGET).arg("-p").arg(device.path()).holding(guard);
     let out = runner.run(&cmd).map_err(|source| Error::Command { doing: doing.clone(), source })?;
     match verdict(out.exit) {
@@ -63,18 +64,18 @@ pub fn apply_check(guard: &VolumeGuard, slots: &Slots, runner: &dyn Runner, devi
             let last = said.lines().rfind(|line| !line.trim().is_empty()).unwrap_or("e2fsck gives no reason");
             Err(damaged(device, fs, last.trim()))
         }
+        Verdict::Unfinished => Err(unfinished(device, fs)),
         Verdict::Failed => Err(Error::Command { doing, source: out.into_error(&cmd) }),
     }
 }
 
-fn in_use(device: &Device, fs: FsKind, error: Error) -> Error {
-    if !is_busy(&error) {
-        return error;
-    }
+/// A check that is ended has lost nothing: e2fsck ends in order when asked to, and begins anew the next time. Begun anew in
+/// each call it would never come to its end, so a person has to let it run once.
+fn unfinished(device: &Device, fs: FsKind) -> Error {
     let (path, volume) = (device.path().display(), device.volume());
     Error::Precondition(format!(
-        "{fs} on {path} of volume {volume} must be checked before it is mounted, but something on this droplet uses the \
-         disk (an automount rule?); see `findmnt {path}` and `fuser -v {path}`"
+        "the check of {fs} on {path} of volume {volume} takes longer than a call may last and was ended; run \
+         `e2fsck -p {path}` on this droplet while nothing has it mounted, then try again"
     ))
 }
 
@@ -84,6 +85,7 @@ enum Verdict {
     Sound,
     Repaired,
     Damaged,
+    Unfinished,
     Failed,
 }
 
@@ -96,7 +98,8 @@ fn verdict(exit: Exit) -> Verdict {
         Exit::Code(0) => Verdict::Sound,
         Exit::Code(code) if code & !REPAIRED == 0 => Verdict::Repaired,
         Exit::Code(code) if code & LEFT != 0 && (0..256).contains(&code) => Verdict::Damaged,
-        Exit::Code(_) | Exit::Signal(_) | Exit::TimedOut | Exit::Stuck => Verdict::Failed,
+        Exit::TimedOut => Verdict::Unfinished,
+        Exit::Code(_) | Exit::Signal(_) | Exit::Stuck => Verdict::Failed,
     }
 }
 
@@ -140,9 +143,8 @@ mod tests {
             };
             assert_eq!(verdict(Exit::Code(code)), want, "{code}");
         }
-        for other in
-            [Exit::Code(-1), Exit::Code(260), Exit::Code(i32::MAX), Exit::Signal(9), Exit::TimedOut, Exit::Stuck]
-        {
+        assert_eq!(verdict(Exit::TimedOut), Verdict::Unfinished);
+        for other in [Exit::Code(-1), Exit::Code(260), Exit::Code(i32::MAX), Exit::Signal(9), Exit::Stuck] {
             assert_eq!(verdict(other), Verdict::Failed, "{other:?}");
         }
     }

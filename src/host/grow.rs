@@ -53,7 +53,7 @@ pub fn ensure_grown(
         return Ok(false);
     }
     let doing = format!("growing {fs} of volume {} at {}", device.volume(), mounted_at.display());
-    let _slot = slots.take(&doing, SLOT_BUDGET)?;
+    let _slot = slots.take(&doing, runner.cap(SLOT_BUDGET))?;
     let cmd = command(device, fs, mounted_at).holding(guard);
     let out = runner.run(&cmd).and_then(|out| out.success(&cmd));
     out.map_err(|source| Error::Command { doing, source })?;

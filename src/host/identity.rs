@@ -33,6 +33,8 @@ pub(super) struct Identity {
 pub(super) enum Proof {
     /// The disk carries the name.
     Same,
+    /// The disk carries the beginning of the name, cut off: it may be the volume, and so may others.
+    Compatible,
     /// The disk carries no name.
     Silent,
     /// The disk is something else, in words.
@@ -43,8 +45,11 @@ impl Identity {
     /// Reads what sysfs shows below a disk's folder (`/sys/block/sda`).
     pub(super) fn read(disk: &Path) -> Result<Self> {
         let device = disk.join("device");
+        if !device.exists() {
+            return Ok(Identity::default());
+        }
         Ok(Identity {
-            has_hardware: device.exists(),
+            has_hardware: true,
             vendor: read_attribute(&device.join("vendor"))?,
             model: read_attribute(&device.join("model"))?,
             names: read_bytes(&device.join("vpd_pg83"))?.map(|page| parse_names(&page)).unwrap_or_default(),
@@ -65,9 +70,22 @@ impl Identity {
         match (self.names.is_empty(), &self.serial) {
             (false, _) if self.names.iter().any(carries) => Proof::Same,
             (false, _) => Proof::Other(format!("the volume named {:?}", self.names.join(" or "))),
-            (true, Some(serial)) if is_serial_of(serial, volume) => Proof::Same,
+            (true, Some(serial)) if serial == volume.as_str() => Proof::Same,
+            (true, Some(serial)) if is_cut(serial) && volume.as_str().starts_with(serial) => Proof::Compatible,
             (true, Some(serial)) => Proof::Other(format!("the volume with the serial number {serial:?}")),
             (true, None) => Proof::Silent,
+        }
+    }
+
+    #[cfg(test)]
+    pub(super) fn fake(name: &str) -> Self {
+        let text = |text: &str| Some(text.to_owned());
+        Identity {
+            has_hardware: true,
+            vendor: text(VENDOR),
+            model: text(MODEL),
+            names: vec![name.to_owned()],
+            serial: None,
         }
     }
 
@@ -79,8 +97,8 @@ impl Identity {
     }
 }
 
-fn is_serial_of(serial: &str, volume: &VolumeName) -> bool {
-    serial == volume.as_str() || (serial.len() == SERIAL_LIMIT && volume.as_str().starts_with(serial))
+fn is_cut(serial: &str) -> bool {
+    serial.len() == SERIAL_LIMIT
 }
 
 /// Reads the unit serial number: four bytes of header, then text. `None` if it is empty or not such a page.
@@ -143,13 +161,8 @@ mod tests {
     }
 
     fn disk(names: &[&str], serial: Option<&str>) -> Identity {
-        Identity {
-            has_hardware: true,
-            vendor: Some("DO".into()),
-            model: Some("Volume".into()),
-            names: names.iter().map(|name| (*name).to_owned()).collect(),
-            serial: serial.map(str::to_owned),
-        }
+        let names = names.iter().map(|name| (*name).to_owned()).collect();
+        Identity { names, serial: serial.map(str::to_owned), ..Identity::fake("") }
     }
 
     #[test]
@@ -160,12 +173,16 @@ mod tests {
             (disk(&["other", "blog"], Some("cut")), "blog"),
             (disk(&[], Some("blog")), "blog"),
             (disk(&[long], Some(&long[..36])), long),
-            (disk(&[], Some(&long[..36])), long),
         ];
         for (disk, name) in same {
             assert_eq!(disk.proves(&volume(name)), Proof::Same, "{disk:?}");
         }
+        // A cut serial number is that of every volume whose name begins so, and proves none of them.
+        for name in [long, &format!("{}-other", &long[..36])] {
+            assert_eq!(disk(&[], Some(&long[..36])).proves(&volume(name)), Proof::Compatible, "{name}");
+        }
         let other = [
+            disk(&[], Some(&long[..35])),
             disk(&["other"], None),
             disk(&["other"], Some("blog")),
             disk(&["blo"], None),
@@ -191,6 +208,37 @@ mod tests {
         assert_eq!(parse_serial(&page(0x80, b"blog")), Some("blog".into()));
         assert_eq!(parse_serial(&page(0x80, b"    ")), None);
         assert_eq!(parse_serial(&page(0x83, b"blog")), None);
+    }
+
+    #[test]
+    fn what_sysfs_shows_of_disks_is_read() {
+        let trees = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/sysfs");
+        let proof = |tree: &str, name: &str| {
+            let identity = Identity::read(&trees.join(tree)).unwrap();
+            assert!(identity.has_hardware, "{tree}");
+            identity.proves(&volume(name))
+        };
+        let long = "pvc-0a1b2c3d-0a1b-0a1b-0a1b-0a1b2c3d4e5f";
+        let brother = "pvc-0a1b2c3d-0a1b-0a1b-0a1b-0a1b2c3d0000";
+        for (tree, name, want) in [
+            ("volume", "blog", Proof::Same),
+            ("volume-with-a-long-name", long, Proof::Same),
+            ("volume-with-a-cut-name", long, Proof::Compatible),
+            ("volume-with-a-cut-name", brother, Proof::Compatible),
+            ("volume-without-pages", "blog", Proof::Silent),
+        ] {
+            assert_eq!(proof(tree, name), want, "{tree} {name}");
+        }
+        for (tree, name, words) in [
+            ("volume", "blo", "\"blog\""),
+            ("volume-with-a-long-name", brother, long),
+            ("volume-with-a-cut-name", "blog", "serial number"),
+            ("cdrom", "QM00001", "QEMU DVD-ROM"),
+            ("virtio-disk", "blog", "unnamed make"),
+        ] {
+            let found = proof(tree, name);
+            assert!(matches!(&found, Proof::Other(found) if found.contains(words)), "{tree} {name}: {found:?}");
+        }
     }
 
     #[test]

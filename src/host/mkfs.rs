@@ -45,7 +45,7 @@ pub fn apply_format(
     options: &FormatOptions,
 ) -> Result<()> {
     options.check_for(fs).map_err(|bad| Error::invalid("volume_context", bad))?;
-    let _slot = slots.take(&format!("formatting {}", device.path().display()), SLOT_BUDGET)?;
+    let _slot = slots.take(&format!("formatting {}", device.path().display()), runner.cap(SLOT_BUDGET))?;
     let _pin = device.open()?;
     let mut failed = None;
     for _ in 0..TRIES {
@@ -76,7 +76,7 @@ fn prepare(
     options: &FormatOptions,
 ) -> Result<Cmd> {
     // mkfs claims the disk as this does, so the claim ends before mkfs starts; then mkfs's own claim holds.
-    let claim = device.open_exclusively(CLAIM_BUDGET).map_err(|error| in_use(device, error))?;
+    let claim = device.open_exclusively(runner.cap(CLAIM_BUDGET)).map_err(|error| in_use(device, error))?;
     let plan = plan_format(&observe_content(runner, device)?, fs).map_err(|found| will_not(device, &found))?;
     leave_note(&claim, device, fs, options)?;
     Ok(command(device, fs, plan, options).holding(guard))
@@ -147,5 +147,46 @@ fn will_not(device: &Device, found: &str) -> Error {
             "look at it with `blkid -p {path}` and `hexdump -C {path} | head`; if nothing on it is needed, delete the \
              volume and create it anew, or clear it with `blkdiscard --zeroout {path}`"
         ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host::content::Filesystem;
+
+    #[test]
+    fn the_last_decision_before_a_disk_is_written_to_in_full() {
+        for fs in FsKind::ALL {
+            assert_eq!(plan_format(&Content::AllZero, fs), Ok(FormatPlan::Fresh));
+            let mut refused = vec![
+                Content::OtherSignature { what: "LUKS".into() },
+                Content::Ambivalent { what: "xfs and ext4".into() },
+                Content::Unrecognised { at: 512 },
+            ];
+            for kind in FsKind::ALL {
+                refused.push(Content::Filesystem(Filesystem { kind, uuid: None, label: None }));
+                match plan_format(&Content::Unfinished(kind), fs) {
+                    Ok(plan) => assert_eq!((plan, kind), (FormatPlan::Again, fs)),
+                    Err(_) => assert_ne!(kind, fs),
+                }
+            }
+            for content in refused {
+                let found = plan_format(&content, fs).unwrap_err();
+                assert!(found.contains(&content.to_string()), "{fs}: {found}");
+            }
+        }
+    }
+
+    #[test]
+    fn force_is_used_for_nothing_but_an_xfs_that_was_begun() {
+        let device = Device::fake("/dev/sda", crate::host::mountinfo::DeviceNumber { major: 8, minor: 0 }, 1 << 30);
+        for fs in FsKind::ALL {
+            for plan in [FormatPlan::Fresh, FormatPlan::Again] {
+                let line = command(&device, fs, plan, &FormatOptions::default()).to_string();
+                let has_force = line.split(' ').any(|word| word == "-f" || word == "-F" || word == "--force");
+                assert_eq!(has_force, fs == FsKind::Xfs && plan == FormatPlan::Again, "{line}");
+            }
+        }
     }
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 pub mod content;
 pub mod device;
+pub mod find;
 pub mod flags;
 pub mod foreign;
 pub mod format_options;
@@ -31,12 +32,14 @@ mod tools;
 
 /// How long blkid may take to look at a disk.
 pub const PROBE_BUDGET: Duration = Duration::from_secs(10);
-/// How long a disk may be in somebody else's use before it counts as in use.
-pub const CLAIM_BUDGET: Duration = Duration::from_secs(3);
+/// How long a disk may be in somebody else's use before it counts as in use: droplet images have a rule that mounts a new
+/// volume for a short look.
+pub const CLAIM_BUDGET: Duration = Duration::from_secs(15);
 /// How long making a file system may take. Nothing is written to a disk but the file system itself.
 pub const FORMAT_BUDGET: Duration = Duration::from_secs(60);
-/// How long checking a file system may take.
-pub const CHECK_BUDGET: Duration = Duration::from_secs(60);
+/// How long checking a file system may take, as far as the call's time lasts: a replayed journal takes a second, a full
+/// check of a large and full file system may take longer than any call.
+pub const CHECK_BUDGET: Duration = Duration::from_secs(90);
 /// How long growing a file system may take.
 pub const GROW_BUDGET: Duration = Duration::from_secs(60);
 /// How long a call waits until few enough others format, check or grow.

@@ -10,7 +10,7 @@ use std::time::Duration;
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
-use super::busy::retry_while_busy;
+use super::busy::{or_in_use, retry_while_busy};
 use super::content::FsKind;
 use super::device::Device;
 use super::flags::MountOptions;
@@ -20,13 +20,32 @@ use crate::lock::VolumeGuard;
 
 const TABLE: &str = "/proc/self/mountinfo";
 
-/// Reads the mount table.
+/// How often the table is read until two readings agree, before it counts as changing all the time.
+const READINGS: usize = 50;
+
+/// Reads the mount table, whole.
+///
+/// A table longer than a page is read in pieces, and before Linux 5.8 an unmount between two of them made the kernel skip an
+/// entry. A mount that is overlooked would be taken for free, so the table is read until it is the same twice.
 ///
 /// # Errors
-/// [`Error::Io`] when it cannot be read, [`Error::Bug`] when it is not understood.
+/// [`Error::Io`] when it cannot be read or changes all the time, [`Error::Bug`] when it is not understood.
+/// Source: `m_start` in the kernel's `fs/namespace.c`, and its commit 9f6c61f96f2d.
 pub fn observe_mounts() -> Result<MountTable> {
-    let text = std::fs::read(TABLE).map_err(Error::io("reading", TABLE))?;
+    let text = read_until_twice_the_same(|| std::fs::read(TABLE)).map_err(Error::io("reading", TABLE))?;
     MountTable::parse(&text).map_err(|bad| Error::Bug(bad.to_string()))
+}
+
+fn read_until_twice_the_same(read: impl Fn() -> std::io::Result<Vec<u8>>) -> std::io::Result<Vec<u8>> {
+    let mut last = read()?;
+    for _ in 1..READINGS {
+        let next = read()?;
+        if next == last {
+            return Ok(next);
+        }
+        last = next;
+    }
+    Err(std::io::Error::other("it changes all the time"))
 }
 
 /// Mounts a disk's file system at a folder that exists, and sees that it is there. While the disk is in somebody else's
@@ -51,7 +70,8 @@ pub fn apply_mount(
         let _pin = device.open()?;
         mount(Some(device.path()), target, Some(fs.name()), options.flags(), Some(data.as_str()))
             .map_err(|errno| refused(device, fs, target, errno))
-    })?;
+    })
+    .map_err(or_in_use(device, "the mount"))?;
     let mounts = observe_mounts()?;
     match mounts.at(target) {
         Some(found) if found.is_of(device) => {
@@ -182,5 +202,31 @@ fn refused(device: &Device, fs: FsKind, target: &Path, errno: Errno) -> Error {
     match super::fsck::damage(device, fs, errno) {
         Some(damaged) => damaged,
         None => Error::errno("mounting at", target)(errno),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::cell::Cell;
+
+    /// Gives out one reading after the other, and the last one again and again.
+    fn read(readings: &[&str]) -> std::io::Result<String> {
+        let count = Cell::new(0);
+        let bytes = read_until_twice_the_same(|| {
+            let at = count.replace(count.get() + 1).min(readings.len() - 1);
+            Ok(readings[at].as_bytes().to_vec())
+        });
+        bytes.map(|bytes| String::from_utf8(bytes).unwrap())
+    }
+
+    #[test]
+    fn a_table_counts_only_when_it_was_read_twice_the_same() {
+        // The second reading has lost an entry, as on an old kernel while something else is unmounted.
+        for (readings, want) in [(&["ab"][..], "ab"), (&["ab", "b", "b"], "b"), (&["ab", "b", "ab", "ab", "x"], "ab")] {
+            assert_eq!(read(readings).unwrap(), want, "{readings:?}");
+        }
+        let restless: Vec<&str> = (0..READINGS * 2).map(|i| if i % 2 == 0 { "a" } else { "b" }).collect();
+        assert!(read(&restless).is_err());
     }
 }

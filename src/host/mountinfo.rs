@@ -97,6 +97,19 @@ impl Mount {
             || (self.fstype == "btrfs" && self.source.as_os_str() == device.path().as_os_str())
     }
 
+    /// Whether this shows its file system from its root and not only a folder of it. btrfs has a root for each subvolume, and
+    /// names the mounted one last among its options.
+    ///
+    /// Source: `btrfs_show_options` in the kernel's `fs/btrfs/super.c`.
+    #[must_use]
+    pub fn is_whole(&self) -> bool {
+        let options = self.super_options.join(",");
+        match options.split_once(",subvol=").filter(|_| self.fstype == "btrfs") {
+            Some((_, subvolume)) => unescape(subvolume.as_bytes()) == self.root.as_os_str(),
+            None => self.root == Path::new("/"),
+        }
+    }
+
     /// Whether this is a file from `/dev`, bound to some other place: what a published raw block volume is.
     #[must_use]
     pub fn is_node(&self) -> bool {
@@ -144,6 +157,12 @@ impl MountTable {
     /// `None` if the path is only inside a mount, and for a mount that another one over a folder above hides.
     #[must_use]
     pub fn at(&self, path: &Path) -> Option<&Mount> {
+        self.holding(path).filter(|mount| mount.target == path)
+    }
+
+    /// The mount in which a path lies, which must be absolute and without links.
+    #[must_use]
+    pub fn holding(&self, path: &Path) -> Option<&Mount> {
         // As the kernel walks a path: from the root, always into the first mount on the way.
         let mut seen = None;
         for _ in &self.mounts {
@@ -152,7 +171,7 @@ impl MountTable {
                 None => break,
             }
         }
-        seen.filter(|mount| mount.target == path)
+        seen
     }
 
     fn first_on_way<'a>(&'a self, from: Option<&Mount>, path: &Path) -> Option<&'a Mount> {
@@ -293,6 +312,27 @@ mod tests {
     }
 
     #[test]
+    fn a_mount_is_whole_when_it_shows_its_file_system_or_subvolume_from_the_root() {
+        let is_whole = |line: &str| {
+            let line = format!("9 1 {line}\n");
+            MountTable::parse(line.as_bytes()).unwrap().iter().next().unwrap().is_whole()
+        };
+        for (line, want) in [
+            ("8:0 / /m rw - xfs /dev/sda rw", true),
+            ("8:0 /folder /m rw - xfs /dev/sda rw", false),
+            ("8:0 /a /m rw - ext4 /dev/sda rw,subvol=/a", false),
+            ("0:40 / /m rw - btrfs /dev/sda rw,subvolid=5,subvol=/", true),
+            ("0:40 /folder /m rw - btrfs /dev/sda rw,subvolid=5,subvol=/", false),
+            ("0:40 /@ /m rw - btrfs /dev/sda rw,subvolid=256,subvol=/@", true),
+            ("0:40 /@/folder /m rw - btrfs /dev/sda rw,subvolid=256,subvol=/@", false),
+            ("0:40 /a\\040b,c /m rw - btrfs /dev/sda rw,subvolid=256,subvol=/a\\040b,c", true),
+            ("0:40 /@ /m rw - btrfs /dev/sda rw", false),
+        ] {
+            assert_eq!(is_whole(line), want, "{line}");
+        }
+    }
+
+    #[test]
     fn of_several_mounts_at_one_place_the_one_that_is_seen_is_found() {
         let table = node();
         let stack = Path::new("/opt/nomad/stack");
@@ -303,6 +343,8 @@ mod tests {
         assert_eq!(table.at(&stack.join("in")), None);
         assert_eq!(table.at(Path::new("/opt/nomad")), None);
         assert_eq!(table.at(Path::new("/")).unwrap().device, number("254:0"));
+        assert_eq!(table.holding(Path::new("/opt/nomad")).unwrap().target, Path::new("/"));
+        assert_eq!(table.holding(&stack.join("in/deeper")).unwrap().source, "over");
         assert_eq!(MountTable::default().at(Path::new("/")), None);
     }
 

@@ -26,7 +26,7 @@ pub struct Flagged {
 
 impl From<&Device> for Flagged {
     fn from(device: &Device) -> Self {
-        Flagged { node: device.path().to_owned(), sysfs: device.sysfs().to_owned() }
+        Flagged { node: device.path().to_owned(), sysfs: device.sysfs.clone() }
     }
 }
 

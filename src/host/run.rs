@@ -26,6 +26,10 @@ use crate::lock::VolumeGuard;
 const OUTPUT_LIMIT: u64 = 1024 * 1024;
 /// How much of the end of standard error an error message keeps.
 const STDERR_TAIL: usize = 1024;
+/// How long a child that was asked to end may take to do so before it is killed: e2fsck finishes what it is writing.
+const TERM_GRACE: Duration = Duration::from_secs(5);
+/// How much of a call's time must be left for a program that changes a disk to be started at all.
+const LEAST_TIME: Duration = Duration::from_secs(5);
 /// How long a killed child may take to be gone before it counts as stuck in the kernel.
 const KILL_GRACE: Duration = Duration::from_secs(2);
 /// The shortest and the longest pause between two looks at a running child; in between, a pause is an eighth of the time
@@ -99,7 +103,7 @@ pub enum Exit {
     Code(i32),
     /// This signal ended it, and it was not ours.
     Signal(i32),
-    /// It used up its budget and was killed, with its whole process group.
+    /// It used up its budget and was ended, with its whole process group: asked first, then killed.
     TimedOut,
     /// It used up its budget, was killed and is still there: it sleeps in the kernel. A thread of its own waits for its
     /// end and keeps the volume locked until then.
@@ -114,7 +118,7 @@ impl fmt::Display for Exit {
                 Ok(signal) => write!(f, "was ended by {signal}"),
                 Err(_) => write!(f, "was ended by signal {number}"),
             },
-            Exit::TimedOut => f.write_str("used up its time and was killed"),
+            Exit::TimedOut => f.write_str("used up its time and was ended"),
             Exit::Stuck => f.write_str("used up its time and does not die (it waits in the kernel, see dmesg)"),
         }
     }
@@ -171,14 +175,20 @@ pub enum CommandError {
         /// The system's answer.
         source: std::io::Error,
     },
+    /// It changes a disk, and was not started because the call it serves is about to end.
+    #[error("`{command}` was not started, as too little of the call's time was left")]
+    NoTimeLeft {
+        /// The command line.
+        command: String,
+    },
 }
 
 impl CommandError {
-    /// Whether the command used up its budget.
+    /// Whether the command used up its budget, or had none.
     #[must_use]
     pub fn timed_out(&self) -> bool {
         match self {
-            CommandError::Failed { exit: Exit::TimedOut | Exit::Stuck, .. } => true,
+            CommandError::Failed { exit: Exit::TimedOut | Exit::Stuck, .. } | CommandError::NoTimeLeft { .. } => true,
             CommandError::Failed { exit: Exit::Code(_) | Exit::Signal(_), .. } | CommandError::NotRun { .. } => false,
         }
     }
@@ -198,6 +208,11 @@ pub trait Runner: fmt::Debug + Send + Sync {
     /// # Errors
     /// [`CommandError::NotRun`] when it did not start. Any way to end is `Ok`: the caller matches [`Output::exit`].
     fn run(&self, cmd: &Cmd) -> Result<Output, CommandError>;
+
+    /// As much of a budget for waiting as there is before everything that is run must have ended; here: all of it.
+    fn cap(&self, budget: Duration) -> Duration {
+        budget
+    }
 }
 
 /// Runs commands as another runner does, and lets none of them outlast a moment in time: the end of the call they serve.
@@ -213,17 +228,19 @@ impl<'a> Until<'a> {
     pub fn new(runner: &'a dyn Runner, deadline: Instant) -> Self {
         Until { runner, deadline }
     }
-
-    /// As much of a budget as is left before the deadline.
-    #[must_use]
-    pub fn cap(&self, budget: Duration) -> Duration {
-        budget.min(self.deadline.saturating_duration_since(Instant::now()))
-    }
 }
 
 impl Runner for Until<'_> {
     fn run(&self, cmd: &Cmd) -> Result<Output, CommandError> {
+        // A program that is ended half way may leave a disk worse than one that was never started.
+        if cmd.guard.is_some() && self.cap(LEAST_TIME) < LEAST_TIME {
+            return Err(CommandError::NoTimeLeft { command: cmd.to_string() });
+        }
         self.runner.run(&Cmd { budget: self.cap(cmd.budget), ..cmd.clone() })
+    }
+
+    fn cap(&self, budget: Duration) -> Duration {
+        self.runner.cap(budget).min(self.deadline.saturating_duration_since(Instant::now()))
     }
 }
 
@@ -311,6 +328,10 @@ fn wait_or_kill(mut child: Child, cmd: &Cmd) -> std::io::Result<Exit> {
     }
     // Until it is waited for, a dead leader keeps its process id, so the group cannot be somebody else's.
     let group = i32::try_from(child.id()).map_err(std::io::Error::other)?;
+    killpg(Pid::from_raw(group), Signal::SIGTERM)?;
+    if wait_within(&mut child, TERM_GRACE)?.is_some() {
+        return Ok(Exit::TimedOut);
+    }
     killpg(Pid::from_raw(group), Signal::SIGKILL)?;
     if wait_within(&mut child, KILL_GRACE)?.is_some() {
         return Ok(Exit::TimedOut);
@@ -424,6 +445,33 @@ mod tests {
         let call = Until::new(&runner, Instant::now() + Duration::from_secs(100));
         assert_eq!(call.cap(Duration::from_secs(3)), Duration::from_secs(3));
         assert_eq!(call.run(&script("exit 7")).unwrap().exit, Exit::Code(7));
+    }
+
+    #[test]
+    fn what_changes_a_disk_is_not_started_when_the_call_is_about_to_end() {
+        let runner = shell();
+        let guard = crate::lock::VolumeLocks::new();
+        let guard = guard.hold(crate::lock::VolumeKey::Id("v".into()), Duration::ZERO).unwrap();
+        let changing = script("exit 7").holding(&guard);
+        let call = Until::new(&runner, Instant::now() + LEAST_TIME - Duration::from_millis(1));
+        let refused = call.run(&changing).unwrap_err();
+        assert!(matches!(refused, CommandError::NoTimeLeft { .. }) && refused.timed_out());
+        assert_eq!(call.run(&script("exit 7")).unwrap().exit, Exit::Code(7));
+        let call = Until::new(&runner, Instant::now() + LEAST_TIME + Duration::from_secs(60));
+        assert_eq!(call.run(&changing).unwrap().exit, Exit::Code(7));
+    }
+
+    #[test]
+    fn a_program_that_used_up_its_time_may_end_in_order_and_one_that_does_not_is_killed() {
+        let budget = Duration::from_millis(300);
+        let tidy = "trap 'echo tidied; exit 32' TERM; while :; do sleep 0.05; done";
+        let out = shell().run(&Cmd::new(Tool::Blkid, budget).args(["-c", tidy])).unwrap();
+        assert_eq!((out.exit, out.stdout.as_slice()), (Exit::TimedOut, b"tidied\n".as_slice()));
+        let deaf = "trap '' TERM; while :; do sleep 0.05; done";
+        let started = Instant::now();
+        let out = shell().run(&Cmd::new(Tool::Blkid, budget).args(["-c", deaf])).unwrap();
+        assert_eq!(out.exit, Exit::TimedOut);
+        assert!(started.elapsed() >= budget + TERM_GRACE);
     }
 
     #[test]

@@ -34,7 +34,8 @@ pub(super) const EXT_SUPERBLOCK: (u64, usize) = (1024, 1024);
 
 /// Why an ext4 or ext3 with this superblock should be checked, as a phrase.
 ///
-/// A check after some time (`s_checkinterval`) is not asked for: whoever sets one wants it at boot, not at each stage.
+/// A check after some time (`s_checkinterval`) or a number of mounts (`s_max_mnt_count`) is not asked for: whoever sets one
+/// wants it at boot, where it may take as long as it takes, and not in a call that has an end.
 /// Source: `struct ext4_super_block` in the kernel's `fs/ext4/ext4.h`; all numbers are little-endian.
 pub(super) fn why_ext_needs_check(superblock: &[u8]) -> Option<&'static str> {
     const VALID: u16 = 1;
@@ -42,19 +43,14 @@ pub(super) fn why_ext_needs_check(superblock: &[u8]) -> Option<&'static str> {
     const NEEDS_RECOVERY: u32 = 4;
     let u16_at = |at| bytes_at(superblock, at).map_or(0, u16::from_le_bytes);
     let u32_at = |at| bytes_at(superblock, at).map_or(0, u32::from_le_bytes);
-    let (state, mounts, most_mounts) = (u16_at(58), u16_at(52), u16_at(54));
+    let state = u16_at(58);
     if state & ERRORS != 0 || u32_at(404) > 0 {
         return Some("the kernel has seen errors in it");
     }
     if state & VALID == 0 {
         return Some("it was not unmounted cleanly");
     }
-    if u32_at(96) & NEEDS_RECOVERY != 0 {
-        return Some("its journal has to be replayed");
-    }
-    // The field is signed, and negative for "never".
-    let is_limited = (1..0x8000).contains(&most_mounts);
-    (is_limited && mounts >= most_mounts).then_some("it was mounted as often as it may be between two checks")
+    (u32_at(96) & NEEDS_RECOVERY != 0).then_some("its journal has to be replayed")
 }
 
 /// The size of an XFS by its superblock, in bytes. A log that was not replayed may hold a larger one.
@@ -309,12 +305,11 @@ mod tests {
             (58, vec![0, 0], "it was not unmounted cleanly"),
             (58, vec![4, 0], "it was not unmounted cleanly"),
             (96, vec![clean[96] | 4], "its journal has to be replayed"),
-            (52, vec![20, 0, 20, 0], "it was mounted as often as it may be between two checks"),
         ];
         for (at, patch, why) in reasons {
             assert_eq!(why_ext_needs_check(&with(clean, at, &patch)), Some(why));
         }
-        for often in [vec![20, 0, 255, 255], vec![20, 0, 0, 0], vec![19, 0, 20, 0]] {
+        for often in [vec![20, 0, 255, 255], vec![20, 0, 0, 0], vec![20, 0, 20, 0]] {
             assert_eq!(why_ext_needs_check(&with(clean, 52, &often)), None);
         }
     }

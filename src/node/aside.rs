@@ -4,12 +4,15 @@
 //! the orchestrator would see it in between, and the copy of it that the kernel makes in the host's mount namespace would
 //! stay as it was first. A call that was killed leaves the place behind, and the next call for the path clears it away.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
 use log::warn;
 
 use super::place::{self, Shape};
+use super::take_down::{MOST_MOUNTS, too_many};
 use crate::error::{Chain, Error, Result};
 use crate::host::mount::{Unmount, apply_unmount};
 use crate::lock::VolumeGuard;
@@ -50,14 +53,55 @@ pub(super) fn apply_clean(guard: &VolumeGuard, path: &Path) -> Result<()> {
 
 fn beside(path: &Path) -> Result<PathBuf> {
     let name = path.file_name().ok_or_else(|| Error::invalid("path", format!("{} has no name", path.display())))?;
-    let mut hidden = OsString::from(".");
-    hidden.push(name);
-    hidden.push(".do-csi");
-    Ok(path.with_file_name(hidden))
+    let hidden = [b".", shortened(name).as_bytes(), b".do-csi"].concat();
+    Ok(path.with_file_name(OsString::from_vec(hidden)))
+}
+
+/// A name as it is, or, where nothing more could be added to it, its beginning and a number made from all of it.
+fn shortened(name: &OsStr) -> OsString {
+    const MOST: usize = 255 - ".".len() - ".do-csi".len();
+    let bytes = name.as_bytes();
+    if bytes.len() <= MOST {
+        return name.to_owned();
+    }
+    let mut hasher = DefaultHasher::new();
+    bytes.hash(&mut hasher);
+    let number = format!("{:016x}", hasher.finish());
+    let head = bytes.iter().take(MOST - number.len()).copied();
+    OsString::from_vec(head.chain(number.bytes()).collect())
 }
 
 fn clear(guard: &VolumeGuard, place: &Path) -> Result<()> {
     // Nobody but us knows the place, so nothing can be in use there.
-    while apply_unmount(guard, place, Unmount::WhenFree)? {}
-    place::apply_remove_place(guard, place)
+    for _ in 0..MOST_MOUNTS {
+        if !apply_unmount(guard, place, Unmount::WhenFree)? {
+            return place::apply_remove_place(guard, place);
+        }
+    }
+    Err(too_many(place))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn every_name_has_a_place_beside_it_and_no_two_have_the_same() {
+        let names = ["a".to_owned(), "a".repeat(246), "a".repeat(247), "a".repeat(248), "a".repeat(255)];
+        let other = format!("{}b", "a".repeat(254));
+        let places: BTreeSet<PathBuf> = names
+            .iter()
+            .chain([&other])
+            .map(|name| beside(&Path::new("/targets").join(name)).unwrap())
+            .inspect(|place| {
+                let name = place.file_name().unwrap();
+                assert!(
+                    name.len() <= 255 && name.as_bytes().starts_with(b".a") && name.as_bytes().ends_with(b".do-csi")
+                );
+            })
+            .collect();
+        assert_eq!(places.len(), 6);
+        assert_eq!(beside(Path::new("/t/vol")).unwrap(), Path::new("/t/.vol.do-csi"));
+    }
 }

@@ -13,8 +13,9 @@ use super::place;
 use crate::config::DEVICE_BUDGET;
 use crate::error::{Error, Result, Thing};
 use crate::host::content::FsKind;
-use crate::host::device::await_numbered;
+use crate::host::find::{await_numbered, rescan_or_warn};
 use crate::host::grow::ensure_grown;
+use crate::host::liveness::Health;
 use crate::host::mount::observe_mounts;
 use crate::host::mountinfo::{DeviceNumber, Mount};
 use crate::id::VolumeName;
@@ -26,15 +27,23 @@ impl Node {
     ///
     /// # Errors
     /// [`Error::NotFound`] when no volume is at the path, [`Error::DeviceMissing`] when the disk does not become as large
-    /// as asked, [`Error::SizeOutOfRange`] when it is larger, [`Error::Precondition`] when the file system is mounted
-    /// read-only or of a kind that cannot be grown.
+    /// as asked, [`Error::SizeOutOfRange`] when it is larger, [`Error::Precondition`] when the mount is dead, or the file
+    /// system is mounted read-only or of a kind that cannot be grown.
     pub fn expand(&self, want: &Expand) -> Result<Bytes> {
         let call = self.begin(&want.volume)?;
         let name = VolumeName::parse(&want.volume).map_err(|bad| Error::invalid("volume_id", bad))?;
         let (place, mount) = observe_volume_at(&want.path)?;
+        let health = self.health(&mount);
+        if health != Health::Alive {
+            // Behind the node of a raw disk that is gone there may be another one by now.
+            return Err(Error::Precondition(format!("the volume at {} is dead: {health}", want.path.display())));
+        }
         let number = observe_number(&want.path, &mount)?;
-        let budget = call.cap(DEVICE_BUDGET);
-        let device = await_numbered(&call.guard, &self.places, &name, number, want.range.least(), budget)?;
+        let await_size =
+            |least| await_numbered(&call.guard, &self.places, &name, number, least, call.cap(DEVICE_BUDGET));
+        // The kernel may have missed that the disk has grown, also when it is large enough for what is asked.
+        rescan_or_warn(&call.guard, &await_size(None)?);
+        let device = await_size(want.range.least())?;
         if !want.range.holds(device.size().rounded_up()) {
             return Err(Error::SizeOutOfRange(format!("{} asked, but the disk has {}", want.range, device.size())));
         }

@@ -28,6 +28,10 @@ use crate::host::run::{Runner, Until};
 use crate::host::slots::Slots;
 use crate::lock::{VolumeGuard, VolumeKey, VolumeLocks};
 
+/// How many calls may be ahead of one in the line for a volume. Each keeps a thread, of which there must be some left for
+/// the droplet's other volumes.
+const MOST_AHEAD: usize = 8;
+
 /// The node side of the driver.
 #[derive(Debug)]
 pub struct Node {
@@ -69,8 +73,11 @@ impl Node {
         }
     }
 
+    /// Nomad repeats no node call that was refused, and several tasks of one job on one droplet ask at once: they stand in
+    /// line. Most of what is waited for takes milliseconds.
     fn hold(&self, volume: &str) -> Result<VolumeGuard> {
-        Ok(self.locks.hold(VolumeKey::Id(volume.to_owned()), LOCK_PATIENCE)?)
+        let deadline = Instant::now() + LOCK_PATIENCE;
+        Ok(self.locks.hold_in_line(VolumeKey::Id(volume.to_owned()), MOST_AHEAD, deadline)?)
     }
 
     /// Starts the clock of a call, then waits for the volume.

@@ -41,7 +41,7 @@ pub fn observe_real_path(path: &Path) -> Result<Option<PathBuf>> {
 /// Makes the way to a path, and the folder or file at its end, unless they are there; returns the real path.
 ///
 /// An empty folder or file that is there already is used: old orchestrators make it themselves, and a call that was cut
-/// off leaves it behind.
+/// off leaves it behind. One of the wrong sort gives way: Nomad 0.11 makes a folder also for a device node.
 ///
 /// # Errors
 /// [`Error::TargetTaken`] when there is something else, [`Error::Io`].
@@ -50,26 +50,41 @@ pub fn ensure_place(_guard: &VolumeGuard, path: &Path, shape: Shape) -> Result<P
         DirBuilder::new().recursive(true).mode(0o750).create(parent).map_err(Error::io("making the folder", parent))?;
     }
     let real = observe_real_path(path)?.ok_or_else(|| Error::Bug(format!("{} vanished", path.display())))?;
-    let made = match shape {
-        Shape::Folder => DirBuilder::new().mode(0o750).create(&real),
-        Shape::File => File::create_new(&real).map(drop),
-    };
-    match made {
+    match make(&real, shape) {
         Ok(()) => Ok(real),
-        Err(err) if err.kind() == ErrorKind::AlreadyExists => check_shape(real, shape),
+        Err(err) if err.kind() == ErrorKind::AlreadyExists => ensure_shape(real, shape),
         Err(err) => Err(Error::io("making", real)(err)),
     }
 }
 
-fn check_shape(real: PathBuf, shape: Shape) -> Result<PathBuf> {
-    let found = fs::symlink_metadata(&real).map_err(Error::io("examining", &real))?;
-    let taken = |by: &str| Err(Error::TargetTaken { path: real.clone(), by: by.to_owned() });
+fn make(real: &Path, shape: Shape) -> std::io::Result<()> {
     match shape {
-        Shape::Folder if found.is_dir() => Ok(real),
-        Shape::Folder => taken("it is no folder"),
-        Shape::File if found.is_file() && found.len() == 0 => Ok(real),
-        Shape::File => taken("it is no empty file"),
+        Shape::Folder => DirBuilder::new().mode(0o750).create(real),
+        Shape::File => File::create_new(real).map(drop),
     }
+}
+
+fn ensure_shape(real: PathBuf, shape: Shape) -> Result<PathBuf> {
+    let found = fs::symlink_metadata(&real).map_err(Error::io("examining", &real))?;
+    let is_empty_file = found.is_file() && found.len() == 0;
+    match shape {
+        Shape::Folder if found.is_dir() => return Ok(real),
+        Shape::File if is_empty_file => return Ok(real),
+        Shape::Folder if is_empty_file => fs::remove_file(&real).map_err(Error::io("removing", &real))?,
+        // Fails for a folder with anything in it.
+        Shape::File if found.is_dir() => fs::remove_dir(&real).map_err(|err| not_removed(&real, err))?,
+        Shape::Folder => return Err(Error::TargetTaken { path: real, by: "it is no folder".to_owned() }),
+        Shape::File => return Err(Error::TargetTaken { path: real, by: "it is no empty file".to_owned() }),
+    }
+    make(&real, shape).map_err(Error::io("making", &real))?;
+    Ok(real)
+}
+
+fn not_removed(real: &Path, err: std::io::Error) -> Error {
+    if err.kind() == ErrorKind::DirectoryNotEmpty {
+        return Error::TargetTaken { path: real.to_owned(), by: "it is a folder with files in it".to_owned() };
+    }
+    Error::io("removing", real)(err)
 }
 
 /// Says whether a folder or file has nothing in it, so that mounting over it hides nothing.
@@ -138,6 +153,29 @@ mod tests {
             apply_remove_place(&guard(), &path).unwrap();
             assert!(!path.exists());
         }
+    }
+
+    #[test]
+    fn what_is_empty_and_of_the_wrong_sort_gives_way() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("target");
+        fs::create_dir(&path).unwrap();
+        for _ in 0..2 {
+            ensure_place(&guard(), &path, Shape::File).unwrap();
+            assert!(path.is_file());
+            ensure_place(&guard(), &path, Shape::Folder).unwrap();
+            assert!(path.is_dir());
+        }
+        fs::write(path.join("file"), "").unwrap();
+        assert!(matches!(ensure_place(&guard(), &path, Shape::File), Err(Error::TargetTaken { .. })));
+        assert!(path.join("file").is_file());
+        // A link may lead anywhere.
+        let link = dir.path().join("link");
+        std::os::unix::fs::symlink(dir.path().join("elsewhere"), &link).unwrap();
+        for shape in [Shape::File, Shape::Folder] {
+            assert!(matches!(ensure_place(&guard(), &link, shape), Err(Error::TargetTaken { .. })));
+        }
+        assert!(link.is_symlink());
     }
 
     #[test]

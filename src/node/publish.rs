@@ -9,14 +9,18 @@ use log::warn;
 use super::aside::Aside;
 use super::place::{self, Shape};
 use super::plan::{MountAt, PlacePlan, plan_company, plan_mounted, plan_place, plan_target};
-use super::see::{elsewhere, used_otherwise};
+use super::raw::check_raw;
+use super::see::{elsewhere, fs_difference, used_otherwise};
 use super::{Call, Node};
 use crate::config::DEVICE_BUDGET;
-use crate::error::{Error, Result};
-use crate::host::device::{Device, Sighting, await_device, observe_device};
+use crate::error::{Chain, Error, Result};
+use crate::host::content::FsKind;
+use crate::host::device::Device;
+use crate::host::find::{Sighting, await_device, observe_device};
 use crate::host::flags::MountOptions;
 use crate::host::mount::{Unmount, apply_bind, apply_own_flags, apply_unmount, observe_mounts};
 use crate::host::mountinfo::{Mount, MountTable};
+use crate::host::protect::Flagged;
 use crate::request::capability::Access;
 use crate::request::node::Publish;
 
@@ -58,9 +62,10 @@ impl Node {
                 let shown = Shown { device: &device, want, source, shape: Shape::File, options: None };
                 self.ensure_shown(&call, &mounts, &shown)
             }
-            Access::Mount { flags, .. } => {
-                let (device, source, mounts) = self.ensure_staging(&call, want, flags, mounts)?;
-                let options = if want.is_read_only { flags.clone().read_only() } else { flags.clone() };
+            Access::Mount { fs, flags } => {
+                let flags = self.labelled(flags, &want.stage);
+                let (device, source, mounts) = self.ensure_staging(&call, want, *fs, &flags, mounts)?;
+                let options = if want.is_read_only { flags.read_only() } else { flags };
                 let shown = Shown { device: &device, want, source, shape: Shape::Folder, options: Some(options) };
                 self.ensure_shown(&call, &mounts, &shown)
             }
@@ -73,6 +78,7 @@ impl Node {
         &self,
         call: &Call<'_>,
         want: &Publish,
+        fs: Option<FsKind>,
         flags: &MountOptions,
         mounts: MountTable,
     ) -> Result<(Device, PathBuf, MountTable)> {
@@ -82,11 +88,10 @@ impl Node {
         let staging = place::observe_real_path(&stage.staging)?.ok_or_else(not_staged)?;
         mounts.at(&staging).ok_or_else(not_staged)?;
         if let Sighting::Ready(device) = observe_device(&self.places, &stage.attached.name, stage.attached.size)? {
-            let is_writable_enough = |mount: &Mount| want.is_read_only || !mount.is_read_only();
-            let difference = |mount: &Mount| match flags.differs_below(mount) {
-                None if is_writable_enough(mount) => None,
-                None => Some("is read-only".to_owned()),
-                Some(how) => Some(how),
+            let is_too_read_only = |mount: &Mount| !want.is_read_only && mount.is_read_only();
+            let difference = |mount: &Mount| {
+                let how = fs_difference(fs, mount).or_else(|| flags.differs_below(mount));
+                how.or_else(|| is_too_read_only(mount).then(|| "is read-only".to_owned()))
             };
             if self.observe_at(&mounts, &staging, &device, difference)? == MountAt::Fits {
                 return Ok((device, staging, mounts));
@@ -121,14 +126,38 @@ impl Node {
         let apart: Vec<&Path> = staging.iter().map(PathBuf::as_path).collect();
         let other = elsewhere(mounts, shown.device, &apart).next();
         plan_target(volume, shown.want.stage.capability.mode, other.map(|mount| mount.target.as_path()))?;
-        self.ensure_access(call, mounts, shown)?;
+        if is_raw {
+            check_raw(call, mounts, shown.device)?;
+        }
         let target = place::ensure_place(&call.guard, &shown.want.target, shown.shape)?;
         if !place::observe_is_empty(&target)? {
             return Err(Error::TargetTaken { path: target, by: "it has content of its own".to_owned() });
         }
-        apply_shown(call, mounts, shown, &target)?;
-        let at = self.observe_at(&observe_mounts()?, &target, shown.device, |mount| shown.difference(mount))?;
-        plan_mounted(&target, &at)
+        let outcome = self.apply_show_at(call, mounts, shown, &target);
+        outcome.inspect_err(|_| {
+            if let Err(err) = self.apply_hide(call, shown, &target) {
+                warn!("could not undo what was done at {}: {}", target.display(), Chain(&err));
+            }
+        })
+    }
+
+    fn apply_show_at(&self, call: &Call<'_>, mounts: &MountTable, shown: &Shown<'_>, target: &Path) -> Result<()> {
+        self.ensure_access(call, mounts, shown)?;
+        apply_shown(call, mounts, shown, target)?;
+        let at = self.observe_at(&observe_mounts()?, target, shown.device, |mount| shown.difference(mount))?;
+        plan_mounted(target, &at)
+    }
+
+    /// Takes back what showing a volume has done before it failed.
+    fn apply_hide(&self, call: &Call<'_>, shown: &Shown<'_>, target: &Path) -> Result<()> {
+        let is_ours = |mount: &Mount| mount.is_of(shown.device) || mount.is_node_of(shown.device);
+        if observe_mounts()?.at(target).is_some_and(is_ours) {
+            apply_unmount(&call.guard, target, Unmount::WhenFree)?;
+        }
+        if shown.shape == Shape::File && !observe_mounts()?.of_device(shown.device).any(Mount::is_node) {
+            self.apply_unprotect(call, &Flagged::from(shown.device));
+        }
+        place::apply_remove_place(&call.guard, target)
     }
 
     /// A raw disk is as writable as asked, for which its mounts do not matter.

@@ -11,8 +11,10 @@ use super::plan::{ProtectionPlan, plan_protection};
 use super::see::elsewhere;
 use super::{Call, Node};
 use crate::error::{Chain, Error, Result};
+use crate::host::CLAIM_BUDGET;
 use crate::host::content::observe_unfinished;
 use crate::host::device::Device;
+use crate::host::mount::observe_mounts;
 use crate::host::mountinfo::{Mount, MountTable};
 use crate::host::protect::{Flagged, apply_protection, observe_is_protected};
 
@@ -32,23 +34,62 @@ impl Node {
         match plan_protection(device.volume(), is_read_only, observe_is_protected(&disk)?, other)? {
             ProtectionPlan::Keep => Ok(()),
             ProtectionPlan::Protect => apply_protection(&call.guard, &call.runner, &disk, true),
-            ProtectionPlan::Unprotect => apply_protection(&call.guard, &call.runner, &disk, false),
+            ProtectionPlan::Unprotect => {
+                // Left by a call that was killed, or set by a person: nothing tells the two apart, and to refuse would
+                // leave the volume unusable after the one.
+                let (volume, path) = (device.volume(), device.path().display());
+                warn!(
+                    "the disk refuses writes, which ends as it is now used for writing volume={volume} device={path}"
+                );
+                apply_protection(&call.guard, &call.runner, &disk, false)
+            }
         }
     }
 
-    /// Makes a disk take writes again when the last place where it was shown is gone. Whoever uses it next asks for what
-    /// it needs; this is for people who work on the disk by hand.
-    pub(super) fn apply_unprotect(&self, call: &Call<'_>, mounts: &MountTable, was: &Mount) {
-        let is_used = mounts.iter().any(|mount| mount.is_node() && mount.root == was.root);
-        let Some(disk) = Flagged::bound_at(&self.places, was).filter(|_| !is_used) else { return };
-        let freed = match observe_is_protected(&disk) {
-            Ok(true) => apply_protection(&call.guard, &call.runner, &disk, false),
+    /// Makes a disk take writes again when a place where it was shown is gone, and that was the last one.
+    pub(super) fn apply_unprotect_after(&self, call: &Call<'_>, was: &Mount) -> Result<()> {
+        let is_used = observe_mounts()?.iter().any(|mount| mount.is_node() && mount.root == was.root);
+        if let Some(disk) = Flagged::bound_at(&self.places, was).filter(|_| !is_used) {
+            self.apply_unprotect(call, &disk);
+        }
+        Ok(())
+    }
+
+    /// Makes a disk take writes again. Whoever uses it next asks for what it needs; this is for people who work on the
+    /// disk by hand.
+    pub(super) fn apply_unprotect(&self, call: &Call<'_>, disk: &Flagged) {
+        let freed = match observe_is_protected(disk) {
+            Ok(true) => apply_protection(&call.guard, &call.runner, disk, false),
             Ok(false) => Ok(()),
             Err(err) => Err(err),
         };
         if let Err(err) = freed {
             warn!("the disk still refuses writes: {}", Chain(&err));
         }
+    }
+}
+
+/// Sees that a disk may be given out raw, unless it is already: nothing of the kernel's uses it, not even in a mount
+/// namespace that is not seen from here, and no file system was begun on it.
+pub(super) fn check_raw(call: &Call<'_>, mounts: &MountTable, device: &Device) -> Result<()> {
+    check_nodes(mounts, device)?;
+    if mounts.of_device(device).any(Mount::is_node) {
+        return Ok(());
+    }
+    device.check_is_free(call.cap(CLAIM_BUDGET))?;
+    refuse_unfinished(device)
+}
+
+/// In the mount table a raw volume is known by coming from a devtmpfs; one from elsewhere could never be taken down again.
+fn check_nodes(mounts: &MountTable, device: &Device) -> Result<()> {
+    match mounts.holding(device.path()) {
+        Some(mount) if mount.fstype == "devtmpfs" => Ok(()),
+        Some(_) | None => Err(Error::Precondition(format!(
+            "volume {} cannot be given out as a raw disk, because its node {} is not in a devtmpfs; run the plugin with the \
+             host's /dev",
+            device.volume(),
+            device.path().display()
+        ))),
     }
 }
 

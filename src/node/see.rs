@@ -23,7 +23,10 @@ impl Node {
         difference: impl Fn(&Mount) -> Option<String>,
     ) -> Result<MountAt> {
         let Some(mount) = mounts.at(path) else { return Ok(MountAt::Free) };
-        Ok(see_mount(mount, observe_health(&self.places, mount)?, device, difference))
+        // What is not of our making is never touched, not even to see whether it answers: NFS may not answer for ever.
+        let is_ours = is_of_our_making(mount);
+        let health = if is_ours { observe_health(&self.places, mount)? } else { Health::Alive };
+        Ok(see_mount(mount, health, device, difference))
     }
 
     /// Sees what the kernel has of a disk's file system already, not counting what is mounted at `apart`.
@@ -55,7 +58,7 @@ pub(super) fn is_of_our_making(mount: &Mount) -> bool {
 }
 
 fn see_mount(mount: &Mount, health: Health, device: &Device, difference: impl Fn(&Mount) -> Option<String>) -> MountAt {
-    let is_volume = mount.is_node_of(device) || (mount.is_of(device) && is_whole(mount));
+    let is_volume = mount.is_node_of(device) || (mount.is_of(device) && mount.is_whole());
     match (health, is_volume) {
         (Health::DiskGone | Health::ShutDown, _) if is_of_our_making(mount) => MountAt::Dead(health),
         (Health::Alive | Health::DiskGone | Health::ShutDown, false) | (Health::DiskGone | Health::ShutDown, true) => {
@@ -67,9 +70,10 @@ fn see_mount(mount: &Mount, health: Health, device: &Device, difference: impl Fn
     }
 }
 
-/// Whether a mount shows a file system from its root. btrfs has a root for each subvolume.
-fn is_whole(mount: &Mount) -> bool {
-    mount.root == Path::new("/") || mount.fstype == "btrfs"
+/// How a mount has another file system than asked for, as a phrase.
+pub(super) fn fs_difference(asked: Option<FsKind>, mount: &Mount) -> Option<String> {
+    let other = asked.filter(|fs| fs.name() != mount.fstype);
+    other.map(|fs| format!("holds {}, and {fs} was asked for", mount.fstype))
 }
 
 /// Whether the file system became read-only without anyone asking: this mount of it was to be writable.
@@ -123,7 +127,8 @@ mod tests {
             ("8:16 / /s rw - xfs /dev/sdb rw", alive, other("/dev/sdb (xfs)")),
             ("8:0 /folder /s rw - xfs /dev/sda rw", alive, other("/dev/sda (xfs)")),
             ("0:40 / /s rw - btrfs /dev/sda rw", alive, MountAt::Fits),
-            ("0:40 /@ /s rw - btrfs /dev/sda rw", alive, MountAt::Fits),
+            ("0:40 /@ /s rw - btrfs /dev/sda rw,subvol=/@", alive, MountAt::Fits),
+            ("0:40 /@/folder /s rw - btrfs /dev/sda rw,subvol=/@", alive, other("/dev/sda (btrfs)")),
             ("0:41 / /s rw - btrfs /dev/sdb rw", alive, other("/dev/sdb (btrfs)")),
             ("0:5 /sda /s rw - devtmpfs udev rw", alive, MountAt::Fits),
             ("0:5 /sdb /s rw - devtmpfs udev rw", alive, other("udev (devtmpfs)")),

@@ -15,12 +15,13 @@ use super::plan::{
 };
 use super::raw::refuse_unfinished;
 use super::root::ensure_root;
-use super::see::used_otherwise;
+use super::see::{fs_difference, used_otherwise};
 use super::{Call, Node};
 use crate::config::{DEVICE_BUDGET, MOUNT_BUDGET};
 use crate::error::{Chain, Error, Result};
 use crate::host::content::{FsKind, observe_content};
-use crate::host::device::{Device, await_device};
+use crate::host::device::Device;
+use crate::host::find::await_device;
 use crate::host::flags::MountOptions;
 use crate::host::fsck::{apply_check, observe_check_need};
 use crate::host::grow::{ensure_grown, observe_is_smaller};
@@ -44,10 +45,7 @@ struct Wanted<'a> {
 impl Wanted<'_> {
     /// How a mount of the volume is not as asked, as a phrase.
     fn difference(&self, mount: &Mount) -> Option<String> {
-        match self.fs {
-            Some(fs) if fs.name() != mount.fstype => Some(format!("holds {}, and {fs} was asked for", mount.fstype)),
-            Some(_) | None => self.options.differs_from(mount),
-        }
+        fs_difference(self.fs, mount).or_else(|| self.options.differs_from(mount))
     }
 
     fn formatting(&self) -> Formatting {
@@ -93,7 +91,7 @@ impl Node {
 
     /// The mount options with the volume's SELinux label, or else the plugin's. On a droplet without SELinux labels mean
     /// nothing and the kernel would refuse them, so mount(8) leaves them out there, and so does this.
-    fn labelled(&self, flags: &MountOptions, want: &Stage) -> MountOptions {
+    pub(super) fn labelled(&self, flags: &MountOptions, want: &Stage) -> MountOptions {
         let has_selinux = self.places.sysfs.join("fs/selinux").exists();
         match want.settings.label.as_ref().or(self.label.as_ref()).filter(|_| has_selinux) {
             Some(label) => flags.clone().with_label(label),

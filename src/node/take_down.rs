@@ -17,6 +17,28 @@ use crate::host::mount::{Unmount, apply_flush, apply_unmount, apply_unmount_with
 use crate::host::mountinfo::{Mount, MountTable};
 use crate::request::node::{Unpublish, Unstage};
 
+/// How many mounts that lie on top of each other are taken away in one call. This plugin makes one.
+pub(super) const MOST_MOUNTS: usize = 100;
+
+/// The error for a place at which new mounts appear as fast as old ones are taken away.
+pub(super) fn too_many(path: &Path) -> Error {
+    Error::Precondition(format!(
+        "something is still mounted at {} after {MOST_MOUNTS} unmounts; see who mounts there, `findmnt` shows what",
+        path.display()
+    ))
+}
+
+/// Takes away one mount after the other until none is seen at a path.
+fn take_all_down(path: &Path, mut apply_one: impl FnMut(&Mount) -> Result<()>) -> Result<()> {
+    for _ in 0..MOST_MOUNTS {
+        match observe_mounts()?.at(path) {
+            Some(mount) => apply_one(mount)?,
+            None => return Ok(()),
+        }
+    }
+    Err(too_many(path))
+}
+
 impl Node {
     /// Takes a volume away from a target path: unmounts it and removes the empty folder or file.
     ///
@@ -28,12 +50,13 @@ impl Node {
     pub fn unpublish(&self, want: &Unpublish) -> Result<()> {
         let call = self.begin(&want.volume)?;
         let Some(target) = place::observe_real_path(&want.target)? else { return Ok(()) };
-        while let Some(mount) = observe_mounts()?.at(&target) {
+        take_all_down(&target, |mount| {
             self.apply_take_down(&call, mount, &target)?;
             if mount.is_node() {
-                self.apply_unprotect(&call, &observe_mounts()?, mount);
+                self.apply_unprotect_after(&call, mount)?;
             }
-        }
+            Ok(())
+        })?;
         aside::apply_clean(&call.guard, &target)?;
         place::apply_remove_place(&call.guard, &target)
     }
@@ -47,22 +70,22 @@ impl Node {
     pub fn unstage(&self, want: &Unstage) -> Result<()> {
         let call = self.begin(&want.volume)?;
         let Some(staging) = place::observe_real_path(&want.staging)? else { return Ok(()) };
-        while let Some(mount) = observe_mounts()?.at(&staging) {
+        take_all_down(&staging, |mount| {
             if is_of_our_making(mount)
                 && let Err(err) = apply_flush(&call.guard, &staging)
             {
                 // To keep the volume mounted would not bring back what is lost.
                 error!("could not write everything before unmounting: {}", Chain(&err));
             }
-            self.apply_take_down(&call, mount, &staging)?;
-        }
+            self.apply_take_down(&call, mount, &staging)
+        })?;
         aside::apply_clean(&call.guard, &staging)
     }
 
     /// Takes dead mounts away from a path; whatever else is there stays. Gives the mount table as it is then.
     pub(super) fn ensure_not_dead(&self, call: &Call<'_>, path: &Path) -> Result<MountTable> {
         let real = place::observe_real_path(path)?;
-        loop {
+        for _ in 0..MOST_MOUNTS {
             let mounts = observe_mounts()?;
             let mount = real.as_deref().and_then(|real| mounts.at(real));
             match mount.filter(|mount| is_of_our_making(mount) && self.health(mount) != Health::Alive) {
@@ -70,6 +93,7 @@ impl Node {
                 None => return Ok(mounts),
             }
         }
+        Err(too_many(path))
     }
 
     fn apply_take_down(&self, call: &Call<'_>, mount: &Mount, path: &Path) -> Result<()> {
@@ -95,7 +119,7 @@ impl Node {
     }
 
     /// A mount that cannot be examined is taken for alive: then it is not torn down.
-    fn health(&self, mount: &Mount) -> Health {
+    pub(super) fn health(&self, mount: &Mount) -> Health {
         observe_health(&self.places, mount).unwrap_or_else(|err| {
             warn!("cannot tell whether a mount is alive: {}", Chain(&err));
             Health::Alive

@@ -10,7 +10,7 @@ use std::fmt::Display;
 use crate::config::DRIVER_NAME;
 use crate::error::{Error, Result};
 use crate::host::flags::SelinuxLabel;
-use crate::host::format_options::FormatOptions;
+use crate::host::format_options::{FormatOptions, set};
 use crate::request::capability::Access;
 
 /// The prefixes that the official driver's documentation and code use for `noformat`.
@@ -66,10 +66,10 @@ impl Settings {
             match name {
                 // Said in two spellings, one "never" is enough.
                 "noformat" => settings.is_never_formatted |= parse_bool(value).map_err(|why| bad(&why))?,
-                "owner" => settings.root.owner = Some(parse_id(value).map_err(|why| bad(&why))?),
-                "group" => settings.root.group = Some(parse_id(value).map_err(|why| bad(&why))?),
-                "mode" => settings.root.mode = Some(parse_mode(value).map_err(|why| bad(&why))?),
-                "selinux-label" => settings.label = Some(SelinuxLabel::parse(value).map_err(|why| bad(&why))?),
+                "owner" => set(&mut settings.root.owner, parse_id(value)).map_err(|why| bad(&why))?,
+                "group" => set(&mut settings.root.group, parse_id(value)).map_err(|why| bad(&why))?,
+                "mode" => set(&mut settings.root.mode, parse_mode(value)).map_err(|why| bad(&why))?,
+                "selinux-label" => set(&mut settings.label, SelinuxLabel::parse(value)).map_err(|why| bad(&why))?,
                 other => format.push((other, value.as_str())),
             }
         }
@@ -194,8 +194,14 @@ mod tests {
         assert_eq!(good.label, Some(SelinuxLabel::parse(label).unwrap()));
         assert!(parse(&[("our.name/selinux-label", "x")]).is_err());
         assert!(parse(&[("our.name/block-size", "7")]).is_err());
-        // The same parameter under two prefixes is a contradiction, or at best a mistake.
-        assert!(parse(&[("our.name/label", "a"), ("com.digitalocean.csi/label", "b")]).is_err());
+        // The same setting under two prefixes is a contradiction, or at best a mistake.
+        for (name, value) in
+            [("label", "a"), ("owner", "1"), ("group", "1"), ("mode", "0770"), ("selinux-label", label)]
+        {
+            let keys = ["our.name", "com.digitalocean.csi"].map(|prefix| format!("{prefix}/{name}"));
+            let err = parse(&[(&keys[0], value), (&keys[1], value)]).unwrap_err().to_string();
+            assert!(err.contains("twice") && err.contains(name), "{err}");
+        }
     }
 
     #[test]

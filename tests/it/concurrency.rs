@@ -59,17 +59,17 @@ fn until_at_work(plugin: &Plugin, service: &str, calls: usize) {
 }
 
 #[test]
-fn of_three_calls_for_one_volume_one_works_one_waits_and_one_is_aborted() {
+fn of_ten_calls_for_one_volume_one_works_eight_wait_and_one_is_aborted() {
     let solo = Solo::new(PROGRAM);
     let plugin = solo.launch(&[]).start().unwrap();
     let stage = || stage_without_disk(&plugin.client, "v", solo.path("staging"));
     let first = stage();
     until_at_work(&plugin, "node", 1);
-    let others = [stage(), stage()];
+    let others: Vec<_> = (0..9).map(|_| stage()).collect();
     until("one of the others ends", || others.iter().any(Answer::is_finished));
     assert!(!first.is_finished());
     let (ended, waiting): (Vec<_>, Vec<_>) = others.into_iter().partition(Answer::is_finished);
-    assert_eq!((ended.len(), waiting.len()), (1, 1));
+    assert_eq!((ended.len(), waiting.len()), (1, 8));
     for answer in ended {
         let refusal = answer.join().unwrap().unwrap_err();
         assert_eq!(refusal.code, RpcStatusCode::ABORTED, "{refusal}");

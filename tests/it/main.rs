@@ -40,6 +40,7 @@ mod retry;
 mod rig;
 mod root_chaos;
 mod root_demo;
+mod root_expand;
 mod root_figures;
 mod root_grow;
 mod root_host;

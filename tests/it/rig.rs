@@ -7,7 +7,7 @@
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::Read;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -147,9 +147,13 @@ impl Rig {
         self.attach(id, name);
         let size = self.cloud.sim.volume(id).unwrap().size_gigabytes;
         let mut csi = Volume::mounted(id, "");
-        csi.publish_context =
-            ContextKeys::new("dobs.csi.digitalocean.com").write(&VolumeName::parse(name).unwrap(), Gib(size), false);
+        csi.publish_context = self.context(name, size);
         Vol { csi, name: name.to_owned() }
+    }
+
+    /// What the controller says of an attached volume.
+    pub fn context(&self, name: &str, gib: u64) -> std::collections::HashMap<String, String> {
+        ContextKeys::new("dobs.csi.digitalocean.com").write(&VolumeName::parse(name).unwrap(), Gib(gib), false)
     }
 
     /// Attaches a volume and waits for its link.
@@ -256,6 +260,29 @@ impl Rig {
         self.run("xfs_io", &["-x", "-c", "shutdown", &mounted_at.to_string_lossy()]);
     }
 
+    /// Resizes a volume in the cloud and waits until its disk has followed.
+    pub fn resize(&self, vol: &Vol, gib: u64) {
+        let sim = &self.cloud.sim;
+        sim.resize(&vol.csi.id, i64::try_from(gib).unwrap()).unwrap();
+        wait_for(LIMIT, || (sim.volume(&vol.csi.id)?.size_gigabytes == gib).then_some(())).unwrap();
+        sim.settle().unwrap();
+    }
+
+    /// Puts a new node in the place of a disk's, as devtmpfs does between the end of one disk and the next of that name: who
+    /// has the old one bound somewhere is left with a deleted one. A loop device's node stays by itself.
+    pub fn renew_node(&self, node: &Path) {
+        let number = fs::metadata(node).unwrap().rdev();
+        let fresh = node.with_file_name(format!("do-csi-test-{number}"));
+        nix::sys::stat::mknod(
+            &fresh,
+            nix::sys::stat::SFlag::S_IFBLK,
+            nix::sys::stat::Mode::from_bits_truncate(0o660),
+            number,
+        )
+        .unwrap();
+        fs::rename(&fresh, node).unwrap();
+    }
+
     /// All bytes of a volume's disk.
     pub fn bytes(&self, vol: &Vol) -> Bytes {
         Bytes::of(&self.cloud.sim.backing_file(&vol.csi.id), &self.node(vol))
@@ -325,6 +352,13 @@ pub fn refused<T: std::fmt::Debug>(outcome: Outcome<T>, code: RpcStatusCode, wor
     }
 }
 
+/// Whether this process has CAP_SYS_RESOURCE, without which `ext4_resize_begin` of the kernel refuses to grow.
+pub fn may_grow_ext() -> bool {
+    let status = fs::read_to_string("/proc/self/status").unwrap();
+    let bits = status.lines().find_map(|line| line.strip_prefix("CapEff:\t")).unwrap();
+    u64::from_str_radix(bits, 16).unwrap() & (1 << 24) != 0
+}
+
 /// A sysfs of our own, which shows only the disks it is told to, with or without a SCSI identity.
 #[derive(Debug)]
 pub struct Sysfs {
@@ -385,6 +419,8 @@ impl Sysfs {
         for file in ["dev", "diskseq"] {
             fs::copy(real.join(file), folder.join(file)).unwrap();
         }
+        // The one attribute that changes while the disk is used.
+        symlink(real.join("ro"), folder.join("ro")).unwrap();
         let number = fs::read_to_string(folder.join("dev")).unwrap();
         symlink(&folder, self.path().join("dev/block").join(number.trim())).unwrap();
         symlink(&folder, self.path().join("class/block").join(kernel_name)).unwrap();

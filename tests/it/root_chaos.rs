@@ -6,11 +6,12 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::ErrorKind;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{FileExt, symlink};
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
+use do_csi_plugin::rpc::proto::csi::volume_capability::access_mode::Mode;
 use fastrand::Rng;
 
 use crate::rig::{Rig, Sysfs, Vol};
@@ -19,11 +20,20 @@ use crate::support::client::Client;
 const STEPS: usize = 1500;
 const TIME: Duration = Duration::from_secs(40);
 const ALLOCS: [&str; 2] = ["one", "two"];
+const VERBS: [&str; 5] = ["stage", "publish", "unpublish", "unstage", "expand"];
+
+/// Where on a raw disk the text of a file of this name is kept.
+fn place_of(name: &str) -> u64 {
+    let number: u64 = name.rsplit('-').next().and_then(|number| number.parse().ok()).unwrap_or(99);
+    (8 << 20) + number * 65_536
+}
 
 /// A volume with everything that is known of it.
 struct Known {
     vol: Vol,
+    is_raw: bool,
     is_attached: bool,
+    gib: u64,
     /// What was written and synced, by file name.
     files: BTreeMap<String, String>,
 }
@@ -40,10 +50,11 @@ impl Chaos {
     fn start(seed: u64) -> Chaos {
         let sysfs = Sysfs::new();
         let rig = Rig::start_with(&[&sysfs.flag()]);
-        let volumes = ["xfs", "ext4", "ext3", "btrfs"].map(|fs| {
-            let vol = rig.volume(&format!("vol-{fs}"), "").fs(fs);
+        let volumes = ["xfs", "ext4", "ext3", "btrfs", "raw"].map(|fs| {
+            let (vol, is_raw) = (rig.volume(&format!("vol-{fs}"), ""), fs == "raw");
+            let vol = if is_raw { vol.block() } else { vol.fs(fs) };
             sysfs.show_scsi(&rig.node(&vol), &vol.name, "running\n");
-            Known { vol, is_attached: true, files: BTreeMap::new() }
+            Known { vol, is_raw, is_attached: true, gib: 1, files: BTreeMap::new() }
         });
         Chaos { rig, sysfs, rng: Rng::with_seed(seed), volumes: volumes.into(), done: Vec::new() }
     }
@@ -52,15 +63,18 @@ impl Chaos {
         let index = self.rng.usize(..self.volumes.len());
         let alloc = ALLOCS[self.rng.usize(..ALLOCS.len())];
         let (what, outcome) = match self.rng.u32(..100) {
-            0..18 => ("stage", self.stage(index)),
-            18..38 => ("publish", self.publish(index, alloc)),
-            38..64 => ("write", self.write(index, alloc)),
-            64..71 => ("unpublish", self.unpublish(index, alloc)),
-            71..77 => ("unstage", self.unstage(index)),
-            77..80 => ("pull", self.pull(index)),
-            80..90 => ("attach", self.attach(index)),
-            90..92 => ("shut down", self.shut_down(index)),
-            92..95 => ("kill", self.kill_during_stage(index)),
+            0..16 => ("stage", self.stage(index)),
+            16..34 => ("publish", self.publish(index, alloc)),
+            34..58 => ("write", self.write(index, alloc)),
+            58..65 => ("unpublish", self.unpublish(index, alloc)),
+            65..71 => ("unstage", self.unstage(index)),
+            71..74 => ("stage for reading", self.stage_for_reading(index)),
+            74..76 => ("unstage from reading", self.unstage_from(index, &self.reading(index))),
+            76..78 => ("expand", self.expand(index)),
+            78..81 => ("pull", self.pull(index)),
+            81..89 => ("attach", self.attach(index)),
+            89..91 => ("shut down", self.shut_down(index)),
+            91..95 => ("kill", self.kill_during_a_call(index, alloc)),
             95..98 => ("mislead", self.mislead(index)),
             _ => ("ask in vain", self.ask_for_what_is_gone(index)),
         };
@@ -72,12 +86,46 @@ impl Chaos {
         let known = &self.volumes[index];
         assert!(known.is_attached, "OK for a volume that is not attached: {}", self.story());
         let line = self.rig.mount_at(path).unwrap_or_else(|| panic!("OK, but nothing is mounted: {}", self.story()));
-        let node = self.node_of(index).to_string_lossy().into_owned();
-        assert!(line.split(' ').any(|word| word == node), "OK, but {line} is not {node}: {}", self.story());
+        let shown = self.shown_as(index);
+        assert!(line.split(' ').any(|word| word == shown), "OK, but {line} is not {shown}: {}", self.story());
         for (name, text) in &known.files {
-            let read = self.rig.read(path, name);
+            let read = self.load(index, path, name, text.len());
             assert_eq!(read.as_ref().ok(), Some(text), "{name} of {}: {read:?}: {}", known.vol.name, self.story());
         }
+    }
+
+    /// How the mount table shows the disk that a volume is on now: as a source, or as a file of `/dev`.
+    fn shown_as(&self, index: usize) -> String {
+        let node = self.node_of(index).to_string_lossy().into_owned();
+        if self.volumes[index].is_raw { node.replacen("/dev", "", 1) } else { node }
+    }
+
+    /// Writes a file, or its text to a place of its own on a raw disk, and makes sure that it is on the disk.
+    fn store(&self, index: usize, path: &Path, name: &str, text: &str) -> std::io::Result<()> {
+        if !self.volumes[index].is_raw {
+            return self.rig.write(path, name, text);
+        }
+        let node = fs::OpenOptions::new().write(true).open(self.inside(path))?;
+        node.write_all_at(text.as_bytes(), place_of(name))?;
+        node.sync_all()
+    }
+
+    fn load(&self, index: usize, path: &Path, name: &str, length: usize) -> std::io::Result<String> {
+        if !self.volumes[index].is_raw {
+            return self.rig.read(path, name);
+        }
+        let mut bytes = vec![0; length];
+        fs::File::open(self.inside(path))?.read_exact_at(&mut bytes, place_of(name))?;
+        Ok(String::from_utf8_lossy(&bytes).into_owned())
+    }
+
+    fn inside(&self, path: &Path) -> PathBuf {
+        self.rig.machine().droplet.path(path)
+    }
+
+    /// Where Nomad stages a volume for readers.
+    fn reading(&self, index: usize) -> PathBuf {
+        self.rig.staging(&self.volumes[index].vol).with_file_name("ro-file-system-single-node-reader-only")
     }
 
     fn story(&self) -> String {
@@ -101,7 +149,45 @@ impl Chaos {
         }
         match self.rig.stage(&self.volumes[index].vol) {
             Ok(()) => {
-                self.assert_there(index, &self.rig.staging(&self.volumes[index].vol));
+                if !self.volumes[index].is_raw {
+                    self.assert_there(index, &self.rig.staging(&self.volumes[index].vol));
+                }
+                "OK".to_owned()
+            }
+            Err(refusal) => refusal.to_string(),
+        }
+    }
+
+    fn stage_for_reading(&mut self, index: usize) -> String {
+        let (known, staging) = (&self.volumes[index], self.reading(index));
+        if !known.is_attached || known.is_raw {
+            return "not possible".to_owned();
+        }
+        match self.rig.stage_at(&known.vol.mode(Mode::SINGLE_NODE_READER_ONLY), &staging) {
+            Ok(()) => {
+                self.assert_there(index, &staging);
+                assert!(self.store(index, &staging, "probe", "x").is_err(), "{}", self.story());
+                "OK".to_owned()
+            }
+            Err(refusal) => refusal.to_string(),
+        }
+    }
+
+    /// The volume grows in the cloud, and the node is told.
+    fn expand(&mut self, index: usize) -> String {
+        let known = &self.volumes[index];
+        if !known.is_attached || known.gib >= 4 {
+            return "not possible".to_owned();
+        }
+        let (vol, gib) = (known.vol.clone(), known.gib + 1);
+        self.rig.resize(&vol, gib);
+        self.volumes[index].gib = gib;
+        self.volumes[index].vol.csi.publish_context = self.rig.context(&vol.name, gib);
+        let at = if self.volumes[index].is_raw { self.rig.target(&vol, "one") } else { self.rig.staging(&vol) };
+        match self.rig.client().node_expand(&vol.csi.id, &at, i64::try_from(gib << 30).unwrap()) {
+            Ok(size) => {
+                assert_eq!(u64::try_from(size).unwrap(), gib << 30, "{}", self.story());
+                self.assert_there(index, &at);
                 "OK".to_owned()
             }
             Err(refusal) => refusal.to_string(),
@@ -117,7 +203,7 @@ impl Chaos {
             Ok(()) => {
                 let target = self.rig.target(&self.volumes[index].vol, alloc);
                 self.assert_there(index, &target);
-                let written = self.rig.write(&target, "probe", "x");
+                let written = self.store(index, &target, "probe", "x");
                 assert_eq!(written.is_err(), is_read_only, "{written:?}: {}", self.story());
                 "OK".to_owned()
             }
@@ -130,20 +216,20 @@ impl Chaos {
         if !self.volumes[index].is_attached {
             return "not attached".to_owned();
         }
-        let node = self.node_of(index).to_string_lossy().into_owned();
+        let shown = self.shown_as(index);
         let target = self.rig.target(&self.volumes[index].vol, alloc);
-        if !self.rig.mount_at(&target).is_some_and(|line| line.split(' ').any(|word| word == node)) {
+        if !self.rig.mount_at(&target).is_some_and(|line| line.split(' ').any(|word| word == shown)) {
             return "not published".to_owned();
         }
         let (name, text) = (format!("file-{}", self.rng.u8(..8)), format!("{:x}", self.rng.u64(..)).repeat(100));
-        match self.rig.write(&target, &name, &text) {
+        match self.store(index, &target, &name, &text) {
             Ok(()) => {
                 self.volumes[index].files.insert(name, text);
                 "OK".to_owned()
             }
             Err(err) => {
                 // What failed half way may be either, so it is not counted on.
-                if err.kind() != ErrorKind::ReadOnlyFilesystem {
+                if !matches!(err.kind(), ErrorKind::ReadOnlyFilesystem | ErrorKind::PermissionDenied) {
                     self.volumes[index].files.remove(&name);
                 }
                 err.to_string()
@@ -164,10 +250,13 @@ impl Chaos {
     }
 
     fn unstage(&mut self, index: usize) -> String {
-        let vol = &self.volumes[index].vol;
-        match self.rig.unstage(vol) {
+        self.unstage_from(index, &self.rig.staging(&self.volumes[index].vol))
+    }
+
+    fn unstage_from(&self, index: usize, staging: &Path) -> String {
+        match self.rig.client().unstage(&self.volumes[index].vol.csi.id, staging) {
             Ok(()) => {
-                assert_eq!(self.rig.mount_at(&self.rig.staging(vol)), None, "{}", self.story());
+                assert_eq!(self.rig.mount_at(staging), None, "{}", self.story());
                 "OK".to_owned()
             }
             Err(refusal) => refusal.to_string(),
@@ -180,6 +269,9 @@ impl Chaos {
             return "not attached".to_owned();
         }
         let node = self.node_of(index);
+        if self.volumes[index].is_raw {
+            self.rig.renew_node(&node);
+        }
         self.rig.detach(&self.volumes[index].vol);
         self.volumes[index].is_attached = false;
         self.sysfs.hide(&node);
@@ -203,7 +295,7 @@ impl Chaos {
         let vol = &self.volumes[index].vol;
         let staging = self.rig.staging(vol);
         let is_mounted = self.rig.mount_at(&staging).is_some();
-        if !is_mounted || vol.name.contains("btrfs") || !self.volumes[index].is_attached {
+        if !is_mounted || vol.name.contains("btrfs") || self.volumes[index].is_raw || !self.volumes[index].is_attached {
             return "not possible".to_owned();
         }
         let mut xfs_io = self.rig.machine().droplet.command(Path::new("xfs_io"));
@@ -212,16 +304,23 @@ impl Chaos {
     }
 
     /// The plugin is killed somewhere in the middle of a call, and another one takes its place.
-    fn kill_during_stage(&mut self, index: usize) -> String {
+    fn kill_during_a_call(&mut self, index: usize, alloc: &str) -> String {
         let vol = self.volumes[index].vol.clone();
-        let staging = self.rig.staging(&vol);
-        fs::create_dir_all(&staging).ok();
+        let (staging, target) = (self.rig.staging(&vol), self.rig.target(&vol, alloc));
+        self.rig.machine().prepare(&staging, &target).ok();
         let client = Client::connect(&self.rig.machine().socket());
-        let call = thread::spawn(move || drop(client.stage(&vol.csi, &staging)));
+        let (verb, is_read_only) = (self.rng.usize(..VERBS.len()), self.rng.bool());
+        let call = thread::spawn(move || match VERBS[verb] {
+            "stage" => drop(client.stage(&vol.csi, &staging)),
+            "publish" => drop(client.publish(&vol.csi, &staging, &target, is_read_only)),
+            "unpublish" => drop(client.unpublish(&vol.csi.id, &target)),
+            "unstage" => drop(client.unstage(&vol.csi.id, &staging)),
+            _ => drop(client.node_expand(&vol.csi.id, &staging, 0)),
+        });
         thread::sleep(Duration::from_micros(self.rng.u64(..20_000)));
         self.rig.restart();
         call.join().unwrap();
-        "restarted".to_owned()
+        format!("restarted during {}", VERBS[verb])
     }
 
     /// The link of a volume leads to another one's disk, as a stale link does, or is gone.
@@ -265,13 +364,18 @@ impl Chaos {
             for alloc in ALLOCS {
                 self.rig.unpublish(&vol, alloc).unwrap_or_else(|err| panic!("{err}: {}", self.story()));
             }
-            self.rig.unstage(&vol).unwrap_or_else(|err| panic!("{err}: {}", self.story()));
+            for staging in [self.rig.staging(&vol), self.reading(index)] {
+                let unstaged = self.rig.client().unstage(&vol.csi.id, &staging);
+                unstaged.unwrap_or_else(|err| panic!("{err}: {}", self.story()));
+            }
             let left: Vec<String> = self.rig.machine().droplet.mounts();
             let left: Vec<&String> = left.iter().filter(|line| line.contains(&format!("/{}/", vol.name))).collect();
             assert!(left.is_empty(), "{left:?}: {}", self.story());
             self.attach(index);
             self.rig.stage(&vol).unwrap_or_else(|err| panic!("{err}: {}", self.story()));
-            self.assert_there(index, &self.rig.staging(&vol));
+            self.rig.publish(&vol, "last").unwrap_or_else(|err| panic!("{err}: {}", self.story()));
+            self.assert_there(index, &self.rig.target(&vol, "last"));
+            self.rig.unpublish(&vol, "last").unwrap();
             self.rig.unstage(&vol).unwrap();
         }
     }

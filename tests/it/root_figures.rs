@@ -1,6 +1,6 @@
 //! What the node side costs beyond the tools and the kernel it works with.
 //!
-//! The figures are printed; only their order of magnitude is asserted, as a busy machine is no defect.
+//! The figures are printed. A busy machine is no defect, so what is asserted is asserted of the best of many rounds.
 
 use std::time::{Duration, Instant};
 
@@ -55,20 +55,21 @@ fn root_staging_and_publishing_cost_little_beyond_the_tools() {
             mounted.push(mount);
             staged.push(stage);
         }
+        let least_beyond = beyond.iter().min().copied().unwrap();
         let [blkid, mounted, staged, beyond] = [blkid, mounted, staged, beyond].map(median);
         rig.stage(&vol).unwrap();
-        let mut unpublished = Vec::new();
-        let published = timed(ROUNDS, || {
-            let took = time(|| rig.publish(&vol, "alloc").unwrap());
+        let (mut published, mut unpublished) = (Vec::new(), Vec::new());
+        for _ in 0..ROUNDS {
+            published.push(time(|| rig.publish(&vol, "alloc").unwrap()));
             unpublished.push(time(|| rig.unpublish(&vol, "alloc").unwrap()));
-            took
-        });
+        }
+        let least = [&published, &unpublished].map(|times| times.iter().min().copied().unwrap());
         let read_only = timed(ROUNDS, || {
             let took = time(|| rig.publish_as(&vol, "alloc", true).unwrap());
             rig.unpublish(&vol, "alloc").unwrap();
             took
         });
-        let unpublished = median(unpublished);
+        let (published, unpublished) = (median(published), median(unpublished));
         let call = timed(ROUNDS, || time(|| drop(rig.client().probe().unwrap())));
         rig.unstage(&vol).unwrap();
         eprintln!(
@@ -76,8 +77,9 @@ fn root_staging_and_publishing_cost_little_beyond_the_tools() {
              publish {published:.2?} (read-only {read_only:.2?}), unpublish {unpublished:.2?}; \
              a call that does nothing {call:.2?}"
         );
-        assert!(beyond < Duration::from_millis(150), "{fs}: {beyond:?}");
-        assert!(published.max(unpublished) < Duration::from_millis(20), "{fs}: {published:?} {unpublished:?}");
+        assert!(least_beyond < Duration::from_millis(15), "{fs}: {least_beyond:?}");
+        // 1 ms is the aim where nothing else runs.
+        assert!(least.iter().all(|time| *time < Duration::from_millis(2)), "{fs}: {least:?}");
     }
     rig.close();
 }
@@ -97,12 +99,18 @@ fn root_memory_does_not_grow_with_the_number_of_calls() {
     };
     (0..100).for_each(|_| cycle());
     let (before, anonymous_before) = rig.plugin().memory_kb().unwrap();
+    let in_use_before = rig.plugin().files_and_threads().unwrap();
     (0..cycles).for_each(|_| cycle());
     let (after, anonymous_after) = rig.plugin().memory_kb().unwrap();
+    let in_use_after = rig.plugin().files_and_threads().unwrap();
+    eprintln!("(open files, threads): {in_use_before:?} before, {in_use_after:?} after");
     eprintln!(
         "{cycles} cycles of stage, publish, unpublish, unstage: {before} kB resident before, {after} kB after; not \
          backed by files {anonymous_before} kB before, {anonymous_after} kB after"
     );
+    // gRPC may be about to close a file or to end a thread of its own; what each cycle leaves open would be many.
+    let (files, threads) = in_use_after;
+    assert!(files <= in_use_before.0 + 2 && threads <= in_use_before.1 + 2, "{files} files, {threads} threads");
     let grown = anonymous_after.saturating_sub(anonymous_before);
     assert!(grown < 512 + cycles, "grown by {grown} kB");
     rig.close();

@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 
 use do_csi_plugin::error::{Chain, Error};
 use do_csi_plugin::host::content::{Content, FsKind, observe_content};
-use do_csi_plugin::host::device::{Device, DevicePlaces, Sighting, await_device, observe_device};
+use do_csi_plugin::host::device::{Device, DevicePlaces};
+use do_csi_plugin::host::find::{Sighting, await_device, observe_device};
 use do_csi_plugin::host::flags::MountOptions;
 use do_csi_plugin::host::format_options::FormatOptions;
 use do_csi_plugin::host::fsck::{apply_check, observe_check_need};
@@ -20,14 +21,14 @@ use do_csi_plugin::host::mkfs::apply_format;
 use do_csi_plugin::host::mount::{
     Unmount, apply_bind, apply_flush, apply_mount, apply_own_flags, apply_unmount, apply_unmount_within, observe_mounts,
 };
-use do_csi_plugin::host::run::{Cmd, CommandError, Exit, Output, Runner, SystemRunner, Tool, find_tools};
+use do_csi_plugin::host::run::{Cmd, CommandError, Exit, Output, Runner, SystemRunner, Tool, Until, find_tools};
 use do_csi_plugin::host::slots::Slots;
 use do_csi_plugin::id::VolumeName;
 use do_csi_plugin::lock::{VolumeGuard, VolumeKey, VolumeLocks};
 use do_csi_plugin::size::Gib;
 use tempfile::TempDir;
 
-use crate::rig::{Bytes, Sysfs, ok};
+use crate::rig::{Bytes, Sysfs, may_grow_ext, ok};
 
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
@@ -163,13 +164,6 @@ fn key() -> VolumeKey {
     VolumeKey::Id("vol".into())
 }
 
-/// Whether this process has CAP_SYS_RESOURCE, without which `ext4_resize_begin` of the kernel refuses to grow.
-fn may_grow_ext() -> bool {
-    let status = fs::read_to_string("/proc/self/status").unwrap();
-    let bits = status.lines().find_map(|line| line.strip_prefix("CapEff:\t")).unwrap();
-    u64::from_str_radix(bits, 16).unwrap() & (1 << 24) != 0
-}
-
 fn is_filesystem(content: &Content, fs: FsKind) -> bool {
     matches!(content, Content::Filesystem(found) if found.kind == fs)
 }
@@ -186,7 +180,10 @@ fn root_a_blank_disk_is_formatted_mounted_and_never_formatted_again() {
         assert!(is_filesystem(&bench.content(&disk), fs), "{fs}");
         bench.mount(&disk, fs);
         fs::write(disk.mnt().join("hello"), "world").unwrap();
-        let refused = bench.format(&device, fs).unwrap_err();
+        // Waited for as long as the call that asks for it lasts.
+        let call = Until::new(&bench.runner, Instant::now() + Duration::from_millis(200));
+        let options = FormatOptions::default();
+        let refused = apply_format(&bench.guard, &bench.slots, &call, &device, fs, &options).unwrap_err();
         assert!(matches!(&refused, Error::WillNotFormat { found, .. } if found.contains("in use")), "{refused}");
         apply_flush(&bench.guard, &disk.mnt()).unwrap();
         bench.unmount(&disk);
@@ -226,6 +223,8 @@ fn foreign_contents() -> Vec<Foreign> {
         ("XFS and ext4 at once", vec![(0, xfs), (1024, ext4)], "contradicting"),
         ("a partition table", vec![(0, mbr)], "partition table"),
         ("LUKS", vec![(0, luks)], "LUKS"),
+        ("LUKS2", vec![(0, include_bytes!("../fixtures/superblock/luks2.bin").to_vec())], "LUKS"),
+        ("GPT", vec![(0, include_bytes!("../fixtures/superblock/gpt.bin").to_vec())], "partition table"),
         ("swap", vec![(0, swap)], "swap"),
         ("squashfs", vec![(0, squashfs())], "squashfs"),
         ("a byte at the very start", vec![(0, vec![1])], "byte 0"),
@@ -448,15 +447,15 @@ fn root_a_label_that_blkid_prints_with_a_blank_is_read_back() {
 fn root_a_blank_disk_of_8_tib_is_looked_at_in_no_time() {
     let disk = Disk::new(8192 * GIB);
     let (device, runner) = (disk.device(), SystemRunner::new(find_tools().unwrap()));
-    let took = (0..5).map(|_| {
+    let took = (0..20).map(|_| {
         let started = Instant::now();
         assert_eq!(observe_content(&runner, &device).unwrap(), Content::AllZero);
         started.elapsed()
     });
-    // The aim is 50 ms; a busy machine must not fail the test, so only the order of magnitude is asserted.
+    // The aim is 50 ms where nothing else runs; a busy machine must not fail the test.
     let best = took.min().unwrap();
     eprintln!("looked at 8 TiB in {best:?}");
-    assert!(best < Duration::from_secs(1), "{best:?}");
+    assert!(best < Duration::from_millis(100), "{best:?}");
     disk.close();
 }
 
@@ -613,6 +612,34 @@ fn root_an_ext4_with_errors_is_checked_and_one_beyond_repair_is_left_to_a_person
     }
 }
 
+/// A runner under which no check comes to its end.
+#[derive(Debug)]
+struct Endless(SystemRunner);
+
+impl Runner for Endless {
+    fn run(&self, cmd: &Cmd) -> Result<Output, CommandError> {
+        if cmd.tool() == Tool::E2fsck {
+            return Ok(Output { exit: Exit::TimedOut, stdout: Vec::new(), stderr: String::new() });
+        }
+        self.0.run(cmd)
+    }
+}
+
+#[test]
+#[ignore = "needs root: make test-root"]
+fn root_a_check_that_takes_too_long_is_one_message_with_the_command_to_run() {
+    let bench = Bench::new();
+    let disk = Disk::new(512 * MIB);
+    bench.format(&disk.device(), FsKind::Ext4).unwrap();
+    let runner = Endless(bench.runner.clone());
+    let refused = apply_check(&bench.guard, &bench.slots, &runner, &disk.device(), FsKind::Ext4).unwrap_err();
+    let text = refused.to_string();
+    for words in ["vol", &format!("e2fsck -p {}", disk.node.display()), "longer than a call"] {
+        assert!(matches!(refused, Error::Precondition(_)) && text.contains(words), "{text}");
+    }
+    disk.close();
+}
+
 #[test]
 #[ignore = "needs root: make test-root"]
 fn root_a_damaged_xfs_is_named_with_the_command_that_repairs_it() {
@@ -724,6 +751,7 @@ fn root_every_flag_of_the_kernel_is_taken_by_it_and_shown() {
         "noexec",
         "sync",
         "dirsync",
+        "nosymfollow",
         "noatime",
         "nodiratime",
         "relatime",
@@ -966,7 +994,12 @@ fn root_a_stale_missing_or_cut_link_is_made_up_for_by_the_name_that_the_disk_car
     tree.show_disk(&stale, "vol", "running\n");
     tree.show_disk(&right, "vol", "running\n");
     let refused = observe_device(&tree.places(&stale), &stale.name, None).unwrap();
-    assert!(matches!(&refused, Sighting::OtherVolume { found, .. } if found.contains("2 disks")), "{refused}");
+    assert!(matches!(&refused, Sighting::OtherVolume { found, .. } if found.contains("several disks")), "{refused}");
+    // Nor when the link leads to one of them.
+    std::os::unix::fs::symlink(&right.node, stale.places().link(&stale.name)).unwrap();
+    let refused = observe_device(&tree.places(&stale), &stale.name, None).unwrap();
+    assert!(matches!(&refused, Sighting::OtherVolume { found, .. } if found.contains("several disks")), "{refused}");
+    fs::remove_file(stale.places().link(&stale.name)).unwrap();
     // What sysfs calls by a name must be what the node of that name is.
     tree.show_disk(&stale, "gone", "running\n");
     let folder = tree.show_disk(&right, "vol", "running\n");
@@ -975,6 +1008,82 @@ fn root_a_stale_missing_or_cut_link_is_made_up_for_by_the_name_that_the_disk_car
     assert!(matches!(&refused, Sighting::NotRunning { .. }), "{refused}");
     stale.close();
     right.close();
+}
+
+#[test]
+#[ignore = "needs root: make test-root"]
+fn root_a_link_counts_only_while_no_other_disk_carries_the_name() {
+    let (linked, named, tree) = (Disk::new(64 * MIB), Disk::new(32 * MIB), Sysfs::new());
+    let observe = |name: &VolumeName| observe_device(&tree.places(&linked), name, None).unwrap();
+    // A disk that says nothing of itself, behind a link that may be stale.
+    tree.show(&linked.node);
+    assert!(matches!(observe(&linked.name), Sighting::Ready(device) if device.path() == linked.node));
+    tree.show_disk(&named, "vol", "running\n");
+    assert!(matches!(observe(&linked.name), Sighting::Ready(device) if device.path() == named.node));
+    // One that carries the name goes first also when it cannot be used yet.
+    tree.show_disk(&named, "vol", "offline\n");
+    assert!(matches!(observe(&linked.name), Sighting::NotRunning { path, .. } if path == named.node));
+    // A disk that cannot be read has nothing to do with the search for another one.
+    let unreadable = tree.show_disk(&named, "other", "running\n").join("vpd_pg83");
+    fs::remove_file(&unreadable).unwrap();
+    fs::create_dir(&unreadable).unwrap();
+    assert!(matches!(observe(&linked.name), Sighting::Ready(device) if device.path() == linked.node));
+    fs::remove_dir(&unreadable).unwrap();
+    // A serial number of 36 bytes may be cut, and then it is the same for two volumes: the link has to tell them apart.
+    let long = VolumeName::parse("pvc-0a1b2c3d-0a1b-0a1b-0a1b-0a1b2c3d4e5f").unwrap();
+    let cut = tree.show_disk(&linked, long.as_str(), "running\n");
+    fs::remove_file(cut.join("vpd_pg83")).unwrap();
+    std::os::unix::fs::symlink(&linked.node, linked.places().link(&long)).unwrap();
+    assert!(matches!(observe(&long), Sighting::Ready(device) if device.path() == linked.node));
+    let brother = VolumeName::parse("pvc-0a1b2c3d-0a1b-0a1b-0a1b-0a1b2c3d0000").unwrap();
+    assert!(matches!(observe(&brother), Sighting::Missing { .. }));
+    fs::remove_file(linked.places().link(&long)).unwrap();
+    assert!(matches!(observe(&long), Sighting::Missing { .. }));
+    linked.close();
+    named.close();
+}
+
+#[test]
+#[ignore = "needs root: make test-root"]
+fn root_a_disk_that_is_swapped_before_it_is_opened_is_noticed_without_a_disk_sequence_number() {
+    let bench = Bench::new();
+    let (disk, tree) = (Disk::new(512 * MIB), Sysfs::new());
+    // Kernels before 5.15 have no such number.
+    let show = |name: &str| {
+        let attributes = tree.show_disk(&disk, name, "running\n");
+        fs::remove_file(attributes.parent().unwrap().join("diskseq")).unwrap();
+        attributes
+    };
+    show("vol");
+    let seen = observe_device(&tree.places(&disk), &disk.name, None).unwrap();
+    let Sighting::Ready(device) = seen else { panic!("{seen}") };
+    device.open().unwrap();
+    let before = disk.bytes();
+    let refused = |words: &str| {
+        for refused in [
+            device.open().map(drop),
+            observe_content(&bench.runner, &device).map(drop),
+            bench.format(&device, FsKind::Ext4),
+            apply_mount(&bench.guard, &device, FsKind::Xfs, &disk.mnt(), &MountOptions::default(), Duration::ZERO),
+        ] {
+            assert!(matches!(&refused, Err(Error::WrongDevice { found, .. }) if found.contains(words)), "{refused:?}");
+        }
+        assert!(before.are_still_there());
+    };
+    show("other");
+    refused("replaced");
+    let state = show("vol").join("state");
+    device.open().unwrap();
+    // What was running and has no state any more is not known to be running.
+    fs::remove_file(&state).unwrap();
+    refused("no state any more");
+    // An attribute of a disk on its way out answers ENXIO, as does this node without a driver.
+    ok("mknod", &[state.as_os_str(), "c".as_ref(), "239".as_ref(), "1".as_ref()]);
+    refused("on its way out");
+    assert!(matches!(observe_device(&tree.places(&disk), &disk.name, None).unwrap(), Sighting::NotRunning { .. }));
+    tree.hide(&disk.node);
+    refused("does not show it any more");
+    disk.close();
 }
 
 /// A runner under which, in the moment before mkfs starts, the disk is pulled and another one comes under its name.

@@ -3,7 +3,7 @@
 //! Every refusal is followed by a comparison of all bytes of the disk.
 
 use std::fs::{self, OpenOptions};
-use std::os::unix::fs::{FileExt, MetadataExt, symlink};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, symlink};
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -15,6 +15,7 @@ use grpcio::RpcStatusCode;
 use crate::rig::{Bytes, Rig, Sysfs, Vol, refused};
 use crate::sim::NewVolume;
 use crate::support::client::{Client, Volume, option};
+use crate::support::droplet::Droplet;
 use crate::support::wait_for;
 
 const FILESYSTEMS: [&str; 4] = ["xfs", "ext4", "ext3", "btrfs"];
@@ -105,7 +106,7 @@ fn partition_table() -> Vec<u8> {
 fn root_a_disk_that_holds_anything_unknown_is_refused_and_keeps_every_byte() {
     let rig = Rig::start();
     let samples = (GIB - 8 * MIB) / 64;
-    let contents: [(&str, u64, Vec<u8>, &str); 12] = [
+    let contents: [(&str, u64, Vec<u8>, &str); 14] = [
         ("one byte at the start", 0, vec![1], "unknown data"),
         ("one byte at the end of the head", 4 * MIB - 1, vec![1], "unknown data"),
         ("a sample in the middle", 4 * MIB + 31 * samples + samples / 2 + 5, vec![1], "unknown data"),
@@ -114,6 +115,8 @@ fn root_a_disk_that_holds_anything_unknown_is_refused_and_keeps_every_byte() {
         ("text", 0, b"not a file system ".repeat(10_000), "unknown data"),
         ("a partition table", 0, partition_table(), "partition table"),
         ("LUKS", 0, luks_header(), "LUKS"),
+        ("GPT", 0, include_bytes!("../fixtures/superblock/gpt.bin").to_vec(), "partition table of type gpt"),
+        ("LUKS2", 0, include_bytes!("../fixtures/superblock/luks2.bin").to_vec(), "LUKS"),
         ("LVM", 512, lvm_label(), "LVM"),
         ("RAID", 4096, raid_superblock(), "RAID"),
         ("half a note of ours", 4096, b"do-csi-plugin: this disk was blank".to_vec(), "unknown data"),
@@ -380,6 +383,10 @@ fn root_a_disk_that_is_not_certainly_the_volumes_is_waited_for_and_never_used() 
             let rig = &rig;
             scope.spawn(move || refused(rig.stage(vol), *code, &[words, &vol.name]));
         }
+        // As raw disks too, which are looked for when they are published.
+        let (rig, raw) = (&rig, cases[3].0.block());
+        let raw = Vol { csi: Volume { id: "another-call".to_owned(), ..raw.csi }, ..raw };
+        scope.spawn(move || refused(rig.publish(&raw, "raw"), RpcStatusCode::UNAVAILABLE, &["absent", "30 s"]));
     });
     assert!((25..60).contains(&started.elapsed().as_secs()), "{:?}", started.elapsed());
     before.iter().for_each(|bytes| assert!(bytes.are_still_there()));
@@ -529,6 +536,15 @@ fn root_a_plugin_killed_at_any_moment_of_a_call_is_made_up_for_by_the_next() {
     rig.close();
 }
 
+/// A volume mounted read-only in a mount namespace that neither the plugin nor any other test sees, until this is dropped.
+fn mounted_elsewhere(rig: &Rig, vol: &Vol, fs: &str) -> Droplet {
+    let host = Droplet::boot().unwrap();
+    let mount =
+        host.command(Path::new("mount")).args(["-r", "-t", fs]).arg(rig.node(vol)).arg("/mnt").status().unwrap();
+    assert!(mount.success());
+    host
+}
+
 #[test]
 #[ignore = "needs root: make test-root"]
 fn root_a_disk_in_somebody_elses_use_is_waited_for() {
@@ -536,19 +552,102 @@ fn root_a_disk_in_somebody_elses_use_is_waited_for() {
     for fs in ["xfs", "ext4"] {
         // As the automount rule of droplet images does: a look at the volume, read-only, in the host's own namespace.
         let vol = rig.volume(&format!("vol-{fs}"), fs);
-        let peek = tempfile::tempdir().unwrap();
-        nix::mount::mount(Some(&rig.node(&vol)), peek.path(), Some(fs), nix::mount::MsFlags::MS_RDONLY, None::<&str>)
-            .unwrap();
-        let at = peek.path().to_owned();
+        let host = mounted_elsewhere(&rig, &vol, fs);
         let automount = std::thread::spawn(move || {
             std::thread::sleep(Duration::from_millis(700));
-            nix::mount::umount(&at).unwrap();
+            drop(host);
         });
         let started = Instant::now();
         rig.stage(&vol).unwrap();
         assert!(started.elapsed() > Duration::from_millis(300), "it was not in the way: {:?}", started.elapsed());
         automount.join().unwrap();
         rig.write(&rig.staging(&vol), "file", "x").unwrap();
+        rig.unstage(&vol).unwrap();
+    }
+    rig.close();
+}
+
+/// Has a disk to itself for a while, as a mount of the automount rule has it.
+fn hold(node: &Path, time: Duration) -> std::thread::JoinHandle<()> {
+    let claim = OpenOptions::new().read(true).custom_flags(nix::libc::O_EXCL).open(node).unwrap();
+    std::thread::spawn(move || {
+        std::thread::sleep(time);
+        drop(claim);
+    })
+}
+
+#[test]
+#[ignore = "needs root: make test-root"]
+fn root_making_and_checking_a_file_system_wait_for_the_automount_rule_too() {
+    let rig = Rig::start();
+    let (blank, unclean) = (rig.volume("blank", "").fs("ext4"), rig.volume("unclean", "ext4"));
+    rig.run("debugfs", &["-w", "-R", "set_super_value state 2", &rig.node(&unclean).to_string_lossy()]);
+    let time = Duration::from_secs(4);
+    let (started, peeks) = (Instant::now(), [&blank, &unclean].map(|vol| hold(&rig.node(vol), time)));
+    std::thread::scope(|scope| {
+        for vol in [&blank, &unclean] {
+            let rig = &rig;
+            scope.spawn(move || rig.stage(vol).unwrap());
+        }
+    });
+    assert!(started.elapsed() >= time);
+    peeks.into_iter().for_each(|peek| peek.join().unwrap());
+    for vol in [&blank, &unclean] {
+        rig.write(&rig.staging(vol), "file", "x").unwrap();
+        rig.unstage(vol).unwrap();
+    }
+    rig.close();
+}
+
+#[test]
+#[ignore = "needs root: make test-root"]
+fn root_a_disk_that_stays_in_somebody_elses_use_is_refused_with_a_hint() {
+    let rig = Rig::start();
+    let [mounted, blank, raw] =
+        [("mounted", "xfs"), ("blank", ""), ("raw", "ext4")].map(|(name, fs)| rig.volume(name, fs));
+    let before: Vec<Bytes> = [&blank, &raw].map(|vol| rig.bytes(vol)).into();
+    let hosts = [(&mounted, "xfs"), (&raw, "ext4")].map(|(vol, fs)| mounted_elsewhere(&rig, vol, fs));
+    let claim = hold(&rig.node(&blank), Duration::from_secs(25));
+    let code = RpcStatusCode::FAILED_PRECONDITION;
+    std::thread::scope(|scope| {
+        scope.spawn(|| refused(rig.stage(&mounted), code, &["mounted", "findmnt /dev/loop", "automount"]));
+        let publish = || rig.publish(&raw.block(), "raw");
+        scope.spawn(move || refused(publish(), code, &["volume raw", "findmnt /dev/loop", "raw disk"]));
+        scope.spawn(|| refused(rig.stage(&blank.fs("xfs")), code, &["blank", "in use"]));
+    });
+    assert!(!rig.target(&raw, "raw").exists());
+    drop(hosts);
+    claim.join().unwrap();
+    before.iter().for_each(|bytes| assert!(bytes.are_still_there()));
+    rig.publish(&raw.block(), "raw").unwrap();
+    rig.unpublish(&raw, "raw").unwrap();
+    rig.close();
+}
+
+#[test]
+#[ignore = "needs root: make test-root"]
+fn root_an_ext_beyond_repair_is_left_to_a_person() {
+    let rig = Rig::start();
+    for fs in ["ext4", "ext3"] {
+        let vol = rig.volume(&format!("vol-{fs}"), "").fs(fs);
+        rig.stage(&vol).unwrap();
+        rig.write(&rig.staging(&vol), "file", "kept").unwrap();
+        rig.unstage(&vol).unwrap();
+        // A root folder that is none: e2fsck answers 4 and leaves it as it is.
+        let node = rig.node(&vol).to_string_lossy().into_owned();
+        for request in ["clri <2>", "set_super_value state 2"] {
+            rig.run("debugfs", &["-w", "-R", request, &node]);
+        }
+        for _ in 0..2 {
+            let words = ["vol-", "e2fsck -f /dev/loop", "snapshot"];
+            refused(rig.stage(&vol), RpcStatusCode::FAILED_PRECONDITION, &words);
+            assert_eq!(rig.mount_at(&rig.staging(&vol)), None);
+        }
+        // The command that is named does it, and finds the file again.
+        rig.machine().droplet.command(Path::new("e2fsck")).args(["-f", "-y", &node]).output().unwrap();
+        rig.stage(&vol).unwrap();
+        let found = rig.run("find", &[&rig.staging(&vol).to_string_lossy(), "-type", "f", "-size", "4c"]);
+        assert_eq!(found.lines().count(), 1, "{found}");
         rig.unstage(&vol).unwrap();
     }
     rig.close();

@@ -87,6 +87,10 @@ fn root_a_mount_that_is_not_as_asked_is_named_and_kept() {
         refused(rig.stage(other), EXISTS, &[words, "unstage"]);
     }
     refused(rig.publish_as(&vol, "alloc", true), EXISTS, &["should be read-only"]);
+    for alloc in ["alloc", "other"] {
+        refused(rig.publish(&vol.fs("ext4"), alloc), EXISTS, &["holds xfs, and ext4 was asked for"]);
+    }
+    refused(rig.publish(&vol.flags(&["noexec", "strictatime"]), "alloc"), EXISTS, &["without strictatime"]);
     refused(rig.publish(&vol.flags(&["noexec", "nosuid"]), "alloc"), EXISTS, &["without nosuid"]);
     refused(rig.publish(&vol.flags(&["noexec", "sync"]), "other"), EXISTS, &["without sync"]);
     assert_eq!(rig.machine().droplet.mounts(), mounts);
@@ -131,6 +135,16 @@ fn root_another_volume_or_anything_else_at_a_path_is_left_alone() {
     rig.run("mount", &["--bind", &folder.to_string_lossy(), &part.to_string_lossy()]);
     refused(rig.publish(&vol, "part"), PRECONDITION, &["is mounted there"]);
     rig.run("umount", &[&part.to_string_lossy()]);
+    let tree = rig.volume("tree", "").fs("btrfs");
+    rig.stage(&tree).unwrap();
+    fs::create_dir(rig.file(&rig.staging(&tree), "folder")).unwrap();
+    let folder = rig.staging(&tree).join("folder");
+    let part = rig.target(&tree, "part");
+    fs::create_dir_all(&part).unwrap();
+    rig.run("mount", &["--bind", &folder.to_string_lossy(), &part.to_string_lossy()]);
+    refused(rig.publish(&tree, "part"), PRECONDITION, &["is mounted there"]);
+    rig.run("umount", &[&part.to_string_lossy()]);
+    rig.unstage(&tree).unwrap();
     // Something that is no volume at all is neither covered nor taken away.
     let foreign = rig.target(&vol, "foreign");
     fs::create_dir_all(&foreign).unwrap();
@@ -181,6 +195,18 @@ fn root_empty_leftovers_at_a_path_are_used() {
     rig.publish(&block, "block").unwrap();
     rig.unpublish(&block, "block").unwrap();
     assert!(!rig.target(&vol, "block").exists());
+    // Nomad 0.11 makes a folder for a device node too; and a file may be left from a job that wanted one.
+    fs::create_dir_all(rig.target(&vol, "block")).unwrap();
+    rig.publish(&block, "block").unwrap();
+    let shown = fs::metadata(rig.file(&rig.target(&vol, "block"), "").components().as_path()).unwrap();
+    assert!(std::os::unix::fs::FileTypeExt::is_block_device(&shown.file_type()));
+    rig.unpublish(&block, "block").unwrap();
+    fs::write(rig.target(&vol, "block"), "").unwrap();
+    rig.stage(&vol).unwrap();
+    rig.publish(&vol, "block").unwrap();
+    assert!(rig.mount_at(&rig.target(&vol, "block")).unwrap().contains("- xfs "));
+    rig.unpublish(&vol, "block").unwrap();
+    rig.unstage(&vol).unwrap();
     rig.close();
 }
 
@@ -581,6 +607,82 @@ fn root_a_raw_disk_is_shown_as_often_as_asked_and_as_writable_as_asked() {
 
 #[test]
 #[ignore = "needs root: make test-root"]
+fn root_a_refused_publish_leaves_nothing_behind() {
+    let rig = Rig::start();
+    let vol = rig.volume("vol", "").block();
+    let is_protected = || rig.run("blockdev", &["--getro", &rig.node(&vol).to_string_lossy()]).trim() == "1";
+    let full = rig.target(&vol, "full");
+    fs::create_dir_all(full.parent().unwrap()).unwrap();
+    fs::write(&full, "mine").unwrap();
+    let mounts = rig.machine().droplet.mounts();
+    refused(rig.publish_as(&vol, "full", true), PRECONDITION, &["no empty file"]);
+    assert!(!is_protected());
+    // A node that is in no devtmpfs would not be known again, and so could never be taken down.
+    let node = rig.node(&vol).to_string_lossy().into_owned();
+    let hide = format!("cp -a {node} /mnt && mount -t tmpfs dev /dev && cp -a /mnt/{} /dev && rm /mnt/{0}", &node[5..]);
+    rig.run("sh", &["-c", &hide]);
+    refused(rig.publish_as(&vol, "raw", true), PRECONDITION, &["volume vol", "devtmpfs"]);
+    rig.run("umount", &["/dev"]);
+    assert!(!is_protected() && !rig.target(&vol, "raw").exists());
+    assert_eq!(rig.machine().droplet.mounts(), mounts);
+    // A disk that a person has made read-only is made writable for who asks for that, and the log tells.
+    rig.run("blockdev", &["--setro", &node]);
+    rig.publish(&vol, "raw").unwrap();
+    assert!(!is_protected() && rig.plugin().log().contains("refuses writes, which ends"));
+    rig.unpublish(&vol, "raw").unwrap();
+    rig.close();
+}
+
+#[test]
+#[ignore = "needs root: make test-root"]
+fn root_a_mount_that_never_answers_holds_nobody_up() {
+    let rig = Rig::start();
+    let vol = rig.volume("vol", "xfs");
+    rig.stage(&vol).unwrap();
+    // A FUSE file system whose server has never begun: whoever examines it waits for ever.
+    let hung = rig.target(&vol, "hung");
+    fs::create_dir_all(&hung).unwrap();
+    let serve =
+        "exec 3<>/dev/fuse; mount -i -n -t fuse -o fd=3,rootmode=40000,user_id=0,group_id=0 hung \"$0\"; exec cat";
+    let mut server = rig.machine().droplet.command(Path::new("sh"));
+    let mut server = server.args(["-c", serve]).arg(&hung).stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+    wait_for(std::time::Duration::from_secs(10), || rig.mount_at(&hung)).unwrap();
+    let started = std::time::Instant::now();
+    refused(rig.publish(&vol, "hung"), PRECONDITION, &["hung (fuse)"]);
+    refused(rig.unpublish(&vol, "hung"), PRECONDITION, &["fuse"]);
+    refused(rig.client().stage(&vol.csi, &hung), PRECONDITION, &["hung (fuse)"]);
+    refused(rig.client().stats(&vol.csi.id, &hung), RpcStatusCode::NOT_FOUND, &["hung"]);
+    assert!(started.elapsed().as_secs() < 10);
+    drop(server.stdin.take());
+    server.wait().unwrap();
+    rig.run("umount", &["-l", &hung.to_string_lossy()]);
+    rig.unstage(&vol).unwrap();
+    rig.close();
+}
+
+#[test]
+#[ignore = "needs root: make test-root"]
+fn root_a_target_with_the_longest_name_is_used_and_taken_away() {
+    let rig = Rig::start();
+    let vol = rig.volume("vol", "xfs");
+    rig.stage(&vol).unwrap();
+    let folder = rig.target(&vol, "alloc").parent().unwrap().to_owned();
+    fs::create_dir_all(&folder).unwrap();
+    for length in [247, 248, 255] {
+        let target = folder.join("t".repeat(length));
+        for readonly in [true, false] {
+            rig.client().publish(&vol.csi, &rig.staging(&vol), &target, readonly).unwrap();
+            assert_eq!(is_read_only(&rig, &target), readonly);
+            rig.client().unpublish(&vol.csi.id, &target).unwrap();
+            assert_eq!(fs::read_dir(&folder).unwrap().count(), 0);
+        }
+    }
+    rig.unstage(&vol).unwrap();
+    rig.close();
+}
+
+#[test]
+#[ignore = "needs root: make test-root"]
 fn root_a_volume_is_not_used_raw_and_with_a_file_system_at_once() {
     let rig = Rig::start();
     let vol = rig.volume("vol", "xfs");
@@ -607,10 +709,13 @@ fn root_the_beginning_of_a_file_system_is_not_given_out_as_a_raw_disk() {
     rig.run("dd", &["if=/dev/zero", &format!("of={}", rig.node(&vol).display()), "bs=4096", "count=1", "conv=fsync"]);
     let before = rig.bytes(&vol);
     refused(rig.stage(&vol.block()), PRECONDITION, &["the beginning of ext4", "blkdiscard"]);
+    refused(rig.publish(&vol.block(), "raw"), PRECONDITION, &["the beginning of ext4", "blkdiscard"]);
     assert!(before.are_still_there());
     rig.stage(&vol).unwrap();
     rig.unstage(&vol).unwrap();
     rig.stage(&vol.block()).unwrap();
+    rig.publish(&vol.block(), "raw").unwrap();
+    rig.unpublish(&vol, "raw").unwrap();
     rig.close();
 }
 

@@ -151,6 +151,12 @@ impl Plugin {
         self.child.try_wait().is_ok_and(|status| status.is_some())
     }
 
+    /// How many files it has open, and how many threads.
+    pub fn files_and_threads(&self) -> Option<(usize, usize)> {
+        let count = |folder: &str| Some(fs::read_dir(format!("/proc/{}/{folder}", self.child.id())).ok()?.count());
+        Some((count("fd")?, count("task")?))
+    }
+
     /// Resident memory in kB: all of it, and the part that is not backed by files.
     pub fn memory_kb(&self) -> Option<(u64, u64)> {
         Some((self.status_kb("VmRSS:")?, self.status_kb("RssAnon:")?))

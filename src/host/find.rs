@@ -1,0 +1,463 @@
+//! From a volume's name to the disk that certainly is that volume.
+//!
+//! Owns the search for the disk, by its link and by the name that the disks carry, the checks it must pass before it counts
+//! as found, and the wait for it.
+
+use std::fmt;
+use std::fs::File;
+use std::io::{ErrorKind, Seek, SeekFrom};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use super::device::{Device, DevicePlaces, Traits};
+use super::identity::{Identity, Proof};
+use super::mountinfo::DeviceNumber;
+use super::sysfs::{is_going, read_attribute};
+use crate::error::{Chain, Error, Result};
+use crate::id::VolumeName;
+use crate::lock::VolumeGuard;
+use crate::size::{Bytes, Gib};
+
+/// The first and the longest pause between two looks for a disk.
+const FIRST_PAUSE: Duration = Duration::from_millis(10);
+const LONGEST_PAUSE: Duration = Duration::from_millis(500);
+
+/// What was seen when looking for a volume's disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Sighting {
+    /// No link and no disk carries the name.
+    Missing {
+        /// The link looked for.
+        link: PathBuf,
+    },
+    /// There is something under the name that is no disk.
+    NotABlockDevice {
+        /// Where the link leads.
+        path: PathBuf,
+    },
+    /// The kernel does not let the disk work, or it does not open.
+    NotRunning {
+        /// The device node.
+        path: PathBuf,
+        /// The state that sysfs shows, or the system's answer to opening it.
+        state: String,
+    },
+    /// The link leads to a disk that is certainly not this volume.
+    OtherVolume {
+        /// The device node.
+        path: PathBuf,
+        /// What the disk says it is.
+        found: String,
+    },
+    /// The disk is there, but has no size yet.
+    ZeroSize {
+        /// The device node.
+        path: PathBuf,
+    },
+    /// The disk is smaller than the volume should be.
+    TooSmall {
+        /// The disk, right but for its size.
+        device: Device,
+        /// The size it should have.
+        want: Gib,
+    },
+    /// The disk is the volume's and can be used.
+    Ready(Device),
+}
+
+impl fmt::Display for Sighting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Sighting::Missing { link } => {
+                write!(f, "neither {} nor a disk in sysfs that carries the name is there", link.display())
+            }
+            Sighting::NotABlockDevice { path } => write!(f, "{} is not a block device", path.display()),
+            Sighting::NotRunning { path, state } => write!(f, "{} is not running but {state:?}", path.display()),
+            Sighting::OtherVolume { path, found } => write!(f, "{} is another disk: {found}", path.display()),
+            Sighting::ZeroSize { path } => write!(f, "{} has no size", path.display()),
+            Sighting::TooSmall { device, want } => {
+                write!(f, "{} has {}, which is less than {want}", device.path().display(), device.size())
+            }
+            Sighting::Ready(device) => write!(f, "{} is ready", device.path().display()),
+        }
+    }
+}
+
+/// Looks for a volume's disk, once: by its link, and always among all disks by the name they carry too. A disk that carries
+/// the name goes before what the link leads to, and of two that carry it neither is used.
+///
+/// `size` is what the cloud says, when known; a larger disk is right too, as it may have been resized since.
+///
+/// # Errors
+/// [`Error::Io`] when something that is there cannot be read.
+pub fn observe_device(places: &DevicePlaces, volume: &VolumeName, size: Option<Gib>) -> Result<Sighting> {
+    let look = Looker { places, volume, size };
+    let linked = look.by_link()?;
+    let mut named = Vec::new();
+    for disk in disks_named(places, volume)? {
+        named.push(look.by_name(&disk)?);
+    }
+    let is_linked = |one: &Look| one.path == linked.path;
+    let by_name = match named.as_slice() {
+        [] => ByName::Nobody,
+        [one] if is_linked(one) => ByName::TheLinks,
+        [_] => ByName::Another,
+        [_, _, ..] => ByName::Several,
+    };
+    match (plan_choice(linked.by_link, by_name), named.pop()) {
+        (Choice::ByName, Some(found)) => Ok(found.sighting),
+        (Choice::ByLink, _) | (Choice::ByName, None) => Ok(linked.sighting),
+        (Choice::Neither, _) => Ok(Sighting::OtherVolume {
+            path: places.link(volume),
+            found: format!("several disks carry the name {volume}, and none can be told to be the right one"),
+        }),
+    }
+}
+
+/// What a volume's link leads to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum ByLink {
+    /// To nothing, or to no disk.
+    Nowhere,
+    /// To a disk that is certainly another one.
+    Other,
+    /// To a disk that says nothing of itself.
+    Silent,
+    /// To a disk that carries a name which was cut, and fits as far as it goes.
+    Compatible,
+    /// To a disk that carries the volume's name.
+    Same,
+}
+
+/// Which disks carry a volume's name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum ByName {
+    /// None.
+    Nobody,
+    /// The one that the link leads to, and no other.
+    TheLinks,
+    /// One that the link does not lead to.
+    Another,
+    /// More than one.
+    Several,
+}
+
+/// Which disk is judged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Choice {
+    /// The one that the link leads to.
+    ByLink,
+    /// The one that carries the name.
+    ByName,
+    /// None: they contradict each other.
+    Neither,
+}
+
+/// Decides between the disk that udev linked and the one that carries the name. Pure.
+///
+/// A link may be stale, so it counts only as long as no other disk carries the name.
+fn plan_choice(by_link: ByLink, by_name: ByName) -> Choice {
+    match (by_link, by_name) {
+        (ByLink::Nowhere | ByLink::Other | ByLink::Silent | ByLink::Compatible | ByLink::Same, ByName::Several)
+        | (ByLink::Same, ByName::Another) => Choice::Neither,
+        (ByLink::Nowhere | ByLink::Other | ByLink::Silent | ByLink::Compatible, ByName::Another)
+        | (ByLink::Nowhere | ByLink::Other | ByLink::Silent | ByLink::Compatible | ByLink::Same, ByName::TheLinks) => {
+            Choice::ByName
+        }
+        (ByLink::Nowhere | ByLink::Other | ByLink::Silent | ByLink::Compatible | ByLink::Same, ByName::Nobody) => {
+            Choice::ByLink
+        }
+    }
+}
+
+/// Waits until a volume's disk is ready, looking at growing intervals. A disk that is too small is asked to tell its size
+/// anew each time.
+///
+/// # Errors
+/// [`Error::DeviceMissing`] when the budget is used up, or [`Error::WrongDevice`] when what was seen last is not this
+/// volume's disk.
+pub fn await_device(
+    guard: &VolumeGuard,
+    places: &DevicePlaces,
+    volume: &VolumeName,
+    size: Option<Gib>,
+    budget: Duration,
+) -> Result<Device> {
+    await_ready(guard, volume, budget, || observe_device(places, volume, size))
+}
+
+/// As [`await_device`], for a disk of which is known that it is the volume's, by the number under which it is in use.
+///
+/// # Errors
+/// As [`await_device`].
+pub fn await_numbered(
+    guard: &VolumeGuard,
+    places: &DevicePlaces,
+    volume: &VolumeName,
+    number: DeviceNumber,
+    size: Option<Gib>,
+    budget: Duration,
+) -> Result<Device> {
+    let look = Looker { places, volume, size };
+    await_ready(guard, volume, budget, || look.by_number(number))
+}
+
+fn await_ready(
+    guard: &VolumeGuard,
+    volume: &VolumeName,
+    budget: Duration,
+    look: impl Fn() -> Result<Sighting>,
+) -> Result<Device> {
+    let started = Instant::now();
+    let mut pause = FIRST_PAUSE;
+    loop {
+        let seen = look()?;
+        let left = budget.saturating_sub(started.elapsed());
+        match seen {
+            Sighting::Ready(device) => return Ok(device),
+            Sighting::TooSmall { device, .. } if !left.is_zero() => rescan_or_warn(guard, &device),
+            Sighting::OtherVolume { .. } | Sighting::NotABlockDevice { .. } if left.is_zero() => {
+                return Err(Error::WrongDevice { volume: volume.clone(), found: seen.to_string() });
+            }
+            Sighting::Missing { .. }
+            | Sighting::NotRunning { .. }
+            | Sighting::ZeroSize { .. }
+            | Sighting::TooSmall { .. }
+                if left.is_zero() =>
+            {
+                let waited_s = budget.as_secs();
+                return Err(Error::DeviceMissing { volume: volume.clone(), waited_s, found: seen.to_string() });
+            }
+            Sighting::Missing { .. }
+            | Sighting::NotRunning { .. }
+            | Sighting::ZeroSize { .. }
+            | Sighting::TooSmall { .. }
+            | Sighting::OtherVolume { .. }
+            | Sighting::NotABlockDevice { .. } => {}
+        }
+        std::thread::sleep(pause.min(left));
+        pause = (pause * 2).min(LONGEST_PAUSE);
+    }
+}
+
+/// Asks a disk for its size again, and goes on when the kernel refuses: the size may be right already, or become so.
+pub fn rescan_or_warn(guard: &VolumeGuard, device: &Device) {
+    if let Err(err) = apply_rescan(guard, device) {
+        log::warn!("the disk of volume {} was not asked for its size: {}", device.volume(), Chain(&err));
+    }
+}
+
+/// Asks a disk for its size again. Does nothing for a disk whose driver has no such question, as loop devices.
+///
+/// # Errors
+/// [`Error::Io`] when the kernel refuses.
+/// Source: `store_rescan_field` in the kernel's `drivers/scsi/scsi_sysfs.c`.
+fn apply_rescan(_guard: &VolumeGuard, device: &Device) -> Result<()> {
+    let file = device.sysfs.join("device/rescan");
+    match std::fs::write(&file, "1") {
+        Ok(()) => Ok(()),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(Error::io("rescanning", file)(error)),
+    }
+}
+
+/// What was seen of one disk.
+struct Look {
+    path: PathBuf,
+    by_link: ByLink,
+    sighting: Sighting,
+}
+
+impl Look {
+    fn nowhere(path: PathBuf, sighting: Sighting) -> Look {
+        Look { path, by_link: ByLink::Nowhere, sighting }
+    }
+}
+
+/// Looks at single disks for one volume.
+struct Looker<'a> {
+    places: &'a DevicePlaces,
+    volume: &'a VolumeName,
+    size: Option<Gib>,
+}
+
+impl Looker<'_> {
+    fn by_link(&self) -> Result<Look> {
+        let link = self.places.link(self.volume);
+        let missing = |link: PathBuf| Ok(Look::nowhere(link.clone(), Sighting::Missing { link }));
+        match std::fs::canonicalize(&link) {
+            Ok(path) => self.at(path),
+            // A name too long for a file name is a link that cannot exist; the disk may.
+            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::InvalidFilename) => missing(link),
+            Err(error) => Err(Error::io("resolving", link)(error)),
+        }
+    }
+
+    /// Looks at the disk that sysfs calls by a name; its node of that name must be the same disk's.
+    fn by_name(&self, kernel_name: &str) -> Result<Look> {
+        let look = self.at(self.places.nodes.join(kernel_name))?;
+        let listed = read_attribute(&self.places.sysfs.join("block").join(kernel_name).join("dev"));
+        let listed = listed.ok().flatten().and_then(|text| DeviceNumber::parse(&text));
+        let is_same = std::fs::metadata(&look.path).is_ok_and(|node| listed == Some(number_of(&node)));
+        let state = match (&look.sighting, look.by_link, is_same) {
+            (_, ByLink::Same, true) => return Ok(look),
+            (Sighting::Missing { .. }, _, _) => "in sysfs, but without a device node",
+            (_, _, false) => "in sysfs, but its device node belongs to another disk",
+            (_, _, true) => "another disk than a moment ago",
+        };
+        let sighting = Sighting::NotRunning { path: look.path.clone(), state: state.to_owned() };
+        Ok(Look { sighting, ..look })
+    }
+
+    fn by_number(&self, number: DeviceNumber) -> Result<Sighting> {
+        let link = self.places.sysfs.join(format!("dev/block/{number}"));
+        let folder = match std::fs::canonicalize(&link) {
+            Ok(folder) => folder,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Sighting::Missing { link }),
+            Err(error) => return Err(Error::io("resolving", link)(error)),
+        };
+        let Some(name) = folder.file_name() else { return Ok(Sighting::Missing { link }) };
+        let path = self.places.nodes.join(name);
+        match OpenedDisk::open(self.places, &path)? {
+            Some(disk) if disk.number == number => match Traits::read(&disk.sysfs) {
+                Ok(traits) => Ok(self.judge(disk, traits)),
+                Err(err) => going(path, err),
+            },
+            Some(_) | None => Ok(Sighting::Missing { link }),
+        }
+    }
+
+    /// Looks at the disk of a device node: it is opened first, and what it says is read while it is held open.
+    fn at(&self, path: PathBuf) -> Result<Look> {
+        let Some(disk) = OpenedDisk::open(self.places, &path)? else {
+            let sighting = if path.exists() {
+                Sighting::NotABlockDevice { path: path.clone() }
+            } else {
+                Sighting::Missing { link: path.clone() }
+            };
+            return Ok(Look::nowhere(path, sighting));
+        };
+        if !disk.sysfs.exists() {
+            // Every disk has its place there. Where it cannot be seen, nor can what the disk says of itself.
+            let state = format!("without a place in {}", self.places.sysfs.display());
+            return Ok(Look::nowhere(path.clone(), Sighting::NotRunning { path, state }));
+        }
+        let traits = match Traits::read(&disk.sysfs) {
+            Ok(traits) => traits,
+            Err(err) => return going(path.clone(), err).map(|sighting| Look::nowhere(path, sighting)),
+        };
+        let by_link = match traits.identity.proves(self.volume) {
+            Proof::Other(found) => {
+                let sighting = Sighting::OtherVolume { path: path.clone(), found };
+                return Ok(Look { path, by_link: ByLink::Other, sighting });
+            }
+            Proof::Silent => ByLink::Silent,
+            Proof::Compatible => ByLink::Compatible,
+            Proof::Same => ByLink::Same,
+        };
+        Ok(Look { path, by_link, sighting: self.judge(disk, traits) })
+    }
+
+    /// Judges a disk that is this volume's by all it says.
+    fn judge(&self, disk: OpenedDisk, traits: Traits) -> Sighting {
+        let OpenedDisk { path, number, sysfs, file } = disk;
+        if traits.is_partition {
+            return Sighting::OtherVolume { path, found: "a partition, not a whole disk".into() };
+        }
+        if let Some(state) = traits.state.as_deref().filter(|state| *state != "running") {
+            return Sighting::NotRunning { path, state: state.to_owned() };
+        }
+        let size = match file.and_then(|mut file| file.seek(SeekFrom::End(0))) {
+            Ok(size) => Bytes(size),
+            Err(error) => return Sighting::NotRunning { path, state: format!("does not open: {error}") },
+        };
+        if size == Bytes(0) {
+            return Sighting::ZeroSize { path };
+        }
+        let device = Device { volume: self.volume.clone(), path, number, size, sysfs, traits };
+        match self.size {
+            Some(want) if size < want.bytes() => Sighting::TooSmall { device, want },
+            Some(_) | None => Sighting::Ready(device),
+        }
+    }
+}
+
+/// A block device with its node held open, so that its number stays its own; or the reason why it does not open.
+struct OpenedDisk {
+    path: PathBuf,
+    number: DeviceNumber,
+    sysfs: PathBuf,
+    file: std::io::Result<File>,
+}
+
+impl OpenedDisk {
+    /// `None` when there is no block device.
+    fn open(places: &DevicePlaces, path: &Path) -> Result<Option<OpenedDisk>> {
+        let node = match std::fs::metadata(path) {
+            Ok(node) => node,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(Error::io("examining", path)(error)),
+        };
+        if !node.file_type().is_block_device() {
+            return Ok(None);
+        }
+        let file = File::open(path);
+        // By what was opened, not by what was there before.
+        let opened = file.as_ref().ok().map(File::metadata).transpose().map_err(Error::io("examining", path))?;
+        let number = number_of(opened.as_ref().unwrap_or(&node));
+        let sysfs = places.sysfs.join(format!("dev/block/{number}"));
+        Ok(Some(OpenedDisk { path: path.to_owned(), number, sysfs, file }))
+    }
+}
+
+fn number_of(node: &std::fs::Metadata) -> DeviceNumber {
+    DeviceNumber::from_raw(node.rdev())
+}
+
+/// A disk that goes away while it is looked at is not running; any other error stays one.
+fn going(path: PathBuf, err: Error) -> Result<Sighting> {
+    if is_going(&err) { Ok(Sighting::NotRunning { path, state: "going away".to_owned() }) } else { Err(err) }
+}
+
+/// The kernel names of all disks that carry this volume's name, in order.
+fn disks_named(places: &DevicePlaces, volume: &VolumeName) -> Result<Vec<String>> {
+    let folder = places.sysfs.join("block");
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(&folder).map_err(Error::io("listing", &folder))? {
+        let name = entry.map_err(Error::io("listing", &folder))?.file_name();
+        match Identity::read(&folder.join(&name)).map(|identity| identity.proves(volume)) {
+            Ok(Proof::Same) => found.extend(name.into_string().ok()),
+            Ok(Proof::Other(_) | Proof::Compatible | Proof::Silent) => {}
+            // One disk that cannot be read, or goes away, says nothing of the others.
+            Err(err) => log::warn!("passed over in the search for volume {volume}: {}", Chain(&err)),
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_choice_between_the_link_and_the_name_in_full() {
+        use ByLink::{Compatible, Nowhere, Other, Same, Silent};
+        use ByName::{Another, Nobody, Several, TheLinks};
+        let (link, name, neither) = (Choice::ByLink, Choice::ByName, Choice::Neither);
+        let by_name = [Nobody, TheLinks, Another, Several];
+        let table = [
+            (Nowhere, [link, name, name, neither]),
+            (Other, [link, name, name, neither]),
+            (Silent, [link, name, name, neither]),
+            (Compatible, [link, name, name, neither]),
+            (Same, [link, name, neither, neither]),
+        ];
+        for (by_link, wants) in table {
+            for (by_name, want) in by_name.into_iter().zip(wants) {
+                assert_eq!(plan_choice(by_link, by_name), want, "{by_link:?} {by_name:?}");
+            }
+        }
+    }
+}
