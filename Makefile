@@ -3,7 +3,7 @@
 
 .DEFAULT_GOAL := help
 .PHONY: help build check test test-root sanity demo bench image image-test e2e-nomad droplet-test e2e-droplet clean
-.PHONY: root rust lints own compiler disk-tools csi-sanity docker network bases tasks nomad
+.PHONY: root rust lints own compiler disk-tools csi-sanity docker network debootstrap bases tasks nomad
 # A recipe is one script, so it can use functions, and its first failing line ends it.
 .ONESHELL:
 .SHELLFLAGS := -euc
@@ -201,9 +201,11 @@ docker:
 network:
 	@$(call need,ip:iproute2)
 
-bases: docker rust
+debootstrap:
 	@$(call need,debootstrap:debootstrap)
-	tests/image/engine tests/image/bases $(RELEASE) $(LOCAL_TOOLS_BASE) $(LOCAL_BUILD_BASE)
+
+bases: docker rust debootstrap
+	@tests/image/engine tests/image/bases $(RELEASE) $(LOCAL_TOOLS_BASE) $(LOCAL_BUILD_BASE)
 
 # What stands in for the images that the job files name.
 TASKS := do-csi-plugin-tasks
