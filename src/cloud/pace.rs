@@ -40,6 +40,12 @@ const LEAST_DOUBT: Duration = Duration::from_millis(25);
 /// The longest step between two looks.
 const LONGEST_STEP: Duration = Duration::from_secs(2);
 
+/// Up to here an action counts as quick, and its end is looked for more closely.
+const QUICK: Duration = Duration::from_millis(300);
+
+/// How many actions of a kind a process has to see until one more does not count for more than the estimate.
+const FEW: u32 = 4;
+
 /// Bounds of an estimate: a reply alone takes some of the first, and the second is as long as a call may last.
 const SHORTEST: Duration = Duration::from_millis(50);
 const LONGEST: Duration = Duration::from_secs(100);
@@ -62,6 +68,9 @@ struct Estimate {
     doubt: Duration,
     /// Whether `expected` comes from an action that was seen, not from this file.
     is_learned: bool,
+    /// How many actions it was learned from, beginning anew with one that was much slower than the others. As long as they
+    /// are few, an end that was seen more sharply than the estimate is counts for more.
+    seen: u32,
     /// How many times in a row the first look came too late to tell when the action ended.
     late_in_a_row: u32,
 }
@@ -82,8 +91,8 @@ pub struct Looks {
 enum Step {
     /// So much; each time half as much again.
     Growing(Duration),
-    /// So far nothing is known: two fifths of the time that has passed, so that any duration is found in few looks and
-    /// with an error in proportion.
+    /// So far nothing is known: a part of the time that has passed, so that any duration is found in few looks and with an
+    /// error in proportion.
     Proportional,
 }
 
@@ -112,10 +121,21 @@ impl Pace {
         }))
     }
 
-    /// Plans the looks at an action that starts now.
+    /// Plans the looks at an action that starts now. The first detach of a process is expected to take as long as its
+    /// attaches do, and the other way round, as both are the same work.
     #[must_use]
     pub fn begin(&self, kind: ActionKind) -> Looks {
-        self.with(kind, |estimate| estimate.looks(kind))
+        let alike = match kind {
+            ActionKind::Attach => self.with(ActionKind::Detach, |estimate| *estimate),
+            ActionKind::Detach => self.with(ActionKind::Attach, |estimate| *estimate),
+            ActionKind::Resize => return self.with(kind, |estimate| estimate.looks(kind)),
+        };
+        self.with(kind, |estimate| {
+            if alike.is_learned && estimate.is_untouched() {
+                *estimate = Estimate { doubt: alike.expected / 8, seen: 0, late_in_a_row: 0, ..alike };
+            }
+            estimate.looks(kind)
+        })
     }
 
     /// Plans the looks at an action that somebody else began, nobody knows when; nothing can be learned from them.
@@ -169,7 +189,8 @@ impl Looks {
                 *step = half_as_much_again(this).min(LONGEST_STEP);
                 this
             }
-            Step::Proportional => (at.saturating_mul(2) / 5).clamp(LEAST_DOUBT, LONGEST_STEP),
+            Step::Proportional if at < QUICK => (at.saturating_mul(2) / 5).max(LEAST_DOUBT),
+            Step::Proportional => (at.saturating_mul(3) / 5).min(LONGEST_STEP),
         };
         self.due = at.saturating_add(step);
     }
@@ -183,7 +204,12 @@ impl Looks {
 
 impl Estimate {
     fn guess(expected: Duration) -> Estimate {
-        Estimate { expected, doubt: expected / 4, is_learned: false, late_in_a_row: 0 }
+        Estimate { expected, doubt: expected / 4, is_learned: false, seen: 0, late_in_a_row: 0 }
+    }
+
+    /// Whether no action of this kind was seen yet, as opposed to one that has become too fast for what was learned.
+    fn is_untouched(&self) -> bool {
+        !self.is_learned && self.late_in_a_row == 0
     }
 
     fn looks(&self, kind: ActionKind) -> Looks {
@@ -214,14 +240,21 @@ impl Estimate {
         let half_width = by.saturating_sub(after) / 2;
         self.late_in_a_row = 0;
         if !self.is_learned {
-            *self = Estimate { expected: middle, doubt: half_width, is_learned: true, late_in_a_row: 0 };
+            *self = Estimate { expected: middle, doubt: half_width, is_learned: true, seen: 1, late_in_a_row: 0 };
             return;
         }
-        // An action that hangs says little about the next one, so one sample raises the estimate by half at most.
-        let middle = middle.min(self.expected.saturating_mul(2));
+        // An action that hangs says little about the next one, so one sample doubles the estimate at most. But the
+        // next one tells whether it hung or actions have become slower.
+        let most = self.expected.saturating_mul(2);
+        self.seen = if middle > most { 0 } else { self.seen.saturating_add(1) };
+        let middle = middle.min(most);
         let off = middle.abs_diff(self.expected);
-        self.expected = self.expected.saturating_add(middle) / 2;
-        self.doubt = self.doubt.saturating_add(half_width.max(off)) / 2;
+        if self.seen <= FEW && half_width < self.doubt {
+            (self.expected, self.doubt) = (middle, half_width.max(off / 4));
+        } else {
+            self.expected = self.expected.saturating_add(middle) / 2;
+            self.doubt = self.doubt.saturating_add(half_width.max(off)) / 2;
+        }
     }
 
     /// The first look found it done: it took less than expected, and how much less is not known.
@@ -315,7 +348,7 @@ mod tests {
     fn the_first_action_of_a_process_is_not_waited_for_blindly() {
         for took in [10, 300, 1300, 5000, 20_000] {
             let (looks, late) = watch(&Pace::new(), ActionKind::Detach, ms(took));
-            assert!(late <= ms(220).max(ms(took) * 2 / 5), "{took}: {late:?}");
+            assert!(late <= ms(220).max(ms(took) * 3 / 5), "{took}: {late:?}");
             assert!(looks <= 20, "{took}: {looks}");
         }
     }
@@ -336,11 +369,18 @@ mod tests {
     }
 
     #[test]
-    fn kinds_are_learned_apart() {
+    fn kinds_are_learned_apart_but_the_first_detach_is_expected_to_be_like_an_attach() {
         let pace = Pace::new();
-        watch(&pace, ActionKind::Attach, ms(300));
-        assert_eq!(pace.begin(ActionKind::Detach).due(), ms(3500) / 16);
-        assert!(pace.begin(ActionKind::Attach).due() > ms(200));
+        watch(&pace, ActionKind::Attach, ms(5000));
+        assert_eq!(pace.begin(ActionKind::Resize).due(), ms(4000) / 16);
+        let (looks, late) = watch(&pace, ActionKind::Detach, ms(5000));
+        assert!(looks <= 3 && late < ms(1000), "{looks} looks, {late:?} late");
+        for _ in 0..10 {
+            watch(&pace, ActionKind::Detach, ms(2000));
+        }
+        let (looks, late) = watch(&pace, ActionKind::Detach, ms(2000));
+        assert!(looks <= 2 && late < ms(50), "{looks} looks, {late:?} late");
+        assert!(pace.begin(ActionKind::Attach).due() > ms(4000));
     }
 
     #[test]

@@ -53,9 +53,9 @@ impl Patience {
         self.0 / 100
     }
 
-    /// 1 s and 4 s: the first and the longest pause between looks at a droplet that has the volume.
+    /// 1 s and 2 s: the first and the longest pause between looks at a droplet that has the volume.
     fn looks(self) -> (Duration, Duration) {
-        (self.0 / 100, self.0 / 25)
+        (self.0 / 100, self.0 / 50)
     }
 
     /// 10 s: until a droplet that is off, or archived, is believed to stay so; a reboot passes through `off`.
