@@ -77,9 +77,9 @@ bench: root rust own compiler disk-tools ## Measure attaching, moving and sharin
 # With BASES=local the bases are made from this machine's own Debian packages and Rust, for where no registry is reached.
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml)
 REVISION := $(shell git rev-parse HEAD 2>/dev/null || echo unknown)
-IMAGE ?= do-csi-plugin:$(VERSION)
 BASES ?= registry
 PLATFORM ?=
+IMAGE ?= do-csi-plugin:$(VERSION)$(if $(PLATFORM),-$(subst /,-,$(PLATFORM)))
 RELEASE := bookworm
 LOCAL_TOOLS_BASE := do-csi-plugin-base:$(RELEASE)
 LOCAL_BUILD_BASE := do-csi-plugin-base:$(RELEASE)-rust$(RUST)
@@ -94,22 +94,24 @@ image: docker $(if $(filter local,$(BASES)),bases) ## Build the Docker image (PL
 		$(if $(TOOLS_BASE),--build-arg TOOLS_BASE=$(TOOLS_BASE)) .
 
 # Everything that is started lives in namespaces that end with it: processes, mounts and network.
-APART := exec unshare --mount --propagation private --net --pid --fork --kill-child --mount-proc
-image-test: root rust own compiler disk-tools docker network ## Run a volume's life through the image (as root)
+APART := unshare --mount --propagation private --net --pid --fork --kill-child --mount-proc
+image-test: root rust own compiler disk-tools network image ## Run a volume's life through the image (as root)
 	@cargo build $(SHARED) --example do-sim
 	archive=$$(mktemp -d)
 	trap 'rm -rf "$$archive"' EXIT
+	trap 'exit 130' INT TERM HUP
 	tests/image/engine docker save --output="$$archive/image.tar" $(IMAGE)
-	$(subst exec ,,$(APART)) "$$CARGO_TARGET_DIR/release/examples/do-sim" image $(IMAGE) "$$archive/image.tar"
+	$(APART) "$$CARGO_TARGET_DIR/release/examples/do-sim" image $(IMAGE) "$$archive/image.tar"
 
 # NOMAD=path names the program, if it is not on PATH.
 NOMAD ?= nomad
-e2e-nomad: root nomad rust own compiler disk-tools docker network bases tasks ## Play the guide on a real Nomad (as root, NOMAD=path)
+e2e-nomad: root nomad rust own compiler disk-tools network image tasks ## Play the guide on a real Nomad (as root, NOMAD=path)
 	@cargo build $(SHARED) --bin do-csi-plugin --example do-sim
 	archive=$$(mktemp -d)
 	trap 'rm -rf "$$archive"' EXIT
+	trap 'exit 130' INT TERM HUP
 	tests/image/engine docker save --output="$$archive/images.tar" $(IMAGE) $(TASKS):busybox $(TASKS):postgres
-	$(subst exec ,,$(APART)) "$$CARGO_TARGET_DIR/release/examples/do-sim" nomad \
+	$(APART) "$$CARGO_TARGET_DIR/release/examples/do-sim" nomad \
 		"$$CARGO_TARGET_DIR/release/do-csi-plugin" "$$archive/images.tar" "$$(command -v $(NOMAD))" nomad
 
 # The same against the simulated DigitalOcean, on a simulated droplet.

@@ -20,6 +20,11 @@ variable "region" {
 job "do-csi-controller" {
   type = "service"
 
+  # One after the other, so that calls always find a plugin that answers.
+  update {
+    max_parallel = 1
+  }
+
   group "controller" {
     # Two, on two clients: while one is being moved, volumes can still be freed.
     count = 2

@@ -74,7 +74,8 @@ job "postgres" {
 
       # nomad var put nomad/jobs/postgres password=...
       template {
-        data        = "POSTGRES_PASSWORD={{ with nomadVar \"nomad/jobs/postgres\" }}{{ .password }}{{ end }}"
+        # As JSON, since a bare # would begin a comment in a file of variables.
+        data        = "POSTGRES_PASSWORD={{ with nomadVar \"nomad/jobs/postgres\" }}{{ .password.Value | toJSON }}{{ end }}"
         destination = "${NOMAD_SECRETS_DIR}/postgres.env"
         env         = true
       }

@@ -200,6 +200,7 @@ fn droplet(program: &Path) -> Result<(), Box<dyn Error>> {
     let variable = |name: &str, default: &str| std::env::var(name).unwrap_or_else(|_| default.to_owned());
     let token = std::env::var("DIGITALOCEAN_ACCESS_TOKEN").map_err(|_| "DIGITALOCEAN_ACCESS_TOKEN is not set")?;
     let name = format!("do-csi-e2e-{}", std::process::id());
+    println!("the volume is called {name}");
     confirm(&name)?;
     let metadata = variable("DIGITALOCEAN_METADATA_URL", "http://169.254.169.254");
     let id = facts::droplet_id(&metadata)?;
@@ -286,6 +287,7 @@ fn watch_for_signals() -> Result<Arc<AtomicBool>, Box<dyn Error>> {
     let mut signals = SigSet::empty();
     signals.add(Signal::SIGINT);
     signals.add(Signal::SIGTERM);
+    signals.add(Signal::SIGHUP);
     signals.thread_block()?;
     let interrupted = Arc::new(AtomicBool::new(false));
     std::thread::spawn({

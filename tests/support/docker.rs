@@ -43,8 +43,11 @@ impl Engine {
     pub fn start(droplet: &Droplet, folder: &Path) -> Result<Engine> {
         std::fs::create_dir_all(folder)?;
         let (socket, log) = (folder.join("docker.sock"), std::fs::File::create(folder.join("log"))?);
-        let mut command = droplet.command(Path::new("dockerd"));
+        // With a containerd of the machine in sight, dockerd would use that, and containers would be outside of the droplet.
+        let script = "mkdir -p /run/containerd && mount -t tmpfs containerd /run/containerd && exec dockerd \"$@\"";
+        let mut command = droplet.command(Path::new("sh"));
         command
+            .args(["-c", script, "dockerd"])
             .arg(format!("--host=unix://{}", socket.display()))
             .arg(format!("--data-root={}", folder.join("data").display()))
             .arg(format!("--exec-root={}", folder.join("run").display()))

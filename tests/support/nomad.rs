@@ -23,7 +23,7 @@ const END_LIMIT: Duration = Duration::from_secs(15);
 /// Lines of each agent's log that are shown when something went wrong.
 const LAST_WORDS: usize = 40;
 /// Where clients keep their state, as Nomad's own packages have it. On each droplet it is a file system of its own.
-const DATA_DIR: &str = "/opt/nomad/data";
+pub const DATA_DIR: &str = "/opt/nomad/data";
 /// How long Nomad may take for what takes seconds on an idle machine.
 pub const PATIENCE: Duration = Duration::from_secs(240);
 
@@ -88,7 +88,8 @@ impl Nomad {
     fn start_client(&self, machine: &Machine) -> Told<Child> {
         let config = machine.home().join("client.hcl");
         fs::write(&config, client_config(machine)?)?;
-        let script = format!("mountpoint -q {DATA_DIR} || {{ mount -t tmpfs nomad /opt && mkdir -p {DATA_DIR}; }}");
+        let is_there = format!("[ \"$(findmnt -n -o SOURCE -T {DATA_DIR} 2>/dev/null)\" = nomad ]");
+        let script = format!("{is_there} || {{ mount -t tmpfs nomad /opt && mkdir -p {DATA_DIR}; }}");
         let status = machine.droplet.command(Path::new("sh")).args(["-c", &script]).status()?;
         if !status.success() {
             return Err("the client's folder cannot be made".into());

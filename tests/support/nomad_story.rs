@@ -10,12 +10,14 @@ use std::time::Duration;
 use serde_json::Value;
 
 use super::cloud::{Cloud, Machine};
-use super::nomad::Nomad;
+use super::nomad::{DATA_DIR, Nomad};
 use super::story::{Listener, Told, ensure, step};
 use crate::sim::{DropletStatus, NewVolume};
 
 /// Longer than DigitalOcean wants between two snapshots of a volume.
 const SNAPSHOT_PAUSE: Duration = Duration::from_secs(660);
+/// With a character that begins a comment in files of variables.
+const PASSWORD: &str = "se#cret";
 const NO_ID: &str = "00000000-0000-0000-0000-000000000000";
 
 /// Plays the whole guide on a cloud with three droplets, each with Docker, the plugin's image and stand-ins for the tasks'.
@@ -105,15 +107,22 @@ impl Story<'_> {
                 let node = format!("-var=node={name}");
                 nomad.run(&["job", "run", "-detach", &node, &format!("conflict-{name}.nomad.hcl")])?;
             }
-            let mut proof = Vec::new();
+            let (mut proof, mut times) = (Vec::new(), Vec::new());
             for name in &names {
                 let job = format!("conflict-{name}");
                 let allocation = nomad.await_status(&job, "complete")?;
                 let (_, text) = printed(nomad, &allocation, "put-file", &format!("hello from {name}\n"))?;
                 proof.push(text);
+                let task = &allocation["TaskStates"]["put-file"];
+                times.push(
+                    [&task["StartedAt"], &task["FinishedAt"]].map(|time| time.as_str().unwrap_or_default().to_owned()),
+                );
                 nomad.run(&["job", "stop", "-purge", &job])?;
             }
-            Ok(((), proof.join(", ")))
+            times.sort();
+            let is_in_turn = times.windows(2).all(|pair| pair[0][1] <= pair[1][0]);
+            ensure(is_in_turn, || format!("two had it at once: {times:?}"))?;
+            Ok(((), format!("one after the other: {}", proof.join(", "))))
         })?;
         self.step("and right afterwards it is usable as before", |cloud, nomad| {
             for name in &names {
@@ -132,7 +141,7 @@ impl Story<'_> {
         self.listener.chapter("A service with a volume: created, moved, the plugin upgraded under it");
         self.step("PostgreSQL on a volume that the plugin makes and formats", |cloud, nomad| {
             nomad.guide("nomad volume create postgres.volume.hcl", &[])?;
-            nomad.guide("nomad var put nomad/jobs/postgres password=PASSWORD", &[("PASSWORD", "secret")])?;
+            nomad.guide("nomad var put nomad/jobs/postgres password=PASSWORD", &[("PASSWORD", PASSWORD)])?;
             nomad.guide("nomad job run postgres.nomad.hcl", &[])?;
             nomad.await_status("postgres", "running")?;
             let table = "create table seen (word text); insert into seen values ('before')";
@@ -144,6 +153,8 @@ impl Story<'_> {
                 "nomad alloc exec -job postgres psql -U postgres -c CREATE_TABLE",
                 &[("CREATE_TABLE", "select 1")],
             )?;
+            let given = nomad.run(&["alloc", "exec", "-job", "postgres", "printenv", "POSTGRES_PASSWORD"])?;
+            ensure(given.trim_end() == PASSWORD, || format!("the task was given {given:?}"))?;
             let seen = cloud.sim.volume("postgres").ok_or("the cloud has no such volume")?;
             Ok(((), format!("cloud: {} has {} GiB, tags {:?}", seen.name, seen.size_gigabytes, seen.tags)))
         })?;
@@ -173,30 +184,37 @@ impl Story<'_> {
 
     fn dead_node(&mut self) -> Told<()> {
         self.listener.chapter("A node dies");
-        self.step("power cut: the service comes up on another node with all that was committed", |cloud, nomad| {
-            let dead = where_is(cloud, "postgres")?;
-            let (number, machine) = machine_named(cloud, &dead)?;
-            cut_power(nomad, number, machine)?;
-            cloud.sim.set_droplet_status(machine.id, DropletStatus::Off);
-            nomad.until("Nomad has a new allocation", || {
-                let newest = nomad.newest_allocation("postgres")?.ok_or("no allocation")?;
-                Ok((newest["NodeName"] != dead.as_str()).then_some(()))
-            })?;
-            nomad.guide("nomad volume create postgres.volume.hcl", &[])?;
-            await_moved(cloud, nomad, "postgres", &dead)?;
-            let words = await_words(nomad)?;
-            ensure(words == ["before", "after the upgrade"], || format!("the table has {words:?}"))?;
-            Ok(((), format!("from {dead} to {}; the table has {words:?}", where_is(cloud, "postgres")?)))
-        })?;
-        self.step("the node comes back", |cloud, nomad| {
+        let was = self.step(
+            "power cut: the service comes up on another node with all that was committed",
+            |cloud, nomad| {
+                let dead = where_is(cloud, "postgres")?;
+                let (number, machine) = machine_named(cloud, &dead)?;
+                let was = nomad.node_id(&dead)?;
+                cut_power(nomad, number, machine)?;
+                cloud.sim.set_droplet_status(machine.id, DropletStatus::Off);
+                nomad.until("Nomad has a new allocation", || {
+                    let newest = nomad.newest_allocation("postgres")?.ok_or("no allocation")?;
+                    Ok((newest["NodeName"] != dead.as_str()).then_some(()))
+                })?;
+                nomad.guide("nomad volume create postgres.volume.hcl", &[])?;
+                await_moved(cloud, nomad, "postgres", &dead)?;
+                let words = await_words(nomad)?;
+                ensure(words == ["before", "after the upgrade"], || format!("the table has {words:?}"))?;
+                Ok((was, format!("from {dead} to {}; the table has {words:?}", where_is(cloud, "postgres")?)))
+            },
+        )?;
+        self.step("the node comes back, with what it remembers of the lost allocation", |cloud, nomad| {
             let down = cloud.sim.droplets().into_iter().find(|droplet| droplet.status == DropletStatus::Off);
             let down = down.ok_or("no droplet is off")?;
             let (number, machine) = machine_named(cloud, &down.name)?;
             cloud.sim.set_droplet_status(machine.id, DropletStatus::Active);
             nomad.restart_client(number, machine)?;
             nomad.await_clients(3)?;
+            ensure(nomad.node_id(&down.name)? == was, || "it is another client now".to_owned())?;
             await_plugins(nomad, 3, 3)?;
-            Ok(((), "three clients, three healthy plugins".to_owned()))
+            let words = await_words(nomad)?;
+            ensure(words == ["before", "after the upgrade"], || format!("the table has {words:?}"))?;
+            Ok(((), "the same three clients, three healthy plugins, and the service goes on".to_owned()))
         })
     }
 
@@ -207,8 +225,14 @@ impl Story<'_> {
             cloud.sim.attach(&id, c.id)?;
             nomad.until("it is attached", || Ok((cloud.sim.attached_to(&id) == Some(c.id)).then_some(())))?;
             let since = submit_get_file(nomad, &a.name)?;
-            let message = format!("is attached to droplet {} ({})", c.id, c.name);
-            nomad.until("the plugin says who has it", || Ok(plugin_logs(cloud)?.contains(&message).then_some(())))?;
+            let message = format!("volume blog ({id}) is attached to droplet {} ({}), not to", c.id, c.name);
+            let cure = format!("doctl compute volume-action detach {id} {}", c.id);
+            let logs = nomad.until("the plugin says who has it", || {
+                Ok(Some(plugin_logs(cloud)?).filter(|logs| logs.contains(&message)))
+            })?;
+            ensure(logs.contains(&cure), || format!("the log does not say: {cure}"))?;
+            let waiting = nomad.newest_allocation("get-file")?.ok_or("no allocation")?;
+            ensure(waiting["ClientStatus"] == "pending", || format!("the job is {}", waiting["ClientStatus"]))?;
             // What doctl does, as the message and the guide say.
             cloud.sim.detach(&id, c.id)?;
             await_get_file(nomad, since)?;
@@ -269,7 +293,7 @@ impl Story<'_> {
                 .replace("source          = \"postgres\"", "source          = \"postgres-restored\"")
                 .replace("nomad/jobs/postgres", "nomad/jobs/restored");
             write(nomad, "restored.nomad.hcl", &job)?;
-            nomad.run(&["var", "put", "nomad/jobs/restored", "password=secret"])?;
+            nomad.run(&["var", "put", "nomad/jobs/restored", &format!("password={PASSWORD}")])?;
             nomad.run(&["job", "run", "restored.nomad.hcl"])?;
             let words = await_words_of(nomad, "restored")?;
             ensure(words.last().map(String::as_str) == Some("in the snapshot"), || format!("the table has {words:?}"))?;
@@ -310,6 +334,17 @@ impl Story<'_> {
                 let running =
                     all.as_array().map_or(0, |all| all.iter().filter(|one| one["ClientStatus"] == "running").count());
                 Ok((running == 2).then_some(()))
+            })?;
+            ensure(!held.contains('['), || held.clone())?;
+            nomad.until("each has written to its own", || {
+                let all = nomad.api("/v1/job/per-alloc/allocations")?;
+                let mut written = Vec::new();
+                for one in all.as_array().into_iter().flatten() {
+                    let id = one["ID"].as_str().unwrap_or_default();
+                    written.push(nomad.run(&["alloc", "exec", id, "cat", "/data/index"])?);
+                }
+                written.sort();
+                if written == ["0\n", "1\n"] { Ok(Some(())) } else { Err(format!("they have {written:?}").into()) }
             })?;
             nomad.run(&["job", "stop", "-purge", "per-alloc"])?;
             for index in ["data[0]", "data[1]"] {
@@ -501,6 +536,14 @@ fn cut_power(nomad: &mut Nomad, number: usize, machine: &Machine) -> Told<()> {
     let engine = machine.engine.as_ref().ok_or("no Docker")?;
     let running = engine.run(&["ps", "--quiet"])?;
     running.lines().try_for_each(|id| engine.run(&["kill", id]).map(drop))?;
+    // The kernel's memory goes too, and with it the mounts.
+    let folder = Path::new(DATA_DIR).join("client/csi");
+    let points = machine.droplet.mounts();
+    let points =
+        points.iter().filter_map(|line| line.split(' ').nth(4)).filter(|at| Path::new(at).starts_with(&folder));
+    for point in points.collect::<Vec<_>>().into_iter().rev() {
+        machine.droplet.command(Path::new("umount")).args(["--lazy", point]).status()?;
+    }
     Ok(())
 }
 
