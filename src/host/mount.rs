@@ -115,15 +115,16 @@ pub fn apply_own_flags(_guard: &VolumeGuard, target: &Path, options: &MountOptio
 }
 
 /// Makes a file system writable that is mounted read-only, through one of its mounts, which becomes writable with it. Its
-/// other mounts stay read-only.
+/// other mounts stay read-only. `options` are those of the mount: a remount clears what it does not name, for the whole file
+/// system where it is the file system's, as `sync` and `lazytime`.
 ///
 /// A second call changes nothing.
 ///
 /// # Errors
 /// [`Error::Io`] with the kernel's answer, [`Error::Precondition`] when it did not become writable.
 /// Source: `do_remount` in the kernel's `fs/namespace.c`.
-pub fn apply_writable(_guard: &VolumeGuard, target: &Path) -> Result<()> {
-    remount(target, MsFlags::MS_REMOUNT)?;
+pub fn apply_writable(_guard: &VolumeGuard, target: &Path, options: &MountOptions) -> Result<()> {
+    remount(target, MsFlags::MS_REMOUNT | options.flags().difference(MsFlags::MS_RDONLY))?;
     match observe_mounts()?.at(target) {
         Some(seen) if !seen.is_read_only() => Ok(()),
         Some(_) | None => Err(Error::Precondition(format!("{} did not become writable", target.display()))),

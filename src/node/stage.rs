@@ -159,7 +159,7 @@ impl Node {
                 let aside = Aside::open(&call.guard, want.staging, Shape::Folder)?;
                 let read_only = want.options.clone().read_only();
                 apply_mount_of(call, want.device, fs, aside.path(), &read_only)?;
-                apply_writable(&call.guard, aside.path())?;
+                apply_writable(&call.guard, aside.path(), &want.options)?;
                 apply_mount_of(call, want.device, fs, want.staging, &want.options)
             }
         }

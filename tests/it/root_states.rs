@@ -288,6 +288,28 @@ fn root_readers_and_writers_have_a_staging_path_each_in_either_order() {
 
 #[test]
 #[ignore = "needs root: make test-root"]
+fn root_a_writer_after_readers_keeps_the_flags_that_all_mounts_have_in_common() {
+    let rig = Rig::start();
+    for (fs, flag) in [("xfs", "sync"), ("ext4", "sync"), ("ext4", "lazytime"), ("btrfs", "lazytime")] {
+        let writer = rig.volume(&format!("vol-{fs}-{flag}"), "").fs(fs).flags(&[flag, "noatime"]);
+        let (reader, ro) = (writer.mode(Mode::SINGLE_NODE_READER_ONLY), readers_staging(&rig, &writer));
+        rig.stage(&writer).unwrap();
+        rig.unstage(&writer).unwrap();
+        rig.stage_at(&reader, &ro).unwrap();
+        for _ in 0..2 {
+            rig.stage(&writer).unwrap();
+            rig.stage_at(&reader, &ro).unwrap();
+        }
+        assert!(rig.mount_at(&rig.staging(&writer)).unwrap().contains(flag), "{fs} {flag}");
+        assert!(is_read_only(&rig, &ro) && !is_read_only(&rig, &rig.staging(&writer)), "{fs} {flag}");
+        rig.unstage(&writer).unwrap();
+        rig.client().unstage(&writer.csi.id, &ro).unwrap();
+    }
+    rig.close();
+}
+
+#[test]
+#[ignore = "needs root: make test-root"]
 fn root_read_only_holds_end_to_end() {
     let rig = Rig::start();
     let vol = rig.volume("vol", "xfs");
