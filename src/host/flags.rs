@@ -259,7 +259,7 @@ impl MountOptions {
     /// The first way in which a mount that exists differs from these options, as a phrase; `None` when it fits.
     ///
     /// Compared are the kernel's own flags, and of what the file system reads that which every kernel prints as it was given:
-    /// the SELinux label, `discard` of ext, and which subvolume of a btrfs it is.
+    /// the SELinux label, `discard` where it can be told, and which subvolume of a btrfs it is.
     #[must_use]
     pub fn differs_from(&self, mount: &Mount) -> Option<String> {
         self.differs_at(mount).or_else(|| self.differs_below(mount))
@@ -298,12 +298,17 @@ impl MountOptions {
         })
     }
 
-    /// xfs leaves `discard` out where the disk cannot do it, and btrfs takes it for granted where the disk can.
+    /// That `discard` is not shown says little: xfs and ext leave it out where the disk cannot do it, ext also where it is the
+    /// file system's own default, and btrfs takes it for granted where the disk can. Only `nodiscard` says that it is off.
+    ///
+    /// Source: `__ext4_fill_super` and `_ext4_show_options` in the kernel's `fs/ext4/super.c`.
     fn discard_difference(&self, shown: &[&str], fstype: &str) -> Option<String> {
         let last = self.data.iter().rfind(|word| matches!(word.as_str(), "discard" | "nodiscard"));
         let is_asked = last.is_some_and(|word| word == "discard");
         match (is_asked, shown.contains(&"discard"), fstype) {
-            (true, false, "ext4" | "ext3") => Some("is mounted without discard".to_owned()),
+            (true, false, "ext4" | "ext3") if shown.contains(&"nodiscard") => {
+                Some("is mounted without discard".to_owned())
+            }
             (false, true, "ext4" | "ext3" | "xfs") => {
                 Some("is mounted with discard, which was not asked for".to_owned())
             }
@@ -538,7 +543,10 @@ mod tests {
             (label, "xfs", "rw,seclabel", Some("without the SELinux context")),
             ("", "xfs", "rw,context=a:b:c", Some("with an SELinux context")),
             ("discard", "ext4", "rw,discard", None),
-            ("discard", "ext4", "rw", Some("without discard")),
+            ("discard", "ext4", "rw,nodiscard", Some("without discard")),
+            // The disk cannot discard, or the file system does it by default.
+            ("discard", "ext4", "rw", None),
+            ("discard", "ext3", "rw", None),
             ("discard,nodiscard", "ext4", "rw,discard", Some("with discard")),
             ("", "ext3", "rw,discard", Some("with discard")),
             ("", "xfs", "rw,discard", Some("with discard")),
