@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use log::{info, warn};
 
-use super::aside::Aside;
+use super::aside::{self, Aside};
 use super::place::{self, Shape};
 use super::plan::{
     DiskPlan, Formatting, MountPlan, PlacePlan, plan_company, plan_disk, plan_mount, plan_mounted, plan_place,
@@ -137,6 +137,8 @@ impl Node {
     }
 
     fn apply_mount_as_planned(&self, call: &Call<'_>, want: &Wanted<'_>) -> Result<()> {
+        // What a killed call has left beside the path would pass for a mount of somebody who uses the volume.
+        aside::apply_clean(&call.guard, want.staging)?;
         let mounts = observe_mounts()?;
         plan_company(want.device.volume(), false, used_otherwise(&mounts, want.device, false))?;
         let superblock = self.observe_superblock(&mounts, want.device, &[want.staging]);

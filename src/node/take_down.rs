@@ -82,9 +82,13 @@ impl Node {
         aside::apply_clean(&call.guard, &staging)
     }
 
-    /// Takes dead mounts away from a path; whatever else is there stays. Gives the mount table as it is then.
+    /// Takes dead mounts away from a path, and what a call that was killed has left beside it, which would pass for another
+    /// place where the volume is used; whatever else is there stays. Gives the mount table as it is then.
     pub(super) fn ensure_not_dead(&self, call: &Call<'_>, path: &Path) -> Result<MountTable> {
         let real = place::observe_real_path(path)?;
+        if let Some(real) = &real {
+            aside::apply_clean(&call.guard, real)?;
+        }
         for _ in 0..MOST_MOUNTS {
             let mounts = observe_mounts()?;
             let mount = real.as_deref().and_then(|real| mounts.at(real));

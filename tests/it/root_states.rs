@@ -416,6 +416,22 @@ fn root_one_writer_has_one_target_and_the_other_modes_have_several() {
     rig.publish(&single, "two").unwrap();
     rig.unpublish(&single, "two").unwrap();
     rig.unstage(&single).unwrap();
+    // A call was killed between the two binds that make a mount with flags of its own: what it has left is nobody's place.
+    let target = rig.target(&vol, "one");
+    for (path, is_target) in [(&rig.staging(&vol), false), (&target, true)] {
+        let aside = path.with_file_name(format!(".{}.do-csi", path.file_name().unwrap().to_string_lossy()));
+        rig.stage(&single).unwrap();
+        fs::create_dir_all(&aside).unwrap();
+        rig.run("mount", &["--bind", &rig.staging(&vol).to_string_lossy(), &aside.to_string_lossy()]);
+        if !is_target {
+            rig.unstage(&single).unwrap();
+        }
+        rig.stage(&single).unwrap();
+        rig.publish(&single, "one").unwrap();
+        assert_eq!((count_at(&rig, &aside), aside.exists()), (0, false));
+        rig.unpublish(&single, "one").unwrap();
+        rig.unstage(&single).unwrap();
+    }
     let raw = single.block();
     let raw = raw.mode(Mode::SINGLE_NODE_SINGLE_WRITER);
     rig.publish(&raw, "one").unwrap();
