@@ -142,6 +142,8 @@ impl Node {
     }
 
     fn apply_show_at(&self, call: &Call<'_>, mounts: &MountTable, shown: &Shown<'_>, target: &Path) -> Result<()> {
+        // While it is held open no other disk gets its name, so what is bound is the disk that was found.
+        let _pin = (shown.shape == Shape::File).then(|| shown.device.open()).transpose()?;
         self.ensure_access(call, mounts, shown)?;
         apply_shown(call, mounts, shown, target)?;
         let at = self.observe_at(&observe_mounts()?, target, shown.device, |mount| shown.difference(mount))?;
