@@ -49,7 +49,7 @@ fn read_until_twice_the_same(read: impl Fn() -> std::io::Result<Vec<u8>>) -> std
 }
 
 /// Mounts a disk's file system at a folder that exists, and sees that it is there. While the disk is in somebody else's
-/// use it tries again, for as long as the budget lasts.
+/// use it tries again, for as long as the budget lasts. What is not seen to be there is unmounted again.
 ///
 /// A second call puts a second mount on top: the caller looks first.
 ///
@@ -72,14 +72,23 @@ pub fn apply_mount(
             .map_err(|errno| refused(device, fs, target, errno))
     })
     .map_err(or_in_use(device, "the mount"))?;
-    let mounts = observe_mounts()?;
-    match mounts.at(target) {
-        Some(found) if found.is_of(device) => {
-            log::info!("mounted device={} fs={fs} target={}", device.path().display(), target.display());
-            Ok(())
-        }
+    observe_mounted(device, target).inspect_err(|_| take_back(target))?;
+    log::info!("mounted device={} fs={fs} target={}", device.path().display(), target.display());
+    Ok(())
+}
+
+fn observe_mounted(device: &Device, target: &Path) -> Result<()> {
+    match observe_mounts()?.at(target) {
+        Some(found) if found.is_of(device) => Ok(()),
         Some(found) => Err(not_seen(device, target, &format!("device {} is there", found.device))),
         None => Err(not_seen(device, target, "nothing is there")),
+    }
+}
+
+/// Unmounts what was just mounted: the caller knows of no mount when it gets an error, and would leave it.
+fn take_back(target: &Path) {
+    if let Err(errno) = umount2(target, MntFlags::UMOUNT_NOFOLLOW) {
+        log::warn!("could not undo the mount at {}: {errno}", target.display());
     }
 }
 

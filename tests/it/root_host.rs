@@ -740,6 +740,23 @@ fn root_a_bind_mount_becomes_read_only_alone_and_keeps_its_other_flags() {
 
 #[test]
 #[ignore = "needs root: make test-root"]
+fn root_a_mount_that_is_not_seen_where_it_should_be_is_taken_back() {
+    let bench = Bench::new();
+    let disk = Disk::new(512 * MIB);
+    bench.format(&disk.device(), FsKind::Ext4).unwrap();
+    // The table shows the real path, so nothing is seen at one that has a link on its way.
+    let link = disk.root.path().canonicalize().unwrap().join("link");
+    std::os::unix::fs::symlink(disk.mnt().parent().unwrap(), &link).unwrap();
+    let at = link.join(disk.mnt().file_name().unwrap());
+    let options = MountOptions::default();
+    let refused = apply_mount(&bench.guard, &disk.device(), FsKind::Ext4, &at, &options, Duration::ZERO);
+    assert!(matches!(&refused, Err(Error::WrongDevice { .. })), "{refused:?}");
+    assert!(observe_mounts().unwrap().at(&disk.mnt()).is_none());
+    disk.close();
+}
+
+#[test]
+#[ignore = "needs root: make test-root"]
 fn root_every_flag_of_the_kernel_is_taken_by_it_and_shown() {
     let bench = Bench::new();
     let disk = Disk::new(512 * MIB);
