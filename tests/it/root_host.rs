@@ -1003,6 +1003,14 @@ fn root_a_stale_missing_or_cut_link_is_made_up_for_by_the_name_that_the_disk_car
     assert_eq!(found(&tree.places(&stale), &stale.name), right.node);
     fs::remove_file(stale.places().link(&stale.name)).unwrap();
     assert_eq!(found(&tree.places(&stale), &stale.name), right.node);
+    // One disk under two paths, as with the host's /dev in a container, is one disk.
+    let elsewhere = right.root.path().canonicalize().unwrap().join("loop");
+    let number = fs::metadata(&right.node).unwrap().rdev();
+    let mode = nix::sys::stat::Mode::from_bits_truncate(0o600);
+    nix::sys::stat::mknod(&elsewhere, nix::sys::stat::SFlag::S_IFBLK, mode, number).unwrap();
+    std::os::unix::fs::symlink(&elsewhere, stale.places().link(&stale.name)).unwrap();
+    assert_eq!(found(&tree.places(&stale), &stale.name), elsewhere);
+    fs::remove_file(stale.places().link(&stale.name)).unwrap();
     // A name that makes a link longer than a file name may be.
     right.name = VolumeName::parse(&"n".repeat(245)).unwrap();
     tree.show_disk(&right, right.name.as_str(), "running\n");
