@@ -319,8 +319,10 @@ impl MountOptions {
     /// Which subvolume is shown when none is asked for is the file system's own setting.
     fn subvolume_difference(&self, shown: &[&str]) -> Option<String> {
         let shows = |key: &str| value_in(shown.iter().copied(), key);
+        let shown_number = shows("subvolid").and_then(subvolume_number);
         let name = self.value("subvol").filter(|name| shows("subvol").is_none_or(|have| have != format!("/{name}")));
-        let number = self.value("subvolid").filter(|number| shows("subvolid") != Some(*number));
+        let is_shown = |number: &str| subvolume_number(number).is_some_and(|asked| shown_number == Some(asked));
+        let number = self.value("subvolid").filter(|number| !is_shown(number));
         name.or(number).map(|_| "is mounted with another subvolume".to_owned())
     }
 
@@ -352,6 +354,19 @@ fn is_same_label(one: &str, other: &str) -> bool {
     let ((one, one_level), (other, other_level)) = (parts(one), parts(other));
     let has_categories = |level: Option<&str>| level.is_some_and(|level| level.contains(':'));
     one == other && (one_level == other_level || (has_categories(one_level) && has_categories(other_level)))
+}
+
+/// A subvolume's number as the kernel reads it: in any base that C knows, and 0 means the first subvolume, 5.
+///
+/// Source: `fs_param_is_u64` in the kernel's `fs/fs_parser.c`, `btrfs_parse_param` in `fs/btrfs/super.c`.
+fn subvolume_number(text: &str) -> Option<u64> {
+    let digits = text.strip_prefix("0x").or_else(|| text.strip_prefix("0X"));
+    let number = match (digits, text.strip_prefix('0')) {
+        (Some(digits), _) => u64::from_str_radix(digits, 16),
+        (None, Some(digits)) if !digits.is_empty() => u64::from_str_radix(digits, 8),
+        (None, Some(_) | None) => text.parse(),
+    };
+    number.ok().map(|number| if number == 0 { 5 } else { number })
 }
 
 /// The value that the last word `key=value` gives, without quotes.
@@ -557,6 +572,13 @@ mod tests {
             ("subvol=@", "btrfs", "rw,subvolid=256,subvol=/@", None),
             ("subvol=@home", "btrfs", "rw,subvolid=256,subvol=/@", Some("another subvolume")),
             ("subvolid=256", "btrfs", "rw,subvolid=256,subvol=/@", None),
+            ("subvolid=0x100", "btrfs", "rw,subvolid=256,subvol=/@", None),
+            ("subvolid=0400", "btrfs", "rw,subvolid=256,subvol=/@", None),
+            ("subvolid=0", "btrfs", "rw,subvolid=5,subvol=/", None),
+            ("subvolid=0x101", "btrfs", "rw,subvolid=256,subvol=/@", Some("another subvolume")),
+            ("subvolid=0256", "btrfs", "rw,subvolid=256,subvol=/@", Some("another subvolume")),
+            ("subvolid=what", "btrfs", "rw,subvolid=256,subvol=/@", Some("another subvolume")),
+            ("subvolid=5", "btrfs", "rw", Some("another subvolume")),
             ("subvolid=257", "btrfs", "rw,subvolid=256,subvol=/@", Some("another subvolume")),
         ];
         for (flags, fstype, below, want) in cases {
