@@ -15,6 +15,7 @@ use super::content::FsKind;
 use super::device::Device;
 use super::flags::MountOptions;
 use super::mountinfo::MountTable;
+use super::protect::{Flagged, observe_is_protected};
 use crate::error::{Error, Result};
 use crate::lock::VolumeGuard;
 
@@ -209,8 +210,19 @@ fn not_seen(device: &Device, target: &Path, what: &str) -> Error {
 }
 
 fn refused(device: &Device, fs: FsKind, target: &Path, errno: Errno) -> Error {
+    let is_protected = || observe_is_protected(&Flagged::from(device)).unwrap_or(false);
     match super::fsck::damage(device, fs, errno) {
         Some(damaged) => damaged,
+        // A log is replayed also for a reader. Where it cannot be, btrfs says "Input/output error".
+        None if matches!((errno, fs), (Errno::EROFS, _) | (Errno::EIO, FsKind::Btrfs)) && is_protected() => {
+            Error::Precondition(format!(
+                "{fs} of volume {} cannot be mounted ({errno}): it was probably not unmounted cleanly, so its log has to be \
+                 written back first, but its disk {path} refuses writes; stage it for writing once, or make the disk take \
+                 them with `blockdev --setrw {path}`",
+                device.volume(),
+                path = device.path().display()
+            ))
+        }
         None => Error::errno("mounting at", target)(errno),
     }
 }
