@@ -612,7 +612,9 @@ fn root_a_disk_that_stays_in_somebody_elses_use_is_refused_with_a_hint() {
     std::thread::scope(|scope| {
         scope.spawn(|| refused(rig.stage(&mounted), code, &["mounted", "findmnt /dev/loop", "automount"]));
         let publish = || rig.publish(&raw.block(), "raw");
-        scope.spawn(move || refused(publish(), code, &["volume raw", "findmnt /dev/loop", "raw disk"]));
+        scope.spawn(move || {
+            refused(publish(), code, &["volume raw", "findmnt /dev/loop", "lsblk /dev/loop", "raw disk"])
+        });
         scope.spawn(|| refused(rig.stage(&blank.fs("xfs")), code, &["blank", "in use"]));
     });
     assert!(!rig.target(&raw, "raw").exists());
