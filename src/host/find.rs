@@ -90,11 +90,20 @@ impl fmt::Display for Sighting {
 /// `size` is what the cloud says, when known; a larger disk is right too, as it may have been resized since.
 ///
 /// # Errors
-/// [`Error::Io`] when something that is there cannot be read.
+/// [`Error::Io`] when something that is there cannot be read, and no disk carries the name.
 pub fn observe_device(places: &DevicePlaces, volume: &VolumeName, size: Option<Gib>) -> Result<Sighting> {
     let look = Looker { places, volume, size };
-    let linked = look.by_link()?;
     let mut names = disks_named(places, volume)?;
+    let linked = match look.by_link() {
+        Ok(linked) => linked,
+        // The link may be stale, and then what it leads to has nothing to do with the volume.
+        Err(err) if !names.is_empty() => {
+            log::warn!("passed over the link of volume {volume}: {}", Chain(&err));
+            let link = places.link(volume);
+            Look::nowhere(link.clone(), Sighting::Missing { link })
+        }
+        Err(err) => return Err(err),
+    };
     let is_linked = |name: &String| linked.number.is_some() && linked.number == look.listed_number(name);
     let by_name = match names.as_slice() {
         [] => ByName::Nobody,

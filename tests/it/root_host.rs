@@ -1054,6 +1054,15 @@ fn root_a_link_counts_only_while_no_other_disk_carries_the_name() {
     fs::create_dir(&unreadable).unwrap();
     assert!(matches!(observe(&linked.name), Sighting::Ready(device) if device.path() == linked.node));
     fs::remove_dir(&unreadable).unwrap();
+    // Nor does one behind a stale link that cannot be read keep the right one from being used.
+    let unreadable = tree.show_disk(&linked, "gone", "running\n").join("vpd_pg83");
+    fs::remove_file(&unreadable).unwrap();
+    fs::create_dir(&unreadable).unwrap();
+    assert!(observe_device(&tree.places(&linked), &linked.name, None).is_err());
+    tree.show_disk(&named, "vol", "running\n");
+    assert!(matches!(observe(&linked.name), Sighting::Ready(device) if device.path() == named.node));
+    fs::remove_dir(&unreadable).unwrap();
+    tree.show_disk(&named, "other", "running\n");
     // A serial number of 36 bytes may be cut, and then it is the same for two volumes: the link has to tell them apart.
     let long = VolumeName::parse("pvc-0a1b2c3d-0a1b-0a1b-0a1b-0a1b2c3d4e5f").unwrap();
     let cut = tree.show_disk(&linked, long.as_str(), "running\n");
