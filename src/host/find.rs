@@ -445,7 +445,7 @@ fn disks_named(places: &DevicePlaces, volume: &VolumeName) -> Result<Vec<String>
             Ok(Proof::Same) => found.extend(name.into_string().ok()),
             Ok(Proof::Other(_) | Proof::Compatible | Proof::Silent) => {}
             // One disk that cannot be read, or goes away, says nothing of the others.
-            Err(err) => log::warn!("passed over in the search for volume {volume}: {}", Chain(&err)),
+            Err(err) => log::debug!("passed over in the search for volume {volume}: {}", Chain(&err)),
         }
     }
     found.sort();
