@@ -712,6 +712,35 @@ fn root_the_mount_table_tells_whose_mount_is_where() {
 
 #[test]
 #[ignore = "needs root: make test-root"]
+fn root_a_mount_is_seen_however_much_is_mounted_and_unmounted_meanwhile() {
+    let (kept, restless) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let [kept_at, restless_at] = [&kept, &restless].map(|dir| dir.path().canonicalize().unwrap());
+    let bind = |at: &Path| {
+        nix::mount::mount(Some(at), at, None::<&str>, nix::mount::MsFlags::MS_BIND, None::<&str>).unwrap();
+    };
+    bind(&kept_at);
+    let is_done = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !is_done.load(std::sync::atomic::Ordering::Relaxed) {
+                bind(&restless_at);
+                nix::mount::umount(&restless_at).unwrap();
+                std::thread::sleep(Duration::from_micros(200));
+            }
+        });
+        let seen = (0..500).all(|_| observe_mounts().is_ok_and(|table| table.at(&kept_at).is_some()));
+        is_done.store(true, std::sync::atomic::Ordering::Relaxed);
+        assert!(seen);
+    });
+    // A change is seen by the next reading, and two readings without one are the same.
+    let before = observe_mounts().unwrap();
+    assert_eq!(before.iter().count(), observe_mounts().unwrap().iter().count());
+    nix::mount::umount(&kept_at).unwrap();
+    assert_eq!(observe_mounts().unwrap().iter().count() + 1, before.iter().count());
+}
+
+#[test]
+#[ignore = "needs root: make test-root"]
 fn root_a_bind_mount_becomes_read_only_alone_and_keeps_its_other_flags() {
     let bench = Bench::new();
     let disk = Disk::new(512 * MIB);
