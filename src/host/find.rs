@@ -435,12 +435,22 @@ fn going(path: PathBuf, err: Error) -> Result<Sighting> {
     if is_going(&err) { Ok(Sighting::NotRunning { path, state: "going away".to_owned() }) } else { Err(err) }
 }
 
+/// Whether sysfs says that there is no hardware behind a disk, as with loop devices and LVM: such a disk carries no name.
+///
+/// Source: `virtual_device_parent` in the kernel's `drivers/base/core.c`.
+fn is_virtual(disk: &Path) -> bool {
+    std::fs::read_link(disk).is_ok_and(|link| link.components().any(|part| part.as_os_str() == "virtual"))
+}
+
 /// The kernel names of all disks that carry this volume's name, in order.
 fn disks_named(places: &DevicePlaces, volume: &VolumeName) -> Result<Vec<String>> {
     let folder = places.sysfs.join("block");
     let mut found = Vec::new();
     for entry in std::fs::read_dir(&folder).map_err(Error::io("listing", &folder))? {
         let name = entry.map_err(Error::io("listing", &folder))?.file_name();
+        if is_virtual(&folder.join(&name)) {
+            continue;
+        }
         match Identity::read(&folder.join(&name)).map(|identity| identity.proves(volume)) {
             Ok(Proof::Same) => found.extend(name.into_string().ok()),
             Ok(Proof::Other(_) | Proof::Compatible | Proof::Silent) => {}
@@ -474,5 +484,17 @@ mod tests {
                 assert_eq!(plan_choice(by_link, by_name), want, "{by_link:?} {by_name:?}");
             }
         }
+    }
+    #[test]
+    fn only_a_link_that_says_so_is_of_a_virtual_disk() {
+        let dir = tempfile::tempdir().unwrap();
+        let disk = |name: &str, to: &str| {
+            std::os::unix::fs::symlink(to, dir.path().join(name)).unwrap();
+            is_virtual(&dir.path().join(name))
+        };
+        assert!(disk("loop0", "../devices/virtual/block/loop0"));
+        assert!(!disk("sda", "../devices/pci0000:00/0000:00:05.0/virtio2/host0/target0:0:0/0:0:0:1/block/sda"));
+        std::fs::create_dir(dir.path().join("virtual")).unwrap();
+        assert!(!is_virtual(&dir.path().join("virtual")) && !is_virtual(&dir.path().join("none")));
     }
 }
