@@ -26,7 +26,8 @@ pub(super) fn or_in_use(device: &Device, what: &str) -> impl FnOnce(Error) -> Er
         let (path, volume) = (device.path().display(), device.volume());
         Error::Precondition(format!(
             "{what} of volume {volume} is not possible, because something on this droplet uses its disk {path}: perhaps an \
-             automount rule of the distribution (see README); `findmnt {path}` and `fuser -v {path}` show what does"
+             automount rule of the distribution (see README); `findmnt {path}` and `fuser -v {path}` show what does, and \
+             `lsblk {path}` whether the host has made LVM, RAID or multipath of it (`vgchange -an`, `mdadm --stop` end that)"
         ))
     }
 }

@@ -90,23 +90,29 @@ impl fmt::Display for Sighting {
 /// `size` is what the cloud says, when known; a larger disk is right too, as it may have been resized since.
 ///
 /// # Errors
-/// [`Error::Io`] when something that is there cannot be read.
+/// [`Error::Io`] when something that is there cannot be read, and no disk carries the name.
 pub fn observe_device(places: &DevicePlaces, volume: &VolumeName, size: Option<Gib>) -> Result<Sighting> {
     let look = Looker { places, volume, size };
-    let linked = look.by_link()?;
-    let mut named = Vec::new();
-    for disk in disks_named(places, volume)? {
-        named.push(look.by_name(&disk)?);
-    }
-    let is_linked = |one: &Look| one.path == linked.path;
-    let by_name = match named.as_slice() {
+    let mut names = disks_named(places, volume)?;
+    let linked = match look.by_link() {
+        Ok(linked) => linked,
+        // The link may be stale, and then what it leads to has nothing to do with the volume.
+        Err(err) if !names.is_empty() => {
+            log::warn!("passed over the link of volume {volume}: {}", Chain(&err));
+            let link = places.link(volume);
+            Look::nowhere(link.clone(), Sighting::Missing { link })
+        }
+        Err(err) => return Err(err),
+    };
+    let is_linked = |name: &String| linked.number.is_some() && linked.number == look.listed_number(name);
+    let by_name = match names.as_slice() {
         [] => ByName::Nobody,
         [one] if is_linked(one) => ByName::TheLinks,
         [_] => ByName::Another,
         [_, _, ..] => ByName::Several,
     };
-    match (plan_choice(linked.by_link, by_name), named.pop()) {
-        (Choice::ByName, Some(found)) => Ok(found.sighting),
+    match (plan_choice(linked.by_link, by_name), names.pop()) {
+        (Choice::ByName, Some(name)) => Ok(look.by_name(&name)?.sighting),
         (Choice::ByLink, _) | (Choice::ByName, None) => Ok(linked.sighting),
         (Choice::Neither, _) => Ok(Sighting::OtherVolume {
             path: places.link(volume),
@@ -156,16 +162,17 @@ enum Choice {
 
 /// Decides between the disk that udev linked and the one that carries the name. Pure.
 ///
-/// A link may be stale, so it counts only as long as no other disk carries the name.
+/// A link may be stale, so it counts only as long as no other disk carries the name. A linked disk that carries the name was
+/// looked at already.
 fn plan_choice(by_link: ByLink, by_name: ByName) -> Choice {
     match (by_link, by_name) {
         (ByLink::Nowhere | ByLink::Other | ByLink::Silent | ByLink::Compatible | ByLink::Same, ByName::Several)
         | (ByLink::Same, ByName::Another) => Choice::Neither,
-        (ByLink::Nowhere | ByLink::Other | ByLink::Silent | ByLink::Compatible, ByName::Another)
-        | (ByLink::Nowhere | ByLink::Other | ByLink::Silent | ByLink::Compatible | ByLink::Same, ByName::TheLinks) => {
+        (ByLink::Nowhere | ByLink::Other | ByLink::Silent | ByLink::Compatible, ByName::Another | ByName::TheLinks) => {
             Choice::ByName
         }
-        (ByLink::Nowhere | ByLink::Other | ByLink::Silent | ByLink::Compatible | ByLink::Same, ByName::Nobody) => {
+        (ByLink::Same, ByName::TheLinks)
+        | (ByLink::Nowhere | ByLink::Other | ByLink::Silent | ByLink::Compatible | ByLink::Same, ByName::Nobody) => {
             Choice::ByLink
         }
     }
@@ -265,13 +272,15 @@ fn apply_rescan(_guard: &VolumeGuard, device: &Device) -> Result<()> {
 /// What was seen of one disk.
 struct Look {
     path: PathBuf,
+    /// The number of the disk that was opened: one disk may have several paths.
+    number: Option<DeviceNumber>,
     by_link: ByLink,
     sighting: Sighting,
 }
 
 impl Look {
     fn nowhere(path: PathBuf, sighting: Sighting) -> Look {
-        Look { path, by_link: ByLink::Nowhere, sighting }
+        Look { path, number: None, by_link: ByLink::Nowhere, sighting }
     }
 }
 
@@ -297,8 +306,7 @@ impl Looker<'_> {
     /// Looks at the disk that sysfs calls by a name; its node of that name must be the same disk's.
     fn by_name(&self, kernel_name: &str) -> Result<Look> {
         let look = self.at(self.places.nodes.join(kernel_name))?;
-        let listed = read_attribute(&self.places.sysfs.join("block").join(kernel_name).join("dev"));
-        let listed = listed.ok().flatten().and_then(|text| DeviceNumber::parse(&text));
+        let listed = self.listed_number(kernel_name);
         let is_same = std::fs::metadata(&look.path).is_ok_and(|node| listed == Some(number_of(&node)));
         let state = match (&look.sighting, look.by_link, is_same) {
             (_, ByLink::Same, true) => return Ok(look),
@@ -308,6 +316,12 @@ impl Looker<'_> {
         };
         let sighting = Sighting::NotRunning { path: look.path.clone(), state: state.to_owned() };
         Ok(Look { sighting, ..look })
+    }
+
+    /// The number that sysfs lists for a disk; `None` also while the disk goes away.
+    fn listed_number(&self, kernel_name: &str) -> Option<DeviceNumber> {
+        let listed = read_attribute(&self.places.sysfs.join("block").join(kernel_name).join("dev"));
+        listed.ok().flatten().and_then(|text| DeviceNumber::parse(&text))
     }
 
     fn by_number(&self, number: DeviceNumber) -> Result<Sighting> {
@@ -347,16 +361,17 @@ impl Looker<'_> {
             Ok(traits) => traits,
             Err(err) => return going(path.clone(), err).map(|sighting| Look::nowhere(path, sighting)),
         };
+        let number = Some(disk.number);
         let by_link = match traits.identity.proves(self.volume) {
             Proof::Other(found) => {
                 let sighting = Sighting::OtherVolume { path: path.clone(), found };
-                return Ok(Look { path, by_link: ByLink::Other, sighting });
+                return Ok(Look { path, number, by_link: ByLink::Other, sighting });
             }
             Proof::Silent => ByLink::Silent,
             Proof::Compatible => ByLink::Compatible,
             Proof::Same => ByLink::Same,
         };
-        Ok(Look { path, by_link, sighting: self.judge(disk, traits) })
+        Ok(Look { path, number, by_link, sighting: self.judge(disk, traits) })
     }
 
     /// Judges a disk that is this volume's by all it says.
@@ -420,17 +435,27 @@ fn going(path: PathBuf, err: Error) -> Result<Sighting> {
     if is_going(&err) { Ok(Sighting::NotRunning { path, state: "going away".to_owned() }) } else { Err(err) }
 }
 
+/// Whether sysfs says that there is no hardware behind a disk, as with loop devices and LVM: such a disk carries no name.
+///
+/// Source: `virtual_device_parent` in the kernel's `drivers/base/core.c`.
+fn is_virtual(disk: &Path) -> bool {
+    std::fs::read_link(disk).is_ok_and(|link| link.components().any(|part| part.as_os_str() == "virtual"))
+}
+
 /// The kernel names of all disks that carry this volume's name, in order.
 fn disks_named(places: &DevicePlaces, volume: &VolumeName) -> Result<Vec<String>> {
     let folder = places.sysfs.join("block");
     let mut found = Vec::new();
     for entry in std::fs::read_dir(&folder).map_err(Error::io("listing", &folder))? {
         let name = entry.map_err(Error::io("listing", &folder))?.file_name();
+        if is_virtual(&folder.join(&name)) {
+            continue;
+        }
         match Identity::read(&folder.join(&name)).map(|identity| identity.proves(volume)) {
             Ok(Proof::Same) => found.extend(name.into_string().ok()),
             Ok(Proof::Other(_) | Proof::Compatible | Proof::Silent) => {}
             // One disk that cannot be read, or goes away, says nothing of the others.
-            Err(err) => log::warn!("passed over in the search for volume {volume}: {}", Chain(&err)),
+            Err(err) => log::debug!("passed over in the search for volume {volume}: {}", Chain(&err)),
         }
     }
     found.sort();
@@ -452,12 +477,24 @@ mod tests {
             (Other, [link, name, name, neither]),
             (Silent, [link, name, name, neither]),
             (Compatible, [link, name, name, neither]),
-            (Same, [link, name, neither, neither]),
+            (Same, [link, link, neither, neither]),
         ];
         for (by_link, wants) in table {
             for (by_name, want) in by_name.into_iter().zip(wants) {
                 assert_eq!(plan_choice(by_link, by_name), want, "{by_link:?} {by_name:?}");
             }
         }
+    }
+    #[test]
+    fn only_a_link_that_says_so_is_of_a_virtual_disk() {
+        let dir = tempfile::tempdir().unwrap();
+        let disk = |name: &str, to: &str| {
+            std::os::unix::fs::symlink(to, dir.path().join(name)).unwrap();
+            is_virtual(&dir.path().join(name))
+        };
+        assert!(disk("loop0", "../devices/virtual/block/loop0"));
+        assert!(!disk("sda", "../devices/pci0000:00/0000:00:05.0/virtio2/host0/target0:0:0/0:0:0:1/block/sda"));
+        std::fs::create_dir(dir.path().join("virtual")).unwrap();
+        assert!(!is_virtual(&dir.path().join("virtual")) && !is_virtual(&dir.path().join("none")));
     }
 }

@@ -259,7 +259,7 @@ impl MountOptions {
     /// The first way in which a mount that exists differs from these options, as a phrase; `None` when it fits.
     ///
     /// Compared are the kernel's own flags, and of what the file system reads that which every kernel prints as it was given:
-    /// the SELinux label, `discard` of ext, and which subvolume of a btrfs it is.
+    /// the SELinux label, `discard` where it can be told, and which subvolume of a btrfs it is.
     #[must_use]
     pub fn differs_from(&self, mount: &Mount) -> Option<String> {
         self.differs_at(mount).or_else(|| self.differs_below(mount))
@@ -298,12 +298,17 @@ impl MountOptions {
         })
     }
 
-    /// xfs leaves `discard` out where the disk cannot do it, and btrfs takes it for granted where the disk can.
+    /// That `discard` is not shown says little: xfs and ext leave it out where the disk cannot do it, ext also where it is the
+    /// file system's own default, and btrfs takes it for granted where the disk can. Only `nodiscard` says that it is off.
+    ///
+    /// Source: `__ext4_fill_super` and `_ext4_show_options` in the kernel's `fs/ext4/super.c`.
     fn discard_difference(&self, shown: &[&str], fstype: &str) -> Option<String> {
         let last = self.data.iter().rfind(|word| matches!(word.as_str(), "discard" | "nodiscard"));
         let is_asked = last.is_some_and(|word| word == "discard");
         match (is_asked, shown.contains(&"discard"), fstype) {
-            (true, false, "ext4" | "ext3") => Some("is mounted without discard".to_owned()),
+            (true, false, "ext4" | "ext3") if shown.contains(&"nodiscard") => {
+                Some("is mounted without discard".to_owned())
+            }
             (false, true, "ext4" | "ext3" | "xfs") => {
                 Some("is mounted with discard, which was not asked for".to_owned())
             }
@@ -314,8 +319,10 @@ impl MountOptions {
     /// Which subvolume is shown when none is asked for is the file system's own setting.
     fn subvolume_difference(&self, shown: &[&str]) -> Option<String> {
         let shows = |key: &str| value_in(shown.iter().copied(), key);
+        let shown_number = shows("subvolid").and_then(subvolume_number);
         let name = self.value("subvol").filter(|name| shows("subvol").is_none_or(|have| have != format!("/{name}")));
-        let number = self.value("subvolid").filter(|number| shows("subvolid") != Some(*number));
+        let is_shown = |number: &str| subvolume_number(number).is_some_and(|asked| shown_number == Some(asked));
+        let number = self.value("subvolid").filter(|number| !is_shown(number));
         name.or(number).map(|_| "is mounted with another subvolume".to_owned())
     }
 
@@ -347,6 +354,19 @@ fn is_same_label(one: &str, other: &str) -> bool {
     let ((one, one_level), (other, other_level)) = (parts(one), parts(other));
     let has_categories = |level: Option<&str>| level.is_some_and(|level| level.contains(':'));
     one == other && (one_level == other_level || (has_categories(one_level) && has_categories(other_level)))
+}
+
+/// A subvolume's number as the kernel reads it: in any base that C knows, and 0 means the first subvolume, 5.
+///
+/// Source: `fs_param_is_u64` in the kernel's `fs/fs_parser.c`, `btrfs_parse_param` in `fs/btrfs/super.c`.
+fn subvolume_number(text: &str) -> Option<u64> {
+    let digits = text.strip_prefix("0x").or_else(|| text.strip_prefix("0X"));
+    let number = match (digits, text.strip_prefix('0')) {
+        (Some(digits), _) => u64::from_str_radix(digits, 16),
+        (None, Some(digits)) if !digits.is_empty() => u64::from_str_radix(digits, 8),
+        (None, Some(_) | None) => text.parse(),
+    };
+    number.ok().map(|number| if number == 0 { 5 } else { number })
 }
 
 /// The value that the last word `key=value` gives, without quotes.
@@ -538,7 +558,10 @@ mod tests {
             (label, "xfs", "rw,seclabel", Some("without the SELinux context")),
             ("", "xfs", "rw,context=a:b:c", Some("with an SELinux context")),
             ("discard", "ext4", "rw,discard", None),
-            ("discard", "ext4", "rw", Some("without discard")),
+            ("discard", "ext4", "rw,nodiscard", Some("without discard")),
+            // The disk cannot discard, or the file system does it by default.
+            ("discard", "ext4", "rw", None),
+            ("discard", "ext3", "rw", None),
             ("discard,nodiscard", "ext4", "rw,discard", Some("with discard")),
             ("", "ext3", "rw,discard", Some("with discard")),
             ("", "xfs", "rw,discard", Some("with discard")),
@@ -549,6 +572,13 @@ mod tests {
             ("subvol=@", "btrfs", "rw,subvolid=256,subvol=/@", None),
             ("subvol=@home", "btrfs", "rw,subvolid=256,subvol=/@", Some("another subvolume")),
             ("subvolid=256", "btrfs", "rw,subvolid=256,subvol=/@", None),
+            ("subvolid=0x100", "btrfs", "rw,subvolid=256,subvol=/@", None),
+            ("subvolid=0400", "btrfs", "rw,subvolid=256,subvol=/@", None),
+            ("subvolid=0", "btrfs", "rw,subvolid=5,subvol=/", None),
+            ("subvolid=0x101", "btrfs", "rw,subvolid=256,subvol=/@", Some("another subvolume")),
+            ("subvolid=0256", "btrfs", "rw,subvolid=256,subvol=/@", Some("another subvolume")),
+            ("subvolid=what", "btrfs", "rw,subvolid=256,subvol=/@", Some("another subvolume")),
+            ("subvolid=5", "btrfs", "rw", Some("another subvolume")),
             ("subvolid=257", "btrfs", "rw,subvolid=256,subvol=/@", Some("another subvolume")),
         ];
         for (flags, fstype, below, want) in cases {

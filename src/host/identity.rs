@@ -24,7 +24,7 @@ pub(super) struct Identity {
     model: Option<String>,
     /// The names in VPD page 0x83, in its order.
     names: Vec<String>,
-    /// The unit serial number of VPD page 0x80.
+    /// The unit serial number of VPD page 0x80; read only where there are no names, as it may be cut.
     serial: Option<String>,
 }
 
@@ -48,13 +48,13 @@ impl Identity {
         if !device.exists() {
             return Ok(Identity::default());
         }
-        Ok(Identity {
-            has_hardware: true,
-            vendor: read_attribute(&device.join("vendor"))?,
-            model: read_attribute(&device.join("model"))?,
-            names: read_bytes(&device.join("vpd_pg83"))?.map(|page| parse_names(&page)).unwrap_or_default(),
-            serial: read_bytes(&device.join("vpd_pg80"))?.and_then(|page| parse_serial(&page)),
-        })
+        let names = read_bytes(&device.join("vpd_pg83"))?.map(|page| parse_names(&page)).unwrap_or_default();
+        let serial = match names.as_slice() {
+            [] => read_bytes(&device.join("vpd_pg80"))?.and_then(|page| parse_serial(&page)),
+            [_, ..] => None,
+        };
+        let (vendor, model) = (read_attribute(&device.join("vendor"))?, read_attribute(&device.join("model"))?);
+        Ok(Identity { has_hardware: true, vendor, model, names, serial })
     }
 
     /// Decides whether the disk carries this volume's name. Pure.

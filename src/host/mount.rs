@@ -4,52 +4,80 @@
 //! decided elsewhere; whether what is mounted still works is `liveness.rs`'s. Everything here goes to the kernel directly: no program is run.
 
 use std::fs::File;
+use std::io::{Read, Seek};
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::busy::{or_in_use, retry_while_busy};
 use super::content::FsKind;
 use super::device::Device;
 use super::flags::MountOptions;
 use super::mountinfo::MountTable;
+use super::protect::{Flagged, observe_is_protected};
 use crate::error::{Error, Result};
 use crate::lock::VolumeGuard;
 
 const TABLE: &str = "/proc/self/mountinfo";
 
-/// How often the table is read until two readings agree, before it counts as changing all the time.
+/// How often the table is read before it counts as changing all the time, and from which reading on there is a pause first.
 const READINGS: usize = 50;
+const PATIENT_FROM: usize = 10;
+const PAUSE: Duration = Duration::from_millis(1);
+
+/// Holds the table of a droplet with many mounts, so that a reading seldom has to make room.
+const ROOM: usize = 16 * 1024;
 
 /// Reads the mount table, whole.
 ///
 /// A table longer than a page is read in pieces, and before Linux 5.8 an unmount between two of them made the kernel skip an
-/// entry. A mount that is overlooked would be taken for free, so the table is read until it is the same twice.
+/// entry. A mount that is overlooked would be taken for free, so the table is read until nothing was mounted or unmounted
+/// meanwhile, which the open table tells.
 ///
 /// # Errors
 /// [`Error::Io`] when it cannot be read or changes all the time, [`Error::Bug`] when it is not understood.
-/// Source: `m_start` in the kernel's `fs/namespace.c`, and its commit 9f6c61f96f2d.
+/// Source: `m_start` in the kernel's `fs/namespace.c`, and its commit 9f6c61f96f2d; `mounts_poll` in `fs/proc_namespace.c`.
 pub fn observe_mounts() -> Result<MountTable> {
-    let text = read_until_twice_the_same(|| std::fs::read(TABLE)).map_err(Error::io("reading", TABLE))?;
+    let read = || {
+        let mut table = File::open(TABLE)?;
+        let mut text = Vec::with_capacity(ROOM);
+        read_undisturbed(|reading| {
+            if reading >= PATIENT_FROM {
+                std::thread::sleep(PAUSE);
+            }
+            text.clear();
+            table.rewind()?;
+            table.read_to_end(&mut text)?;
+            has_changed(&table)
+        })?;
+        Ok(text)
+    };
+    let text = read().map_err(Error::io("reading", TABLE))?;
     MountTable::parse(&text).map_err(|bad| Error::Bug(bad.to_string()))
 }
 
-fn read_until_twice_the_same(read: impl Fn() -> std::io::Result<Vec<u8>>) -> std::io::Result<Vec<u8>> {
-    let mut last = read()?;
-    for _ in 1..READINGS {
-        let next = read()?;
-        if next == last {
-            return Ok(next);
+/// Whether anything was mounted, unmounted or remounted since the table was opened, or since it was asked last.
+fn has_changed(table: &File) -> std::io::Result<bool> {
+    let mut asked = [PollFd::new(table.as_fd(), PollFlags::POLLPRI)];
+    Ok(poll(&mut asked, PollTimeout::ZERO)? > 0)
+}
+
+/// Reads again and again until a reading was not disturbed, which it says itself.
+fn read_undisturbed(mut read: impl FnMut(usize) -> std::io::Result<bool>) -> std::io::Result<()> {
+    for reading in 0..READINGS {
+        if !read(reading)? {
+            return Ok(());
         }
-        last = next;
     }
     Err(std::io::Error::other("it changes all the time"))
 }
 
 /// Mounts a disk's file system at a folder that exists, and sees that it is there. While the disk is in somebody else's
-/// use it tries again, for as long as the budget lasts.
+/// use it tries again, for as long as the budget lasts. What is not seen to be there is unmounted again.
 ///
 /// A second call puts a second mount on top: the caller looks first.
 ///
@@ -72,14 +100,23 @@ pub fn apply_mount(
             .map_err(|errno| refused(device, fs, target, errno))
     })
     .map_err(or_in_use(device, "the mount"))?;
-    let mounts = observe_mounts()?;
-    match mounts.at(target) {
-        Some(found) if found.is_of(device) => {
-            log::info!("mounted device={} fs={fs} target={}", device.path().display(), target.display());
-            Ok(())
-        }
+    observe_mounted(device, target).inspect_err(|_| take_back(target))?;
+    log::info!("mounted device={} fs={fs} target={}", device.path().display(), target.display());
+    Ok(())
+}
+
+fn observe_mounted(device: &Device, target: &Path) -> Result<()> {
+    match observe_mounts()?.at(target) {
+        Some(found) if found.is_of(device) => Ok(()),
         Some(found) => Err(not_seen(device, target, &format!("device {} is there", found.device))),
         None => Err(not_seen(device, target, "nothing is there")),
+    }
+}
+
+/// Unmounts what was just mounted: the caller knows of no mount when it gets an error, and would leave it.
+fn take_back(target: &Path) {
+    if let Err(errno) = umount2(target, MntFlags::UMOUNT_NOFOLLOW) {
+        log::warn!("could not undo the mount at {}: {errno}", target.display());
     }
 }
 
@@ -115,15 +152,16 @@ pub fn apply_own_flags(_guard: &VolumeGuard, target: &Path, options: &MountOptio
 }
 
 /// Makes a file system writable that is mounted read-only, through one of its mounts, which becomes writable with it. Its
-/// other mounts stay read-only.
+/// other mounts stay read-only. `options` are those of the mount: a remount clears what it does not name, for the whole file
+/// system where it is the file system's, as `sync` and `lazytime`.
 ///
 /// A second call changes nothing.
 ///
 /// # Errors
 /// [`Error::Io`] with the kernel's answer, [`Error::Precondition`] when it did not become writable.
 /// Source: `do_remount` in the kernel's `fs/namespace.c`.
-pub fn apply_writable(_guard: &VolumeGuard, target: &Path) -> Result<()> {
-    remount(target, MsFlags::MS_REMOUNT)?;
+pub fn apply_writable(_guard: &VolumeGuard, target: &Path, options: &MountOptions) -> Result<()> {
+    remount(target, MsFlags::MS_REMOUNT | options.flags().difference(MsFlags::MS_RDONLY))?;
     match observe_mounts()?.at(target) {
         Some(seen) if !seen.is_read_only() => Ok(()),
         Some(_) | None => Err(Error::Precondition(format!("{} did not become writable", target.display()))),
@@ -199,8 +237,19 @@ fn not_seen(device: &Device, target: &Path, what: &str) -> Error {
 }
 
 fn refused(device: &Device, fs: FsKind, target: &Path, errno: Errno) -> Error {
+    let is_protected = || observe_is_protected(&Flagged::from(device)).unwrap_or(false);
     match super::fsck::damage(device, fs, errno) {
         Some(damaged) => damaged,
+        // A log is replayed also for a reader. Where it cannot be, btrfs says "Input/output error".
+        None if matches!((errno, fs), (Errno::EROFS, _) | (Errno::EIO, FsKind::Btrfs)) && is_protected() => {
+            Error::Precondition(format!(
+                "{fs} of volume {} cannot be mounted ({errno}): it was probably not unmounted cleanly, so its log has to be \
+                 written back first, but its disk {path} refuses writes; stage it for writing once, or make the disk take \
+                 them with `blockdev --setrw {path}`",
+                device.volume(),
+                path = device.path().display()
+            ))
+        }
         None => Error::errno("mounting at", target)(errno),
     }
 }
@@ -208,25 +257,18 @@ fn refused(device: &Device, fs: FsKind, target: &Path, errno: Errno) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::cell::Cell;
-
-    /// Gives out one reading after the other, and the last one again and again.
-    fn read(readings: &[&str]) -> std::io::Result<String> {
-        let count = Cell::new(0);
-        let bytes = read_until_twice_the_same(|| {
-            let at = count.replace(count.get() + 1).min(readings.len() - 1);
-            Ok(readings[at].as_bytes().to_vec())
-        });
-        bytes.map(|bytes| String::from_utf8(bytes).unwrap())
-    }
 
     #[test]
-    fn a_table_counts_only_when_it_was_read_twice_the_same() {
-        // The second reading has lost an entry, as on an old kernel while something else is unmounted.
-        for (readings, want) in [(&["ab"][..], "ab"), (&["ab", "b", "b"], "b"), (&["ab", "b", "ab", "ab", "x"], "ab")] {
-            assert_eq!(read(readings).unwrap(), want, "{readings:?}");
+    fn a_table_counts_only_when_nothing_changed_while_it_was_read() {
+        for disturbed in [0, 1, 2, READINGS - 1] {
+            let mut readings = 0;
+            let read = read_undisturbed(|reading| {
+                readings += 1;
+                Ok(reading < disturbed)
+            });
+            assert!(read.is_ok() && readings == disturbed + 1, "{disturbed}: {readings}");
         }
-        let restless: Vec<&str> = (0..READINGS * 2).map(|i| if i % 2 == 0 { "a" } else { "b" }).collect();
-        assert!(read(&restless).is_err());
+        assert!(read_undisturbed(|_| Ok(true)).is_err());
+        assert!(read_undisturbed(|_| Err(Errno::EIO.into())).is_err());
     }
 }

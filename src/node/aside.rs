@@ -28,7 +28,7 @@ impl<'a> Aside<'a> {
     /// Makes the place beside `path`, which is real and has a parent.
     pub(super) fn open(guard: &'a VolumeGuard, path: &Path, shape: Shape) -> Result<Self> {
         apply_clean(guard, path)?;
-        let path = place::ensure_place(guard, &beside(path)?, shape)?;
+        let path = place::ensure_real_place(guard, beside(path)?, shape)?;
         Ok(Aside { guard, path })
     }
 

@@ -45,11 +45,19 @@ pub fn observe_real_path(path: &Path) -> Result<Option<PathBuf>> {
 ///
 /// # Errors
 /// [`Error::TargetTaken`] when there is something else, [`Error::Io`].
-pub fn ensure_place(_guard: &VolumeGuard, path: &Path, shape: Shape) -> Result<PathBuf> {
+pub fn ensure_place(guard: &VolumeGuard, path: &Path, shape: Shape) -> Result<PathBuf> {
     if let Some(parent) = path.parent() {
         DirBuilder::new().recursive(true).mode(0o750).create(parent).map_err(Error::io("making the folder", parent))?;
     }
     let real = observe_real_path(path)?.ok_or_else(|| Error::Bug(format!("{} vanished", path.display())))?;
+    ensure_real_place(guard, real, shape)
+}
+
+/// As [`ensure_place`], for a real path, the way to which exists.
+///
+/// # Errors
+/// As [`ensure_place`].
+pub fn ensure_real_place(_guard: &VolumeGuard, real: PathBuf, shape: Shape) -> Result<PathBuf> {
     match make(&real, shape) {
         Ok(()) => Ok(real),
         Err(err) if err.kind() == ErrorKind::AlreadyExists => ensure_shape(real, shape),

@@ -28,6 +28,8 @@ use crate::request::node::Publish;
 struct Shown<'a> {
     device: &'a Device,
     want: &'a Publish,
+    /// The target as the mount table shows it; `None` as long as the way there does not exist.
+    target: Option<PathBuf>,
     /// The staged folder, or the device's node.
     source: PathBuf,
     shape: Shape,
@@ -53,20 +55,25 @@ impl Node {
     pub fn publish(&self, want: &Publish) -> Result<()> {
         let call = self.begin(&want.stage.volume)?;
         // A dead mount at the target would keep the file system below it dead, however often that is mounted anew.
-        let mounts = self.ensure_not_dead(&call, &want.target)?;
+        let target = place::observe_real_path(&want.target)?;
+        let mounts = match &target {
+            Some(target) => self.ensure_not_dead(&call, target)?,
+            None => observe_mounts()?,
+        };
         match &want.stage.capability.access {
             Access::Block => {
                 let (name, size) = (&want.stage.attached.name, want.stage.attached.size);
                 let device = await_device(&call.guard, &self.places, name, size, call.cap(DEVICE_BUDGET))?;
                 let source = device.path().to_owned();
-                let shown = Shown { device: &device, want, source, shape: Shape::File, options: None };
+                let shown = Shown { device: &device, want, target, source, shape: Shape::File, options: None };
                 self.ensure_shown(&call, &mounts, &shown)
             }
             Access::Mount { fs, flags } => {
                 let flags = self.labelled(flags, &want.stage);
                 let (device, source, mounts) = self.ensure_staging(&call, want, *fs, &flags, mounts)?;
                 let options = if want.is_read_only { flags.read_only() } else { flags };
-                let shown = Shown { device: &device, want, source, shape: Shape::Folder, options: Some(options) };
+                let shown =
+                    Shown { device: &device, want, target, source, shape: Shape::Folder, options: Some(options) };
                 self.ensure_shown(&call, &mounts, &shown)
             }
         }
@@ -102,8 +109,8 @@ impl Node {
     }
 
     fn ensure_shown(&self, call: &Call<'_>, mounts: &MountTable, shown: &Shown<'_>) -> Result<()> {
-        let target = place::observe_real_path(&shown.want.target)?;
-        let at = match &target {
+        let target = shown.target.as_deref();
+        let at = match target {
             Some(target) => self.observe_at(mounts, target, shown.device, |mount| shown.difference(mount))?,
             None => MountAt::Free,
         };
@@ -112,7 +119,7 @@ impl Node {
             PlacePlan::Mount => self.apply_show(call, mounts, shown),
             PlacePlan::ClearThenMount => {
                 warn!("clearing a dead mount target={}: {at:?}", shown.want.target.display());
-                apply_unmount(&call.guard, target.as_deref().unwrap_or(&shown.want.target), Unmount::DiskGone)?;
+                apply_unmount(&call.guard, target.unwrap_or(&shown.want.target), Unmount::DiskGone)?;
                 // What was hidden below is looked at in turn.
                 self.ensure_shown(call, &observe_mounts()?, shown)
             }
@@ -122,14 +129,17 @@ impl Node {
     fn apply_show(&self, call: &Call<'_>, mounts: &MountTable, shown: &Shown<'_>) -> Result<()> {
         let (volume, is_raw) = (shown.device.volume(), shown.shape == Shape::File);
         plan_company(volume, is_raw, used_otherwise(mounts, shown.device, is_raw))?;
-        let staging = place::observe_real_path(&shown.want.stage.staging)?;
-        let apart: Vec<&Path> = staging.iter().map(PathBuf::as_path).collect();
+        // A raw disk is not mounted at its staging path, so none of its places has to be left out.
+        let apart = [shown.source.as_path()];
         let other = elsewhere(mounts, shown.device, &apart).next();
         plan_target(volume, shown.want.stage.capability.mode, other.map(|mount| mount.target.as_path()))?;
         if is_raw {
             check_raw(call, mounts, shown.device)?;
         }
-        let target = place::ensure_place(&call.guard, &shown.want.target, shown.shape)?;
+        let target = match &shown.target {
+            Some(target) => place::ensure_real_place(&call.guard, target.clone(), shown.shape)?,
+            None => place::ensure_place(&call.guard, &shown.want.target, shown.shape)?,
+        };
         if !place::observe_is_empty(&target)? {
             return Err(Error::TargetTaken { path: target, by: "it has content of its own".to_owned() });
         }
@@ -142,6 +152,8 @@ impl Node {
     }
 
     fn apply_show_at(&self, call: &Call<'_>, mounts: &MountTable, shown: &Shown<'_>, target: &Path) -> Result<()> {
+        // While it is held open no other disk gets its name, so what is bound is the disk that was found.
+        let _pin = (shown.shape == Shape::File).then(|| shown.device.open()).transpose()?;
         self.ensure_access(call, mounts, shown)?;
         apply_shown(call, mounts, shown, target)?;
         let at = self.observe_at(&observe_mounts()?, target, shown.device, |mount| shown.difference(mount))?;
@@ -165,8 +177,7 @@ impl Node {
         match shown.shape {
             Shape::Folder => Ok(()),
             Shape::File => {
-                let target = place::observe_real_path(&shown.want.target)?;
-                let target = target.as_deref().unwrap_or(&shown.want.target);
+                let target = shown.target.as_deref().unwrap_or(&shown.want.target);
                 self.ensure_protection(call, mounts, shown.device, target, shown.want.is_read_only)
             }
         }

@@ -28,6 +28,8 @@ impl Node {
         target: &Path,
         is_read_only: bool,
     ) -> Result<()> {
+        // While it is held open no other disk gets its name, so the flag that is set is this disk's.
+        let _pin = device.open()?;
         let disk = Flagged::from(device);
         let apart = [target];
         let other = elsewhere(mounts, device, &apart).map(|mount| mount.target.as_path()).next();

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use log::{info, warn};
 
-use super::aside::Aside;
+use super::aside::{self, Aside};
 use super::place::{self, Shape};
 use super::plan::{
     DiskPlan, Formatting, MountPlan, PlacePlan, plan_company, plan_disk, plan_mount, plan_mounted, plan_place,
@@ -29,7 +29,7 @@ use crate::host::mkfs::apply_format;
 use crate::host::mount::{
     Unmount, apply_bind, apply_mount, apply_own_flags, apply_unmount, apply_writable, observe_mounts,
 };
-use crate::host::mountinfo::Mount;
+use crate::host::mountinfo::{Mount, MountTable};
 use crate::request::capability::Access;
 use crate::request::node::Stage;
 
@@ -137,6 +137,8 @@ impl Node {
     }
 
     fn apply_mount_as_planned(&self, call: &Call<'_>, want: &Wanted<'_>) -> Result<()> {
+        // What a killed call has left beside the path would pass for a mount of somebody who uses the volume.
+        aside::apply_clean(&call.guard, want.staging)?;
         let mounts = observe_mounts()?;
         plan_company(want.device.volume(), false, used_otherwise(&mounts, want.device, false))?;
         let superblock = self.observe_superblock(&mounts, want.device, &[want.staging]);
@@ -145,7 +147,7 @@ impl Node {
                 if !want.options.is_read_only() {
                     self.ensure_protection(call, &mounts, want.device, want.staging, false)?;
                 }
-                let fs = self.ensure_sound(call, want)?;
+                let fs = self.ensure_sound(call, &mounts, want)?;
                 apply_mount_of(call, want.device, fs, want.staging, &want.options)
             }
             MountPlan::Again(fs) => apply_mount_of(call, want.device, fs, want.staging, &want.options),
@@ -159,14 +161,14 @@ impl Node {
                 let aside = Aside::open(&call.guard, want.staging, Shape::Folder)?;
                 let read_only = want.options.clone().read_only();
                 apply_mount_of(call, want.device, fs, aside.path(), &read_only)?;
-                apply_writable(&call.guard, aside.path())?;
+                apply_writable(&call.guard, aside.path(), &want.options)?;
                 apply_mount_of(call, want.device, fs, want.staging, &want.options)
             }
         }
     }
 
     /// Formats the disk if it is blank and checks its file system if it needs it; says which one it is.
-    fn ensure_sound(&self, call: &Call<'_>, want: &Wanted<'_>) -> Result<FsKind> {
+    fn ensure_sound(&self, call: &Call<'_>, mounts: &MountTable, want: &Wanted<'_>) -> Result<FsKind> {
         let device = want.device;
         let content = observe_content(&call.runner, device)?;
         let fs = match plan_disk(device, want.fs, self.default_fs, want.formatting(), &content)? {
@@ -180,6 +182,8 @@ impl Node {
         };
         if let Some(why) = observe_check_need(device, fs)? {
             info!("checking volume={} device={} fs={fs}: {why}", device.volume(), device.path().display());
+            // The check writes also for a reader, and a flag that a killed call has left would make it fail for ever.
+            self.ensure_protection(call, mounts, device, want.staging, false)?;
             apply_check(&call.guard, &self.slots, &call.runner, device, fs)?;
         }
         Ok(fs)

@@ -82,18 +82,18 @@ impl Node {
         aside::apply_clean(&call.guard, &staging)
     }
 
-    /// Takes dead mounts away from a path; whatever else is there stays. Gives the mount table as it is then.
-    pub(super) fn ensure_not_dead(&self, call: &Call<'_>, path: &Path) -> Result<MountTable> {
-        let real = place::observe_real_path(path)?;
+    /// Takes dead mounts away from a path, and what a call that was killed has left beside it, which would pass for another
+    /// place where the volume is used; whatever else is there stays. Gives the mount table as it is then.
+    pub(super) fn ensure_not_dead(&self, call: &Call<'_>, real: &Path) -> Result<MountTable> {
+        aside::apply_clean(&call.guard, real)?;
         for _ in 0..MOST_MOUNTS {
             let mounts = observe_mounts()?;
-            let mount = real.as_deref().and_then(|real| mounts.at(real));
-            match mount.filter(|mount| is_of_our_making(mount) && self.health(mount) != Health::Alive) {
+            match mounts.at(real).filter(|mount| is_of_our_making(mount) && self.health(mount) != Health::Alive) {
                 Some(dead) => self.apply_tear_down(call, dead, &dead.target)?,
                 None => return Ok(mounts),
             }
         }
-        Err(too_many(path))
+        Err(too_many(real))
     }
 
     fn apply_take_down(&self, call: &Call<'_>, mount: &Mount, path: &Path) -> Result<()> {

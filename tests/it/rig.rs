@@ -248,6 +248,12 @@ impl Rig {
         fs::read_to_string(self.file(folder, name))
     }
 
+    /// The size of the file system that is mounted at a path on the droplet, in bytes.
+    pub fn fs_size(&self, at: &Path) -> u64 {
+        let stat = nix::sys::statvfs::statvfs(&self.file(at, ".")).unwrap();
+        stat.blocks() * stat.fragment_size()
+    }
+
     /// Runs a command on the droplet and gives what it prints; it must succeed.
     pub fn run(&self, program: &str, args: &[&str]) -> String {
         let out = self.machine().droplet.command(Path::new(program)).args(args).output().unwrap();

@@ -1,6 +1,7 @@
 //! What the node side costs beyond the tools and the kernel it works with.
 //!
-//! The figures are printed. A busy machine is no defect, so what is asserted is asserted of the best of many rounds.
+//! The figures are printed. A busy machine is no defect, so the aims are asserted of the medians only where the machine has
+//! little else to do, and with room of the best of many rounds everywhere.
 
 use std::time::{Duration, Instant};
 
@@ -9,6 +10,18 @@ use nix::mount::{MsFlags, mount, umount};
 use crate::rig::{Rig, Vol, ok};
 
 const ROUNDS: usize = 40;
+
+/// What staging may cost beyond the tools, and what publishing may cost at all.
+const STAGING_AIM: Duration = Duration::from_millis(15);
+const PUBLISHING_AIM: Duration = Duration::from_millis(1);
+
+/// Whether fewer than every second processor is busy, so that what is measured is the program.
+fn is_idle() -> bool {
+    let load = std::fs::read_to_string("/proc/loadavg").unwrap();
+    let load: f64 = load.split(' ').next().unwrap().parse().unwrap();
+    let processors = std::thread::available_parallelism().map_or(1, |count| count.get());
+    load * 2.0 < processors as f64
+}
 
 fn median(mut times: Vec<Duration>) -> Duration {
     times.sort();
@@ -39,6 +52,7 @@ fn tools_alone(rig: &Rig, vol: &Vol, fs: &str) -> (Duration, Duration) {
 #[test]
 #[ignore = "needs root: make test-root"]
 fn root_staging_and_publishing_cost_little_beyond_the_tools() {
+    let is_idle = is_idle();
     let rig = Rig::start();
     for fs in ["xfs", "ext4"] {
         let vol = rig.volume(&format!("vol-{fs}"), fs);
@@ -63,13 +77,15 @@ fn root_staging_and_publishing_cost_little_beyond_the_tools() {
             published.push(time(|| rig.publish(&vol, "alloc").unwrap()));
             unpublished.push(time(|| rig.unpublish(&vol, "alloc").unwrap()));
         }
-        let least = [&published, &unpublished].map(|times| times.iter().min().copied().unwrap());
-        let read_only = timed(ROUNDS, || {
-            let took = time(|| rig.publish_as(&vol, "alloc", true).unwrap());
-            rig.unpublish(&vol, "alloc").unwrap();
-            took
-        });
-        let (published, unpublished) = (median(published), median(unpublished));
+        let read_only: Vec<_> = (0..ROUNDS)
+            .map(|_| {
+                let took = time(|| rig.publish_as(&vol, "alloc", true).unwrap());
+                rig.unpublish(&vol, "alloc").unwrap();
+                took
+            })
+            .collect();
+        let least = [&published, &unpublished, &read_only].map(|times| times.iter().min().copied().unwrap());
+        let [published, unpublished, read_only] = [published, unpublished, read_only].map(median);
         let call = timed(ROUNDS, || time(|| drop(rig.client().probe().unwrap())));
         rig.unstage(&vol).unwrap();
         eprintln!(
@@ -77,9 +93,16 @@ fn root_staging_and_publishing_cost_little_beyond_the_tools() {
              publish {published:.2?} (read-only {read_only:.2?}), unpublish {unpublished:.2?}; \
              a call that does nothing {call:.2?}"
         );
-        assert!(least_beyond < Duration::from_millis(15), "{fs}: {least_beyond:?}");
-        // 1 ms is the aim where nothing else runs.
-        assert!(least.iter().all(|time| *time < Duration::from_millis(2)), "{fs}: {least:?}");
+        assert!(least_beyond < STAGING_AIM, "{fs}: {least_beyond:?}");
+        let [least_published, least_unpublished, least_read_only] = least;
+        assert!(least_published.max(least_unpublished) < PUBLISHING_AIM * 2, "{fs}: {least:?}");
+        // One more mount is made and taken away again, and for the latter the kernel waits until every processor has come by.
+        assert!(least_read_only < PUBLISHING_AIM * 10, "{fs}: {least:?}");
+        if is_idle {
+            assert!(beyond < STAGING_AIM, "{fs}: {beyond:?}");
+            assert!(published < PUBLISHING_AIM && unpublished < PUBLISHING_AIM, "{fs}: {published:?} {unpublished:?}");
+            assert!(read_only < PUBLISHING_AIM * 2, "{fs}: {read_only:?}");
+        }
     }
     rig.close();
 }
@@ -87,8 +110,8 @@ fn root_staging_and_publishing_cost_little_beyond_the_tools() {
 #[test]
 #[ignore = "needs root: make test-root"]
 fn root_memory_does_not_grow_with_the_number_of_calls() {
-    // `CYCLES=10000` for the figure; by default only enough to see a leak of a page in each.
-    let cycles = std::env::var("CYCLES").ok().and_then(|text| text.parse().ok()).unwrap_or(150_u64);
+    // `CYCLES=10000` for the figure; by default only enough to see a leak of 1 kB in each.
+    let cycles = std::env::var("CYCLES").ok().and_then(|text| text.parse().ok()).unwrap_or(800_u64);
     let rig = Rig::start();
     let vol = rig.volume("vol", "xfs");
     let cycle = || {
@@ -112,6 +135,6 @@ fn root_memory_does_not_grow_with_the_number_of_calls() {
     let (files, threads) = in_use_after;
     assert!(files <= in_use_before.0 + 2 && threads <= in_use_before.1 + 2, "{files} files, {threads} threads");
     let grown = anonymous_after.saturating_sub(anonymous_before);
-    assert!(grown < 512 + cycles, "grown by {grown} kB");
+    assert!(grown < 256 + cycles / 4, "grown by {grown} kB");
     rig.close();
 }

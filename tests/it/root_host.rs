@@ -712,6 +712,35 @@ fn root_the_mount_table_tells_whose_mount_is_where() {
 
 #[test]
 #[ignore = "needs root: make test-root"]
+fn root_a_mount_is_seen_however_much_is_mounted_and_unmounted_meanwhile() {
+    let (kept, restless) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let [kept_at, restless_at] = [&kept, &restless].map(|dir| dir.path().canonicalize().unwrap());
+    let bind = |at: &Path| {
+        nix::mount::mount(Some(at), at, None::<&str>, nix::mount::MsFlags::MS_BIND, None::<&str>).unwrap();
+    };
+    bind(&kept_at);
+    let is_done = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !is_done.load(std::sync::atomic::Ordering::Relaxed) {
+                bind(&restless_at);
+                nix::mount::umount(&restless_at).unwrap();
+                std::thread::sleep(Duration::from_micros(200));
+            }
+        });
+        let seen = (0..500).all(|_| observe_mounts().is_ok_and(|table| table.at(&kept_at).is_some()));
+        is_done.store(true, std::sync::atomic::Ordering::Relaxed);
+        assert!(seen);
+    });
+    // A change is seen by the next reading, and two readings without one are the same.
+    let before = observe_mounts().unwrap();
+    assert_eq!(before.iter().count(), observe_mounts().unwrap().iter().count());
+    nix::mount::umount(&kept_at).unwrap();
+    assert_eq!(observe_mounts().unwrap().iter().count() + 1, before.iter().count());
+}
+
+#[test]
+#[ignore = "needs root: make test-root"]
 fn root_a_bind_mount_becomes_read_only_alone_and_keeps_its_other_flags() {
     let bench = Bench::new();
     let disk = Disk::new(512 * MIB);
@@ -735,6 +764,23 @@ fn root_a_bind_mount_becomes_read_only_alone_and_keeps_its_other_flags() {
     assert!(apply_unmount(&bench.guard, &target, Unmount::WhenFree).unwrap());
     assert!(matches!(apply_own_flags(&bench.guard, &target, &options), Err(Error::Io { .. })));
     bench.unmount(&disk);
+    disk.close();
+}
+
+#[test]
+#[ignore = "needs root: make test-root"]
+fn root_a_mount_that_is_not_seen_where_it_should_be_is_taken_back() {
+    let bench = Bench::new();
+    let disk = Disk::new(512 * MIB);
+    bench.format(&disk.device(), FsKind::Ext4).unwrap();
+    // The table shows the real path, so nothing is seen at one that has a link on its way.
+    let link = disk.root.path().canonicalize().unwrap().join("link");
+    std::os::unix::fs::symlink(disk.mnt().parent().unwrap(), &link).unwrap();
+    let at = link.join(disk.mnt().file_name().unwrap());
+    let options = MountOptions::default();
+    let refused = apply_mount(&bench.guard, &disk.device(), FsKind::Ext4, &at, &options, Duration::ZERO);
+    assert!(matches!(&refused, Err(Error::WrongDevice { .. })), "{refused:?}");
+    assert!(observe_mounts().unwrap().at(&disk.mnt()).is_none());
     disk.close();
 }
 
@@ -986,6 +1032,14 @@ fn root_a_stale_missing_or_cut_link_is_made_up_for_by_the_name_that_the_disk_car
     assert_eq!(found(&tree.places(&stale), &stale.name), right.node);
     fs::remove_file(stale.places().link(&stale.name)).unwrap();
     assert_eq!(found(&tree.places(&stale), &stale.name), right.node);
+    // One disk under two paths, as with the host's /dev in a container, is one disk.
+    let elsewhere = right.root.path().canonicalize().unwrap().join("loop");
+    let number = fs::metadata(&right.node).unwrap().rdev();
+    let mode = nix::sys::stat::Mode::from_bits_truncate(0o600);
+    nix::sys::stat::mknod(&elsewhere, nix::sys::stat::SFlag::S_IFBLK, mode, number).unwrap();
+    std::os::unix::fs::symlink(&elsewhere, stale.places().link(&stale.name)).unwrap();
+    assert_eq!(found(&tree.places(&stale), &stale.name), elsewhere);
+    fs::remove_file(stale.places().link(&stale.name)).unwrap();
     // A name that makes a link longer than a file name may be.
     right.name = VolumeName::parse(&"n".repeat(245)).unwrap();
     tree.show_disk(&right, right.name.as_str(), "running\n");
@@ -1029,6 +1083,15 @@ fn root_a_link_counts_only_while_no_other_disk_carries_the_name() {
     fs::create_dir(&unreadable).unwrap();
     assert!(matches!(observe(&linked.name), Sighting::Ready(device) if device.path() == linked.node));
     fs::remove_dir(&unreadable).unwrap();
+    // Nor does one behind a stale link that cannot be read keep the right one from being used.
+    let unreadable = tree.show_disk(&linked, "gone", "running\n").join("vpd_pg83");
+    fs::remove_file(&unreadable).unwrap();
+    fs::create_dir(&unreadable).unwrap();
+    assert!(observe_device(&tree.places(&linked), &linked.name, None).is_err());
+    tree.show_disk(&named, "vol", "running\n");
+    assert!(matches!(observe(&linked.name), Sighting::Ready(device) if device.path() == named.node));
+    fs::remove_dir(&unreadable).unwrap();
+    tree.show_disk(&named, "other", "running\n");
     // A serial number of 36 bytes may be cut, and then it is the same for two volumes: the link has to tell them apart.
     let long = VolumeName::parse("pvc-0a1b2c3d-0a1b-0a1b-0a1b-0a1b2c3d4e5f").unwrap();
     let cut = tree.show_disk(&linked, long.as_str(), "running\n");

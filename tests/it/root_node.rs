@@ -612,7 +612,9 @@ fn root_a_disk_that_stays_in_somebody_elses_use_is_refused_with_a_hint() {
     std::thread::scope(|scope| {
         scope.spawn(|| refused(rig.stage(&mounted), code, &["mounted", "findmnt /dev/loop", "automount"]));
         let publish = || rig.publish(&raw.block(), "raw");
-        scope.spawn(move || refused(publish(), code, &["volume raw", "findmnt /dev/loop", "raw disk"]));
+        scope.spawn(move || {
+            refused(publish(), code, &["volume raw", "findmnt /dev/loop", "lsblk /dev/loop", "raw disk"])
+        });
         scope.spawn(|| refused(rig.stage(&blank.fs("xfs")), code, &["blank", "in use"]));
     });
     assert!(!rig.target(&raw, "raw").exists());
@@ -694,6 +696,17 @@ fn root_a_file_system_that_was_not_unmounted_is_put_right_and_keeps_its_files() 
         rig.detach(&vol);
         crashed.put_back();
         rig.attach(&vol.csi.id, &vol.name);
+        // Also for a reader, and where a call that was killed has left the disk refusing writes.
+        let (reader, node) = (vol.flags(&["ro"]), rig.node(&vol).to_string_lossy().into_owned());
+        rig.run("blockdev", &["--setro", &node]);
+        if fs.starts_with("ext") {
+            rig.stage(&reader).unwrap();
+            assert_eq!(rig.read(&rig.staging(&vol), "file").unwrap(), "kept", "{fs}");
+            rig.unstage(&vol).unwrap();
+        } else {
+            let code = RpcStatusCode::FAILED_PRECONDITION;
+            refused(rig.stage(&reader), code, &["vol-", &format!("blockdev --setrw {node}")]);
+        }
         rig.stage(&vol).unwrap();
         assert_eq!(rig.read(&rig.staging(&vol), "file").unwrap(), "kept", "{fs}");
         rig.unstage(&vol).unwrap();
