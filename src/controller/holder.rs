@@ -108,14 +108,14 @@ impl Controller {
         };
         let droplet = self.observe_droplet(time, holder)?;
         let droplet = droplet.as_ref();
-        let is_contradicted = is_detached && droplet.is_none_or(|droplet| !droplet.volumes.contains(&volume.id));
+        let is_contradicted = is_detached && lacks(droplet, &volume.id);
         let sight = Sight { droplet, off_for: watch.off_since.map(|since| since.elapsed()), is_contradicted };
         match plan_holder(sight, time.patience, self.takeover) {
             HolderPlan::Ignore => {
                 warn!("volume={} is still listed on droplet={holder}, which does not have it", volume.id);
                 Ok(None)
             }
-            HolderPlan::Take => self.take(guard, time, volume, droplet, holder, wanted).map(Some),
+            HolderPlan::Take => self.take(guard, time, volume, droplet, holder, wanted),
             HolderPlan::LookAgain => {
                 (watch.running_since, watch.off_since) = (None, Some(Instant::now()));
                 Ok(Some(Round::Watch(format!("droplet {holder} has it and is not running"))))
@@ -138,6 +138,9 @@ impl Controller {
 
     /// Takes the volume from a droplet. While that is busy, its state is looked at again before each try: an event that
     /// keeps it busy may be the one that switches it on.
+    ///
+    /// None: there was nothing to take, as the detach was told and the droplet's own record does not contradict. A destroyed
+    /// droplet may leave the volume listed for good, without an action that says where the volume went.
     fn take(
         &self,
         guard: &VolumeGuard,
@@ -146,17 +149,22 @@ impl Controller {
         droplet: Option<&Droplet>,
         holder: DropletId,
         wanted: DropletId,
-    ) -> Result<Round> {
+    ) -> Result<Option<Round>> {
         let state = droplet.map_or("gone", |droplet| in_words(&droplet.status));
         warn!(
             "taking volume={} name={} from droplet={holder}, which is {state}, for droplet={wanted}",
             volume.id, volume.name
         );
-        Ok(match self.apply_detach(guard, time, &volume.id, holder, WhenBusy::Return)? {
+        let sent = self.apply_detach(guard, time, &volume.id, holder, WhenBusy::Return)?;
+        if sent.proves_nothing_attached() && lacks(droplet, &volume.id) {
+            warn!("volume={} is listed on droplet={holder}, which has nothing of it to detach", volume.id);
+            return Ok(None);
+        }
+        Ok(Some(match sent {
             Sent::Completed => Round::Again,
             Sent::Refused(err) | Sent::Open(err) => Round::Pause(format!("taking it from droplet {holder}: {err}")),
             Sent::Errored => Round::Pause(format!("the detach from droplet {holder} errored")),
-        })
+        }))
     }
 
     /// Whether a droplet says that it has the volume: its record and the volume's are kept apart.
@@ -179,6 +187,11 @@ impl Controller {
         time.pause(time.patience.watch(), &doing, &"DigitalOcean does not find it")?;
         look()
     }
+}
+
+/// Whether a droplet is gone, or does not say that it has the volume.
+fn lacks(droplet: Option<&Droplet>, id: &VolumeId) -> bool {
+    droplet.is_none_or(|droplet| !droplet.volumes.contains(id))
 }
 
 fn in_words(status: &DropletStatus) -> &str {

@@ -155,7 +155,7 @@ impl Controller {
                         course.refusal = None;
                         Ok(round)
                     }
-                    None => self.attach_free(guard, time, want, course),
+                    None => self.attach_despite_list(guard, time, volume, want, course),
                 }
             }
         }
@@ -194,6 +194,24 @@ impl Controller {
             )));
         }
         self.attach_free(guard, time, want, course)
+    }
+
+    /// Attaches a volume that is listed on a droplet which does not have it. The droplet that wants it may have it already:
+    /// such a list can stay old for longer than the call that attached it there.
+    fn attach_despite_list(
+        &self,
+        guard: &VolumeGuard,
+        time: &CallTime,
+        volume: Volume,
+        want: &Publish,
+        course: &mut Course,
+    ) -> Result<Round> {
+        if !self.has_volume(time, want.droplet, &volume.id)? {
+            return self.attach_free(guard, time, want, course);
+        }
+        let moves = self.observe_moves(time, &volume.id)?;
+        let by = moves.attach();
+        Ok(if let Moves::Running(action) = moves { Round::Await(action) } else { Round::Done(Seen { volume, by }) })
     }
 
     /// Attaches a volume that is nowhere.

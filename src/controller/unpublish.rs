@@ -110,7 +110,7 @@ fn plan_next(sent: &Sent, facts: &Facts) -> Next {
 
 impl Sent {
     /// Whether DigitalOcean said that the volume is not attached to the droplet; no other refusal says so.
-    fn proves_nothing_attached(&self) -> bool {
+    pub(super) fn proves_nothing_attached(&self) -> bool {
         match self {
             Sent::Refused(err) => err.kind() == ApiErrorKind::AttachmentNotFound,
             Sent::Completed | Sent::Errored | Sent::Open(_) => false,

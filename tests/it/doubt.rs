@@ -207,6 +207,26 @@ fn a_volume_that_a_destroyed_droplet_never_lets_go_is_unpublished_all_the_same()
 }
 
 #[test]
+fn a_volume_that_stays_listed_on_a_destroyed_droplet_goes_where_it_is_wanted() {
+    let (fleet, plugin) = started(&ARGS);
+    fleet.sim.change_rules(|rules| rules.switches.destroyed_leave_no_action = true);
+    let id = fleet.volume_on("one", A);
+    fleet.sim.destroy_droplet(A);
+    assert_eq!(fleet.sim.attached_to(&id), None);
+    // The list names the droplet that is gone beyond this call and the next.
+    fleet.sim.faults().add_action(ActionFault::droplet_ids_late(HOUR).of(ActionKind::Attach));
+    assert_eq!(publish(&plugin.client, &id, B), Ok(()));
+    assert_eq!(fleet.sim.attached_to(&id), Some(B));
+    fleet.sim.reset_calls();
+    assert_eq!(publish(&plugin.client, &id, B), Ok(()), "asked again");
+    assert_eq!(publish_read_only(&plugin.client, &id, B).unwrap_err().code, RpcStatusCode::ALREADY_EXISTS);
+    let calls = fleet.sim.calls();
+    assert!(calls.total() < 20, "{calls}");
+    assert_eq!(fleet.sim.attached_to(&id), Some(B));
+    assert_eq!(detaches(&fleet), []);
+}
+
+#[test]
 fn only_the_word_that_nothing_is_attached_proves_that_nothing_is() {
     let (fleet, plugin) = started(&ARGS);
     let id = fleet.volume("one");
