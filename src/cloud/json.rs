@@ -80,6 +80,8 @@ pub(super) struct Action {
     pub(super) status: String,
     #[serde(default, rename = "type", deserialize_with = "or_default")]
     pub(super) kind: String,
+    #[serde(default, deserialize_with = "or_default")]
+    pub(super) started_at: String,
 }
 
 #[derive(Debug, Deserialize)]

@@ -104,7 +104,7 @@ impl Controller {
                 return Ok(Some(Round::Watch(format!("it has been detached, and droplet {holder} still shows"))));
             }
             Moves::Detached => true,
-            Moves::Attached(_) | Moves::Unknown => false,
+            Moves::Attached(..) | Moves::Unknown => false,
         };
         let droplet = self.observe_droplet(time, holder)?;
         let droplet = droplet.as_ref();

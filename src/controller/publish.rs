@@ -175,10 +175,10 @@ impl Controller {
         let by = match self.observe_moves(time, &volume.id)? {
             Moves::Running(action) => return Ok(Round::Await(action)),
             Moves::Unknown => return Ok(Round::Done(Seen { volume, by: None })),
-            Moves::Attached(action) if self.usages.attached_by(&volume.id, want.droplet) == Some(action) => {
+            Moves::Attached(action, _) if self.usages.attached_by(&volume.id, want.droplet) == Some(action) => {
                 return Ok(Round::Done(Seen { volume, by: Some(action) }));
             }
-            Moves::Attached(action) => Some(action),
+            Moves::Attached(action, _) => Some(action),
             Moves::Detached => None,
         };
         let is_fresh = course.is_fresh(time);
@@ -219,10 +219,10 @@ impl Controller {
         if course.is_contested {
             match self.observe_moves(time, &want.volume)? {
                 Moves::Running(action) => return Ok(Round::Await(action)),
-                Moves::Attached(_) if course.is_fresh(time) => {
+                Moves::Attached(..) if course.is_fresh(time) => {
                     return Ok(Round::Pause("it has been attached, and that does not show".to_owned()));
                 }
-                Moves::Attached(_) | Moves::Detached | Moves::Unknown => course.is_contested = false,
+                Moves::Attached(..) | Moves::Detached | Moves::Unknown => course.is_contested = false,
             }
         }
         if let Some(refusal) = course.refusal.take() {

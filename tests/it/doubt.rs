@@ -144,6 +144,28 @@ fn a_detach_whose_reply_was_lost_does_not_take_what_was_attached_again_since() {
 }
 
 #[test]
+fn a_detach_by_a_process_that_did_not_attach_takes_nothing_that_was_attached_again_since() {
+    let fleet = Fleet::with_actions(ACTION);
+    let plugins = ["one", "two"]
+        .map(|name| fleet.controller(Path::new(PROGRAM), name, &["--call-budget=10", "--api-timeout=2.5"]));
+    let [one, two] = plugins.each_ref().map(|plugin| &plugin.client);
+    let id = fleet.volume_on("one", A);
+    fleet.sim.faults().add(Fault::hung_after_effect().on(ACT.0, ACT.1));
+    std::thread::scope(|scope| {
+        let cut_off = scope.spawn(|| unpublish(one, &id, A));
+        let is_detached = || fleet.sim.attached_to(&id).is_none();
+        wait_for(Duration::from_secs(5), || is_detached().then_some(())).expect("the detach is carried out");
+        // As long as a real detach takes at least; the times of actions are told in whole seconds.
+        std::thread::sleep(Duration::from_millis(1100));
+        publish(two, &id, A).unwrap();
+        assert_gave_up(cut_off.join().unwrap(), RpcStatusCode::UNAVAILABLE, "attached again");
+    });
+    assert_eq!(fleet.sim.attached_to(&id), Some(A), "it was taken from its new user");
+    assert_eq!(unpublish(one, &id, A), Ok(()), "asked again");
+    assert_eq!(fleet.sim.attached_to(&id), None);
+}
+
+#[test]
 fn words_that_are_not_known_end_no_attach_that_can_be_tried_again() {
     let (fleet, plugin) = started(&["--call-budget=4"]);
     let id = fleet.volume("one");
