@@ -199,19 +199,23 @@ impl Controller {
     }
 
     fn ensure_detached_everywhere(&self, guard: &VolumeGuard, time: &CallTime, id: &VolumeId) -> Result<()> {
-        let (stale_since, mut pauses, mut waits) = (Instant::now(), time.retries(), Waits::new(time));
+        let (asked_at, mut stale_since) = (SystemTime::now(), None);
+        let (mut pauses, mut waits) = (time.retries(), Waits::new(time));
         loop {
             let Some(volume) = time.observe_volume_if_there(id)? else { return Ok(()) };
-            if !volume.droplets.is_empty() {
-                let detach = |droplet: &DropletId| self.ensure_detached(guard, time, id, *droplet);
-                return volume.droplets.iter().try_for_each(detach);
-            }
+            // The list may be old: the volume can be on another droplet than the ones that it has just been detached from.
+            let detach = |droplet: &DropletId| self.ensure_detached(guard, time, id, *droplet);
+            volume.droplets.iter().try_for_each(detach)?;
             let doing = format!("detaching volume {id}");
             match self.observe_moves_if_there(time, id)? {
                 Moves::Running(action) => {
                     self.await_foreign(time, id, &action, &mut waits, &doing)?;
                 }
-                Moves::Attached(..) if stale_since.elapsed() < time.patience.shown() => {
+                // Attached since this call came, it is somebody's who has got it after the call's caller.
+                Moves::Attached(_, Some(started)) if started > asked_at => return Ok(()),
+                Moves::Attached(..)
+                    if stale_since.get_or_insert_with(Instant::now).elapsed() < time.patience.shown() =>
+                {
                     time.pause(pauses.next_pause(), &doing, &"it has been attached, and that does not show")?;
                 }
                 Moves::Attached(..) | Moves::Detached | Moves::Unknown => return Ok(()),

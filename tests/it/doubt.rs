@@ -166,6 +166,22 @@ fn a_detach_by_a_process_that_did_not_attach_takes_nothing_that_was_attached_aga
 }
 
 #[test]
+fn a_volume_that_is_listed_where_it_was_is_detached_from_where_it_is() {
+    let (fleet, plugin) = started(&ARGS);
+    let id = fleet.volume_on("one", A);
+    fleet.sim.faults().add_action(ActionFault::droplet_ids_late(HOUR).of(ActionKind::Detach));
+    let late = ActionFault::droplet_ids_late(Duration::from_millis(700)).of(ActionKind::Attach);
+    fleet.sim.faults().add_action(late);
+    fleet.sim.detach(&id, A).unwrap();
+    fleet.rest();
+    fleet.sim.attach(&id, B).unwrap();
+    fleet.rest();
+    assert_eq!(plugin.client.controller_unpublish(&id, ""), Ok(()));
+    assert_eq!(fleet.sim.attached_to(&id), None);
+    assert_eq!(detaches(&fleet).len(), 2, "the test's own and one more");
+}
+
+#[test]
 fn words_that_are_not_known_end_no_attach_that_can_be_tried_again() {
     let (fleet, plugin) = started(&["--call-budget=4"]);
     let id = fleet.volume("one");
