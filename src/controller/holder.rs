@@ -73,10 +73,18 @@ impl Watch {
         }
     }
 
-    /// Whether it is too early for a second look at the droplet to tell anything.
-    fn is_too_early(&self, patience: Patience) -> bool {
-        let within = |since: Option<Instant>, time| since.is_some_and(|since| since.elapsed() < time);
-        within(self.running_since, patience.holder()) || within(self.off_since, patience.off())
+    /// How long it is too early yet for a second look at the droplet to tell anything; none: it is not.
+    pub(super) fn left(&self, patience: Patience) -> Option<Duration> {
+        let left = |since: Option<Instant>, wait: Duration| {
+            let left = wait.checked_sub(since?.elapsed());
+            left.filter(|left| !left.is_zero())
+        };
+        left(self.running_since, patience.holder()).max(left(self.off_since, patience.off()))
+    }
+
+    /// The pause until the next look: that look is not to come later than it can tell something.
+    pub(super) fn pause(&self, pause: Duration, patience: Patience) -> Duration {
+        self.left(patience).map_or(pause, |left| left.min(pause))
     }
 }
 
@@ -94,7 +102,7 @@ impl Controller {
     ) -> Result<Option<Round>> {
         watch.turn_to(holder);
         let why = format!("droplet {holder} has it");
-        if watch.is_too_early(time.patience) {
+        if watch.left(time.patience).is_some() {
             return Ok(Some(Round::Watch(why)));
         }
         let is_detached = match self.observe_moves(time, &volume.id)? {
@@ -211,6 +219,28 @@ mod tests {
     fn droplet(status: DropletStatus) -> Droplet {
         let id = DropletId::new(7).unwrap();
         Droplet { id, name: "a".into(), status, region: None, volumes: Vec::new() }
+    }
+
+    #[test]
+    fn no_look_comes_later_than_it_can_tell_something() {
+        let patience = Patience::of(Duration::from_secs(100));
+        let ago = |seconds| Instant::now().checked_sub(Duration::from_secs(seconds));
+        let table = [
+            ((None, None), None),
+            ((ago(0), None), Some(5)),
+            ((ago(3), None), Some(2)),
+            ((ago(5), None), None),
+            ((None, ago(4)), Some(6)),
+            ((None, ago(11)), None),
+        ];
+        for ((running_since, off_since), want) in table {
+            let watch = Watch { running_since, off_since, ..Watch::default() };
+            let rounded = |time: Duration| (time + Duration::from_millis(500)).as_secs();
+            let left = watch.left(patience).map(rounded);
+            assert_eq!(left, want, "{watch:?}");
+            let pause = rounded(watch.pause(Duration::from_secs(4), patience));
+            assert_eq!(pause, want.unwrap_or(4).min(4), "{watch:?}");
+        }
     }
 
     #[test]

@@ -136,7 +136,10 @@ impl Controller {
             match round {
                 Round::Done(_) | Round::Again => {}
                 Round::Pause(why) => time.pause(course.pauses.next_pause(), &doing, &why)?,
-                Round::Watch(why) => time.pause(course.looks.next_pause(), &doing, &why)?,
+                Round::Watch(why) => {
+                    let pause = course.watch.pause(course.looks.next_pause(), time.patience);
+                    time.pause(pause, &doing, &why)?;
+                }
                 Round::Await(action) => {
                     self.await_foreign(time, &want.volume, &action, &mut course.waits, &doing)?;
                 }
