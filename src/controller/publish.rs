@@ -8,11 +8,11 @@ use std::time::Instant;
 
 use log::{info, warn};
 
-use super::Controller;
 use super::action::{Ended, Moves, Waits, await_action};
 use super::holder::Watch;
 use super::time::{CallTime, Pauses};
 use super::verdict::{Verdict, plan_verdict};
+use super::{Controller, MOST_AHEAD};
 use crate::cloud::action::Action;
 use crate::cloud::error::{ApiError, ApiErrorKind};
 use crate::cloud::pace::ActionKind;
@@ -124,7 +124,7 @@ impl Controller {
             watch: Watch::default(),
         };
         loop {
-            let guard = self.hold_in_line(time, &want.volume)?;
+            let guard = self.hold_in_line(time, &want.volume, MOST_AHEAD)?;
             let round = self.attach_round(&guard, time, want, &mut course)?;
             if let Round::Done(seen) = round {
                 self.settle_usage(&guard, want, &seen)?;

@@ -176,7 +176,8 @@ impl Controller {
         let locked = |why| Locked::new(VolumeKey::Id(want.volume.to_string()), why);
         let _place = self.detaching.wait(pair.clone(), 1, until).map_err(locked)?;
         let time = self.await_setback(time, &pair)?;
-        let guard = self.hold_in_line(&time, &want.volume)?;
+        // It may be what all the others in the line wait for, and at most two like it are there.
+        let guard = self.hold_in_line(&time, &want.volume, usize::MAX)?;
         let outcome = match droplet {
             Some(droplet) => self.ensure_detached(&guard, &time, &want.volume, droplet),
             None => self.ensure_detached_everywhere(&guard, &time, &want.volume),

@@ -245,6 +245,24 @@ fn a_publish_that_waits_does_not_keep_the_same_plugin_from_the_unpublish_that_it
 }
 
 #[test]
+fn an_unpublish_waits_behind_however_many_publishes() {
+    let fleet = Fleet::with_actions(ACTION);
+    let plugin = controller(&fleet, "one");
+    let id = fleet.volume("one");
+    fleet.sim.hold_pending_event(A, Duration::from_secs(2));
+    std::thread::scope(|scope| {
+        let calls: Vec<_> = (0..20).map(|_| scope.spawn(|| publish(&plugin.client, &id, A))).collect();
+        // Some are refused at once, which shows that the line is full.
+        let is_full = || calls.iter().any(std::thread::ScopedJoinHandle::is_finished);
+        wait_for(Duration::from_secs(2), || is_full().then_some(())).expect("the line is full");
+        assert_eq!(unpublish(&plugin.client, &id, A), Ok(()));
+        let outcomes: Vec<_> = calls.into_iter().map(|call| call.join().unwrap()).collect();
+        assert!(outcomes.iter().filter(|outcome| outcome.is_ok()).count() >= 9, "{outcomes:?}");
+    });
+    assert_eq!(fleet.sim.attached_to("one"), None);
+}
+
+#[test]
 fn an_attach_in_flight_does_not_outlive_an_unpublish() {
     let fleet = Fleet::with_actions(ACTION);
     let plugin = controller(&fleet, "one");
