@@ -317,7 +317,8 @@ impl Controller {
         Ok(is_without)
     }
 
-    fn observe_moves_if_there(&self, time: &CallTime, id: &VolumeId) -> Result<Moves> {
+    /// As [`Controller::observe_moves`], for those to whom a missing volume is an answer.
+    pub(super) fn observe_moves_if_there(&self, time: &CallTime, id: &VolumeId) -> Result<Moves> {
         match self.observe_moves(time, id) {
             Err(Error::NotFound(_)) => Ok(Moves::Unknown),
             other => other,

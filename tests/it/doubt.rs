@@ -182,6 +182,22 @@ fn a_volume_that_is_listed_where_it_was_is_detached_from_where_it_is() {
 }
 
 #[test]
+fn a_volume_whose_detach_does_not_show_yet_is_deleted() {
+    let (fleet, plugin) = started(&ARGS);
+    let id = fleet.volume_on("one", A);
+    fleet.sim.faults().add_action(ActionFault::droplet_ids_late(HOUR).of(ActionKind::Detach));
+    fleet.sim.detach(&id, A).unwrap();
+    fleet.rest();
+    // As long as it is on its way out, DigitalOcean refuses.
+    fleet.sim.faults().add(Fault::refused(Refusal::DELETE_ATTACHED).on("DELETE", "/v2/volumes/{id}").times(3));
+    assert_eq!(plugin.client.delete_volume(&id), Ok(()));
+    assert_eq!(fleet.sim.volumes().len(), 0);
+    let id = fleet.volume_on("two", A);
+    assert_gave_up(plugin.client.delete_volume(&id), RpcStatusCode::FAILED_PRECONDITION, "is not deleted");
+    assert_eq!(fleet.sim.attached_to(&id), Some(A));
+}
+
+#[test]
 fn words_that_are_not_known_end_no_attach_that_can_be_tried_again() {
     let (fleet, plugin) = started(&["--call-budget=4"]);
     let id = fleet.volume("one");
