@@ -61,7 +61,6 @@ fn code_of_api(err: &ApiError) -> RpcStatusCode {
     match err.kind() {
         ApiErrorKind::Unauthorized | ApiErrorKind::NoToken => RpcStatusCode::UNAUTHENTICATED,
         ApiErrorKind::Forbidden => RpcStatusCode::PERMISSION_DENIED,
-        ApiErrorKind::NotFound => RpcStatusCode::NOT_FOUND,
         ApiErrorKind::NameTaken => RpcStatusCode::ALREADY_EXISTS,
         ApiErrorKind::InvalidSize => RpcStatusCode::OUT_OF_RANGE,
         ApiErrorKind::InvalidName | ApiErrorKind::NoStorageInRegion => RpcStatusCode::INVALID_ARGUMENT,
@@ -77,6 +76,10 @@ fn code_of_api(err: &ApiError) -> RpcStatusCode {
         | ApiErrorKind::BadReply
         | ApiErrorKind::Transport { .. }
         | ApiErrorKind::NoTimeLeft => RpcStatusCode::UNAVAILABLE,
-        ApiErrorKind::BadRequest | ApiErrorKind::Unprocessable | ApiErrorKind::Unknown => RpcStatusCode::INTERNAL,
+        // What the request names and DigitalOcean does not have is an `Error::NotFound` by now. This is something that has
+        // to be there, such as the account, and NOT_FOUND would tell an orchestrator that its volume is gone.
+        ApiErrorKind::NotFound | ApiErrorKind::BadRequest | ApiErrorKind::Unprocessable | ApiErrorKind::Unknown => {
+            RpcStatusCode::INTERNAL
+        }
     }
 }
