@@ -39,7 +39,7 @@ pub enum ActionStatus {
     Completed,
     /// It failed, and it will not be tried again; the volume is as it was, most likely.
     Errored,
-    /// A word that the API is not known to use.
+    /// A word that the API is not known to use; DigitalOcean may be at work.
     Other(String),
 }
 

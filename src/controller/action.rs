@@ -148,9 +148,10 @@ fn plan_moves(actions: &[Action]) -> Moves {
         .iter()
         .rev()
         .filter(|action| !action.kind.contains("resize"))
-        .find(|action| matches!(action.status, ActionStatus::InProgress | ActionStatus::Completed));
+        .find(|action| action.status != ActionStatus::Errored);
     match latest {
-        Some(running) if running.status == ActionStatus::InProgress => Moves::Running(running.clone()),
+        // As in `watch`, a word that is not known may mean that it runs.
+        Some(running) if running.status != ActionStatus::Completed => Moves::Running(running.clone()),
         Some(last) if is_detach(last) => Moves::Detached,
         Some(last) if last.kind.contains("attach") => Moves::Attached(last.id, last.started_at),
         Some(_) | None => Moves::Unknown,
@@ -219,6 +220,7 @@ mod tests {
         let attached = |id| Moves::Attached(ActionId(id), None);
         let running = |id, kind| action(id, kind, ActionStatus::InProgress);
         let done = |id, kind| action(id, kind, ActionStatus::Completed);
+        let queued = |id, kind| action(id, kind, ActionStatus::Other("queued".to_owned()));
         let failed = |id, kind| action(id, kind, ActionStatus::Errored);
         let table = [
             (vec![], Moves::Unknown),
@@ -238,6 +240,11 @@ mod tests {
                 vec![running(1, "detach_volume"), running(2, "attach_volume")],
                 Moves::Running(running(2, "attach_volume")),
             ),
+            (
+                vec![done(1, "attach_volume"), queued(2, "detach_volume"), failed(3, "attach_volume")],
+                Moves::Running(queued(2, "detach_volume")),
+            ),
+            (vec![queued(1, "detach_volume"), done(2, "attach_volume")], attached(2)),
             (vec![running(1, "never heard of")], Moves::Running(running(1, "never heard of"))),
         ];
         for (actions, want) in table {
