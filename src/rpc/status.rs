@@ -47,9 +47,11 @@ fn code(err: &Error) -> RpcStatusCode {
         | Error::TargetTaken { .. }
         | Error::Precondition(_) => RpcStatusCode::FAILED_PRECONDITION,
         Error::Locked(_) | Error::BadPageToken(_) => RpcStatusCode::ABORTED,
-        Error::OutOfTime { .. } | Error::DeviceMissing { .. } | Error::NotReady(_) | Error::Overloaded(_) => {
-            RpcStatusCode::UNAVAILABLE
-        }
+        Error::OutOfTime { .. }
+        | Error::DeviceMissing { .. }
+        | Error::NotReady(_)
+        | Error::Overloaded(_)
+        | Error::NoThread(_) => RpcStatusCode::UNAVAILABLE,
         Error::Api { source, .. } => code_of_api(source),
         Error::Abandoned => RpcStatusCode::DEADLINE_EXCEEDED,
         Error::Command { source, .. } if source.timed_out() => RpcStatusCode::DEADLINE_EXCEEDED,
