@@ -190,13 +190,19 @@ impl Controller {
         if may_prove && self.has_volume(time, want.droplet, &volume.id)? {
             return Ok(Round::Done(Seen { volume, by }));
         }
+        let contradiction = if may_prove {
+            format!("DigitalOcean lists it here, droplet {} does not have it", want.droplet)
+        } else {
+            format!("DigitalOcean lists it on droplet {}, and has detached it", want.droplet)
+        };
         if is_fresh {
-            return Ok(Round::Pause(format!(
-                "droplet {} is listed, and what else is known contradicts it",
-                want.droplet
-            )));
+            return Ok(Round::Pause(contradiction));
         }
-        self.attach_free(guard, time, want, course)
+        // Whatever the attach is answered, whoever is on call has to know of the contradiction.
+        Ok(match self.attach_free(guard, time, want, course)? {
+            Round::Pause(why) => Round::Pause(format!("{contradiction}: {why}")),
+            round @ (Round::Done(_) | Round::Again | Round::Watch(_) | Round::Await(_)) => round,
+        })
     }
 
     /// Attaches a volume that is listed on a droplet which does not have it. The droplet that wants it may have it already:

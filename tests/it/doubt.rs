@@ -198,6 +198,18 @@ fn a_volume_whose_detach_does_not_show_yet_is_deleted() {
 }
 
 #[test]
+fn a_volume_that_is_listed_on_a_droplet_that_does_not_have_it_is_told_so() {
+    let (fleet, plugin) = started(&["--call-budget=4"]);
+    let id = fleet.volume_on("one", A);
+    let other = fleet.volume("other");
+    let droplet = format!(r#"{{"droplet":{{"id":{A},"name":"node-a","status":"active","volume_ids":["{other}"]}}}}"#);
+    fleet.sim.faults().add(Fault::answered(200, "application/json", &droplet).on(DROPLET.0, DROPLET.1).always());
+    let words = format!("DigitalOcean lists it here, droplet {A} does not have it");
+    assert_gave_up(publish(&plugin.client, &id, A), RpcStatusCode::FAILED_PRECONDITION, &words);
+    assert_eq!(fleet.sim.attached_to(&id), Some(A));
+}
+
+#[test]
 fn words_that_are_not_known_end_no_attach_that_can_be_tried_again() {
     let (fleet, plugin) = started(&["--call-budget=4"]);
     let id = fleet.volume("one");
