@@ -7,13 +7,13 @@ use std::time::{Duration, Instant};
 
 use grpcio::RpcStatusCode;
 
+use crate::PROGRAM;
 use crate::sim::{ActionFault, ActionKind, ActionStatus, DropletStatus, Fault};
-use crate::support::client::{Client, Outcome, Refusal, Volume};
+use crate::support::client::{Client, Refusal, publish, unpublish};
 use crate::support::fleet::{A, ACTION, B, C, Fleet};
 use crate::support::plugin::Plugin;
 use crate::support::wait_for;
 
-const PROGRAM: &str = env!("CARGO_BIN_EXE_do-csi-plugin");
 const ATTACH_OR_DETACH: (&str, &str) = ("POST", "/v2/volumes/{id}/actions");
 
 /// All waits of a call are parts of this; a running droplet is waited for half a second, one that is off for a second.
@@ -21,14 +21,6 @@ const ARGS: [&str; 1] = ["--call-budget=10"];
 
 fn controller(fleet: &Fleet, name: &str) -> Plugin {
     fleet.controller(Path::new(PROGRAM), name, &ARGS)
-}
-
-fn publish(client: &Client, id: &str, droplet: u64) -> Outcome<()> {
-    client.controller_publish(&mut Volume::mounted(id, "ext4"), &droplet.to_string())
-}
-
-fn unpublish(client: &Client, id: &str, droplet: u64) -> Outcome<()> {
-    client.controller_unpublish(id, &droplet.to_string())
 }
 
 /// A refusal names the volume, the droplet that has it, and the command that cures it.

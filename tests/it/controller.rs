@@ -6,12 +6,12 @@ use std::time::{Duration, Instant};
 use do_csi_plugin::rpc::proto::csi;
 use grpcio::RpcStatusCode;
 
+use crate::PROGRAM;
 use crate::sim::{Fault, Refusal as Said, Rules, Times};
 use crate::support::client::{Client, Refusal, Volume, new_volume, option, text_map};
 use crate::support::fleet::{A, ACTION, B, Fleet, no_rate_limit};
 use crate::support::plugin::Plugin;
 
-const PROGRAM: &str = env!("CARGO_BIN_EXE_do-csi-plugin");
 const NOWHERE: &str = "ffffffff-8f00-11f0-9a11-0a58ac14d1e2";
 
 fn started() -> (Fleet, Plugin) {

@@ -7,13 +7,13 @@ use std::time::{Duration, Instant};
 use do_csi_plugin::rpc::proto::csi::volume_capability::access_mode::Mode;
 use grpcio::RpcStatusCode;
 
+use crate::PROGRAM;
 use crate::sim::{Action, ActionFault, ActionKind, ActionStatus, DropletStatus, Fault, NewVolume, Refusal};
-use crate::support::client::{Client, Outcome, Volume};
+use crate::support::client::{Client, Outcome, Volume, publish, unpublish};
 use crate::support::fleet::{A, ACTION, B, C, Fleet};
 use crate::support::plugin::Plugin;
 use crate::support::wait_for;
 
-const PROGRAM: &str = env!("CARGO_BIN_EXE_do-csi-plugin");
 const ACT: (&str, &str) = ("POST", "/v2/volumes/{id}/actions");
 const DROPLET: (&str, &str) = ("GET", "/v2/droplets/{droplet_id}");
 /// How long actions take where their time counts.
@@ -32,18 +32,10 @@ fn started(args: &[&str]) -> (Fleet, Plugin) {
     (fleet, plugin)
 }
 
-fn publish(client: &Client, id: &str, droplet: u64) -> Outcome<()> {
-    client.controller_publish(&mut Volume::mounted(id, "ext4"), &droplet.to_string())
-}
-
 fn publish_read_only(client: &Client, id: &str, droplet: u64) -> Outcome<()> {
     let mut volume = Volume::mounted(id, "ext4");
     volume.capability.access_mode.mut_or_insert_default().mode = Mode::SINGLE_NODE_READER_ONLY.into();
     client.controller_publish(&mut volume, &droplet.to_string())
-}
-
-fn unpublish(client: &Client, id: &str, droplet: u64) -> Outcome<()> {
-    client.controller_unpublish(id, &droplet.to_string())
 }
 
 fn detaches(fleet: &Fleet) -> Vec<Action> {
