@@ -228,6 +228,9 @@ pub enum Error {
     /// More calls came than can be queued.
     #[error("{0} calls are waiting already; try again later")]
     Overloaded(usize),
+    /// The system gives no thread to work on a call, and none is there to wait for.
+    #[error("the system gives no thread for the call; try again later")]
+    NoThread(#[source] std::io::Error),
     /// A call's deadline came while it waited for a thread, so nobody waits for what it would do.
     #[error("the caller's deadline came before there was a thread for the call; nothing was done")]
     Abandoned,
@@ -292,7 +295,7 @@ impl Error {
     /// Turns what a repeated attach may not meet again into [`Error::NotYet`], and leaves everything else as it is.
     #[must_use]
     pub fn or_not_yet(self) -> Error {
-        if matches!(self, Error::OutOfTime { .. } | Error::Locked(_) | Error::Overloaded(_)) {
+        if matches!(self, Error::OutOfTime { .. } | Error::Locked(_) | Error::Overloaded(_) | Error::NoThread(_)) {
             Error::NotYet(Box::new(self))
         } else {
             self

@@ -3,6 +3,7 @@
 //! Owns starting an action and reading how it goes. Waiting for its end, and what to do when it fails, is the caller's.
 
 use std::num::NonZeroU32;
+use std::time::SystemTime;
 
 use serde_json::{Value, json};
 
@@ -23,6 +24,8 @@ pub struct Action {
     pub status: ActionStatus,
     /// What it does, in DigitalOcean's words: `attach_volume`, `detach_volume`; not documented for a resize.
     pub kind: String,
+    /// When it was begun, by DigitalOcean's clock and cut off to a second; `None` when its text is no time.
+    pub started_at: Option<SystemTime>,
 }
 
 /// How far an action is.
@@ -36,7 +39,7 @@ pub enum ActionStatus {
     Completed,
     /// It failed, and it will not be tried again; the volume is as it was, most likely.
     Errored,
-    /// A word that the API is not known to use.
+    /// A word that the API is not known to use; DigitalOcean may be at work.
     Other(String),
 }
 
@@ -155,6 +158,7 @@ impl From<wire::Action> for Action {
             "errored" => ActionStatus::Errored,
             _ => ActionStatus::Other(wire.status),
         };
-        Action { id: ActionId(wire.id), status, kind: wire.kind }
+        let started_at = wire.started_at.parse::<jiff::Timestamp>().ok().map(SystemTime::from);
+        Action { id: ActionId(wire.id), status, kind: wire.kind, started_at }
     }
 }

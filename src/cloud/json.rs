@@ -8,6 +8,8 @@
 
 use std::num::NonZeroU32;
 
+use log::warn;
+use serde::de::IgnoredAny;
 use serde::{Deserialize, Deserializer};
 
 /// A field that is missing, `null` or there; missing and `null` are its default.
@@ -19,6 +21,36 @@ where
     Ok(Option::deserialize(deserializer)?.unwrap_or_default())
 }
 
+/// An entry of a list.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Entry<T> {
+    Good(T),
+    Odd(IgnoredAny),
+}
+
+/// A list that is missing, `null` or there. Entries that are not of its kind are left out, so that one of them does not
+/// hide all the others.
+fn readable_entries<'de, D, T>(deserializer: D) -> Result<Vec<T>, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Deserialize<'de>,
+{
+    let entries: Vec<Entry<T>> = or_default(deserializer)?;
+    let all = entries.len();
+    let good: Vec<T> = entries
+        .into_iter()
+        .filter_map(|entry| match entry {
+            Entry::Good(item) => Some(item),
+            Entry::Odd(IgnoredAny) => None,
+        })
+        .collect();
+    if good.len() < all {
+        warn!("left entries out of a list of DigitalOcean, which cannot be read: {} of {all}", all - good.len());
+    }
+    Ok(good)
+}
+
 #[derive(Debug, Deserialize)]
 pub(super) struct VolumeReply {
     pub(super) volume: Volume,
@@ -26,7 +58,7 @@ pub(super) struct VolumeReply {
 
 #[derive(Debug, Deserialize)]
 pub(super) struct VolumesReply {
-    #[serde(default, deserialize_with = "or_default")]
+    #[serde(default, deserialize_with = "readable_entries")]
     pub(super) volumes: Vec<Volume>,
     #[serde(flatten)]
     pub(super) paging: Paging,
@@ -67,7 +99,7 @@ pub(super) struct ActionReply {
 
 #[derive(Debug, Deserialize)]
 pub(super) struct ActionsReply {
-    #[serde(default, deserialize_with = "or_default")]
+    #[serde(default, deserialize_with = "readable_entries")]
     pub(super) actions: Vec<Action>,
     #[serde(flatten)]
     pub(super) paging: Paging,
@@ -80,6 +112,8 @@ pub(super) struct Action {
     pub(super) status: String,
     #[serde(default, rename = "type", deserialize_with = "or_default")]
     pub(super) kind: String,
+    #[serde(default, deserialize_with = "or_default")]
+    pub(super) started_at: String,
 }
 
 #[derive(Debug, Deserialize)]
@@ -89,7 +123,7 @@ pub(super) struct SnapshotReply {
 
 #[derive(Debug, Deserialize)]
 pub(super) struct SnapshotsReply {
-    #[serde(default, deserialize_with = "or_default")]
+    #[serde(default, deserialize_with = "readable_entries")]
     pub(super) snapshots: Vec<Snapshot>,
     #[serde(flatten)]
     pub(super) paging: Paging,
@@ -200,4 +234,29 @@ fn page_number(link: &str) -> Option<NonZeroU32> {
     let query = query.split_once('#').map_or(query, |(query, _)| query);
     let value = query.split('&').find_map(|pair| pair.strip_prefix("page="))?;
     value.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_odd_entry_does_not_hide_the_others_of_its_list() {
+        let good = r#"{"id":"1","name":"a","size_gigabytes":1}"#;
+        let odd = r#"{"id":"2","name":"b","size_gigabytes":null}"#;
+        let list = format!(r#"{{"volumes":[{odd},{good},7],"links":{{}},"meta":{{"total":3}}}}"#);
+        let read: VolumesReply = serde_json::from_str(&list).unwrap();
+        assert_eq!(read.volumes.iter().map(|volume| volume.id.as_str()).collect::<Vec<_>>(), ["1"]);
+        assert_eq!(read.paging.total(), Some(3));
+        let actions = r#"{"actions":[{"id":1,"status":null},{"id":2,"status":"completed"}]}"#;
+        let read: ActionsReply = serde_json::from_str(actions).unwrap();
+        assert_eq!(read.actions.iter().map(|action| action.id).collect::<Vec<_>>(), [2]);
+        let snapshots = r#"{"snapshots":[{"id":"1"},{"id":"2","min_disk_size":1}]}"#;
+        let read: SnapshotsReply = serde_json::from_str(snapshots).unwrap();
+        assert_eq!(read.snapshots.len(), 1);
+        for none in [r#"{"volumes":null}"#, "{}"] {
+            assert!(serde_json::from_str::<VolumesReply>(none).unwrap().volumes.is_empty(), "{none}");
+        }
+        assert!(serde_json::from_str::<VolumesReply>(r#"{"volumes":7}"#).is_err());
+    }
 }

@@ -183,7 +183,13 @@ fn actions_are_started_with_what_they_need() {
     let server = Canned::start(vec![reply(202, "", fixture!("action.json")); 3]);
     let cloud = server.cloud();
     let started = cloud.attach(&id(), droplet(7)).unwrap();
-    let want = Action { id: ActionId(72_531_856), status: ActionStatus::InProgress, kind: "attach_volume".to_owned() };
+    let want = Action {
+        id: ActionId(72_531_856),
+        status: ActionStatus::InProgress,
+        kind: "attach_volume".to_owned(),
+        started_at: "2026-08-01T09:31:00Z".parse::<jiff::Timestamp>().ok().map(std::time::SystemTime::from),
+    };
+    assert!(want.started_at.is_some());
     assert_eq!(started, want);
     cloud.detach(&id(), droplet(7)).unwrap();
     cloud.resize(&id(), Gib(20), &fra1()).unwrap();

@@ -4,7 +4,7 @@
 //! the end of an action means is the caller's: a completed action is not yet a fact seen.
 
 use std::thread;
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use log::{debug, warn};
 
@@ -115,8 +115,8 @@ fn look(
 pub(super) enum Moves {
     /// An attach or a detach is running: the latest, should there be several.
     Running(Action),
-    /// The last one that was carried out was this attach, so that the volume is on some droplet.
-    Attached(ActionId),
+    /// The last one that was carried out was this attach, begun at that time, so that the volume is on some droplet.
+    Attached(ActionId, Option<SystemTime>),
     /// The last one that was carried out was a detach, so that the volume is on no droplet, whatever is listed.
     Detached,
     /// It has not been moved yet, or in ways that are not known.
@@ -127,7 +127,7 @@ impl Moves {
     /// The attach by which the volume is where it is.
     pub(super) fn attach(&self) -> Option<ActionId> {
         match self {
-            Moves::Attached(action) => Some(*action),
+            Moves::Attached(action, _) => Some(*action),
             Moves::Running(_) | Moves::Detached | Moves::Unknown => None,
         }
     }
@@ -148,11 +148,12 @@ fn plan_moves(actions: &[Action]) -> Moves {
         .iter()
         .rev()
         .filter(|action| !action.kind.contains("resize"))
-        .find(|action| matches!(action.status, ActionStatus::InProgress | ActionStatus::Completed));
+        .find(|action| action.status != ActionStatus::Errored);
     match latest {
-        Some(running) if running.status == ActionStatus::InProgress => Moves::Running(running.clone()),
+        // As in `watch`, a word that is not known may mean that it runs.
+        Some(running) if running.status != ActionStatus::Completed => Moves::Running(running.clone()),
         Some(last) if is_detach(last) => Moves::Detached,
-        Some(last) if last.kind.contains("attach") => Moves::Attached(last.id),
+        Some(last) if last.kind.contains("attach") => Moves::Attached(last.id, last.started_at),
         Some(_) | None => Moves::Unknown,
     }
 }
@@ -214,20 +215,23 @@ mod tests {
 
     #[test]
     fn the_moves_of_a_volume_are_told_from_its_actions_and_a_resize_is_none() {
-        let action = |id, kind: &str, status| Action { id: ActionId(id), status, kind: kind.to_owned() };
+        let action =
+            |id, kind: &str, status| Action { id: ActionId(id), status, kind: kind.to_owned(), started_at: None };
+        let attached = |id| Moves::Attached(ActionId(id), None);
         let running = |id, kind| action(id, kind, ActionStatus::InProgress);
         let done = |id, kind| action(id, kind, ActionStatus::Completed);
+        let queued = |id, kind| action(id, kind, ActionStatus::Other("queued".to_owned()));
         let failed = |id, kind| action(id, kind, ActionStatus::Errored);
         let table = [
             (vec![], Moves::Unknown),
-            (vec![done(1, "attach_volume")], Moves::Attached(ActionId(1))),
+            (vec![done(1, "attach_volume")], attached(1)),
             (vec![done(1, "attach_volume"), done(2, "detach_volume")], Moves::Detached),
-            (vec![done(1, "attach_volume"), failed(2, "detach_volume")], Moves::Attached(ActionId(1))),
+            (vec![done(1, "attach_volume"), failed(2, "detach_volume")], attached(1)),
             (vec![done(1, "detach_volume"), failed(2, "attach_volume"), running(3, "resize")], Moves::Detached),
             (vec![done(1, "never heard of")], Moves::Unknown),
             (vec![running(1, "resize"), running(2, "resize_volume")], Moves::Unknown),
             (vec![running(1, "detach_volume"), running(2, "resize")], Moves::Running(running(1, "detach_volume"))),
-            (vec![running(1, "detach_volume"), done(2, "attach_volume")], Moves::Attached(ActionId(2))),
+            (vec![running(1, "detach_volume"), done(2, "attach_volume")], attached(2)),
             (
                 vec![running(1, "detach_volume"), failed(2, "attach_volume")],
                 Moves::Running(running(1, "detach_volume")),
@@ -236,6 +240,11 @@ mod tests {
                 vec![running(1, "detach_volume"), running(2, "attach_volume")],
                 Moves::Running(running(2, "attach_volume")),
             ),
+            (
+                vec![done(1, "attach_volume"), queued(2, "detach_volume"), failed(3, "attach_volume")],
+                Moves::Running(queued(2, "detach_volume")),
+            ),
+            (vec![queued(1, "detach_volume"), done(2, "attach_volume")], attached(2)),
             (vec![running(1, "never heard of")], Moves::Running(running(1, "never heard of"))),
         ];
         for (actions, want) in table {

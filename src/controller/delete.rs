@@ -5,6 +5,7 @@
 use log::{info, warn};
 
 use super::Controller;
+use super::action::Moves;
 use super::time::CallTime;
 use super::verdict::{Verdict, plan_verdict};
 use crate::error::{Error, Result};
@@ -34,7 +35,11 @@ impl Controller {
                 Verdict::Conflict => {
                     let Some(volume) = time.observe_volume_if_there(&id)? else { return Ok(()) };
                     if let Some(droplet) = volume.droplets.first() {
-                        return Err(Error::StillAttached { volume: id, droplet: *droplet });
+                        // The list of droplets lags behind a detach.
+                        let moves = self.observe_moves_if_there(time, &id)?;
+                        if !matches!(moves, Moves::Detached | Moves::Running(_)) {
+                            return Err(Error::StillAttached { volume: id, droplet: *droplet });
+                        }
                     }
                     time.pause(pauses.after(&err), &doing, &err)?;
                 }

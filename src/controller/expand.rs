@@ -30,21 +30,27 @@ impl Controller {
         let volume = time.observe_volume(&want.volume)?;
         match plan_growth(volume.size, &want.range, &self.limits).map_err(Error::SizeOutOfRange)? {
             None => Ok(volume),
-            Some(size) => self.ensure_size(&guard, time, &want.volume, size),
+            Some(size) => self.ensure_size(&guard, time, volume, size),
         }
     }
 
-    /// Grows a volume to at least this size, with the lock held.
-    pub(super) fn ensure_size(&self, guard: &VolumeGuard, time: &CallTime, id: &VolumeId, size: Gib) -> Result<Volume> {
+    /// Grows a volume, as it was just read, to at least this size, with the lock held.
+    pub(super) fn ensure_size(
+        &self,
+        guard: &VolumeGuard,
+        time: &CallTime,
+        mut volume: Volume,
+        size: Gib,
+    ) -> Result<Volume> {
+        let id = volume.id.clone();
         let doing = format!("growing volume {id} to {size}");
         let mut pauses = time.retries();
-        let mut volume = time.observe_volume(id)?;
         while volume.size < size {
             match self.apply_resize(guard, time, &volume, size, &doing)? {
-                Ended::Completed => volume = self.await_size(time, id, size, &doing)?,
+                Ended::Completed => volume = self.await_size(time, &id, size, &doing)?,
                 Ended::Errored => {
                     time.pause(pauses.next_pause(), &doing, &"the volume does not have the size yet")?;
-                    volume = time.observe_volume(id)?;
+                    volume = time.observe_volume(&id)?;
                 }
             }
         }

@@ -73,10 +73,18 @@ impl Watch {
         }
     }
 
-    /// Whether it is too early for a second look at the droplet to tell anything.
-    fn is_too_early(&self, patience: Patience) -> bool {
-        let within = |since: Option<Instant>, time| since.is_some_and(|since| since.elapsed() < time);
-        within(self.running_since, patience.holder()) || within(self.off_since, patience.off())
+    /// How long it is too early yet for a second look at the droplet to tell anything; none: it is not.
+    pub(super) fn left(&self, patience: Patience) -> Option<Duration> {
+        let left = |since: Option<Instant>, wait: Duration| {
+            let left = wait.checked_sub(since?.elapsed());
+            left.filter(|left| !left.is_zero())
+        };
+        left(self.running_since, patience.holder()).max(left(self.off_since, patience.off()))
+    }
+
+    /// The pause until the next look: that look is not to come later than it can tell something.
+    pub(super) fn pause(&self, pause: Duration, patience: Patience) -> Duration {
+        self.left(patience).map_or(pause, |left| left.min(pause))
     }
 }
 
@@ -94,7 +102,7 @@ impl Controller {
     ) -> Result<Option<Round>> {
         watch.turn_to(holder);
         let why = format!("droplet {holder} has it");
-        if watch.is_too_early(time.patience) {
+        if watch.left(time.patience).is_some() {
             return Ok(Some(Round::Watch(why)));
         }
         let is_detached = match self.observe_moves(time, &volume.id)? {
@@ -104,18 +112,18 @@ impl Controller {
                 return Ok(Some(Round::Watch(format!("it has been detached, and droplet {holder} still shows"))));
             }
             Moves::Detached => true,
-            Moves::Attached(_) | Moves::Unknown => false,
+            Moves::Attached(..) | Moves::Unknown => false,
         };
         let droplet = self.observe_droplet(time, holder)?;
         let droplet = droplet.as_ref();
-        let is_contradicted = is_detached && droplet.is_none_or(|droplet| !droplet.volumes.contains(&volume.id));
+        let is_contradicted = is_detached && lacks(droplet, &volume.id);
         let sight = Sight { droplet, off_for: watch.off_since.map(|since| since.elapsed()), is_contradicted };
         match plan_holder(sight, time.patience, self.takeover) {
             HolderPlan::Ignore => {
                 warn!("volume={} is still listed on droplet={holder}, which does not have it", volume.id);
                 Ok(None)
             }
-            HolderPlan::Take => self.take(guard, time, volume, droplet, holder, wanted).map(Some),
+            HolderPlan::Take => self.take(guard, time, volume, droplet, holder, wanted),
             HolderPlan::LookAgain => {
                 (watch.running_since, watch.off_since) = (None, Some(Instant::now()));
                 Ok(Some(Round::Watch(format!("droplet {holder} has it and is not running"))))
@@ -138,6 +146,9 @@ impl Controller {
 
     /// Takes the volume from a droplet. While that is busy, its state is looked at again before each try: an event that
     /// keeps it busy may be the one that switches it on.
+    ///
+    /// None: there was nothing to take, as the detach was told and the droplet's own record does not contradict. A destroyed
+    /// droplet may leave the volume listed for good, without an action that says where the volume went.
     fn take(
         &self,
         guard: &VolumeGuard,
@@ -146,17 +157,22 @@ impl Controller {
         droplet: Option<&Droplet>,
         holder: DropletId,
         wanted: DropletId,
-    ) -> Result<Round> {
+    ) -> Result<Option<Round>> {
         let state = droplet.map_or("gone", |droplet| in_words(&droplet.status));
         warn!(
             "taking volume={} name={} from droplet={holder}, which is {state}, for droplet={wanted}",
             volume.id, volume.name
         );
-        Ok(match self.apply_detach(guard, time, &volume.id, holder, WhenBusy::Return)? {
+        let sent = self.apply_detach(guard, time, &volume.id, holder, WhenBusy::Return)?;
+        if sent.proves_nothing_attached() && lacks(droplet, &volume.id) {
+            warn!("volume={} is listed on droplet={holder}, which has nothing of it to detach", volume.id);
+            return Ok(None);
+        }
+        Ok(Some(match sent {
             Sent::Completed => Round::Again,
             Sent::Refused(err) | Sent::Open(err) => Round::Pause(format!("taking it from droplet {holder}: {err}")),
             Sent::Errored => Round::Pause(format!("the detach from droplet {holder} errored")),
-        })
+        }))
     }
 
     /// Whether a droplet says that it has the volume: its record and the volume's are kept apart.
@@ -181,6 +197,11 @@ impl Controller {
     }
 }
 
+/// Whether a droplet is gone, or does not say that it has the volume.
+fn lacks(droplet: Option<&Droplet>, id: &VolumeId) -> bool {
+    droplet.is_none_or(|droplet| !droplet.volumes.contains(id))
+}
+
 fn in_words(status: &DropletStatus) -> &str {
     match status {
         DropletStatus::New => "new",
@@ -198,6 +219,28 @@ mod tests {
     fn droplet(status: DropletStatus) -> Droplet {
         let id = DropletId::new(7).unwrap();
         Droplet { id, name: "a".into(), status, region: None, volumes: Vec::new() }
+    }
+
+    #[test]
+    fn no_look_comes_later_than_it_can_tell_something() {
+        let patience = Patience::of(Duration::from_secs(100));
+        let ago = |seconds| Instant::now().checked_sub(Duration::from_secs(seconds));
+        let table = [
+            ((None, None), None),
+            ((ago(0), None), Some(5)),
+            ((ago(3), None), Some(2)),
+            ((ago(5), None), None),
+            ((None, ago(4)), Some(6)),
+            ((None, ago(11)), None),
+        ];
+        for ((running_since, off_since), want) in table {
+            let watch = Watch { running_since, off_since, ..Watch::default() };
+            let rounded = |time: Duration| (time + Duration::from_millis(500)).as_secs();
+            let left = watch.left(patience).map(rounded);
+            assert_eq!(left, want, "{watch:?}");
+            let pause = rounded(watch.pause(Duration::from_secs(4), patience));
+            assert_eq!(pause, want.unwrap_or(4).min(4), "{watch:?}");
+        }
     }
 
     #[test]

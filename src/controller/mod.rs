@@ -62,7 +62,7 @@ use time::{CallTime, Patience};
 use usage::Usages;
 use verdict::{Verdict, plan_verdict};
 
-/// How many calls may be ahead of one that wants a volume: every node of a small cluster may ask for it at once, and a
+/// How many calls may be ahead of a publish: every node of a small cluster may ask for it at once, and a
 /// storm of calls for one volume must leave threads for the others.
 const MOST_AHEAD: usize = 8;
 
@@ -130,9 +130,9 @@ impl Controller {
         Ok(self.locks.hold(key, time.patience.lock().min(time.left()))?)
     }
 
-    /// Locks a volume for a call that waits as long as it can.
-    fn hold_in_line(&self, time: &CallTime, id: &VolumeId) -> Result<VolumeGuard> {
-        Ok(self.locks.hold_in_line(VolumeKey::Id(id.to_string()), MOST_AHEAD, time.deadline())?)
+    /// Locks a volume for a call that waits as long as it can, if no more than so many are ahead of it.
+    fn hold_in_line(&self, time: &CallTime, id: &VolumeId, most_ahead: usize) -> Result<VolumeGuard> {
+        Ok(self.locks.hold_in_line(VolumeKey::Id(id.to_string()), most_ahead, time.deadline())?)
     }
 
     /// Waits for a droplet's turn.

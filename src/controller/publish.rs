@@ -8,11 +8,11 @@ use std::time::Instant;
 
 use log::{info, warn};
 
-use super::Controller;
 use super::action::{Ended, Moves, Waits, await_action};
 use super::holder::Watch;
 use super::time::{CallTime, Pauses};
 use super::verdict::{Verdict, plan_verdict};
+use super::{Controller, MOST_AHEAD};
 use crate::cloud::action::Action;
 use crate::cloud::error::{ApiError, ApiErrorKind};
 use crate::cloud::pace::ActionKind;
@@ -124,7 +124,7 @@ impl Controller {
             watch: Watch::default(),
         };
         loop {
-            let guard = self.hold_in_line(time, &want.volume)?;
+            let guard = self.hold_in_line(time, &want.volume, MOST_AHEAD)?;
             let round = self.attach_round(&guard, time, want, &mut course)?;
             if let Round::Done(seen) = round {
                 self.settle_usage(&guard, want, &seen)?;
@@ -136,7 +136,10 @@ impl Controller {
             match round {
                 Round::Done(_) | Round::Again => {}
                 Round::Pause(why) => time.pause(course.pauses.next_pause(), &doing, &why)?,
-                Round::Watch(why) => time.pause(course.looks.next_pause(), &doing, &why)?,
+                Round::Watch(why) => {
+                    let pause = course.watch.pause(course.looks.next_pause(), time.patience);
+                    time.pause(pause, &doing, &why)?;
+                }
                 Round::Await(action) => {
                     self.await_foreign(time, &want.volume, &action, &mut course.waits, &doing)?;
                 }
@@ -155,7 +158,7 @@ impl Controller {
                         course.refusal = None;
                         Ok(round)
                     }
-                    None => self.attach_free(guard, time, want, course),
+                    None => self.attach_despite_list(guard, time, volume, want, course),
                 }
             }
         }
@@ -175,10 +178,10 @@ impl Controller {
         let by = match self.observe_moves(time, &volume.id)? {
             Moves::Running(action) => return Ok(Round::Await(action)),
             Moves::Unknown => return Ok(Round::Done(Seen { volume, by: None })),
-            Moves::Attached(action) if self.usages.attached_by(&volume.id, want.droplet) == Some(action) => {
+            Moves::Attached(action, _) if self.usages.attached_by(&volume.id, want.droplet) == Some(action) => {
                 return Ok(Round::Done(Seen { volume, by: Some(action) }));
             }
-            Moves::Attached(action) => Some(action),
+            Moves::Attached(action, _) => Some(action),
             Moves::Detached => None,
         };
         let is_fresh = course.is_fresh(time);
@@ -187,13 +190,37 @@ impl Controller {
         if may_prove && self.has_volume(time, want.droplet, &volume.id)? {
             return Ok(Round::Done(Seen { volume, by }));
         }
+        let contradiction = if may_prove {
+            format!("DigitalOcean lists it here, droplet {} does not have it", want.droplet)
+        } else {
+            format!("DigitalOcean lists it on droplet {}, and has detached it", want.droplet)
+        };
         if is_fresh {
-            return Ok(Round::Pause(format!(
-                "droplet {} is listed, and what else is known contradicts it",
-                want.droplet
-            )));
+            return Ok(Round::Pause(contradiction));
         }
-        self.attach_free(guard, time, want, course)
+        // Whatever the attach is answered, whoever is on call has to know of the contradiction.
+        Ok(match self.attach_free(guard, time, want, course)? {
+            Round::Pause(why) => Round::Pause(format!("{contradiction}: {why}")),
+            round @ (Round::Done(_) | Round::Again | Round::Watch(_) | Round::Await(_)) => round,
+        })
+    }
+
+    /// Attaches a volume that is listed on a droplet which does not have it. The droplet that wants it may have it already:
+    /// such a list can stay old for longer than the call that attached it there.
+    fn attach_despite_list(
+        &self,
+        guard: &VolumeGuard,
+        time: &CallTime,
+        volume: Volume,
+        want: &Publish,
+        course: &mut Course,
+    ) -> Result<Round> {
+        if !self.has_volume(time, want.droplet, &volume.id)? {
+            return self.attach_free(guard, time, want, course);
+        }
+        let moves = self.observe_moves(time, &volume.id)?;
+        let by = moves.attach();
+        Ok(if let Moves::Running(action) = moves { Round::Await(action) } else { Round::Done(Seen { volume, by }) })
     }
 
     /// Attaches a volume that is nowhere.
@@ -201,10 +228,10 @@ impl Controller {
         if course.is_contested {
             match self.observe_moves(time, &want.volume)? {
                 Moves::Running(action) => return Ok(Round::Await(action)),
-                Moves::Attached(_) if course.is_fresh(time) => {
+                Moves::Attached(..) if course.is_fresh(time) => {
                     return Ok(Round::Pause("it has been attached, and that does not show".to_owned()));
                 }
-                Moves::Attached(_) | Moves::Detached | Moves::Unknown => course.is_contested = false,
+                Moves::Attached(..) | Moves::Detached | Moves::Unknown => course.is_contested = false,
             }
         }
         if let Some(refusal) = course.refusal.take() {

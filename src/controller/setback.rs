@@ -36,14 +36,19 @@ impl Setbacks {
     /// How long to wait before the next try; none: the last one did not fail.
     pub fn pause_before(&self, pair: &Pair, now: Instant) -> Option<Duration> {
         let table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
-        table.get(pair).map(|setback| setback.until.saturating_duration_since(now))
+        let setback = table.get(pair).filter(|setback| self.counts(setback, now))?;
+        Some(setback.until.saturating_duration_since(now))
+    }
+
+    /// Whether a setback is young enough to say something; after a long while, what failed is finished business.
+    fn counts(&self, setback: &Setback, now: Instant) -> bool {
+        now < setback.until + self.longest_pause * 10
     }
 
     /// A try failed: the next pause is twice as long as the last.
     pub fn failed(&self, pair: Pair, now: Instant) {
         let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
-        // Pairs that nobody asked for in a long while are finished business.
-        table.retain(|_, setback| now < setback.until + self.longest_pause * 10);
+        table.retain(|_, setback| self.counts(setback, now));
         let pause = table.get(&pair).map_or(self.first_pause, |last| (last.pause * 2).min(self.longest_pause));
         table.insert(pair, Setback { pause, until: now + pause });
     }
@@ -89,5 +94,8 @@ mod tests {
         setbacks.failed(pair(1), now);
         setbacks.failed(pair(2), now + Duration::from_secs(60) * 20);
         assert_eq!(setbacks.table.lock().unwrap().len(), 1);
+        let later = |minutes| now + Duration::from_secs(60) * minutes;
+        assert_eq!(setbacks.pause_before(&pair(2), later(29)), Some(Duration::ZERO));
+        assert_eq!(setbacks.pause_before(&pair(2), later(31)), None, "the next try has its whole time");
     }
 }

@@ -77,7 +77,7 @@ impl Controller {
         volume: Volume,
     ) -> Result<Volume> {
         match plan_growth(volume.size, &want.range, &self.limits) {
-            Ok(Some(size)) => check_size(want, self.ensure_size(guard, time, &volume.id, size)?),
+            Ok(Some(size)) => check_size(want, self.ensure_size(guard, time, volume, size)?),
             Ok(None) | Err(_) => check_size(want, volume),
         }
     }

@@ -169,7 +169,8 @@ fn observe_temporary(cloud: &Cloud) -> ApiResult<Vec<Snapshot>> {
 /// Whether a snapshot is one that this driver took to make a clone.
 #[must_use]
 pub fn is_temporary(snapshot: &Snapshot) -> bool {
-    is_clone_name(&snapshot.name) && snapshot.tags.iter().any(|tag| tag.eq_ignore_ascii_case(TAG))
+    let is_tagged = |own: Tag| snapshot.tags.iter().any(|tag| own.is(tag));
+    is_clone_name(&snapshot.name) && Tag::parse(TAG).is_ok_and(is_tagged)
 }
 
 /// How old a snapshot is; none when that cannot be told. One from the future, by this machine's clock, is new.

@@ -5,7 +5,7 @@
 //! second one is sent only when the first has certainly had no effect: once DigitalOcean has carried one out, the volume
 //! may be in use there again.
 
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use log::{info, warn};
 
@@ -45,7 +45,17 @@ struct Facts {
     moves: Moves,
     /// The attach that the detach was meant for, as far as it is known.
     meant: Option<ActionId>,
+    /// When the detach was sent, by this machine's clock.
+    sent_at: SystemTime,
     /// How long the call has been trying.
+    age: Age,
+}
+
+/// One try of a call to detach a volume.
+#[derive(Debug)]
+struct Try {
+    sent: Sent,
+    sent_at: SystemTime,
     age: Age,
 }
 
@@ -94,23 +104,34 @@ fn plan_next(sent: &Sent, facts: &Facts) -> Next {
     match facts.moves {
         Moves::Detached | Moves::Unknown if !is_shown => return Next::Done,
         Moves::Detached if !sent.proves_nothing_attached() => return Next::AwaitShown,
-        Moves::Running(_) | Moves::Detached | Moves::Attached(_) | Moves::Unknown => {}
+        Moves::Running(_) | Moves::Detached | Moves::Attached(..) | Moves::Unknown => {}
     }
-    let is_another = facts.meant.is_some() && facts.meant != facts.moves.attach();
     match (sent, facts.listing) {
         (_, Listing::Elsewhere) => Next::Done,
         (sent, Listing::Nowhere) if sent.proves_nothing_attached() => Next::Done,
         (sent, Listing::Here) if sent.proves_nothing_attached() => Next::AskDroplet,
-        (Sent::Open(_), Listing::Here | Listing::Nowhere) if is_another => Next::Open,
+        (Sent::Open(_), Listing::Here | Listing::Nowhere) if is_another(facts) => Next::Open,
         (_, Listing::Here | Listing::Nowhere) if facts.age == Age::Late => Next::AskDroplet,
         (_, Listing::Here) if facts.age == Age::Repeated => Next::AskDroplet,
         (_, Listing::Here | Listing::Nowhere) => Next::Again,
     }
 }
 
+/// Whether the volume is attached by another attach than the detach was meant for.
+///
+/// Where that is not known, as another process published the volume, it is one that began after the detach was sent. Times
+/// of actions are cut off to seconds, which hides none: between the two the detach itself has to be carried out.
+fn is_another(facts: &Facts) -> bool {
+    match (facts.meant, &facts.moves) {
+        (Some(meant), moves) => moves.attach() != Some(meant),
+        (None, Moves::Attached(_, Some(started))) => *started > facts.sent_at,
+        (None, Moves::Attached(_, None) | Moves::Running(_) | Moves::Detached | Moves::Unknown) => false,
+    }
+}
+
 impl Sent {
     /// Whether DigitalOcean said that the volume is not attached to the droplet; no other refusal says so.
-    fn proves_nothing_attached(&self) -> bool {
+    pub(super) fn proves_nothing_attached(&self) -> bool {
         match self {
             Sent::Refused(err) => err.kind() == ApiErrorKind::AttachmentNotFound,
             Sent::Completed | Sent::Errored | Sent::Open(_) => false,
@@ -155,7 +176,8 @@ impl Controller {
         let locked = |why| Locked::new(VolumeKey::Id(want.volume.to_string()), why);
         let _place = self.detaching.wait(pair.clone(), 1, until).map_err(locked)?;
         let time = self.await_setback(time, &pair)?;
-        let guard = self.hold_in_line(&time, &want.volume)?;
+        // It may be what all the others in the line wait for, and at most two like it are there.
+        let guard = self.hold_in_line(&time, &want.volume, usize::MAX)?;
         let outcome = match droplet {
             Some(droplet) => self.ensure_detached(&guard, &time, &want.volume, droplet),
             None => self.ensure_detached_everywhere(&guard, &time, &want.volume),
@@ -178,22 +200,26 @@ impl Controller {
     }
 
     fn ensure_detached_everywhere(&self, guard: &VolumeGuard, time: &CallTime, id: &VolumeId) -> Result<()> {
-        let (stale_since, mut pauses, mut waits) = (Instant::now(), time.retries(), Waits::new(time));
+        let (asked_at, mut stale_since) = (SystemTime::now(), None);
+        let (mut pauses, mut waits) = (time.retries(), Waits::new(time));
         loop {
             let Some(volume) = time.observe_volume_if_there(id)? else { return Ok(()) };
-            if !volume.droplets.is_empty() {
-                let detach = |droplet: &DropletId| self.ensure_detached(guard, time, id, *droplet);
-                return volume.droplets.iter().try_for_each(detach);
-            }
+            // The list may be old: the volume can be on another droplet than the ones that it has just been detached from.
+            let detach = |droplet: &DropletId| self.ensure_detached(guard, time, id, *droplet);
+            volume.droplets.iter().try_for_each(detach)?;
             let doing = format!("detaching volume {id}");
             match self.observe_moves_if_there(time, id)? {
                 Moves::Running(action) => {
                     self.await_foreign(time, id, &action, &mut waits, &doing)?;
                 }
-                Moves::Attached(_) if stale_since.elapsed() < time.patience.shown() => {
+                // Attached since this call came, it is somebody's who has got it after the call's caller.
+                Moves::Attached(_, Some(started)) if started > asked_at => return Ok(()),
+                Moves::Attached(..)
+                    if stale_since.get_or_insert_with(Instant::now).elapsed() < time.patience.shown() =>
+                {
                     time.pause(pauses.next_pause(), &doing, &"it has been attached, and that does not show")?;
                 }
-                Moves::Attached(_) | Moves::Detached | Moves::Unknown => return Ok(()),
+                Moves::Attached(..) | Moves::Detached | Moves::Unknown => return Ok(()),
             }
         }
     }
@@ -203,11 +229,13 @@ impl Controller {
         let mut pauses = time.retries();
         let (begun, mut age) = (Instant::now(), Age::First);
         loop {
+            let sent_at = SystemTime::now();
             let sent = self.apply_detach(guard, time, id, droplet, WhenBusy::Wait)?;
-            if self.settle_detach(time, id, droplet, &sent, &mut meant, age)? {
+            let tried = Try { sent, sent_at, age };
+            if self.settle_detach(time, id, droplet, &tried, &mut meant)? {
                 return Ok(());
             }
-            time.pause(pauses.next_pause(), &detaching(id, droplet), &sent.in_words())?;
+            time.pause(pauses.next_pause(), &detaching(id, droplet), &tried.sent.in_words())?;
             age = if begun.elapsed() < time.patience.shown() { Age::Repeated } else { Age::Late };
         }
     }
@@ -218,10 +246,10 @@ impl Controller {
         time: &CallTime,
         id: &VolumeId,
         droplet: DropletId,
-        sent: &Sent,
+        tried: &Try,
         meant: &mut Option<ActionId>,
-        age: Age,
     ) -> Result<bool> {
+        let Try { sent, sent_at, age } = tried;
         let doing = detaching(id, droplet);
         let mut waits = Waits::new(time);
         loop {
@@ -230,7 +258,8 @@ impl Controller {
                 return self.await_not_shown(time, volume, droplet).map(|()| true);
             }
             let moves = self.observe_moves_if_there(time, id)?;
-            let facts = Facts { listing: listing(&volume, droplet), moves, meant: *meant, age };
+            let facts =
+                Facts { listing: listing(&volume, droplet), moves, meant: *meant, sent_at: *sent_at, age: *age };
             match plan_next(sent, &facts) {
                 Next::Done => return Ok(true),
                 Next::AwaitShown => return self.await_not_shown(time, volume, droplet).map(|()| true),
@@ -288,7 +317,8 @@ impl Controller {
         Ok(is_without)
     }
 
-    fn observe_moves_if_there(&self, time: &CallTime, id: &VolumeId) -> Result<Moves> {
+    /// As [`Controller::observe_moves`], for those to whom a missing volume is an answer.
+    pub(super) fn observe_moves_if_there(&self, time: &CallTime, id: &VolumeId) -> Result<Moves> {
         match self.observe_moves(time, id) {
             Err(Error::NotFound(_)) => Ok(Moves::Unknown),
             other => other,
@@ -349,6 +379,8 @@ fn detaching(id: &VolumeId, droplet: DropletId) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use crate::cloud::action::ActionStatus;
 
@@ -361,16 +393,18 @@ mod tests {
     }
 
     fn action(kind: &str) -> Action {
-        Action { id: ActionId(9), status: ActionStatus::InProgress, kind: kind.to_owned() }
+        Action { id: ActionId(9), status: ActionStatus::InProgress, kind: kind.to_owned(), started_at: None }
     }
 
     #[test]
     fn what_follows_from_a_detach_that_was_not_seen_to_be_carried_out() {
         use Listing::{Elsewhere, Here, Nowhere};
         use Moves::{Attached, Detached, Unknown};
+        let sent_at = SystemTime::UNIX_EPOCH + Duration::from_secs(1000);
+        let begun = |seconds| Attached(ActionId(5), Some(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)));
         let not_found = || refused(ApiErrorKind::AttachmentNotFound);
         let odd = || refused(ApiErrorKind::Unprocessable);
-        let attached = || Attached(ActionId(5));
+        let attached = || Attached(ActionId(5), None);
         let (same, older) = (Some(ActionId(5)), Some(ActionId(3)));
         let table = [
             (not_found(), Nowhere, attached(), None, Age::First, Next::Done),
@@ -387,6 +421,11 @@ mod tests {
             (Sent::Errored, Nowhere, Unknown, None, Age::First, Next::Done),
             (open(), Here, attached(), None, Age::First, Next::Again),
             (open(), Here, attached(), same, Age::First, Next::Again),
+            (open(), Here, begun(999), None, Age::First, Next::Again),
+            (open(), Here, begun(1001), None, Age::First, Next::Open),
+            (open(), Nowhere, begun(1001), None, Age::Late, Next::Open),
+            (open(), Here, begun(1001), same, Age::First, Next::Again),
+            (Sent::Errored, Here, begun(1001), None, Age::First, Next::Again),
             (open(), Here, attached(), older, Age::First, Next::Open),
             (open(), Nowhere, attached(), older, Age::Late, Next::Open),
             (open(), Here, attached(), same, Age::Repeated, Next::AskDroplet),
@@ -396,7 +435,7 @@ mod tests {
             (open(), Nowhere, Detached, None, Age::First, Next::Done),
         ];
         for (sent, listing, moves, meant, age, want) in table {
-            let facts = Facts { listing, moves, meant, age };
+            let facts = Facts { listing, moves, meant, sent_at, age };
             assert_eq!(plan_next(&sent, &facts), want, "{sent:?} {facts:?}");
         }
     }
@@ -406,7 +445,7 @@ mod tests {
         for listing in [Listing::Here, Listing::Elsewhere, Listing::Nowhere] {
             for sent in [open(), Sent::Errored, refused(ApiErrorKind::AttachmentNotFound)] {
                 let moves = Moves::Running(action("detach_volume"));
-                let facts = Facts { listing, moves, meant: None, age: Age::First };
+                let facts = Facts { listing, moves, meant: None, sent_at: SystemTime::UNIX_EPOCH, age: Age::First };
                 assert_eq!(plan_next(&sent, &facts), Next::Await(action("detach_volume")));
             }
         }

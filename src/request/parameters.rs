@@ -62,11 +62,16 @@ impl TagChange {
             return Err(Error::Unsupported(format!("{FIELD}[{key}]: no such mutable parameter; {known}")));
         }
         let change = TagChange { put: parse_tags(FIELD, wire, TAGS)?, remove: parse_tags(FIELD, wire, REMOVE_TAGS)? };
-        match change.put.iter().find(|tag| change.remove.contains(tag)) {
+        match change.put.iter().find(|tag| has(&change.remove, tag)) {
             Some(tag) => Err(Error::invalid(FIELD, format!("{:?} is to be put on and taken off", tag.as_str()))),
             None => Ok(change),
         }
     }
+}
+
+/// Whether a tag is among others; DigitalOcean takes a tag in other capitals for the same.
+fn has(tags: &[Tag], tag: &Tag) -> bool {
+    tags.iter().any(|one| tag.is(one.as_str()))
 }
 
 /// Blanks around a tag and empty tags are dropped; a tag that is named twice counts once.
@@ -74,7 +79,7 @@ fn parse_tags(field: &str, wire: &HashMap<String, String>, key: &str) -> Result<
     let mut tags = Vec::new();
     for text in lookup(wire, key).unwrap_or_default().split(',').map(str::trim).filter(|text| !text.is_empty()) {
         let tag = Tag::parse(text).map_err(|bad| Error::invalid(format!("{field}[{key}]"), bad))?;
-        if !tags.contains(&tag) {
+        if !has(&tags, &tag) {
             tags.push(tag);
         }
     }
@@ -106,7 +111,7 @@ mod tests {
 
     #[test]
     fn known_parameters_are_read_and_unknown_ones_ignored() {
-        let wire = map(&[("tags", " a, b:c ,,a"), ("description", "Ein Blog"), ("fstype", "ext4")]);
+        let wire = map(&[("tags", " a, b:c ,,a,B:C"), ("description", "Ein Blog"), ("fstype", "ext4")]);
         let read = Parameters::parse("parameters", &wire).unwrap();
         assert_eq!(names(&read.tags), ["a", "b:c"]);
         assert_eq!(read.description.as_deref(), Some("Ein Blog"));
@@ -135,7 +140,9 @@ mod tests {
         for bad in [("description", "x"), ("size", "1")] {
             assert!(matches!(TagChange::parse(&map(&[bad])), Err(Error::Unsupported(_))), "{bad:?}");
         }
-        let both = map(&[("tags", "a"), ("remove-tags", "a")]);
-        assert!(matches!(TagChange::parse(&both), Err(Error::Invalid { .. })));
+        for removed in ["a", "A"] {
+            let both = map(&[("tags", "a"), ("remove-tags", removed)]);
+            assert!(matches!(TagChange::parse(&both), Err(Error::Invalid { .. })), "{removed}");
+        }
     }
 }

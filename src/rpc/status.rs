@@ -47,9 +47,11 @@ fn code(err: &Error) -> RpcStatusCode {
         | Error::TargetTaken { .. }
         | Error::Precondition(_) => RpcStatusCode::FAILED_PRECONDITION,
         Error::Locked(_) | Error::BadPageToken(_) => RpcStatusCode::ABORTED,
-        Error::OutOfTime { .. } | Error::DeviceMissing { .. } | Error::NotReady(_) | Error::Overloaded(_) => {
-            RpcStatusCode::UNAVAILABLE
-        }
+        Error::OutOfTime { .. }
+        | Error::DeviceMissing { .. }
+        | Error::NotReady(_)
+        | Error::Overloaded(_)
+        | Error::NoThread(_) => RpcStatusCode::UNAVAILABLE,
         Error::Api { source, .. } => code_of_api(source),
         Error::Abandoned => RpcStatusCode::DEADLINE_EXCEEDED,
         Error::Command { source, .. } if source.timed_out() => RpcStatusCode::DEADLINE_EXCEEDED,
@@ -61,7 +63,6 @@ fn code_of_api(err: &ApiError) -> RpcStatusCode {
     match err.kind() {
         ApiErrorKind::Unauthorized | ApiErrorKind::NoToken => RpcStatusCode::UNAUTHENTICATED,
         ApiErrorKind::Forbidden => RpcStatusCode::PERMISSION_DENIED,
-        ApiErrorKind::NotFound => RpcStatusCode::NOT_FOUND,
         ApiErrorKind::NameTaken => RpcStatusCode::ALREADY_EXISTS,
         ApiErrorKind::InvalidSize => RpcStatusCode::OUT_OF_RANGE,
         ApiErrorKind::InvalidName | ApiErrorKind::NoStorageInRegion => RpcStatusCode::INVALID_ARGUMENT,
@@ -77,6 +78,10 @@ fn code_of_api(err: &ApiError) -> RpcStatusCode {
         | ApiErrorKind::BadReply
         | ApiErrorKind::Transport { .. }
         | ApiErrorKind::NoTimeLeft => RpcStatusCode::UNAVAILABLE,
-        ApiErrorKind::BadRequest | ApiErrorKind::Unprocessable | ApiErrorKind::Unknown => RpcStatusCode::INTERNAL,
+        // What the request names and DigitalOcean does not have is an `Error::NotFound` by now. This is something that has
+        // to be there, such as the account, and NOT_FOUND would tell an orchestrator that its volume is gone.
+        ApiErrorKind::NotFound | ApiErrorKind::BadRequest | ApiErrorKind::Unprocessable | ApiErrorKind::Unknown => {
+            RpcStatusCode::INTERNAL
+        }
     }
 }

@@ -77,6 +77,7 @@ struct Shared {
     name: &'static str,
     most_threads: usize,
     queue_length: usize,
+    stack: usize,
     queue: Sender<Job>,
     jobs: Receiver<Job>,
     load: Mutex<Load>,
@@ -93,10 +94,14 @@ impl Pool {
     /// Makes a pool, with no thread yet.
     #[must_use]
     pub fn new(name: &'static str, most_threads: usize, queue_length: usize) -> Pool {
+        Pool::with_stack(name, most_threads, queue_length, STACK)
+    }
+
+    fn with_stack(name: &'static str, most_threads: usize, queue_length: usize, stack: usize) -> Pool {
         // Room also for what free threads are about to take: a burst comes faster than they start.
         let (queue, jobs) = bounded(most_threads.saturating_add(queue_length));
         let load = Mutex::new(Load::default());
-        Pool { shared: Arc::new(Shared { name, most_threads, queue_length, queue, jobs, load }) }
+        Pool { shared: Arc::new(Shared { name, most_threads, queue_length, stack, queue, jobs, load }) }
     }
 
     /// Queues a job, and starts a thread for it when all that there are have work.
@@ -115,8 +120,15 @@ impl Pool {
         if load.jobs > load.threads && load.threads < shared.most_threads {
             let name = format!("{}-{}", shared.name, load.threads);
             let work = Arc::clone(shared);
-            match thread::Builder::new().name(name).stack_size(STACK).spawn(move || work.work_off()) {
+            match thread::Builder::new().name(name).stack_size(shared.stack).spawn(move || work.work_off()) {
                 Ok(_) => load.threads += 1,
+                Err(err) if load.threads == 0 => {
+                    // Nobody would ever take the job, and its caller is better off with an answer. It is the only one, as
+                    // the load is locked and those before it were taken back, too.
+                    load.jobs -= shared.jobs.try_iter().count();
+                    error!("the system gives no thread for the first call: {err}");
+                    return Err(Error::NoThread(err));
+                }
                 Err(err) => error!("the system gives no thread, calls wait for the {} that run: {err}", load.threads),
             }
         }
@@ -225,6 +237,7 @@ fn level_of(err: &Error) -> Level {
         | Error::AccountLimit { .. }
         | Error::Command { .. }
         | Error::Io { .. }
+        | Error::NoThread(_)
         | Error::Bug(_) => Level::Error,
         Error::Invalid { .. }
         | Error::Unsupported(_)
@@ -255,4 +268,22 @@ fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
         .copied()
         .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
         .unwrap_or("no message")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_job_for_which_there_is_no_thread_is_refused_and_not_left_in_the_queue() {
+        // More than a process has addresses for.
+        let pool = Pool::with_stack("none", 2, 2, 1 << 48);
+        for _ in 0..6 {
+            assert!(matches!(pool.submit(Box::new(|| {})), Err(Error::NoThread(_))));
+        }
+        assert_eq!((pool.shared.load().jobs, pool.shared.jobs.len()), (0, 0));
+        let (done, heard) = bounded(1);
+        Pool::new("one", 1, 1).submit(Box::new(move || done.send(()).unwrap())).unwrap();
+        heard.recv().unwrap();
+    }
 }

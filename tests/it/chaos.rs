@@ -12,14 +12,14 @@ use std::time::{Duration, Instant};
 use fastrand::Rng;
 use grpcio::RpcStatusCode;
 
+use crate::PROGRAM;
 use crate::sim::{
     Action, ActionFault, ActionKind, ActionStatus, DropletSpec, DropletStatus, Fault, Refusal as Said, Rules, Times,
 };
-use crate::support::client::{Client, Outcome, Refusal, Volume, cloned, new_volume};
+use crate::support::client::{Client, Outcome, Refusal, Volume, cloned, new_volume, publish, unpublish};
 use crate::support::fleet::{A, B, C, Fleet, no_rate_limit};
 use crate::support::plugin::Plugin;
 
-const PROGRAM: &str = env!("CARGO_BIN_EXE_do-csi-plugin");
 const ARGS: [&str; 2] = ["--call-budget=5", "--api-timeout=0.3"];
 /// A call must end in its budget; what is more is for a machine that has much to do.
 const LONGEST_CALL: Duration = Duration::from_secs(9);
@@ -267,7 +267,7 @@ impl Life<'_> {
         self.asked_to_detach(id);
         let client = self.world.client(&mut self.rng);
         let what = format!("unpublish {} from {droplet}", self.name);
-        let outcome = self.world.call(&what, || client.controller_unpublish(id, &droplet.to_string()));
+        let outcome = self.world.call(&what, || unpublish(&client, id, droplet));
         let (before, on) = (self.known, self.on());
         match outcome {
             Ok(()) => {
@@ -376,10 +376,6 @@ impl Life<'_> {
         }
         self.published(&what, A, &outcome);
     }
-}
-
-fn publish(client: &Client, id: &str, droplet: u64) -> Outcome<()> {
-    client.controller_publish(&mut Volume::mounted(id, "ext4"), &droplet.to_string())
 }
 
 /// Lets something go wrong.

@@ -7,13 +7,13 @@ use std::time::{Duration, Instant};
 
 use grpcio::RpcStatusCode;
 
+use crate::PROGRAM;
 use crate::sim::{ActionFault, ActionKind, ActionStatus, DropletStatus, Fault};
-use crate::support::client::{Client, Outcome, Refusal, Volume};
+use crate::support::client::{Client, Refusal, publish, unpublish};
 use crate::support::fleet::{A, ACTION, B, C, Fleet};
 use crate::support::plugin::Plugin;
 use crate::support::wait_for;
 
-const PROGRAM: &str = env!("CARGO_BIN_EXE_do-csi-plugin");
 const ATTACH_OR_DETACH: (&str, &str) = ("POST", "/v2/volumes/{id}/actions");
 
 /// All waits of a call are parts of this; a running droplet is waited for half a second, one that is off for a second.
@@ -21,14 +21,6 @@ const ARGS: [&str; 1] = ["--call-budget=10"];
 
 fn controller(fleet: &Fleet, name: &str) -> Plugin {
     fleet.controller(Path::new(PROGRAM), name, &ARGS)
-}
-
-fn publish(client: &Client, id: &str, droplet: u64) -> Outcome<()> {
-    client.controller_publish(&mut Volume::mounted(id, "ext4"), &droplet.to_string())
-}
-
-fn unpublish(client: &Client, id: &str, droplet: u64) -> Outcome<()> {
-    client.controller_unpublish(id, &droplet.to_string())
 }
 
 /// A refusal names the volume, the droplet that has it, and the command that cures it.
@@ -242,6 +234,24 @@ fn a_publish_that_waits_does_not_keep_the_same_plugin_from_the_unpublish_that_it
         assert_eq!(wanted.join().unwrap(), Ok(()));
     });
     assert_eq!(fleet.sim.attached_to("one"), Some(B));
+}
+
+#[test]
+fn an_unpublish_waits_behind_however_many_publishes() {
+    let fleet = Fleet::with_actions(ACTION);
+    let plugin = controller(&fleet, "one");
+    let id = fleet.volume("one");
+    fleet.sim.hold_pending_event(A, Duration::from_secs(2));
+    std::thread::scope(|scope| {
+        let calls: Vec<_> = (0..20).map(|_| scope.spawn(|| publish(&plugin.client, &id, A))).collect();
+        // Some are refused at once, which shows that the line is full.
+        let is_full = || calls.iter().any(std::thread::ScopedJoinHandle::is_finished);
+        wait_for(Duration::from_secs(2), || is_full().then_some(())).expect("the line is full");
+        assert_eq!(unpublish(&plugin.client, &id, A), Ok(()));
+        let outcomes: Vec<_> = calls.into_iter().map(|call| call.join().unwrap()).collect();
+        assert!(outcomes.iter().filter(|outcome| outcome.is_ok()).count() >= 9, "{outcomes:?}");
+    });
+    assert_eq!(fleet.sim.attached_to("one"), None);
 }
 
 #[test]

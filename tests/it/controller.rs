@@ -6,12 +6,12 @@ use std::time::{Duration, Instant};
 use do_csi_plugin::rpc::proto::csi;
 use grpcio::RpcStatusCode;
 
-use crate::sim::{Fault, Rules, Times};
+use crate::PROGRAM;
+use crate::sim::{Fault, Refusal as Said, Rules, Times};
 use crate::support::client::{Client, Refusal, Volume, new_volume, option, text_map};
 use crate::support::fleet::{A, ACTION, B, Fleet, no_rate_limit};
 use crate::support::plugin::Plugin;
 
-const PROGRAM: &str = env!("CARGO_BIN_EXE_do-csi-plugin");
 const NOWHERE: &str = "ffffffff-8f00-11f0-9a11-0a58ac14d1e2";
 
 fn started() -> (Fleet, Plugin) {
@@ -318,6 +318,15 @@ fn there_is_room_for_the_largest_volume_until_the_account_has_all_it_may() {
     for elsewhere in [("region", "nyc1"), ("zone", "a")] {
         assert_eq!(capacity(&plugin.client, &[elsewhere]).available_capacity, 0, "{elsewhere:?}");
     }
+}
+
+#[test]
+fn an_account_that_is_not_found_is_not_told_as_a_volume_that_is_not() {
+    let (fleet, plugin) = started();
+    fleet.sim.faults().add(Fault::refused(Said::NOT_FOUND).on("GET", "/v2/account").always());
+    let asked = plugin.client.controller.get_capacity_opt(&csi::GetCapacityRequest::default(), option());
+    let refusal = Refusal::from(asked.unwrap_err());
+    assert_eq!(refusal.code, RpcStatusCode::INTERNAL, "{refusal}");
 }
 
 #[test]

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use grpcio::RpcStatusCode;
 
+use crate::PROGRAM;
 use crate::sim::{Fault, NewVolume, Sim};
 use crate::support::client::{cloned, new_volume, restored};
 use crate::support::fleet::{ACTION, Fleet};
@@ -12,7 +13,6 @@ use crate::support::plugin::Plugin;
 use crate::support::solo::until;
 use crate::support::wait_for;
 
-const PROGRAM: &str = env!("CARGO_BIN_EXE_do-csi-plugin");
 const GIB: i64 = 1 << 30;
 
 /// The tag of the snapshots through which clones are made.

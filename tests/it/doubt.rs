@@ -7,13 +7,13 @@ use std::time::{Duration, Instant};
 use do_csi_plugin::rpc::proto::csi::volume_capability::access_mode::Mode;
 use grpcio::RpcStatusCode;
 
+use crate::PROGRAM;
 use crate::sim::{Action, ActionFault, ActionKind, ActionStatus, DropletStatus, Fault, NewVolume, Refusal};
-use crate::support::client::{Client, Outcome, Volume};
+use crate::support::client::{Client, Outcome, Volume, publish, unpublish};
 use crate::support::fleet::{A, ACTION, B, C, Fleet};
 use crate::support::plugin::Plugin;
 use crate::support::wait_for;
 
-const PROGRAM: &str = env!("CARGO_BIN_EXE_do-csi-plugin");
 const ACT: (&str, &str) = ("POST", "/v2/volumes/{id}/actions");
 const DROPLET: (&str, &str) = ("GET", "/v2/droplets/{droplet_id}");
 /// How long actions take where their time counts.
@@ -32,18 +32,10 @@ fn started(args: &[&str]) -> (Fleet, Plugin) {
     (fleet, plugin)
 }
 
-fn publish(client: &Client, id: &str, droplet: u64) -> Outcome<()> {
-    client.controller_publish(&mut Volume::mounted(id, "ext4"), &droplet.to_string())
-}
-
 fn publish_read_only(client: &Client, id: &str, droplet: u64) -> Outcome<()> {
     let mut volume = Volume::mounted(id, "ext4");
     volume.capability.access_mode.mut_or_insert_default().mode = Mode::SINGLE_NODE_READER_ONLY.into();
     client.controller_publish(&mut volume, &droplet.to_string())
-}
-
-fn unpublish(client: &Client, id: &str, droplet: u64) -> Outcome<()> {
-    client.controller_unpublish(id, &droplet.to_string())
 }
 
 fn detaches(fleet: &Fleet) -> Vec<Action> {
@@ -144,6 +136,72 @@ fn a_detach_whose_reply_was_lost_does_not_take_what_was_attached_again_since() {
 }
 
 #[test]
+fn a_detach_by_a_process_that_did_not_attach_takes_nothing_that_was_attached_again_since() {
+    let fleet = Fleet::with_actions(ACTION);
+    let plugins = ["one", "two"]
+        .map(|name| fleet.controller(Path::new(PROGRAM), name, &["--call-budget=10", "--api-timeout=2.5"]));
+    let [one, two] = plugins.each_ref().map(|plugin| &plugin.client);
+    let id = fleet.volume_on("one", A);
+    fleet.sim.faults().add(Fault::hung_after_effect().on(ACT.0, ACT.1));
+    std::thread::scope(|scope| {
+        let cut_off = scope.spawn(|| unpublish(one, &id, A));
+        let is_detached = || fleet.sim.attached_to(&id).is_none();
+        wait_for(Duration::from_secs(5), || is_detached().then_some(())).expect("the detach is carried out");
+        // As long as a real detach takes at least; the times of actions are told in whole seconds.
+        std::thread::sleep(Duration::from_millis(1100));
+        publish(two, &id, A).unwrap();
+        assert_gave_up(cut_off.join().unwrap(), RpcStatusCode::UNAVAILABLE, "attached again");
+    });
+    assert_eq!(fleet.sim.attached_to(&id), Some(A), "it was taken from its new user");
+    assert_eq!(unpublish(one, &id, A), Ok(()), "asked again");
+    assert_eq!(fleet.sim.attached_to(&id), None);
+}
+
+#[test]
+fn a_volume_that_is_listed_where_it_was_is_detached_from_where_it_is() {
+    let (fleet, plugin) = started(&ARGS);
+    let id = fleet.volume_on("one", A);
+    fleet.sim.faults().add_action(ActionFault::droplet_ids_late(HOUR).of(ActionKind::Detach));
+    let late = ActionFault::droplet_ids_late(Duration::from_millis(700)).of(ActionKind::Attach);
+    fleet.sim.faults().add_action(late);
+    fleet.sim.detach(&id, A).unwrap();
+    fleet.rest();
+    fleet.sim.attach(&id, B).unwrap();
+    fleet.rest();
+    assert_eq!(plugin.client.controller_unpublish(&id, ""), Ok(()));
+    assert_eq!(fleet.sim.attached_to(&id), None);
+    assert_eq!(detaches(&fleet).len(), 2, "the test's own and one more");
+}
+
+#[test]
+fn a_volume_whose_detach_does_not_show_yet_is_deleted() {
+    let (fleet, plugin) = started(&ARGS);
+    let id = fleet.volume_on("one", A);
+    fleet.sim.faults().add_action(ActionFault::droplet_ids_late(HOUR).of(ActionKind::Detach));
+    fleet.sim.detach(&id, A).unwrap();
+    fleet.rest();
+    // As long as it is on its way out, DigitalOcean refuses.
+    fleet.sim.faults().add(Fault::refused(Refusal::DELETE_ATTACHED).on("DELETE", "/v2/volumes/{id}").times(3));
+    assert_eq!(plugin.client.delete_volume(&id), Ok(()));
+    assert_eq!(fleet.sim.volumes().len(), 0);
+    let id = fleet.volume_on("two", A);
+    assert_gave_up(plugin.client.delete_volume(&id), RpcStatusCode::FAILED_PRECONDITION, "is not deleted");
+    assert_eq!(fleet.sim.attached_to(&id), Some(A));
+}
+
+#[test]
+fn a_volume_that_is_listed_on_a_droplet_that_does_not_have_it_is_told_so() {
+    let (fleet, plugin) = started(&["--call-budget=4"]);
+    let id = fleet.volume_on("one", A);
+    let other = fleet.volume("other");
+    let droplet = format!(r#"{{"droplet":{{"id":{A},"name":"node-a","status":"active","volume_ids":["{other}"]}}}}"#);
+    fleet.sim.faults().add(Fault::answered(200, "application/json", &droplet).on(DROPLET.0, DROPLET.1).always());
+    let words = format!("DigitalOcean lists it here, droplet {A} does not have it");
+    assert_gave_up(publish(&plugin.client, &id, A), RpcStatusCode::FAILED_PRECONDITION, &words);
+    assert_eq!(fleet.sim.attached_to(&id), Some(A));
+}
+
+#[test]
 fn words_that_are_not_known_end_no_attach_that_can_be_tried_again() {
     let (fleet, plugin) = started(&["--call-budget=4"]);
     let id = fleet.volume("one");
@@ -204,6 +262,26 @@ fn a_volume_that_a_destroyed_droplet_never_lets_go_is_unpublished_all_the_same()
         }
         assert_eq!(unpublish(&plugin.client, &id, A), Ok(()), "5xx: {is_refused}");
     }
+}
+
+#[test]
+fn a_volume_that_stays_listed_on_a_destroyed_droplet_goes_where_it_is_wanted() {
+    let (fleet, plugin) = started(&ARGS);
+    fleet.sim.change_rules(|rules| rules.switches.destroyed_leave_no_action = true);
+    let id = fleet.volume_on("one", A);
+    fleet.sim.destroy_droplet(A);
+    assert_eq!(fleet.sim.attached_to(&id), None);
+    // The list names the droplet that is gone beyond this call and the next.
+    fleet.sim.faults().add_action(ActionFault::droplet_ids_late(HOUR).of(ActionKind::Attach));
+    assert_eq!(publish(&plugin.client, &id, B), Ok(()));
+    assert_eq!(fleet.sim.attached_to(&id), Some(B));
+    fleet.sim.reset_calls();
+    assert_eq!(publish(&plugin.client, &id, B), Ok(()), "asked again");
+    assert_eq!(publish_read_only(&plugin.client, &id, B).unwrap_err().code, RpcStatusCode::ALREADY_EXISTS);
+    let calls = fleet.sim.calls();
+    assert!(calls.total() < 20, "{calls}");
+    assert_eq!(fleet.sim.attached_to(&id), Some(B));
+    assert_eq!(detaches(&fleet), []);
 }
 
 #[test]

@@ -8,12 +8,12 @@ use std::time::Duration;
 use do_csi_plugin::rpc::proto::csi;
 use grpcio::RpcStatusCode;
 
+use crate::PROGRAM;
 use crate::sim::{NewVolume, Rules, Times};
 use crate::support::client::{Client, Outcome, text_map};
 use crate::support::fleet::{A, ACTION, B, Fleet, no_rate_limit};
 use crate::support::plugin::Plugin;
 
-const PROGRAM: &str = env!("CARGO_BIN_EXE_do-csi-plugin");
 const GIB: i64 = 1 << 30;
 
 /// A name and the tag of the snapshots through which clones are made.

@@ -4,6 +4,7 @@
 use std::path::Path;
 use std::time::Duration;
 
+use crate::PROGRAM;
 use crate::sim::{
     Action, ActionFault, ActionKind, ActionStatus, DropletSpec, DropletStatus, Fault, NewVolume, Refusal, Rules,
     Snapshot, Times, Volume as SimVolume,
@@ -11,8 +12,6 @@ use crate::sim::{
 use crate::support::client::{Client, Outcome, Volume, cloned, new_volume, restored};
 use crate::support::fleet::{A, ACTION, B, C, Fleet, no_rate_limit};
 use crate::support::wait_for;
-
-const PROGRAM: &str = env!("CARGO_BIN_EXE_do-csi-plugin");
 
 /// A hanging connection is given up after so long, and all waits inside a call fit into so long.
 const ARGS: [&str; 2] = ["--api-timeout=0.4", "--call-budget=8"];

@@ -194,9 +194,17 @@ fn explained_messages() -> Vec<Error> {
             format!("detaching volume {} from droplet 3164444", volume()),
             "DigitalOcean's detach action errored",
         ),
+        out_of_time(
+            format!("reading volume {}", volume()),
+            "DigitalOcean answered 503: Service Unavailable (request id …)",
+        )
+        .or_not_yet(),
         locked(NoPlace::Full).or_not_yet(),
+        locked(NoPlace::Full),
+        locked(NoPlace::TooLate).or_not_yet(),
         locked(NoPlace::TooLate),
         Error::Overloaded(config::QUEUE_LENGTH).or_not_yet(),
+        Error::Overloaded(config::QUEUE_LENGTH),
         Error::Mismatch {
             thing: format!("volume blog ({}) on droplet 3164445", volume()),
             have: access("read and write"),

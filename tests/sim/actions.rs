@@ -236,16 +236,20 @@ impl Cloud {
     }
 
     fn end_detach(&mut self, at: Moment, action: &Action) {
-        let Some(volume) = self.volumes.get_mut(&action.volume) else { return };
+        self.let_go(at, &action.volume, action.twists.stale_link);
+    }
+
+    /// Takes a volume from its droplet, whatever is listed.
+    pub(super) fn let_go(&mut self, at: Moment, id: &str, keeps_link: bool) {
+        let Some(volume) = self.volumes.get_mut(id) else { return };
         volume.attached_to = None;
         // What the droplet has not seen yet, it will never see.
         self.unschedule(|event| {
             matches!(event, Event::Device { volume, effect: Effect::Attach { .. } }
-                if *volume == action.volume)
+                if volume == id)
         });
-        let keeps_link = action.twists.stale_link;
-        let effect = Effect::Detach { volume: action.volume.clone(), keeps_link };
-        self.schedule_device(at, &action.volume, effect);
+        let effect = Effect::Detach { volume: id.to_owned(), keeps_link };
+        self.schedule_device(at, id, effect);
     }
 
     fn end_resize(&mut self, at: Moment, action: &Action) {

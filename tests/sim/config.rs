@@ -191,6 +191,8 @@ pub struct Switches {
     pub small_restore_is_refused: bool,
     /// Snapshots of one account may have the same name.
     pub duplicate_snapshot_names_are_accepted: bool,
+    /// A destroyed droplet's volumes are detached without an action, and stay listed on it until they are moved again.
+    pub destroyed_leave_no_action: bool,
     /// The link below `by-id` keeps only so many characters of the volume's name.
     pub link_name_cut_at: Option<usize>,
 }

@@ -355,10 +355,15 @@ impl Cloud {
         change(droplet);
     }
 
-    /// Destroys a droplet: 404 at once, its volumes are let go by detach actions that take their time.
+    /// Destroys a droplet: 404 at once, its volumes are let go by detach actions that take their time, or, if so switched,
+    /// at once and without an action.
     pub fn destroy_droplet(&mut self, now: Moment, id: u64, twists: impl Fn(&str) -> Twists) {
         self.change_droplet(id, |droplet| droplet.is_destroyed = true);
         for volume in self.volume_ids(id) {
+            if self.rules.switches.destroyed_leave_no_action {
+                self.let_go(now, &volume, false);
+                continue;
+            }
             self.start_detach(now, &volume, id, twists(&volume));
         }
     }

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::client::{Client, Volume};
+use super::client::{Client, Volume, publish, unpublish};
 use super::cloud::{Cloud, Machine};
 use super::fleet::{A, B, C, Fleet};
 use crate::sim::{NewVolume, Rules, SimConfig, Times};
@@ -114,22 +114,14 @@ fn fleet(action: Duration) -> Fleet {
     Fleet::with(Rules { times: Times::actions(action), ..Rules::default() })
 }
 
-fn publish(client: &Client, id: &str, droplet: u64) -> Measured<()> {
-    Ok(client.controller_publish(&mut Volume::mounted(id, "ext4"), &droplet.to_string())?)
-}
-
-fn unpublish(client: &Client, id: &str, droplet: u64) -> Measured<()> {
-    Ok(client.controller_unpublish(id, &droplet.to_string())?)
-}
-
 fn single(program: &Path, action: Duration, rounds: usize) -> Measured<(Series, Series)> {
     let fleet = fleet(action);
     let plugin = fleet.controller(program, "one", &[]);
     let id = fleet.volume("one");
     let (mut attach, mut detach) = (Series::default(), Series::default());
     for _ in 0..rounds {
-        attach.add(&fleet, action, || publish(&plugin.client, &id, A))?;
-        detach.add(&fleet, action, || unpublish(&plugin.client, &id, A))?;
+        attach.add(&fleet, action, || Ok(publish(&plugin.client, &id, A)?))?;
+        detach.add(&fleet, action, || Ok(unpublish(&plugin.client, &id, A)?))?;
     }
     Ok((attach, detach))
 }
@@ -173,7 +165,7 @@ fn moved(program: &Path, action: Duration) -> Measured<(u64, Duration)> {
         for id in &ids {
             threads.push(scope.spawn(move || unpublish(client, id, A).and_then(|()| publish(client, id, B))));
         }
-        threads.into_iter().try_for_each(|thread| thread.join().map_err(|_| "a move panicked")?)
+        threads.into_iter().try_for_each(|thread| Measured::Ok(thread.join().map_err(|_| "a move panicked")??))
     })?;
     Ok((fleet.sim.calls().total(), begun.elapsed()))
 }
@@ -219,7 +211,7 @@ fn up_and_down(machine: &Machine, client: &Client, id: &str, name: &str) -> Meas
     client.publish(&volume, &staging, &target, false)?;
     client.unpublish(id, &target)?;
     client.unstage(id, &staging)?;
-    unpublish(client, id, machine.id)
+    Ok(unpublish(client, id, machine.id)?)
 }
 
 impl fmt::Display for Calls {

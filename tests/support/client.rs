@@ -363,6 +363,16 @@ impl Client {
     }
 }
 
+/// Attaches a volume with a file system to a droplet.
+pub fn publish(client: &Client, id: &str, droplet: u64) -> Outcome<()> {
+    client.controller_publish(&mut Volume::mounted(id, "ext4"), &droplet.to_string())
+}
+
+/// Detaches a volume from a droplet.
+pub fn unpublish(client: &Client, id: &str, droplet: u64) -> Outcome<()> {
+    client.controller_unpublish(id, &droplet.to_string())
+}
+
 /// The options of every call.
 pub fn option() -> CallOption {
     CallOption::default().timeout(DEADLINE)
