@@ -148,15 +148,12 @@ impl Story<'_> {
             nomad.guide("nomad job run postgres.nomad.hcl", &[])?;
             nomad.await_status("postgres", "running")?;
             let table = "create table seen (word text); insert into seen values ('before')";
-            nomad.until("PostgreSQL answers", || {
-                let line = "nomad alloc exec -job postgres psql -U postgres -c CREATE_TABLE";
-                Ok(nomad_exec(nomad, line, table))
-            })?;
+            nomad.until("PostgreSQL answers", || sql(nomad, table).map(Some))?;
             nomad.guide(
                 "nomad alloc exec -job postgres psql -U postgres -c CREATE_TABLE",
                 &[("CREATE_TABLE", "select 1")],
             )?;
-            let given = nomad.run(&["alloc", "exec", "-job", "postgres", "printenv", "POSTGRES_PASSWORD"])?;
+            let given = exec_in(nomad, "postgres", &["printenv", "POSTGRES_PASSWORD"])?;
             ensure(given.trim_end() == PASSWORD, || format!("the task was given {given:?}"))?;
             let seen = cloud.sim.volume("postgres").ok_or("the cloud has no such volume")?;
             Ok(((), format!("cloud: {} has {} GiB, tags {:?}", seen.name, seen.size_gigabytes, seen.tags)))
@@ -256,8 +253,7 @@ impl Story<'_> {
         let snapshot = self.step("a snapshot of the volume in use", |cloud, nomad| {
             insert(nomad, "in the snapshot")?;
             // As the guide says, a snapshot has what is on the disk.
-            nomad_exec(nomad, "nomad alloc exec -job postgres psql -U postgres -c CREATE_TABLE", "checkpoint")
-                .ok_or("no checkpoint")?;
+            sql(nomad, "checkpoint")?;
             nomad.guide("nomad volume snapshot create postgres before-upgrade", &[])?;
             let listed = nomad.guide("nomad volume snapshot list -plugin digitalocean", &[])?;
             let made = cloud.sim.snapshots().into_iter().next().ok_or("the cloud has no snapshot")?;
@@ -283,8 +279,7 @@ impl Story<'_> {
             let size = cloud.sim.volume("postgres").map(|volume| volume.size_gigabytes);
             ensure(size == Some(20), || format!("the cloud has {size:?}"))?;
             let space = nomad.until("the file system has grown", || {
-                let space =
-                    nomad.run(&["alloc", "exec", "-job", "postgres", "df", "-k", "/var/lib/postgresql/data"])?;
+                let space = exec_in(nomad, "postgres", &["df", "-k", "/var/lib/postgresql/data"])?;
                 let kib = space.lines().last().and_then(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok());
                 Ok(kib.filter(|kib| *kib > 19 << 20))
             })?;
@@ -550,15 +545,20 @@ fn cut_power(nomad: &mut Nomad, number: usize, machine: &Machine) -> Told<()> {
     Ok(())
 }
 
-fn nomad_exec(nomad: &Nomad, line: &str, sql: &str) -> Option<String> {
-    let words: Vec<&str> =
-        line.split_whitespace().skip(1).map(|word| if word == "CREATE_TABLE" { sql } else { word }).collect();
-    nomad.run(&words).ok()
+/// Runs a command in the newest allocation of a job. By the job's name alone, Nomad chooses among all that it knows, also one
+/// that a client has just brought back.
+fn exec_in(nomad: &Nomad, job: &str, command: &[&str]) -> Told<String> {
+    let newest = nomad.newest_allocation(job)?.ok_or("no allocation")?;
+    let id = newest["ID"].as_str().unwrap_or_default();
+    nomad.run(&[&["alloc", "exec", id], command].concat())
+}
+
+fn sql(nomad: &Nomad, statement: &str) -> Told<()> {
+    exec_in(nomad, "postgres", &["psql", "-U", "postgres", "-c", statement]).map(drop)
 }
 
 fn insert(nomad: &Nomad, word: &str) -> Told<()> {
-    let sql = format!("insert into seen values ('{word}')");
-    nomad.run(&["alloc", "exec", "-job", "postgres", "psql", "-U", "postgres", "-c", &sql]).map(drop)
+    sql(nomad, &format!("insert into seen values ('{word}')"))
 }
 
 fn await_words(nomad: &Nomad) -> Told<Vec<String>> {
@@ -568,19 +568,7 @@ fn await_words(nomad: &Nomad) -> Told<Vec<String>> {
 /// What is in the service's table, as soon as the service answers.
 fn await_words_of(nomad: &Nomad, job: &str) -> Told<Vec<String>> {
     nomad.until("PostgreSQL answers", || {
-        let all = nomad.run(&[
-            "alloc",
-            "exec",
-            "-job",
-            job,
-            "psql",
-            "-U",
-            "postgres",
-            "-t",
-            "-A",
-            "-c",
-            "select word from seen",
-        ])?;
+        let all = exec_in(nomad, job, &["psql", "-U", "postgres", "-t", "-A", "-c", "select word from seen"])?;
         Ok(Some(all.lines().map(|line| line.trim().to_owned()).filter(|line| !line.is_empty()).collect()))
     })
 }
