@@ -429,8 +429,8 @@ fn await_plugins(nomad: &Nomad, controllers: u64, nodes: u64) -> Told<()> {
     nomad.until(&format!("{controllers} controllers and {nodes} nodes are healthy"), || {
         let plugin = nomad.api("/v1/plugin/csi/digitalocean")?;
         let have = (plugin["ControllersHealthy"].as_u64(), plugin["NodesHealthy"].as_u64());
-        // A client that came back after it was lost may be counted once more than it should be.
-        if have.0 >= Some(controllers) && have.1 >= Some(nodes) {
+        // The controller of a client that came back after it was lost may be counted once more than it should be.
+        if have.0 >= Some(controllers) && have.1 == Some(nodes) {
             Ok(Some(()))
         } else {
             Err(format!("healthy: {have:?}").into())
