@@ -39,9 +39,13 @@ check: rust lints own compiler ## Check format, lints and documentation
 test: rust own compiler disk-tools ## Run the unit and socket tests; no root needed
 	cargo test $(SHARED)
 
-# In a mount namespace of its own, what a failed test leaves mounted goes away with the test.
+# In a mount namespace of its own, what a failed test leaves mounted goes away with the test. What is measured is measured
+# last, with no other test beside it.
 test-root: root rust own compiler disk-tools ## Run the kernel tests: loop devices, mkfs, mounts (as root)
-	exec unshare --mount --propagation private cargo test $(SHARED) --test it -- --ignored root_
+	cargo test $(SHARED) --test it --no-run
+	alone="unshare --mount --propagation private cargo test $(SHARED) --test it -- --ignored"
+	$$alone root_ --skip root_figures
+	exec $$alone --nocapture --test-threads=1 root_figures
 
 # The stock suite against the built plugin, on a simulated droplet with loop devices: once with file systems, once with
 # raw block volumes. Only the specs of group snapshots, which DigitalOcean does not have, are skipped, and by the suite

@@ -3,6 +3,8 @@
 //! Owns the search for the disk, by its link and by the name that the disks carry, the checks it must pass before it counts
 //! as found, and the wait for it.
 
+use std::collections::HashSet;
+use std::ffi::OsString;
 use std::fmt;
 use std::fs::File;
 use std::io::{ErrorKind, Seek, SeekFrom};
@@ -435,20 +437,23 @@ fn going(path: PathBuf, err: Error) -> Result<Sighting> {
     if is_going(&err) { Ok(Sighting::NotRunning { path, state: "going away".to_owned() }) } else { Err(err) }
 }
 
-/// Whether sysfs says that there is no hardware behind a disk, as with loop devices and LVM: such a disk carries no name.
+/// The kernel names of the disks without hardware, as loop devices and LVM: such a disk carries no name. Where sysfs does not
+/// list them, none is taken for one.
 ///
 /// Source: `virtual_device_parent` in the kernel's `drivers/base/core.c`.
-fn is_virtual(disk: &Path) -> bool {
-    std::fs::read_link(disk).is_ok_and(|link| link.components().any(|part| part.as_os_str() == "virtual"))
+fn virtual_disks(sysfs: &Path) -> HashSet<OsString> {
+    let listed = std::fs::read_dir(sysfs.join("devices/virtual/block"));
+    listed.into_iter().flatten().flatten().map(|entry| entry.file_name()).collect()
 }
 
 /// The kernel names of all disks that carry this volume's name, in order.
 fn disks_named(places: &DevicePlaces, volume: &VolumeName) -> Result<Vec<String>> {
     let folder = places.sysfs.join("block");
+    let without_hardware = virtual_disks(&places.sysfs);
     let mut found = Vec::new();
     for entry in std::fs::read_dir(&folder).map_err(Error::io("listing", &folder))? {
         let name = entry.map_err(Error::io("listing", &folder))?.file_name();
-        if is_virtual(&folder.join(&name)) {
+        if without_hardware.contains(&name) {
             continue;
         }
         match Identity::read(&folder.join(&name)).map(|identity| identity.proves(volume)) {
@@ -486,15 +491,12 @@ mod tests {
         }
     }
     #[test]
-    fn only_a_link_that_says_so_is_of_a_virtual_disk() {
+    fn only_disks_that_sysfs_lists_as_virtual_are_left_out() {
         let dir = tempfile::tempdir().unwrap();
-        let disk = |name: &str, to: &str| {
-            std::os::unix::fs::symlink(to, dir.path().join(name)).unwrap();
-            is_virtual(&dir.path().join(name))
-        };
-        assert!(disk("loop0", "../devices/virtual/block/loop0"));
-        assert!(!disk("sda", "../devices/pci0000:00/0000:00:05.0/virtio2/host0/target0:0:0/0:0:0:1/block/sda"));
-        std::fs::create_dir(dir.path().join("virtual")).unwrap();
-        assert!(!is_virtual(&dir.path().join("virtual")) && !is_virtual(&dir.path().join("none")));
+        assert!(virtual_disks(dir.path()).is_empty());
+        for disk in ["devices/virtual/block/loop0", "block/loop0", "block/sda"] {
+            std::fs::create_dir_all(dir.path().join(disk)).unwrap();
+        }
+        assert_eq!(virtual_disks(dir.path()), HashSet::from([OsString::from("loop0")]));
     }
 }

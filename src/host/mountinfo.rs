@@ -180,7 +180,7 @@ impl MountTable {
             // The root's own parent is outside of the table, or itself.
             None => mount.parent == mount.id || !self.mounts.iter().any(|other| other.id == mount.parent),
         };
-        let on_way = self.mounts.iter().filter(|mount| path.starts_with(&mount.target) && sits_on(mount));
+        let on_way = self.mounts.iter().filter(|mount| sits_on(mount) && path.starts_with(&mount.target));
         on_way.min_by_key(|mount| mount.target.components().count())
     }
 
@@ -238,6 +238,9 @@ fn list(field: &[u8]) -> Vec<String> {
 
 /// Undoes the kernel's `mangle`: blank, tab, line end, backslash and `#` are printed as three octal digits.
 fn unescape(field: &[u8]) -> OsString {
+    if !field.contains(&b'\\') {
+        return OsString::from_vec(field.to_vec());
+    }
     let mut bytes = Vec::with_capacity(field.len());
     let mut rest = field;
     while let Some((first, tail)) = rest.split_first() {

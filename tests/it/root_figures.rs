@@ -1,7 +1,7 @@
 //! What the node side costs beyond the tools and the kernel it works with.
 //!
-//! The figures are printed. A busy machine is no defect, so the aims are asserted of the medians only where the machine has
-//! little else to do, and with room of the best of many rounds everywhere.
+//! The figures are printed. A busy machine is no defect, and what else runs can only make a call slower: so the aims are
+//! asserted of the best of several medians, and in full only where a call that does nothing is answered quickly.
 
 use std::time::{Duration, Instant};
 
@@ -11,25 +11,32 @@ use crate::rig::{Rig, Vol, ok};
 
 const ROUNDS: usize = 40;
 
+/// How many medians of [`ROUNDS`] calls the best is taken of.
+const BATCHES: usize = 5;
+
 /// What staging may cost beyond the tools, and what publishing may cost at all.
 const STAGING_AIM: Duration = Duration::from_millis(15);
 const PUBLISHING_AIM: Duration = Duration::from_millis(1);
 
-/// Whether fewer than every second processor is busy, so that what is measured is the program.
-fn is_idle() -> bool {
-    let load = std::fs::read_to_string("/proc/loadavg").unwrap();
-    let load: f64 = load.split(' ').next().unwrap().parse().unwrap();
-    let processors = std::thread::available_parallelism().map_or(1, |count| count.get());
-    load * 2.0 < processors as f64
-}
+/// How long a call that does nothing takes at most on a machine that has little else to do.
+const QUIET: Duration = Duration::from_micros(200);
 
 fn median(mut times: Vec<Duration>) -> Duration {
     times.sort();
     times[times.len() / 2]
 }
 
-fn timed(rounds: usize, mut act: impl FnMut() -> Duration) -> Duration {
-    median((0..rounds).map(|_| act()).collect())
+/// The best of several medians, each taken of what `act` measures in many rounds.
+fn best_median<const N: usize>(mut act: impl FnMut() -> [Duration; N]) -> [Duration; N] {
+    let mut batch = || {
+        let rounds: Vec<[Duration; N]> = (0..ROUNDS).map(|_| act()).collect();
+        std::array::from_fn(|index| median(rounds.iter().map(|round| round[index]).collect()))
+    };
+    let first: [Duration; N] = batch();
+    (1..BATCHES).fold(first, |best, _| {
+        let next = batch();
+        std::array::from_fn(|index| best[index].min(next[index]))
+    })
 }
 
 fn time(act: impl FnOnce()) -> Duration {
@@ -52,57 +59,38 @@ fn tools_alone(rig: &Rig, vol: &Vol, fs: &str) -> (Duration, Duration) {
 #[test]
 #[ignore = "needs root: make test-root"]
 fn root_staging_and_publishing_cost_little_beyond_the_tools() {
-    let is_idle = is_idle();
     let rig = Rig::start();
     for fs in ["xfs", "ext4"] {
         let vol = rig.volume(&format!("vol-{fs}"), fs);
         rig.stage(&vol).unwrap();
         rig.unstage(&vol).unwrap();
-        let (mut blkid, mut mounted, mut staged, mut beyond) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        for _ in 0..ROUNDS {
-            // By turns, so that a moment in which the machine is busy with something else meets all of them.
-            let (probe, mount) = tools_alone(&rig, &vol, fs);
-            let stage = time(|| rig.stage(&vol).unwrap());
+        // By turns, so that a moment in which the machine is busy with something else meets all of them.
+        let [blkid, mounted, staged, beyond] = best_median(|| {
+            let (blkid, mounted) = tools_alone(&rig, &vol, fs);
+            let staged = time(|| rig.stage(&vol).unwrap());
             rig.unstage(&vol).unwrap();
-            beyond.push(stage.saturating_sub(probe + mount));
-            blkid.push(probe);
-            mounted.push(mount);
-            staged.push(stage);
-        }
-        let least_beyond = beyond.iter().min().copied().unwrap();
-        let [blkid, mounted, staged, beyond] = [blkid, mounted, staged, beyond].map(median);
+            [blkid, mounted, staged, staged.saturating_sub(blkid + mounted)]
+        });
         rig.stage(&vol).unwrap();
-        let (mut published, mut unpublished) = (Vec::new(), Vec::new());
-        for _ in 0..ROUNDS {
-            published.push(time(|| rig.publish(&vol, "alloc").unwrap()));
-            unpublished.push(time(|| rig.unpublish(&vol, "alloc").unwrap()));
-        }
-        let read_only: Vec<_> = (0..ROUNDS)
-            .map(|_| {
-                let took = time(|| rig.publish_as(&vol, "alloc", true).unwrap());
-                rig.unpublish(&vol, "alloc").unwrap();
-                took
-            })
-            .collect();
-        let least = [&published, &unpublished, &read_only].map(|times| times.iter().min().copied().unwrap());
-        let [published, unpublished, read_only] = [published, unpublished, read_only].map(median);
-        let call = timed(ROUNDS, || time(|| drop(rig.client().probe().unwrap())));
+        let [call, published, unpublished, read_only] = best_median(|| {
+            let call = time(|| drop(rig.client().probe().unwrap()));
+            let published = time(|| rig.publish(&vol, "alloc").unwrap());
+            let unpublished = time(|| rig.unpublish(&vol, "alloc").unwrap());
+            let read_only = time(|| rig.publish_as(&vol, "alloc", true).unwrap());
+            rig.unpublish(&vol, "alloc").unwrap();
+            [call, published, unpublished, read_only]
+        });
         rig.unstage(&vol).unwrap();
         eprintln!(
             "{fs}: stage {staged:.1?}, of which blkid {blkid:.1?} and mount {mounted:.1?}, so {beyond:.1?} beyond them; \
              publish {published:.2?} (read-only {read_only:.2?}), unpublish {unpublished:.2?}; \
              a call that does nothing {call:.2?}"
         );
-        assert!(least_beyond < STAGING_AIM, "{fs}: {least_beyond:?}");
-        let [least_published, least_unpublished, least_read_only] = least;
-        assert!(least_published.max(least_unpublished) < PUBLISHING_AIM * 2, "{fs}: {least:?}");
+        let room = if call < QUIET { 1 } else { 2 };
+        assert!(beyond < STAGING_AIM * room, "{fs}: {beyond:?}");
+        assert!(published.max(unpublished) < PUBLISHING_AIM * room, "{fs}: {published:?} {unpublished:?}");
         // One more mount is made and taken away again, and for the latter the kernel waits until every processor has come by.
-        assert!(least_read_only < PUBLISHING_AIM * 10, "{fs}: {least:?}");
-        if is_idle {
-            assert!(beyond < STAGING_AIM, "{fs}: {beyond:?}");
-            assert!(published < PUBLISHING_AIM && unpublished < PUBLISHING_AIM, "{fs}: {published:?} {unpublished:?}");
-            assert!(read_only < PUBLISHING_AIM * 2, "{fs}: {read_only:?}");
-        }
+        assert!(read_only < PUBLISHING_AIM * 2 * room, "{fs}: {read_only:?}");
     }
     rig.close();
 }
