@@ -41,8 +41,9 @@ job "get-file" {
 
       config {
         image   = var.image
-        command = "/bin/cat"
-        args    = ["/blog/hello"]
+        command = "/bin/sh"
+        # What a container prints just before it ends may miss Nomad's log (hashicorp/nomad#6931).
+        args = ["-c", "cat /blog/hello && sleep 2"]
       }
 
       volume_mount {

@@ -42,7 +42,8 @@ job "put-file" {
       config {
         image   = var.image
         command = "/bin/sh"
-        args    = ["-c", "echo \"hello from $NODE\" > /blog/hello && cat /blog/hello"]
+        # What a container prints just before it ends may miss Nomad's log (hashicorp/nomad#6931).
+        args = ["-c", "echo \"hello from $NODE\" > /blog/hello && cat /blog/hello && sleep 2"]
       }
 
       env {

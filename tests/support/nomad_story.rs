@@ -425,17 +425,29 @@ fn put_token(nomad: &mut Nomad, job: &str) -> Told<()> {
     Ok(())
 }
 
-fn await_plugins(nomad: &Nomad, controllers: u64, nodes: u64) -> Told<()> {
+fn await_plugins(nomad: &Nomad, controllers: usize, nodes: usize) -> Told<()> {
     nomad.until(&format!("{controllers} controllers and {nodes} nodes are healthy"), || {
-        let plugin = nomad.api("/v1/plugin/csi/digitalocean")?;
-        let have = (plugin["ControllersHealthy"].as_u64(), plugin["NodesHealthy"].as_u64());
-        // The controller of a client that came back after it was lost may be counted once more than it should be.
-        if have.0 >= Some(controllers) && have.1 == Some(nodes) {
-            Ok(Some(()))
-        } else {
-            Err(format!("healthy: {have:?}").into())
-        }
+        let have = healthy_plugins(nomad)?;
+        if have == (controllers, nodes) { Ok(Some(())) } else { Err(format!("healthy: {have:?}").into()) }
     })
+}
+
+/// How many controllers and nodes are healthy, of those that run: Nomad may go on counting what a client had that was lost and
+/// came back.
+fn healthy_plugins(nomad: &Nomad) -> Told<(usize, usize)> {
+    if nomad.api("/v1/plugins?type=csi")?.as_array().is_none_or(Vec::is_empty) {
+        return Ok((0, 0));
+    }
+    let plugin = nomad.api("/v1/plugin/csi/digitalocean")?;
+    let is_running = |allocation: &Value| {
+        let all = plugin["Allocations"].as_array();
+        all.is_some_and(|all| all.iter().any(|one| one["ID"] == *allocation && one["ClientStatus"] == "running"))
+    };
+    let count = |side: &str| {
+        let all = plugin[side].as_object().into_iter().flat_map(|all| all.values());
+        all.filter(|one| one["Healthy"] == true && is_running(&one["AllocID"])).count()
+    };
+    Ok((count("Controllers"), count("Nodes")))
 }
 
 /// Waits until every allocation of the plugin is of its job's newest version, and healthy.
@@ -453,10 +465,7 @@ fn await_new_plugins(nomad: &Nomad, count: usize) -> Told<()> {
 }
 
 fn await_no_plugin(nomad: &Nomad) -> Told<()> {
-    nomad.until("no plugin is left", || {
-        let plugins = nomad.api("/v1/plugins?type=csi")?;
-        Ok(plugins.as_array().is_none_or(Vec::is_empty).then_some(()))
-    })
+    await_plugins(nomad, 0, 0)
 }
 
 /// Submits get-file once more, for this node. Nomad does nothing for a job that it knows, so it must not know it any more.
