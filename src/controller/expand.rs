@@ -3,12 +3,15 @@
 //! Owns the loop that ends only when the volume has been seen to have the size. That the disk, and the file system on it,
 //! become as large is the node's.
 
+use std::time::Instant;
+
 use log::{info, warn};
 
 use super::Controller;
 use super::action::{Ended, await_action};
 use super::time::CallTime;
 use super::verdict::{Verdict, plan_verdict};
+use crate::cloud::error::{ApiError, ApiErrorKind};
 use crate::cloud::pace::ActionKind;
 use crate::cloud::volume::Volume;
 use crate::error::{Error, Result, Thing};
@@ -112,12 +115,27 @@ impl Controller {
                 Verdict::Missing => return Err(Error::NotFound(Thing::Volume(volume.id.to_string()))),
                 Verdict::Limit => return Err(Error::AccountLimit { doing: doing.to_owned(), source: err }),
                 Verdict::OutOfTime => return Err(time.out_of_time(doing, err.to_string())),
-                // A resize that another plugin began may have made the volume as large in the meantime.
-                Verdict::Odd | Verdict::Refused if time.observe_volume(&volume.id)?.size >= size => {
+                Verdict::Odd | Verdict::Refused if self.is_that_large(time, &volume.id, size, &err, doing)? => {
                     return Ok(Ended::Completed);
                 }
                 Verdict::Odd | Verdict::Refused => return Err(Error::Api { doing: doing.to_owned(), source: err }),
             }
+        }
+    }
+
+    /// Whether a volume turns out to be large enough after a resize was refused: another one, of this plugin in another life
+    /// or of somebody else, may have made it so. DigitalOcean knows that at once, and may show it later.
+    fn is_that_large(&self, time: &CallTime, id: &VolumeId, size: Gib, err: &ApiError, doing: &str) -> Result<bool> {
+        let (since, mut pauses) = (Instant::now(), time.pauses());
+        let may_show_late = matches!(err.kind(), ApiErrorKind::InvalidSize | ApiErrorKind::Unprocessable);
+        loop {
+            if time.observe_volume(id)?.size >= size {
+                return Ok(true);
+            }
+            if !may_show_late || since.elapsed() > time.patience.shown() {
+                return Ok(false);
+            }
+            time.pause(pauses.next_pause(), doing, err)?;
         }
     }
 }

@@ -328,6 +328,27 @@ fn a_new_size_that_shows_late_is_not_asked_for_again() {
 }
 
 #[test]
+fn a_new_size_that_shows_late_is_waited_for_also_when_nobody_knows_that_it_was_made() {
+    let (fleet, plugin) = started(&["--call-budget=20"]);
+    let id = fleet.volume_on("one", A);
+    let late = ActionFault::size_late(Duration::from_millis(1500)).of(ActionKind::Resize);
+    fleet.sim.faults().add_action(late);
+    fleet.sim.faults().add(Fault::lost_reply().on(ACT.0, ACT.1));
+    assert_eq!(plugin.client.expand(&id, 5 << 30).map(|grown| grown.capacity_bytes), Ok(5 << 30));
+}
+
+#[test]
+fn a_size_that_is_refused_for_good_is_told_without_waiting_for_long() {
+    let (fleet, plugin) = started(&["--call-budget=20"]);
+    let id = fleet.volume_on("one", A);
+    fleet.sim.faults().add(Fault::refused(Refusal::INVALID_RESIZE).on(ACT.0, ACT.1).always());
+    let asked = Instant::now();
+    let refusal = plugin.client.expand(&id, 5 << 30).unwrap_err();
+    assert!(asked.elapsed() < Duration::from_secs(5), "{refusal}");
+    assert_eq!(refusal.code, RpcStatusCode::OUT_OF_RANGE, "{refusal}");
+}
+
+#[test]
 fn tags_are_the_same_in_whatever_capitals() {
     let (fleet, plugin) = started(&["--call-budget=4", "--do-tag=prod"]);
     let tagged = NewVolume { tags: vec!["Prod".to_owned(), "Gone".to_owned()], ..NewVolume::new("first", 1, "fra1") };
