@@ -116,10 +116,11 @@ impl Mount {
         self.fstype == "devtmpfs" && self.root != Path::new("/")
     }
 
-    /// Whether this is the device's node in `/dev`, bound to some other place: a published raw block volume.
+    /// Whether this is the device's node in `/dev`, bound to some other place: a published raw block volume. In a container
+    /// `/dev` may be elsewhere; a disk's node is right below it, by the kernel's name of the disk.
     #[must_use]
     pub fn is_node_of(&self, device: &Device) -> bool {
-        let node = device.path().strip_prefix("/dev").ok().map(|name| Path::new("/").join(name));
+        let node = device.path().file_name().map(|name| Path::new("/").join(name));
         self.is_node() && node.is_some_and(|node| node == self.root)
     }
 }
@@ -306,6 +307,9 @@ mod tests {
         let want = ["staging/vol/rw", "per-alloc/1/vol", "per-alloc/2/a b\\c#d", "block/target"];
         assert_eq!(targets, want.map(Path::new));
         assert!(!at(&table, "block/target").is_of(&xfs) && at(&table, "block/target").is_node_of(&xfs));
+        let in_container = Device::fake("/host/dev/loop1", number("7:1"), 1);
+        assert!(at(&table, "block/target").is_node_of(&in_container));
+        assert!(!at(&table, "block/target").is_node_of(&Device::fake("/dev/loop2", number("7:2"), 1)));
         let btrfs = Device::fake("/dev/loop3", number("7:3"), 1);
         assert_eq!(table.of_device(&btrfs).count(), 1);
         assert!(at(&table, "btrfs").is_of(&btrfs));
