@@ -18,7 +18,8 @@
 //!
 //! A look costs a call of the token's quota; a late look costs waiting. One estimate and one doubt per kind keep both
 //! small: the doubt is the width in which the end was last seen, it is the step between looks, and it widens again when
-//! actions become slower or faster than they were.
+//! actions become slower or faster than they were. Where there is next to no doubt, most actions get one look, just after
+//! their end.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -46,6 +47,10 @@ const QUICK: Duration = Duration::from_millis(300);
 /// How many actions of a kind a process has to see until one more does not count for more than the estimate.
 const FEW: u32 = 4;
 
+/// How many actions in a row are looked at only when they should be over, before one is looked at earlier again: whoever always
+/// comes afterwards does not learn that actions have become faster.
+const SURE: u32 = 2;
+
 /// Bounds of an estimate: a reply alone takes some of the first, and the second is as long as a call may last.
 const SHORTEST: Duration = Duration::from_millis(50);
 const LONGEST: Duration = Duration::from_secs(100);
@@ -71,8 +76,10 @@ struct Estimate {
     /// How many actions it was learned from, beginning anew with one that was much slower than the others. As long as they
     /// are few, an end that was seen more sharply than the estimate is counts for more.
     seen: u32,
-    /// How many times in a row the first look came too late to tell when the action ended.
+    /// How many times in a row the first look came too late to tell when the action ended, although it was to be before that.
     late_in_a_row: u32,
+    /// How many times in a row the first look was meant to find the action done, and did.
+    confirmed: u32,
 }
 
 /// The looks at one action.
@@ -132,7 +139,7 @@ impl Pace {
         };
         self.with(kind, |estimate| {
             if alike.is_learned && estimate.is_untouched() {
-                *estimate = Estimate { doubt: alike.expected / 8, seen: 0, late_in_a_row: 0, ..alike };
+                *estimate = Estimate { doubt: alike.expected / 8, seen: 0, late_in_a_row: 0, confirmed: 0, ..alike };
             }
             estimate.looks(kind)
         })
@@ -190,7 +197,7 @@ impl Looks {
                 this
             }
             Step::Proportional if at < QUICK => (at.saturating_mul(2) / 5).max(LEAST_DOUBT),
-            Step::Proportional => (at.saturating_mul(3) / 5).min(LONGEST_STEP),
+            Step::Proportional => (at.saturating_mul(4) / 5).min(LONGEST_STEP),
         };
         self.due = at.saturating_add(step);
     }
@@ -204,7 +211,7 @@ impl Looks {
 
 impl Estimate {
     fn guess(expected: Duration) -> Estimate {
-        Estimate { expected, doubt: expected / 4, is_learned: false, seen: 0, late_in_a_row: 0 }
+        Estimate { expected, doubt: expected / 4, is_learned: false, seen: 0, late_in_a_row: 0, confirmed: 0 }
     }
 
     /// Whether no action of this kind was seen yet, as opposed to one that has become too fast for what was learned.
@@ -212,13 +219,18 @@ impl Estimate {
         !self.is_learned && self.late_in_a_row == 0
     }
 
+    /// Whether actions end so much on time that one look, just afterwards, is most likely enough.
+    fn is_sure(&self) -> bool {
+        self.doubt <= LEAST_DOUBT && self.late_in_a_row == 0 && self.confirmed < SURE
+    }
+
     fn looks(&self, kind: ActionKind) -> Looks {
-        // A guess may be far off either way; the first action is looked at early and then at growing distances.
-        let (due, step) = if self.is_learned {
-            let just_before = self.expected.saturating_sub(self.doubt / 4);
-            (just_before, Step::Growing((self.doubt / 2).max(LEAST_DOUBT)))
-        } else {
-            (self.expected / 16, Step::Proportional)
+        let step = Step::Growing((self.doubt / 2).max(LEAST_DOUBT));
+        let (due, step) = match (self.is_learned, self.is_sure()) {
+            // A guess may be far off either way; the first action is looked at early and then at growing distances.
+            (false, _) => (self.expected / 16, Step::Proportional),
+            (true, true) => (self.expected.saturating_add(self.doubt / 2), step),
+            (true, false) => (self.expected.saturating_sub(self.doubt * 3 / 8), step),
         };
         Looks { kind, due, step, seen_running: None, is_blurred: false }
     }
@@ -226,6 +238,10 @@ impl Estimate {
     fn learn(&mut self, after: Option<Duration>, by: Duration) {
         match after {
             Some(after) => self.learn_between(after, by),
+            None if self.is_learned && self.is_sure() => {
+                self.confirmed = self.confirmed.saturating_add(1);
+                self.expected = self.expected.min(by);
+            }
             None if self.is_learned => self.learn_late(by),
             None => self.learn_between(Duration::ZERO, by),
         }
@@ -238,9 +254,9 @@ impl Estimate {
     fn learn_between(&mut self, after: Duration, by: Duration) {
         let middle = after.saturating_add(by) / 2;
         let half_width = by.saturating_sub(after) / 2;
-        self.late_in_a_row = 0;
+        (self.late_in_a_row, self.confirmed) = (0, 0);
         if !self.is_learned {
-            *self = Estimate { expected: middle, doubt: half_width, is_learned: true, seen: 1, late_in_a_row: 0 };
+            *self = Estimate { expected: middle, doubt: half_width, is_learned: true, seen: 1, ..*self };
             return;
         }
         // An action that hangs says little about the next one, so one sample doubles the estimate at most. But the
@@ -260,7 +276,13 @@ impl Estimate {
     /// The first look found it done: it took less than expected, and how much less is not known.
     fn learn_late(&mut self, by: Duration) {
         self.late_in_a_row = self.late_in_a_row.saturating_add(1);
-        self.expected = self.expected.min(by).saturating_sub(self.doubt / 2);
+        if self.late_in_a_row == 1 && self.seen <= FEW {
+            // What little was seen still bounds it from below.
+            let least = self.expected.saturating_sub(self.doubt);
+            (self.expected, self.doubt) = (least.saturating_add(by) / 2, by.saturating_sub(least) / 2);
+            return;
+        }
+        self.expected = self.expected.min(by).saturating_sub(self.doubt * 3 / 8);
         match self.late_in_a_row {
             // As likely as not: the end was just before.
             1 => self.doubt = self.doubt * 3 / 4,
@@ -332,6 +354,14 @@ mod tests {
         for mean in [300, 1300, 3500, 5000] {
             let (looks, median, average) = judge(ms(mean), 0.0);
             assert!(looks <= 2.0 && median <= ms(40) && average <= ms(40), "{mean}: {looks} {median:?} {average:?}");
+        }
+    }
+
+    #[test]
+    fn actions_that_end_on_time_get_one_look_mostly_and_two_now_and_then() {
+        for mean in [1300, 3500, 5000] {
+            let (looks, median, _) = judge(ms(mean), 0.0);
+            assert!(looks <= 1.5 && median <= ms(40), "{mean}: {looks} {median:?}");
         }
     }
 
