@@ -35,6 +35,10 @@ pub enum ActionKind {
     Resize,
 }
 
+/// What is expected of an attach and of a detach as long as none was seen: what others measured.
+const ATTACH: Duration = Duration::from_secs(4);
+const DETACH: Duration = Duration::from_millis(3500);
+
 /// The shortest step between two looks, and the doubt that always remains.
 const LEAST_DOUBT: Duration = Duration::from_millis(25);
 
@@ -80,12 +84,16 @@ struct Estimate {
     late_in_a_row: u32,
     /// How many times in a row the first look was meant to find the action done, and did.
     confirmed: u32,
+    /// How often it has changed.
+    version: u32,
 }
 
 /// The looks at one action.
 #[derive(Debug, Clone)]
 pub struct Looks {
     kind: ActionKind,
+    /// The version of the estimate that they were planned with.
+    version: u32,
     due: Duration,
     step: Step,
     seen_running: Option<Duration>,
@@ -107,6 +115,7 @@ enum Step {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Sample {
     kind: ActionKind,
+    version: u32,
     after: Option<Duration>,
     by: Duration,
 }
@@ -122,24 +131,25 @@ impl Pace {
     #[must_use]
     pub fn new() -> Pace {
         Pace(Mutex::new(Estimates {
-            attach: Estimate::guess(Duration::from_secs(4)),
-            detach: Estimate::guess(Duration::from_millis(3500)),
+            attach: Estimate::guess(ATTACH),
+            detach: Estimate::guess(DETACH),
             resize: Estimate::guess(Duration::from_secs(4)),
         }))
     }
 
-    /// Plans the looks at an action that starts now. The first detach of a process is expected to take as long as its
-    /// attaches do, and the other way round, as both are the same work.
+    /// Plans the looks at an action that starts now. The first detach of a process is expected to take a little less time
+    /// than its attaches do, and the other way round.
     #[must_use]
     pub fn begin(&self, kind: ActionKind) -> Looks {
-        let alike = match kind {
-            ActionKind::Attach => self.with(ActionKind::Detach, |estimate| *estimate),
-            ActionKind::Detach => self.with(ActionKind::Attach, |estimate| *estimate),
+        let (alike, ratio) = match kind {
+            ActionKind::Attach => (ActionKind::Detach, ATTACH.as_secs_f64() / DETACH.as_secs_f64()),
+            ActionKind::Detach => (ActionKind::Attach, DETACH.as_secs_f64() / ATTACH.as_secs_f64()),
             ActionKind::Resize => return self.with(kind, |estimate| estimate.looks(kind)),
         };
+        let alike = self.with(alike, |estimate| *estimate);
         self.with(kind, |estimate| {
             if alike.is_learned && estimate.is_untouched() {
-                *estimate = Estimate { doubt: alike.expected / 8, seen: 0, late_in_a_row: 0, confirmed: 0, ..alike };
+                estimate.borrow(alike.expected, ratio);
             }
             estimate.looks(kind)
         })
@@ -153,7 +163,7 @@ impl Pace {
 
     /// Takes in how long an action took. Only for actions that completed: what errored took no typical time.
     pub fn learn(&self, sample: Sample) {
-        self.with(sample.kind, |estimate| estimate.learn(sample.after, sample.by));
+        self.with(sample.kind, |estimate| estimate.learn(&sample));
     }
 
     fn with<T>(&self, kind: ActionKind, with: impl FnOnce(&mut Estimate) -> T) -> T {
@@ -205,18 +215,27 @@ impl Looks {
     /// A look, so long after the start, saw the action completed; none: that teaches nothing.
     #[must_use]
     pub fn finished(self, at: Duration) -> Option<Sample> {
-        (!self.is_blurred).then_some(Sample { kind: self.kind, after: self.seen_running, by: at })
+        let Looks { kind, version, seen_running: after, .. } = self;
+        (!self.is_blurred).then_some(Sample { kind, version, after, by: at })
     }
 }
 
 impl Estimate {
     fn guess(expected: Duration) -> Estimate {
-        Estimate { expected, doubt: expected / 4, is_learned: false, seen: 0, late_in_a_row: 0, confirmed: 0 }
+        let doubt = expected / 4;
+        Estimate { expected, doubt, is_learned: false, seen: 0, late_in_a_row: 0, confirmed: 0, version: 0 }
     }
 
     /// Whether no action of this kind was seen yet, as opposed to one that has become too fast for what was learned.
     fn is_untouched(&self) -> bool {
         !self.is_learned && self.late_in_a_row == 0
+    }
+
+    /// Takes over how long actions of a like kind take, changed as the guesses of the two differ.
+    fn borrow(&mut self, expected: Duration, ratio: f64) {
+        self.expected = expected.mul_f64(ratio);
+        self.doubt = expected / 8;
+        self.is_learned = true;
     }
 
     /// Whether actions end so much on time that one look, just afterwards, is most likely enough.
@@ -232,12 +251,15 @@ impl Estimate {
             (true, true) => (self.expected.saturating_add(self.doubt / 2), step),
             (true, false) => (self.expected.saturating_sub(self.doubt * 3 / 8), step),
         };
-        Looks { kind, due, step, seen_running: None, is_blurred: false }
+        Looks { kind, version: self.version, due, step, seen_running: None, is_blurred: false }
     }
 
-    fn learn(&mut self, after: Option<Duration>, by: Duration) {
-        match after {
+    fn learn(&mut self, sample: &Sample) {
+        let by = sample.by;
+        match sample.after {
             Some(after) => self.learn_between(after, by),
+            // Planned with another estimate, as of several actions at once, it does not tell that this one is late.
+            None if sample.version != self.version => self.expected = self.expected.min(by),
             None if self.is_learned && self.is_sure() => {
                 self.confirmed = self.confirmed.saturating_add(1);
                 self.expected = self.expected.min(by);
@@ -246,6 +268,7 @@ impl Estimate {
             None => self.learn_between(Duration::ZERO, by),
         }
         self.expected = self.expected.clamp(SHORTEST, LONGEST);
+        self.version = self.version.wrapping_add(1);
         // SHORTEST is twice LEAST_DOUBT, so the bounds are in order.
         self.doubt = self.doubt.clamp(LEAST_DOUBT, LONGEST_STEP.min(self.expected / 2));
     }
@@ -276,8 +299,8 @@ impl Estimate {
     /// The first look found it done: it took less than expected, and how much less is not known.
     fn learn_late(&mut self, by: Duration) {
         self.late_in_a_row = self.late_in_a_row.saturating_add(1);
-        if self.late_in_a_row == 1 && self.seen <= FEW {
-            // What little was seen still bounds it from below.
+        if self.late_in_a_row == 1 && (1..=FEW).contains(&self.seen) {
+            // What little was seen of this kind still bounds it from below.
             let least = self.expected.saturating_sub(self.doubt);
             (self.expected, self.doubt) = (least.saturating_add(by) / 2, by.saturating_sub(least) / 2);
             return;
@@ -308,20 +331,25 @@ mod tests {
         Duration::from_millis(ms)
     }
 
-    /// Sees one action through; gives the number of looks and how late the end was noticed.
-    fn watch(pace: &Pace, kind: ActionKind, took: Duration) -> (u32, Duration) {
-        let mut looks = pace.begin(kind);
+    /// Looks at one action until it has ended; gives the number of looks, how late the end was noticed, and what was seen.
+    fn follow(mut looks: Looks, took: Duration) -> (u32, Duration, Sample) {
         let mut count = 0;
         loop {
             count += 1;
-            assert!(count < 200, "endless: {pace:?}");
+            assert!(count < 200, "endless: {looks:?}");
             let at = looks.due();
             if at >= took {
-                pace.learn(looks.finished(at + REPLY).unwrap());
-                return (count, at - took);
+                return (count, at - took, looks.finished(at + REPLY).unwrap());
             }
             looks.still_running(at + REPLY);
         }
+    }
+
+    /// Sees one action through; gives the number of looks and how late the end was noticed.
+    fn watch(pace: &Pace, kind: ActionKind, took: Duration) -> (u32, Duration) {
+        let (count, late, sample) = follow(pace.begin(kind), took);
+        pace.learn(sample);
+        (count, late)
     }
 
     /// A fixed sequence of numbers between -1 and 1.
@@ -404,13 +432,44 @@ mod tests {
         watch(&pace, ActionKind::Attach, ms(5000));
         assert_eq!(pace.begin(ActionKind::Resize).due(), ms(4000) / 16);
         let (looks, late) = watch(&pace, ActionKind::Detach, ms(5000));
-        assert!(looks <= 3 && late < ms(1000), "{looks} looks, {late:?} late");
+        assert!(looks <= 4 && late < ms(1000), "{looks} looks, {late:?} late");
         for _ in 0..10 {
             watch(&pace, ActionKind::Detach, ms(2000));
         }
         let (looks, late) = watch(&pace, ActionKind::Detach, ms(2000));
         assert!(looks <= 2 && late < ms(50), "{looks} looks, {late:?} late");
         assert!(pace.begin(ActionKind::Attach).due() > ms(4000));
+    }
+
+    #[test]
+    fn detaches_that_take_less_than_attaches_are_known_after_a_few() {
+        for (attach, detach) in [(4500, 3500), (5000, 3000), (4000, 4000)] {
+            let pace = Pace::new();
+            watch(&pace, ActionKind::Attach, ms(attach));
+            let late: Vec<_> = (0..6).map(|_| watch(&pace, ActionKind::Detach, ms(detach)).1).collect();
+            assert!(late[0] < ms(1300) && late[3] < ms(400) && late[5] < ms(100), "{attach}, {detach}: {late:?}");
+        }
+    }
+
+    #[test]
+    fn many_actions_at_once_are_noticed_as_soon_as_one() {
+        for many in [2, 7, 15] {
+            let pace = Pace::new();
+            for _ in 0..20 {
+                watch(&pace, ActionKind::Attach, ms(5000));
+            }
+            let (mut looks, mut late) = (0, Vec::new());
+            for _ in 0..20 {
+                let begun: Vec<_> = (0..many).map(|_| pace.begin(ActionKind::Attach)).collect();
+                for (count, by, sample) in begun.into_iter().map(|looks| follow(looks, ms(5000))) {
+                    pace.learn(sample);
+                    looks += count;
+                    late.push(by);
+                }
+            }
+            let worst = late.iter().max().unwrap();
+            assert!(looks <= many * 20 * 2 && *worst <= ms(60), "{many}: {looks} looks, {worst:?}");
+        }
     }
 
     #[test]
