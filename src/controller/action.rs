@@ -23,6 +23,8 @@ pub enum Ended {
     Completed,
     /// DigitalOcean says that it failed, or does not know it.
     Errored,
+    /// DigitalOcean says that it is running, for longer than that can be believed.
+    Overdue,
 }
 
 /// Waits until an action that this call started has ended, and learns from it how long such actions take.
@@ -66,6 +68,10 @@ fn watch(
             }
             Some(ActionStatus::InProgress) | None => {}
             Some(ActionStatus::Other(word)) => debug!("action has the unknown status {word:?}, taken as running"),
+        }
+        if started.elapsed() >= time.patience.overdue() {
+            warn!("action does not end doing={doing} action={}", action.id);
+            return Ok(Ended::Overdue);
         }
         let wait = looks.due().saturating_sub(started.elapsed());
         if wait >= time.left() {
@@ -115,6 +121,8 @@ fn look(
 pub(super) enum Moves {
     /// An attach or a detach is running: the latest, should there be several.
     Running(Action),
+    /// A detach is said to be running, for so long that it may have been carried out long ago.
+    Stuck(Action),
     /// The last one that was carried out was this attach, begun at that time, so that the volume is on some droplet.
     Attached(ActionId, Option<SystemTime>),
     /// The last one that was carried out was a detach, so that the volume is on no droplet, whatever is listed.
@@ -128,7 +136,7 @@ impl Moves {
     pub(super) fn attach(&self) -> Option<ActionId> {
         match self {
             Moves::Attached(action, _) => Some(*action),
-            Moves::Running(_) | Moves::Detached | Moves::Unknown => None,
+            Moves::Running(_) | Moves::Stuck(_) | Moves::Detached | Moves::Unknown => None,
         }
     }
 }
@@ -142,8 +150,9 @@ pub(super) fn is_detach(action: &Action) -> bool {
 ///
 /// A resize changes nothing about where a volume is. It is the only kind that is left out: DigitalOcean's word for it is
 /// not documented, and an action that is not known is waited for. One that seems to run behind a later one that was carried
-/// out is over, whatever is said of it: a volume has one move at a time.
-fn plan_moves(actions: &[Action]) -> Moves {
+/// out is over, whatever is said of it: a volume has one move at a time. So is an attach that was begun too long ago, as far
+/// as this list is concerned: where the volume is has to be read from the volume and the droplet.
+fn plan_moves(actions: &[Action], is_overdue: impl Fn(&Action) -> bool) -> Moves {
     let latest = actions
         .iter()
         .rev()
@@ -151,7 +160,10 @@ fn plan_moves(actions: &[Action]) -> Moves {
         .find(|action| action.status != ActionStatus::Errored);
     match latest {
         // As in `watch`, a word that is not known may mean that it runs.
-        Some(running) if running.status != ActionStatus::Completed => Moves::Running(running.clone()),
+        Some(running) if running.status != ActionStatus::Completed && !is_overdue(running) => {
+            Moves::Running(running.clone())
+        }
+        Some(stuck) if stuck.status != ActionStatus::Completed && is_detach(stuck) => Moves::Stuck(stuck.clone()),
         Some(last) if is_detach(last) => Moves::Detached,
         Some(last) if last.kind.contains("attach") => Moves::Attached(last.id, last.started_at),
         Some(_) | None => Moves::Unknown,
@@ -169,7 +181,9 @@ impl Controller {
     pub(super) fn observe_moves(&self, time: &CallTime, id: &VolumeId) -> Result<Moves> {
         let doing = format!("reading the latest actions of volume {id}");
         let actions = time.ask(&doing, super::no_volume(id, || doing.clone()), |cloud| cloud.newest_actions(id))?;
-        Ok(plan_moves(&actions))
+        let now = SystemTime::now();
+        let age = |action: &Action| action.started_at.and_then(|started| now.duration_since(started).ok());
+        Ok(plan_moves(&actions, |action| age(action).is_some_and(|age| age >= time.patience.overdue())))
     }
 
     /// Waits until an action that somebody else began, or that is of a request without a reply, has ended, and says how.
@@ -248,7 +262,17 @@ mod tests {
             (vec![running(1, "never heard of")], Moves::Running(running(1, "never heard of"))),
         ];
         for (actions, want) in table {
-            assert_eq!(plan_moves(&actions), want, "{actions:?}");
+            assert_eq!(plan_moves(&actions, |_| false), want, "{actions:?}");
+        }
+        let table = [
+            (vec![running(1, "attach_volume")], attached(1)),
+            (vec![running(1, "detach_volume")], Moves::Stuck(running(1, "detach_volume"))),
+            (vec![running(1, "never heard of")], Moves::Unknown),
+            (vec![done(1, "attach_volume"), failed(2, "detach_volume")], attached(1)),
+            (vec![done(1, "detach_volume")], Moves::Detached),
+        ];
+        for (actions, want) in table {
+            assert_eq!(plan_moves(&actions, |_| true), want, "{actions:?}, all begun long ago");
         }
     }
 }

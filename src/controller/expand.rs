@@ -51,7 +51,7 @@ impl Controller {
         while volume.size < size {
             match self.apply_resize(guard, time, &volume, size, &doing)? {
                 Ended::Completed => volume = self.await_size(time, &id, size, &doing)?,
-                Ended::Errored => {
+                Ended::Errored | Ended::Overdue => {
                     time.pause(pauses.next_pause(), &doing, &"the volume does not have the size yet")?;
                     volume = time.observe_volume(&id)?;
                 }
@@ -90,7 +90,7 @@ impl Controller {
             None => self.own_droplet.region()?,
         };
         let turns = volume.droplets.iter().map(|droplet| self.take_turn(time, *droplet, doing));
-        let _turns = turns.collect::<Result<Vec<_>>>()?;
+        let turns = turns.collect::<Result<Vec<_>>>()?;
         let mut pauses = time.pauses();
         loop {
             let err = match time.cloud.resize(&volume.id, size, &region) {
@@ -115,10 +115,15 @@ impl Controller {
                 Verdict::Missing => return Err(Error::NotFound(Thing::Volume(volume.id.to_string()))),
                 Verdict::Limit => return Err(Error::AccountLimit { doing: doing.to_owned(), source: err }),
                 Verdict::OutOfTime => return Err(time.out_of_time(doing, err.to_string())),
-                Verdict::Odd | Verdict::Refused if self.is_that_large(time, &volume.id, size, &err, doing)? => {
-                    return Ok(Ended::Completed);
+                Verdict::Odd | Verdict::Refused => {
+                    // Nothing runs on the droplets, and others may be waiting for their turn.
+                    drop(turns);
+                    return if self.is_that_large(time, &volume.id, size, &err, doing)? {
+                        Ok(Ended::Completed)
+                    } else {
+                        Err(Error::Api { doing: doing.to_owned(), source: err })
+                    };
                 }
-                Verdict::Odd | Verdict::Refused => return Err(Error::Api { doing: doing.to_owned(), source: err }),
             }
         }
     }

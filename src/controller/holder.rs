@@ -112,7 +112,8 @@ impl Controller {
                 return Ok(Some(Round::Watch(format!("it has been detached, and droplet {holder} still shows"))));
             }
             Moves::Detached => true,
-            Moves::Attached(..) | Moves::Unknown => false,
+            // Whether the droplet can use the volume decides, as ever: a detach that does not end proves nothing.
+            Moves::Attached(..) | Moves::Stuck(_) | Moves::Unknown => false,
         };
         let droplet = self.observe_droplet(time, holder)?;
         let droplet = droplet.as_ref();
@@ -172,6 +173,7 @@ impl Controller {
             Sent::Completed => Round::Again,
             Sent::Refused(err) | Sent::Open(err) => Round::Pause(format!("taking it from droplet {holder}: {err}")),
             Sent::Errored => Round::Pause(format!("the detach from droplet {holder} errored")),
+            Sent::Overdue => Round::Pause(format!("the detach from droplet {holder} does not end")),
         }))
     }
 

@@ -72,6 +72,8 @@ enum Tried {
     Completed(ActionId),
     /// DigitalOcean says that it failed.
     Errored,
+    /// DigitalOcean does not say that it has ended, and it should have long ago.
+    Overdue,
     /// It is open whether it had an effect, or somebody else was faster, or why it was refused.
     Open(ApiError),
     /// DigitalOcean refuses it, if the volume is not there already.
@@ -176,7 +178,8 @@ impl Controller {
         course: &mut Course,
     ) -> Result<Round> {
         let by = match self.observe_moves(time, &volume.id)? {
-            Moves::Running(action) => return Ok(Round::Await(action)),
+            // A detach that does not end may still be carried out: what is here may be on its way out.
+            Moves::Running(action) | Moves::Stuck(action) => return Ok(Round::Await(action)),
             Moves::Unknown => return Ok(Round::Done(Seen { volume, by: None })),
             Moves::Attached(action, _) if self.usages.attached_by(&volume.id, want.droplet) == Some(action) => {
                 return Ok(Round::Done(Seen { volume, by: Some(action) }));
@@ -220,7 +223,10 @@ impl Controller {
         }
         let moves = self.observe_moves(time, &volume.id)?;
         let by = moves.attach();
-        Ok(if let Moves::Running(action) = moves { Round::Await(action) } else { Round::Done(Seen { volume, by }) })
+        Ok(match moves {
+            Moves::Running(action) | Moves::Stuck(action) => Round::Await(action),
+            Moves::Attached(..) | Moves::Detached | Moves::Unknown => Round::Done(Seen { volume, by }),
+        })
     }
 
     /// Attaches a volume that is nowhere.
@@ -231,7 +237,9 @@ impl Controller {
                 Moves::Attached(..) if course.is_fresh(time) => {
                     return Ok(Round::Pause("it has been attached, and that does not show".to_owned()));
                 }
-                Moves::Attached(..) | Moves::Detached | Moves::Unknown => course.is_contested = false,
+                Moves::Attached(..) | Moves::Stuck(_) | Moves::Detached | Moves::Unknown => {
+                    course.is_contested = false;
+                }
             }
         }
         if let Some(refusal) = course.refusal.take() {
@@ -240,6 +248,10 @@ impl Controller {
         match self.apply_attach(guard, time, want)? {
             Tried::Completed(action) => self.await_shown(guard, time, want, action, course),
             Tried::Errored => Ok(Round::Pause("DigitalOcean's attach action errored".to_owned())),
+            Tried::Overdue => {
+                course.is_contested = true;
+                Ok(Round::Pause("DigitalOcean's attach action does not end".to_owned()))
+            }
             Tried::Open(err) => {
                 warn!(
                     "attach unclear, reading the volume again doing={}: {err}",
@@ -301,6 +313,7 @@ impl Controller {
                             Tried::Completed(action.id)
                         }
                         Ended::Errored => Tried::Errored,
+                        Ended::Overdue => Tried::Overdue,
                     });
                 }
                 Err(err) => err,

@@ -76,6 +76,12 @@ impl Patience {
         self.0 * 3 / 20
     }
 
+    /// 60 s: for an action to end. One that takes longer may never be said to have ended, whatever it has done.
+    #[must_use]
+    pub fn overdue(self) -> Duration {
+        self.0 * 3 / 5
+    }
+
     /// 1 s and 60 s: the first and the longest pause between detaches of one volume that keep failing.
     #[must_use]
     pub fn setbacks(self) -> (Duration, Duration) {

@@ -30,6 +30,8 @@ pub(super) enum Sent {
     Completed,
     /// DigitalOcean says that it failed.
     Errored,
+    /// DigitalOcean does not say that it has ended, and it should have long ago.
+    Overdue,
     /// DigitalOcean says that there is nothing to detach, or that something does not fit.
     Refused(ApiError),
     /// It is open whether it had an effect.
@@ -101,7 +103,11 @@ fn plan_next(sent: &Sent, facts: &Facts) -> Next {
         return Next::Await(action.clone());
     }
     let is_shown = facts.listing == Listing::Here;
-    match facts.moves {
+    match &facts.moves {
+        // It can only have taken the volume away; but the list may show that before it has.
+        Moves::Stuck(_) if !is_shown && sent.proves_nothing_attached() => return Next::Done,
+        Moves::Stuck(action) if is_shown && !sent.proves_nothing_attached() => return Next::Await(action.clone()),
+        Moves::Stuck(_) => return Next::AskDroplet,
         Moves::Detached | Moves::Unknown if !is_shown => return Next::Done,
         Moves::Detached if !sent.proves_nothing_attached() => return Next::AwaitShown,
         Moves::Running(_) | Moves::Detached | Moves::Attached(..) | Moves::Unknown => {}
@@ -125,7 +131,9 @@ fn is_another(facts: &Facts) -> bool {
     match (facts.meant, &facts.moves) {
         (Some(meant), moves) => moves.attach() != Some(meant),
         (None, Moves::Attached(_, Some(started))) => *started > facts.sent_at,
-        (None, Moves::Attached(_, None) | Moves::Running(_) | Moves::Detached | Moves::Unknown) => false,
+        (None, Moves::Attached(_, None) | Moves::Running(_) | Moves::Stuck(_) | Moves::Detached | Moves::Unknown) => {
+            false
+        }
     }
 }
 
@@ -134,7 +142,7 @@ impl Sent {
     pub(super) fn proves_nothing_attached(&self) -> bool {
         match self {
             Sent::Refused(err) => err.kind() == ApiErrorKind::AttachmentNotFound,
-            Sent::Completed | Sent::Errored | Sent::Open(_) => false,
+            Sent::Completed | Sent::Errored | Sent::Overdue | Sent::Open(_) => false,
         }
     }
 
@@ -143,6 +151,7 @@ impl Sent {
             Sent::Refused(err) | Sent::Open(err) => err.to_string(),
             Sent::Completed => "DigitalOcean's detach action completed".to_owned(),
             Sent::Errored => "DigitalOcean's detach action errored".to_owned(),
+            Sent::Overdue => "DigitalOcean's detach action does not end".to_owned(),
         }
     }
 }
@@ -219,7 +228,7 @@ impl Controller {
                 {
                     time.pause(pauses.next_pause(), &doing, &"it has been attached, and that does not show")?;
                 }
-                Moves::Attached(..) | Moves::Detached | Moves::Unknown => return Ok(()),
+                Moves::Attached(..) | Moves::Stuck(_) | Moves::Detached | Moves::Unknown => return Ok(()),
             }
         }
     }
@@ -346,6 +355,7 @@ impl Controller {
                             Sent::Completed
                         }
                         Ended::Errored => Sent::Errored,
+                        Ended::Overdue => Sent::Overdue,
                     });
                 }
                 Err(err) => err,

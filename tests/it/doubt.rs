@@ -314,6 +314,27 @@ fn an_action_that_never_says_that_it_ended_does_not_stop_the_next_move() {
 }
 
 #[test]
+fn a_plugin_that_finds_an_action_of_long_ago_running_still_tells_where_the_volume_is() {
+    // The first call gives up before the action counts as overdue, as does one whose caller's process was killed.
+    let (fleet, plugin) = started(&["--call-budget=10"]);
+    let (attached, detached) = (fleet.volume("attached"), fleet.volume_on("detached", B));
+    fleet.sim.faults().add_action(ActionFault::stays_in_progress());
+    fleet.sim.attach(&attached, A).unwrap();
+    fleet.sim.faults().add_action(ActionFault::stays_in_progress());
+    fleet.sim.detach(&detached, B).unwrap();
+    fleet.rest();
+    fleet.sim.advance(HOUR);
+    let client = &plugin.client;
+    assert_eq!(publish(client, &attached, A), Ok(()));
+    assert_eq!(publish(client, &attached, B).unwrap_err().code, RpcStatusCode::FAILED_PRECONDITION);
+    assert_eq!(unpublish(client, &detached, B), Ok(()));
+    assert_eq!(publish(client, &detached, C), Ok(()));
+    assert_eq!(unpublish(client, &attached, A), Ok(()));
+    assert_eq!(fleet.sim.attached_to(&attached), None);
+    assert_eq!(fleet.sim.attached_to(&detached), Some(C));
+}
+
+#[test]
 fn a_new_size_that_shows_late_is_not_asked_for_again() {
     let (fleet, plugin) = started(&["--call-budget=20"]);
     let id = fleet.volume_on("one", A);

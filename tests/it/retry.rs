@@ -236,6 +236,7 @@ fn action_faults() -> Vec<(&'static str, ActionFault)> {
         ("errored three times", ActionFault::errored().times(3)),
         ("unknown at first", ActionFault::unknown_at_first(3)),
         ("slow", ActionFault::taking(ms(500))),
+        ("never said to have ended", ActionFault::stays_in_progress()),
         ("droplet_ids late", ActionFault::droplet_ids_late(ms(300))),
         ("droplet_ids very late", ActionFault::droplet_ids_late(ms(1500))),
         ("droplet_ids early", ActionFault::droplet_ids_early()),
