@@ -1,6 +1,7 @@
 //! The demo, the bench and the served cloud, with the built plugin on a simulated DigitalOcean. The demo plays the story
 //! of a volume and shows each step and its proof; the bench prints how fast volumes are attached, moved and shared, and
-//! what that costs; `serve` keeps the cloud up, with the plugin on one droplet, for whatever else speaks CSI.
+//! what that costs; `serve` keeps the cloud up, with the plugin on one droplet, for whatever else speaks CSI; `droplets`
+//! plays the cases of `tests/vm` on virtual machines.
 //!
 //! Owns the command line of the example and what is shown on the terminal. The story itself is in `tests/support`, the
 //! cloud beside this file.
@@ -25,6 +26,8 @@
 mod sim;
 #[path = "../support/mod.rs"]
 mod support;
+#[path = "../vm/mod.rs"]
+mod vm;
 
 use std::error::Error;
 use std::fs;
@@ -61,7 +64,8 @@ const USAGE: &str = "usage: do-sim demo|bench PLUGIN
        do-sim serve PLUGIN [COMMAND [ARGUMENT...]]
        do-sim image IMAGE ARCHIVE
        do-sim nomad PLUGIN ARCHIVE NOMAD JOBS
-       do-sim droplet PLUGIN";
+       do-sim droplet PLUGIN
+       do-sim droplets PLUGIN IMAGES|loop KEPT [CASE]";
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -73,6 +77,9 @@ fn main() -> ExitCode {
         ["nomad", program, archive, nomad, jobs] => {
             let [program, archive, nomad, jobs] = [program, archive, nomad, jobs].map(Path::new);
             nomad_test(program, archive, nomad, jobs).map(|()| ExitCode::SUCCESS)
+        }
+        ["droplets", program, images, kept, case @ ..] if case.len() < 2 => {
+            droplets(Path::new(program), images, Path::new(kept), case.first().copied()).map(|()| ExitCode::SUCCESS)
         }
         ["droplet", program] => droplet(Path::new(program)).map(|()| ExitCode::SUCCESS),
         _ => Err(USAGE.into()),
@@ -191,6 +198,13 @@ fn play(
     println!("\n{figures}");
     println!("PASSED  {} steps in {:.1} s, nothing left behind", screen.steps, started.elapsed().as_secs_f64());
     Ok(())
+}
+
+/// Plays the cases of virtual droplets, or those among them that loop devices are enough for.
+fn droplets(program: &Path, images: &str, kept: &Path, case: Option<&str>) -> Result<(), Box<dyn Error>> {
+    let program: PathBuf = fs::canonicalize(program).map_err(|err| format!("{}: {err}", program.display()))?;
+    let stage = if images == "loop" { vm::Stage::Loops } else { vm::Stage::Machines(Path::new(images)) };
+    vm::run(stage, &program, kept, case, watch_for_signals()?.as_ref())
 }
 
 /// Plays the life of one volume on the droplet that this runs on, with the real DigitalOcean, or with whatever stands at
