@@ -13,6 +13,7 @@ pub mod foreign;
 pub mod format_options;
 pub mod fsck;
 pub mod grow;
+pub mod key;
 pub mod liveness;
 pub mod mkfs;
 pub mod mount;
