@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+pub mod container;
 pub mod content;
 pub mod device;
 pub mod find;
@@ -15,6 +16,8 @@ pub mod fsck;
 pub mod grow;
 pub mod key;
 pub mod liveness;
+pub mod luks;
+pub mod mapper;
 pub mod mkfs;
 pub mod mount;
 pub mod mountinfo;
