@@ -95,8 +95,12 @@ fn observe_holder(
 
 /// The name of a device of ours.
 fn observe_our_name(sysfs: &Path) -> Result<Option<String>> {
-    let is_luks = read_attribute(&sysfs.join("dm/uuid"))?.is_some_and(|uuid| uuid.starts_with(UUID_PREFIX));
-    Ok(read_attribute(&sysfs.join("dm/name"))?.filter(|name| is_luks && name.starts_with(PREFIX)))
+    match read_attribute(&sysfs.join("dm/uuid"))? {
+        Some(uuid) if uuid.starts_with(UUID_PREFIX) => {
+            Ok(read_attribute(&sysfs.join("dm/name"))?.filter(|name| name.starts_with(PREFIX)))
+        }
+        Some(_) | None => Ok(None),
+    }
 }
 
 fn observe_number(sysfs: &Path) -> Result<Option<DeviceNumber>> {
