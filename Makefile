@@ -2,8 +2,8 @@
 # On Debian and Ubuntu root gets missing packages installed; anyone else is told their names.
 
 .DEFAULT_GOAL := help
-.PHONY: help build check test test-root sanity demo bench image image-test e2e-nomad droplet-test e2e-droplet clean
-.PHONY: root rust lints own compiler disk-tools csi-sanity docker network debootstrap bases tasks nomad
+.PHONY: help build check test test-root sanity demo bench image image-test test-droplets e2e-nomad droplet-test e2e-droplet clean
+.PHONY: root rust lints own compiler disk-tools csi-sanity docker network debootstrap machines bases tasks nomad
 # A recipe is one script, so it can use functions, and its first failing line ends it.
 .ONESHELL:
 .SHELLFLAGS := -euc
@@ -107,6 +107,15 @@ image-test: root rust own compiler disk-tools network image ## Run a volume's li
 	tests/image/engine docker save --output="$$archive/image.tar" $(IMAGE)
 	$(APART) "$$CARGO_TARGET_DIR/release/examples/do-sim" image $(IMAGE) "$$archive/image.tar"
 
+# What the machines boot from is made once; a change of the scripts that make it makes it anew. CASE plays one case alone.
+DROPLET_IMAGES := $(HOME)/.cache/do-csi-plugin/droplets
+CASE ?=
+test-droplets: root rust own compiler disk-tools debootstrap machines ## Run the plugin in virtual machines (as root, CASE=name)
+	@images=$$(tests/vm/image $(RELEASE) "$(DROPLET_IMAGES)")
+	cargo build $(SHARED) --bin do-csi-plugin --example do-sim
+	exec "$$CARGO_TARGET_DIR/release/examples/do-sim" droplets "$$CARGO_TARGET_DIR/release/do-csi-plugin" \
+		"$$images" "$(DROPLET_IMAGES)/failed" $(CASE)
+
 # NOMAD=path names the program, if it is not on PATH.
 NOMAD ?= nomad
 e2e-nomad: root nomad rust own compiler disk-tools network image tasks ## Play the guide on a real Nomad (as root, NOMAD=path)
@@ -209,6 +218,9 @@ network:
 
 debootstrap:
 	@$(call need,debootstrap:debootstrap)
+
+machines:
+	@$(call need,qemu-system-x86_64:qemu-system-x86 socat:socat)
 
 bases: docker rust debootstrap
 	@tests/image/engine tests/image/bases $(RELEASE) $(LOCAL_TOOLS_BASE) $(LOCAL_BUILD_BASE)

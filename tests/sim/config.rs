@@ -70,6 +70,12 @@ pub enum Backing {
         /// An existing directory; the caller removes it after [`super::Sim::close`].
         dir: PathBuf,
     },
+    /// A sparse file per volume below `dir`, and for each attachment a SCSI disk of the virtual machine that the droplet is.
+    /// Its monitor is expected at [`super::Sim::monitor`].
+    Machines {
+        /// As with [`Backing::Loop`].
+        dir: PathBuf,
+    },
 }
 
 /// Limits, times and switches that may change while the simulator runs.

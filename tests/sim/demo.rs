@@ -1,6 +1,7 @@
 //! The demo, the bench and the served cloud, with the built plugin on a simulated DigitalOcean. The demo plays the story
 //! of a volume and shows each step and its proof; the bench prints how fast volumes are attached, moved and shared, and
-//! what that costs; `serve` keeps the cloud up, with the plugin on one droplet, for whatever else speaks CSI.
+//! what that costs; `serve` keeps the cloud up, with the plugin on one droplet, for whatever else speaks CSI; `droplets`
+//! plays the cases of `tests/vm` on virtual machines.
 //!
 //! Owns the command line of the example and what is shown on the terminal. The story itself is in `tests/support`, the
 //! cloud beside this file.
@@ -25,6 +26,8 @@
 mod sim;
 #[path = "../support/mod.rs"]
 mod support;
+#[path = "../vm/mod.rs"]
+mod vm;
 
 use std::error::Error;
 use std::fs;
@@ -61,7 +64,8 @@ const USAGE: &str = "usage: do-sim demo|bench PLUGIN
        do-sim serve PLUGIN [COMMAND [ARGUMENT...]]
        do-sim image IMAGE ARCHIVE
        do-sim nomad PLUGIN ARCHIVE NOMAD JOBS
-       do-sim droplet PLUGIN";
+       do-sim droplet PLUGIN
+       do-sim droplets PLUGIN IMAGES KEPT [CASE]";
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -73,6 +77,10 @@ fn main() -> ExitCode {
         ["nomad", program, archive, nomad, jobs] => {
             let [program, archive, nomad, jobs] = [program, archive, nomad, jobs].map(Path::new);
             nomad_test(program, archive, nomad, jobs).map(|()| ExitCode::SUCCESS)
+        }
+        ["droplets", program, images, kept, case @ ..] if case.len() < 2 => {
+            let [program, images, kept] = [program, images, kept].map(Path::new);
+            vm::run(images, program, kept, case.first().copied()).map(|()| ExitCode::SUCCESS)
         }
         ["droplet", program] => droplet(Path::new(program)).map(|()| ExitCode::SUCCESS),
         _ => Err(USAGE.into()),

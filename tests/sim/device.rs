@@ -1,21 +1,18 @@
-//! Block devices behind volumes: a sparse file per volume, a loop device and a link per attachment.
+//! The bytes behind volumes: a sparse file for each, and a disk for each attachment.
 //!
-//! Owns files, loop devices and links, and one thread that works through [`Effect`]s in their order, so that work on one
-//! volume never overlaps. It knows nothing of rules: the state machine says what is to be done and when.
-//!
-//! Loop devices survive no crash: each is marked "autoclear" as soon as it exists, and an open file keeps it alive, so the
-//! kernel frees it when its last user is gone, even if that user was killed (losetup(8), `--detach`).
+//! Owns files, and one thread that works through [`Effect`]s in their order, so that work on one volume never overlaps. It
+//! knows nothing of rules: the state machine says what is to be done and when. How a file becomes a disk is for who
+//! implements [`Slots`].
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::ffi::OsStr;
-use std::fs::{self, File, OpenOptions};
+use std::fmt::Debug;
+use std::fs::{self, OpenOptions};
 use std::io;
-use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
-use std::time::Duration;
 
 use super::state::Effect;
 use super::{Result, SimError, lock};
@@ -49,6 +46,11 @@ impl Paths {
         self.root.join("droplets").join(droplet.to_string()).join("by-id")
     }
 
+    /// Where a droplet that is a virtual machine has its monitor.
+    pub fn monitor(&self, droplet: u64) -> PathBuf {
+        self.root.join("droplets").join(droplet.to_string()).join("monitor")
+    }
+
     /// Makes the directories.
     ///
     /// # Errors
@@ -60,6 +62,36 @@ impl Paths {
         }
         Ok(())
     }
+}
+
+/// The places where droplets have their disks.
+pub trait Slots: Debug + Send {
+    /// Lets a droplet see a volume. One that it sees already stays as it is; a half one becomes whole.
+    ///
+    /// # Errors
+    /// The machine refuses; so with all others.
+    fn plug(&mut self, plug: &Plug<'_>) -> Result<()>;
+    /// Takes a disk away, if there is one, and names it if somebody still uses it.
+    fn pull(&mut self, volume: &str, keeps_link: bool) -> Result<Option<PathBuf>>;
+    /// Lets a disk have the size that its file has got.
+    fn grow(&mut self, volume: &str, bytes: u64) -> Result<()>;
+    /// Does what a detached volume needs whose disk somebody still uses.
+    fn part(&self, volume: &str) -> Result<()>;
+    /// The volumes that some droplet sees.
+    fn plugged(&self) -> Vec<String>;
+}
+
+/// A volume that a droplet is to see.
+#[derive(Debug, Clone, Copy)]
+pub struct Plug<'a> {
+    /// Volume id.
+    pub volume: &'a str,
+    /// File name of the link below `by-id`.
+    pub link: &'a str,
+    /// Droplet id.
+    pub droplet: u64,
+    /// The disk has no capacity yet.
+    pub is_half: bool,
 }
 
 /// The worker and its queue.
@@ -93,13 +125,13 @@ impl Devices {
     ///
     /// # Errors
     /// The thread can not be started.
-    pub fn start(paths: Paths) -> Result<Devices> {
+    pub fn start(paths: Paths, slots: Box<dyn Slots>) -> Result<Devices> {
         let queue = Arc::new(Queue::default());
         let worker = std::thread::Builder::new()
             .name("sim-devices".to_owned())
             .spawn({
                 let queue = Arc::clone(&queue);
-                move || Worker { paths, attached: BTreeMap::new() }.run(&queue)
+                move || Worker { paths, slots }.run(&queue)
             })
             .map_err(|error| SimError::new(format!("start the device thread: {error}")))?;
         Ok(Devices { queue, worker: Mutex::new(Some(worker)) })
@@ -146,19 +178,9 @@ impl Devices {
     }
 }
 
-/// A loop device that some droplet sees.
-#[derive(Debug)]
-struct Attached {
-    link: PathBuf,
-    device: PathBuf,
-    is_half: bool,
-    /// Keeps the device alive; it is free once this is closed and nobody else has it open.
-    keeper: File,
-}
-
 struct Worker {
     paths: Paths,
-    attached: BTreeMap<String, Attached>,
+    slots: Box<dyn Slots>,
 }
 
 impl Worker {
@@ -171,9 +193,8 @@ impl Worker {
             state.failures.extend(outcome.err().inspect(|error| eprintln!("simulator: {error}")));
             queue.changed.notify_all();
         }
-        let volumes: Vec<String> = self.attached.keys().cloned().collect();
-        for volume in volumes {
-            let outcome = self.detach(&volume, false).and_then(|user| match user {
+        for volume in self.slots.plugged() {
+            let outcome = self.slots.pull(&volume, false).and_then(|user| match user {
                 None => Ok(()),
                 Some(device) => {
                     Err(SimError::new(format!("{} is still in use after the simulator has closed", device.display())))
@@ -196,80 +217,19 @@ impl Worker {
             Effect::Delete { volume } => remove(&self.paths.volume(volume)),
             Effect::Grow { volume, size_gigabytes } => {
                 lengthen(&self.paths.volume(volume), *size_gigabytes)?;
-                match self.attached.get(volume) {
-                    Some(attached) => run("losetup", &["-c".as_ref(), attached.device.as_ref()]).map(drop),
-                    None => Ok(()),
-                }
+                self.slots.grow(volume, size_gigabytes * GIB)
             }
             Effect::Snapshot { snapshot, volume } => copy(&self.paths.volume(volume), &self.paths.snapshot(snapshot)),
             Effect::DeleteSnapshot { snapshot } => remove(&self.paths.snapshot(snapshot)),
             Effect::Attach { volume, link, droplet, is_half } => {
-                let is_whole = self.attached.get(volume).is_some_and(|attached| !attached.is_half);
-                if is_whole {
-                    return Ok(());
-                }
-                self.detach(volume, false)?;
-                self.attach(volume, &self.paths.device_dir(*droplet).join(link), *is_half)
+                self.slots.plug(&Plug { volume, link, droplet: *droplet, is_half: *is_half })
             }
-            Effect::Detach { volume, keeps_link } => {
-                let user = self.detach(volume, *keeps_link)?;
-                user.map_or(Ok(()), |_| freeze(&self.paths.volume(volume)))
-            }
+            Effect::Detach { volume, keeps_link } => match self.slots.pull(volume, *keeps_link)? {
+                Some(_) => self.slots.part(volume),
+                None => Ok(()),
+            },
         }
     }
-
-    fn attach(&mut self, volume: &str, link: &Path, is_half: bool) -> Result<()> {
-        let file = self.paths.volume(volume);
-        let backing = if is_half { file.with_extension("empty") } else { file };
-        if is_half {
-            lengthen(&backing, 0)?;
-        }
-        // Of two losetups that look for a free device at once, the slower one claims the faster one's for a moment, and an
-        // mkfs that starts right then finds its disk in use. Whoever makes loop devices takes this lock around it.
-        let control = Path::new("/dev/loop-control");
-        let turn = File::open(control).map_err(|error| SimError::io("open", control, &error))?;
-        turn.lock().map_err(|error| SimError::io("lock", control, &error))?;
-        let printed = run("losetup", &["--find".as_ref(), "--show".as_ref(), backing.as_ref()])?;
-        let device = PathBuf::from(printed.trim());
-        let keeper = File::open(&device).map_err(|error| SimError::io("open", &device, &error))?;
-        run("losetup", &["--detach".as_ref(), device.as_ref()])?;
-        if is_half {
-            remove(&backing)?;
-        }
-        // A stale link of the same name gives way, as udev does it.
-        remove(link)?;
-        symlink(&device, link).map_err(|error| SimError::io("link", link, &error))?;
-        let attached = Attached { link: link.to_owned(), device, is_half, keeper };
-        self.attached.insert(volume.to_owned(), attached);
-        Ok(())
-    }
-
-    /// Takes the device away, if there is one, and names it if somebody still uses it.
-    fn detach(&mut self, volume: &str, keeps_link: bool) -> Result<Option<PathBuf>> {
-        let Some(attached) = self.attached.remove(volume) else { return Ok(None) };
-        let Attached { link, device, is_half: _, keeper } = attached;
-        if !keeps_link {
-            remove(&link)?;
-        }
-        drop(keeper);
-        let is_used = stays_backed_by(&device, &self.paths.volume(volume));
-        Ok(is_used.then_some(device))
-    }
-}
-
-/// Whether a loop device keeps this file behind it although we have let go of it.
-///
-/// Tools that look at all block devices open each for a moment, so a little patience tells them from a mount. Nothing in
-/// sysfs can be waited for here, hence the polling.
-fn stays_backed_by(device: &Path, file: &Path) -> bool {
-    let Some(name) = device.file_name() else { return false };
-    let backing = Path::new("/sys/block").join(name).join("loop/backing_file");
-    (0..50).all(|round| {
-        if round > 0 {
-            std::thread::sleep(Duration::from_millis(10));
-        }
-        fs::read_to_string(&backing).is_ok_and(|path| Path::new(path.trim()) == file)
-    })
 }
 
 /// Waits for work; none is left once the queue is closing and empty.
@@ -282,18 +242,8 @@ fn next(queue: &Queue) -> Option<Effect> {
     state.waiting.pop_front()
 }
 
-/// Cuts the volume's bytes off from a device that is detached but still mounted.
-///
-/// A real device is gone then, and what its file system writes later reaches nothing. The loop device can not be taken
-/// from its user, so it keeps the old file and the volume goes on with a copy.
-fn freeze(file: &Path) -> Result<()> {
-    let copied = file.with_extension("frozen");
-    copy(file, &copied)?;
-    fs::rename(&copied, file).map_err(|error| SimError::io("replace", file, &error))
-}
-
 /// Makes a file and gives it a size; never makes it smaller.
-fn lengthen(file: &Path, size_gigabytes: u64) -> Result<()> {
+pub(super) fn lengthen(file: &Path, size_gigabytes: u64) -> Result<()> {
     let lengthened = || -> io::Result<()> {
         let file = OpenOptions::new().write(true).create(true).truncate(false).open(file)?;
         let wanted = size_gigabytes * GIB;
@@ -302,7 +252,7 @@ fn lengthen(file: &Path, size_gigabytes: u64) -> Result<()> {
     lengthened().map_err(|error| SimError::io("lengthen", file, &error))
 }
 
-fn copy(from: &Path, to: &Path) -> Result<()> {
+pub(super) fn copy(from: &Path, to: &Path) -> Result<()> {
     let (sparse, reflink) = (OsStr::new("--sparse=always"), OsStr::new("--reflink=auto"));
     run("cp", &[sparse, reflink, from.as_ref(), to.as_ref()]).map(drop)
 }
@@ -318,7 +268,7 @@ fn mkfs(file: &Path, filesystem: &str, label: &str) -> Result<()> {
 }
 
 /// Removes a file or link; one that is not there is removed already.
-fn remove(path: &Path) -> Result<()> {
+pub(super) fn remove(path: &Path) -> Result<()> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(SimError::io("remove", path, &error)),
         Ok(()) | Err(_) => Ok(()),
@@ -326,7 +276,7 @@ fn remove(path: &Path) -> Result<()> {
 }
 
 /// Runs a command and gives what it printed.
-fn run(program: &str, args: &[&OsStr]) -> Result<String> {
+pub(super) fn run(program: &str, args: &[&OsStr]) -> Result<String> {
     let doing = || format!("{program} {}", args.join(OsStr::new(" ")).display());
     let output = Command::new(program)
         .args(args)

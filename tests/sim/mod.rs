@@ -13,7 +13,8 @@
 //! | `fault.rs` | what a test wants to go wrong |
 //! | `http.rs` | connections |
 //! | `metadata.rs` | the metadata service |
-//! | `device.rs` | files, loop devices and links |
+//! | `device.rs` | the files behind volumes; `loops.rs` makes them loop devices with links, `slots.rs` disks of machines |
+//! | `qmp.rs` | the monitor of a virtual machine |
 //! | `clock.rs` | time that can be moved forward |
 
 pub mod actions;
@@ -25,10 +26,13 @@ pub mod fault;
 pub mod http;
 pub mod json;
 pub mod limit;
+pub mod loops;
 pub mod metadata;
+pub mod qmp;
 pub mod refusal;
 pub mod route;
 pub mod service;
+pub mod slots;
 pub mod snapshots;
 pub mod state;
 pub mod tags;
@@ -55,9 +59,11 @@ pub use volumes::NewVolume;
 
 use actions::ActionPlan;
 use clock::Moment;
-use device::{Devices, Paths};
+use device::{Devices, Paths, Slots};
 use http::Server;
+use loops::Loops;
 use service::{Service, Ticker};
+use slots::MachineSlots;
 use state::Cloud;
 
 /// What every fallible call of the simulator gives.
@@ -103,7 +109,7 @@ impl Sim {
     /// The address is taken, or the directories can not be made.
     pub fn start(config: SimConfig) -> Result<Sim> {
         let (root, scratch) = match &config.backing {
-            Backing::Loop { dir } => (dir.clone(), None),
+            Backing::Loop { dir } | Backing::Machines { dir } => (dir.clone(), None),
             Backing::None => {
                 let scratch = TempDir::new().map_err(|error| SimError::new(format!("make a directory: {error}")))?;
                 (scratch.path().to_owned(), Some(scratch))
@@ -112,9 +118,11 @@ impl Sim {
         let paths = Paths::new(&root);
         paths.create(config.droplets.iter().map(|droplet| droplet.id))?;
         let devices = match &config.backing {
-            Backing::Loop { dir: _ } => Some(Devices::start(paths.clone())?),
+            Backing::Loop { dir: _ } => Some(Box::new(Loops::new(paths.clone())) as Box<dyn Slots>),
+            Backing::Machines { dir: _ } => Some(Box::new(MachineSlots::new(paths.clone())) as Box<dyn Slots>),
             Backing::None => None,
         };
+        let devices = devices.map(|slots| Devices::start(paths.clone(), slots)).transpose()?;
         let service = Arc::new(Service::new(&config, devices));
         let handler: Arc<dyn http::Handler> = Arc::<Service>::clone(&service);
         let server = Server::start(config.listen, handler)
@@ -125,8 +133,12 @@ impl Sim {
 
     /// Base URL of the API, ending in `/` as the official driver's `--url` must.
     pub fn api_url(&self) -> String {
-        let server = self.server.as_ref().expect("the server runs until close");
-        format!("http://{}/", server.address())
+        format!("http://{}/", self.address())
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> std::net::SocketAddr {
+        self.server.as_ref().expect("the server runs until close").address()
     }
 
     /// Base URL of a droplet's metadata service, without a final `/`; `/metadata/v1/id` follows it.
@@ -139,6 +151,11 @@ impl Sim {
     /// What `/dev/disk/by-id` is on a droplet. It exists from the start and is empty without a loop back end.
     pub fn device_dir(&self, droplet: u64) -> PathBuf {
         self.paths.device_dir(droplet)
+    }
+
+    /// Where a droplet that is a virtual machine has its monitor.
+    pub fn monitor(&self, droplet: u64) -> PathBuf {
+        self.paths.monitor(droplet)
     }
 
     /// The file behind a volume.

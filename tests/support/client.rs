@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -164,14 +165,24 @@ impl Client {
 
     /// Connects with an `:authority` header of the caller's choice.
     pub fn connect_as(socket: &Path, authority: Option<&str>) -> Client {
+        Client::at(&format!("unix:{}", socket.display()), authority)
+    }
+
+    /// Connects to an address that leads to the socket of a plugin on another machine.
+    pub fn connect_through(address: SocketAddr) -> Client {
+        Client::at(&format!("ipv4:{address}"), None)
+    }
+
+    fn at(target: &str, authority: Option<&str>) -> Client {
         let env = Arc::new(EnvBuilder::new().cq_count(1).build());
         let mut builder = ChannelBuilder::new(env)
             .initial_reconnect_backoff(Duration::from_millis(1))
-            .max_reconnect_backoff(Duration::from_millis(5));
+            .max_reconnect_backoff(Duration::from_millis(5))
+            .raw_cfg_int(c"grpc.enable_http_proxy".to_owned(), 0);
         if let Some(authority) = authority {
             builder = builder.default_authority(authority);
         }
-        let channel = builder.connect(&format!("unix:{}", socket.display()));
+        let channel = builder.connect(target);
         Client {
             identity: IdentityClient::new(channel.clone()),
             controller: ControllerClient::new(channel.clone()),

@@ -5,12 +5,15 @@
 
 use std::error::Error;
 use std::fs;
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use tempfile::TempDir;
 
 use super::docker::Engine;
 use super::droplet::Droplet;
+use super::guest::{self, Guest, Images};
 use super::network;
 use super::plugin::{Container, Launch, Plugin};
 use crate::sim::{Backing, DropletSpec, Sim, SimConfig};
@@ -97,13 +100,16 @@ impl Machine {
 
     /// Makes the folders that Nomad makes before it calls: the staging path itself, and the target's parent.
     pub fn prepare(&self, staging: &Path, target: &Path) -> std::io::Result<()> {
-        fs::create_dir_all(staging)?;
-        target.parent().map_or(Ok(()), fs::create_dir_all)
+        self.droplet.make_folder(staging)?;
+        target.parent().map_or(Ok(()), |parent| self.droplet.make_folder(parent))
     }
 
-    /// Starts the plugin on this droplet.
+    /// Starts the plugin on this droplet. On a virtual machine it is the program that the machine was made with.
     pub fn start(&self, program: impl Into<Program>) -> std::io::Result<Plugin> {
-        self.launch(program).start()
+        match self.droplet.guest() {
+            Some(guest) => Plugin::start_inside(guest, &self.args, &self.token, &self.socket()),
+            None => self.launch(program).start(),
+        }
     }
 
     /// How the plugin is started on this droplet.
@@ -189,6 +195,42 @@ impl Cloud {
         Ok(Cloud { machines, sim, root })
     }
 
+    /// The same with droplets that are virtual machines, each with a volume's disk as a SCSI disk. None has power yet.
+    pub fn start_machines(
+        config: SimConfig,
+        names: &[&str],
+        base: &Path,
+        program: &Path,
+    ) -> Result<Cloud, Box<dyn Error>> {
+        let spec = |(number, name)| DropletSpec {
+            address: Some(Ipv4Addr::new(127, 0, 0, 10 + number).into()),
+            ..DropletSpec::new(3_000_000 + u64::from(number), name, "fra1")
+        };
+        let droplets: Vec<DropletSpec> = (1_u8..).zip(names.iter().copied()).map(spec).collect();
+        let (sim, root) =
+            start_sim_with(SimConfig { droplets: droplets.clone(), ..config }, |dir| Backing::Machines { dir })?;
+        let images = Images::make(base, program, root.path())?;
+        let mut machines = Vec::new();
+        for spec in &droplets {
+            let guest = Guest::new(
+                guest::Spec {
+                    name: spec.name.clone(),
+                    monitor: sim.monitor(spec.id),
+                    serial: root.path().join(format!("{}.serial", spec.name)),
+                    metadata: sim.address(),
+                    address: spec.address.unwrap_or(Ipv4Addr::LOCALHOST.into()),
+                },
+                &images,
+            );
+            let args = vec![format!("--url={}", Guest::url(sim.address().port()))];
+            let droplet = Droplet::machine(Arc::new(guest));
+            // The folder that the doors of `tests/vm/guest` know.
+            let (name, home, token) = (spec.name.clone(), PathBuf::from("/var/lib/droplet"), TOKEN.to_owned());
+            machines.push(Machine { id: spec.id, name, engine: None, droplet, home, token, args });
+        }
+        Ok(Cloud { machines, sim, root })
+    }
+
     /// Starts a Docker Engine on every droplet and gives it these images, archives as `docker save` makes them.
     pub fn start_engines(&mut self, archives: &[PathBuf]) -> Result<(), Box<dyn Error>> {
         for machine in &mut self.machines {
@@ -217,10 +259,17 @@ impl Cloud {
 }
 
 fn start_sim(config: SimConfig) -> Result<(Sim, TempDir), Box<dyn Error>> {
+    start_sim_with(config, |dir| Backing::Loop { dir })
+}
+
+fn start_sim_with(
+    config: SimConfig,
+    backing: impl FnOnce(PathBuf) -> Backing,
+) -> Result<(Sim, TempDir), Box<dyn Error>> {
     let root = tempfile::Builder::new().prefix("do-csi-").tempdir()?;
     let dir = root.path().join("cloud");
     fs::create_dir_all(&dir)?;
-    let sim = Sim::start(SimConfig { token: TOKEN.to_owned(), backing: Backing::Loop { dir }, ..config })?;
+    let sim = Sim::start(SimConfig { token: TOKEN.to_owned(), backing: backing(dir), ..config })?;
     Ok((sim, root))
 }
 

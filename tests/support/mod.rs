@@ -10,6 +10,7 @@ pub mod droplet;
 pub mod facts;
 pub mod figures;
 pub mod fleet;
+pub mod guest;
 pub mod network;
 pub mod nomad;
 pub mod nomad_story;

@@ -1,18 +1,20 @@
-//! The built program as a process, of its own or in a container: started, watched, killed.
+//! The built program as a process, of its own, in a container or in a virtual machine: started, watched, killed.
 //!
-//! Owns the child process and its log file. Dropping it kills it.
+//! Owns the process and its log file. Dropping it kills it.
 
 use std::fs::{self, File};
 use std::io::{Error, Result};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::client::Client;
+use super::guest::Guest;
 use super::wait_for;
 
 /// How long the program may take to answer its first call before a test gives up.
@@ -21,14 +23,31 @@ const START_LIMIT: Duration = Duration::from_secs(20);
 /// A running plugin.
 #[derive(Debug)]
 pub struct Plugin {
-    /// The program itself, or the `docker run` that ends when the container does.
-    child: Child,
+    process: Process,
     pid: u32,
     log: PathBuf,
     /// From exec to the first answered Probe.
     pub ready_after: Duration,
     /// A client on its socket.
     pub client: Client,
+}
+
+#[derive(Debug)]
+enum Process {
+    /// The program itself, or the `docker run` that ends when the container does.
+    Child(Child),
+    /// One in a virtual machine.
+    Inside(Arc<Guest>),
+}
+
+impl Process {
+    /// Waits for the end.
+    fn wait(&mut self, pid: u32) -> Result<Option<ExitStatus>> {
+        match self {
+            Process::Child(child) => child.wait().map(Some),
+            Process::Inside(guest) => guest.run(&format!("timeout 30 tail --pid={pid} -f /dev/null")).map(|_| None),
+        }
+    }
 }
 
 /// How to start a plugin.
@@ -83,7 +102,7 @@ impl Launch {
         match answered {
             Some(false) => {
                 let pid = container.map_or_else(|| Ok(child.id()), |container| container.pid())?;
-                Ok(Plugin { child, pid, log, ready_after, client })
+                Ok(Plugin { process: Process::Child(child), pid, log, ready_after, client })
             }
             Some(true) | None => {
                 let text = fs::read_to_string(&log).unwrap_or_default();
@@ -114,46 +133,76 @@ impl Launch {
 }
 
 impl Plugin {
-    /// The process id.
+    /// Starts the program that a virtual machine has, with its socket and its log at these paths there, and waits until it
+    /// answers.
+    pub fn start_inside(guest: &Arc<Guest>, arguments: &[String], token: &str, socket: &Path) -> Result<Plugin> {
+        let started = Instant::now();
+        let log = socket.with_file_name("plugin.log");
+        let endpoint = format!("--endpoint=unix://{}", socket.display());
+        let arguments: Vec<String> = std::iter::once(endpoint).chain(arguments.iter().cloned()).collect();
+        let pid = guest.start(&arguments, token, &log)?;
+        let client = Client::connect_through(guest.socket()?);
+        let process = Process::Inside(Arc::clone(guest));
+        let mut plugin = Plugin { process, pid, log, ready_after: Duration::ZERO, client };
+        let answered = wait_for(START_LIMIT, || plugin.client.probe().ok());
+        plugin.ready_after = started.elapsed();
+        answered.map(|_| ()).ok_or_else(|| Error::other(format!("the plugin did not start: {}", plugin.log())))?;
+        Ok(plugin)
+    }
+
+    /// The process id, where it runs.
     pub fn pid(&self) -> u32 {
         self.pid
     }
 
     /// Everything it has logged so far.
     pub fn log(&self) -> String {
-        fs::read_to_string(&self.log).unwrap_or_default()
+        match &self.process {
+            Process::Child(_) => fs::read_to_string(&self.log),
+            Process::Inside(guest) => guest.run(&format!("cat {}", self.log.display())),
+        }
+        .unwrap_or_default()
     }
 
     /// Sends a signal.
     pub fn signal(&self, signal: Signal) -> Result<()> {
-        send(self.pid, signal)
+        match &self.process {
+            Process::Child(_) => send(self.pid, signal),
+            Process::Inside(guest) => {
+                let name = signal.as_str().trim_start_matches("SIG");
+                guest.run(&format!("kill -{name} {}", self.pid)).map(drop)
+            }
+        }
     }
 
-    /// Sends SIGTERM and waits for the end.
+    /// Sends SIGTERM and waits for the end; how it ended is not seen from outside of a virtual machine.
     pub fn stop(mut self) -> Result<ExitStatus> {
         self.signal(Signal::SIGTERM)?;
-        self.child.wait()
+        Ok(self.process.wait(self.pid)?.unwrap_or_default())
     }
 
     /// Kills it without warning and waits until it is gone.
     pub fn kill(mut self) -> Result<()> {
         self.signal(Signal::SIGKILL)?;
-        self.child.wait().map(drop)
+        self.process.wait(self.pid).map(drop)
     }
 
     /// Waits for the end that something else brings about.
     pub fn wait(&mut self) -> Result<ExitStatus> {
-        self.child.wait()
+        Ok(self.process.wait(self.pid)?.unwrap_or_default())
     }
 
     /// Whether it has ended by now.
     pub fn has_ended(&mut self) -> bool {
-        self.child.try_wait().is_ok_and(|status| status.is_some())
+        match &mut self.process {
+            Process::Child(child) => child.try_wait().is_ok_and(|status| status.is_some()),
+            Process::Inside(guest) => guest.run(&format!("kill -0 {}", self.pid)).is_err(),
+        }
     }
 
     /// How many files it has open, and how many threads.
     pub fn files_and_threads(&self) -> Option<(usize, usize)> {
-        let count = |folder: &str| Some(fs::read_dir(format!("/proc/{}/{folder}", self.child.id())).ok()?.count());
+        let count = |folder: &str| Some(fs::read_dir(format!("/proc/{}/{folder}", self.pid)).ok()?.count());
         Some((count("fd")?, count("task")?))
     }
 
@@ -178,7 +227,7 @@ impl Drop for Plugin {
     fn drop(&mut self) {
         if !self.has_ended() {
             let _killed = self.signal(Signal::SIGKILL);
-            let _status = self.child.wait();
+            let _status = self.process.wait(self.pid);
         }
     }
 }

@@ -5,12 +5,10 @@
 
 use std::error::Error;
 use std::fmt;
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use grpcio::RpcStatusCode;
-use nix::sys::statvfs::statvfs;
 
 use super::client::{Client, Volume};
 use super::cloud::{Cloud, Machine, Program};
@@ -214,8 +212,7 @@ impl Story<'_> {
             plugin.client.node_expand(&volume.id, &used.target, want)?;
             let seen = facts.volume(&volume.id)?.ok_or("the cloud does not have it")?;
             ensure(seen.gigabytes == 2, || format!("the cloud says {} GiB", seen.gigabytes))?;
-            let space = statvfs(&machine.droplet.path(&used.target))?;
-            let bytes = space.blocks() * space.fragment_size();
+            let bytes = machine.droplet.file_system_size(&used.target)?;
             // Its log and its tables take a part of the disk.
             ensure(bytes > 2_000_000_000, || format!("the file system has {bytes} bytes"))?;
             Ok(((), format!("cloud: 2 GiB; file system: {bytes} bytes")))
@@ -288,7 +285,7 @@ impl Story<'_> {
     fn put(&mut self, machine: &Machine, used: &Use) -> Told<()> {
         let file = used.target.join(format!("hello-{ALLOC}"));
         self.step(&format!("{}: a task writes a file", machine.name), || {
-            fs::write(machine.droplet.path(&file), MESSAGE)?;
+            machine.droplet.write(&file, MESSAGE)?;
             Ok(((), format!("{} bytes in hello-{ALLOC}", MESSAGE.len())))
         })
     }
@@ -296,7 +293,7 @@ impl Story<'_> {
     fn get(&mut self, machine: &Machine, used: &Use) -> Told<()> {
         let file = used.target.join(format!("hello-{ALLOC}"));
         self.step(&format!("{}: a task reads it", machine.name), || {
-            let text = fs::read_to_string(machine.droplet.path(&file))?;
+            let text = machine.droplet.read(&file)?;
             ensure(text == MESSAGE, || format!("it says {text:?}"))?;
             Ok(((), format!("hello-{ALLOC} says {text:?}")))
         })

@@ -1,0 +1,29 @@
+//! The story that the demo tells, on machines.
+
+use std::path::Path;
+use std::time::Duration;
+
+use super::yard::Yard;
+use crate::support::cloud::Program;
+use crate::support::story::{self, Listener, Told, ensure};
+
+/// Plays it between the two machines.
+pub fn whole(yard: &mut Yard) -> Told<()> {
+    let mut counter = Counter(0);
+    story::tell(&yard.cloud, &Program::from(Path::new("the one of the machine")), &mut counter)?;
+    ensure(counter.0 > 30, || format!("only {} steps", counter.0))
+}
+
+/// Somebody who only counts.
+struct Counter(u32);
+
+impl Listener for Counter {
+    fn chapter(&mut self, _: &str) {}
+    fn begins(&mut self, _: &str) {}
+    fn ended(&mut self, _: &str, _: &str, _: Duration) {
+        self.0 += 1;
+    }
+    fn is_tired(&self) -> bool {
+        false
+    }
+}
