@@ -5,6 +5,7 @@
 //! the script `image`; `guest` is the first program in them.
 
 mod automount;
+mod encrypted;
 mod identity;
 mod power;
 mod pulled;
@@ -57,6 +58,21 @@ const CASES: &[Case] = &[
         play: pulled::written,
     },
     Case { name: "power-cut", says: "what was synced before a power cut is on the next machine", play: power::cut },
+    Case {
+        name: "encrypted",
+        says: "an encrypted volume moves, grows, and is closed on the machine it leaves",
+        play: encrypted::life,
+    },
+    Case {
+        name: "encrypted-pulled",
+        says: "an encrypted disk pulled out in use keeps what was synced, and its key is forgotten",
+        play: encrypted::pulled,
+    },
+    Case {
+        name: "encrypted-killed",
+        says: "a plugin killed while it encrypts a disk or opens it leaves nothing open and nothing half done",
+        play: encrypted::killed,
+    },
     Case { name: "selinux", says: "a confined process reads a labelled volume", play: selinux::labelled },
 ];
 

@@ -132,6 +132,12 @@ impl Yard {
         Ok(plugin.client.clone())
     }
 
+    /// Starts a machine's plugin anew, after it was killed.
+    pub fn restart(&mut self, at: usize) -> Told<Client> {
+        self.plugins[at].take().map_or(Ok(()), |plugin| plugin.kill())?;
+        self.client(at)
+    }
+
     /// The process id of a machine's plugin, in the machine.
     pub fn plugin_pid(&self, at: usize) -> Told<u32> {
         Ok(self.plugins[at].as_ref().ok_or("no plugin runs")?.pid())
