@@ -222,8 +222,9 @@ pub fn plan_disk(
 
 const LOOK: &str = "look at it with `blkid -p DEVICE` and `wipefs DEVICE`; if the data is of no use, clear it by hand";
 
-const ENCRYPTED: &str = "if it is to be used as an encrypted volume, say so: `encrypted = \"true\"` among its parameters, \
-                         or in the context of one that is registered, and its key among its secrets";
+const ENCRYPTED: &str = "if it is to be used as an encrypted volume, say `encrypted = \"true\"` among its parameters, or in \
+                         the context of one that is registered, and give its key among its secrets; else look at it with \
+                         `blkid -p DEVICE`, and if the data is of no use, clear it by hand";
 
 fn format_if_allowed(device: &Device, content: &Content, formatting: Formatting, fs: FsKind) -> Result<DiskPlan> {
     match formatting {

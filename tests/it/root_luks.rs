@@ -3,7 +3,10 @@
 //! Needs root, and is meant to run in a private mount namespace: `make test-root` does both.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::io::Write;
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -14,6 +17,7 @@ use do_csi_plugin::host::luks::apply_mark_used;
 use do_csi_plugin::host::run::{Cmd, CommandError, Exit, Output, Runner, SystemRunner, Tool};
 
 use crate::root_host::{Bench, Disk};
+use crate::support::wait_for;
 
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
@@ -120,12 +124,35 @@ fn root_a_disk_that_holds_anything_never_becomes_an_encrypted_volume() {
     disk.close();
 }
 
-/// Kills cryptsetup after a while when it makes an encrypted volume, as a crash of the machine would.
+/// A moment in the making of an encrypted volume, by what is on the disk then.
+#[derive(Debug, Clone, Copy)]
+enum Moment {
+    /// The key slots are being filled with noise; there is no head yet.
+    Noise,
+    /// There is a head.
+    Head,
+    /// cryptsetup was just started.
+    Start,
+}
+
+impl Moment {
+    fn has_come(self, disk: &File) -> bool {
+        let mut bytes = [0; 6];
+        match self {
+            Moment::Start => true,
+            Moment::Noise => disk.read_exact_at(&mut bytes, 64 * 1024).is_ok() && bytes != [0; 6],
+            Moment::Head => disk.read_exact_at(&mut bytes, 0).is_ok() && bytes == *b"LUKS\xba\xbe",
+        }
+    }
+}
+
+/// Kills cryptsetup a while after a moment in which it makes an encrypted volume, as a crash of the machine would.
 #[derive(Debug)]
 struct Killer {
     real: SystemRunner,
+    disk: PathBuf,
+    moment: Moment,
     after: Duration,
-    key: &'static str,
 }
 
 impl Runner for Killer {
@@ -139,10 +166,13 @@ impl Runner for Killer {
             .stdin(Stdio::piped())
             .spawn()
             .unwrap();
-        child.stdin.take().unwrap().write_all(self.key.as_bytes()).unwrap();
+        child.stdin.take().unwrap().write_all(b"lost").unwrap();
+        let disk = File::open(&self.disk).unwrap();
+        let come = wait_for(Duration::from_secs(60), || self.moment.has_come(&disk).then_some(()));
         std::thread::sleep(self.after);
         child.kill().ok();
         child.wait().unwrap();
+        come.unwrap();
         Ok(Output { exit: Exit::Signal(15), stdout: Vec::new(), stderr: String::new() })
     }
 }
@@ -152,18 +182,22 @@ impl Runner for Killer {
 fn root_a_killed_encryption_is_begun_anew_wherever_it_was_cut_off() {
     let bench = Bench::new();
     let mut found = BTreeMap::new();
-    for round in 0..16_u64 {
+    for (round, moment) in [Moment::Start, Moment::Noise, Moment::Head].into_iter().cycle().take(12).enumerate() {
         let disk = Disk::new(GIB);
-        let after = Duration::from_millis(5 + round * 7 + round * round * 4);
-        let killer = Killer { real: bench.runner.clone(), after, key: "lost" };
+        let after = Duration::from_millis(u64::try_from(round / 3).unwrap() * 70);
+        let path = disk.device().path().to_owned();
+        let killer = Killer { real: bench.runner.clone(), disk: path, moment, after };
         apply_container(&bench.guard, &killer, &disk.device(), &key("lost")).unwrap_err();
         let container = seen(&bench, &disk);
-        assert!(matches!(container, Container::Blank | Container::Begun), "after {after:?}: {container:?}");
-        let has_head = std::fs::read(disk.file()).unwrap().starts_with(b"LUKS");
-        *found.entry((format!("{container:?}"), has_head)).or_insert(0) += 1;
+        assert!(matches!(container, Container::Blank | Container::Begun), "{moment:?} {after:?}: {container:?}");
+        let mut head = [0; 4];
+        File::open(disk.file()).unwrap().read_exact_at(&mut head, 0).unwrap();
+        *found.entry((format!("{container:?}"), &head == b"LUKS")).or_insert(0) += 1;
         make(&bench, &disk, "other").unwrap();
-        assert!(opens(&disk, "other"), "after {after:?}");
+        assert!(opens(&disk, "other"), "{moment:?} {after:?}");
         disk.close();
     }
-    assert!(found.keys().any(|(container, _)| container == "Begun"), "nothing was cut off half way: {found:?}");
+    for has_head in [false, true] {
+        assert!(found.contains_key(&("Begun".to_owned(), has_head)), "not cut off at {has_head}: {found:?}");
+    }
 }

@@ -132,9 +132,11 @@ impl Yard {
         Ok(plugin.client.clone())
     }
 
-    /// Starts a machine's plugin anew, after it was killed.
+    /// Starts a machine's plugin anew, after it was killed in the machine.
     pub fn restart(&mut self, at: usize) -> Told<Client> {
-        self.plugins[at].take().map_or(Ok(()), |plugin| plugin.kill())?;
+        if let Some(mut plugin) = self.plugins[at].take() {
+            plugin.wait()?;
+        }
         self.client(at)
     }
 

@@ -46,8 +46,8 @@ fn outcome(asked: Option<FsKind>, default: FsKind, formatting: Formatting, conte
             let words = [
                 ("noformat", "never"),
                 ("read-only", "read-only"),
-                ("wipefs /dev/sda", "left alone"),
                 ("`encrypted = \"true\"`", "is encrypted"),
+                ("wipefs /dev/sda", "left alone"),
             ];
             let why = words.iter().find(|(word, _)| cure.contains(word)).map(|(_, why)| *why);
             why.unwrap_or_else(|| panic!("{cure}")).to_owned()
