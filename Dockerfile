@@ -25,12 +25,13 @@ RUN touch src/lib.rs src/main.rs && cargo build --release --locked --bin do-csi-
 
 FROM ${TOOLS_BASE} AS tools
 RUN apt-get update \
-    && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends btrfs-progs e2fsprogs util-linux xfsprogs \
+    && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends \
+        btrfs-progs cryptsetup-bin e2fsprogs util-linux xfsprogs \
     && rm -rf /var/lib/apt/lists/*
 COPY --from=build /build/target/release/do-csi-plugin /usr/bin/do-csi-plugin
 COPY tests/image/collect /collect
 RUN /collect /image do-csi-plugin \
-    blkid blockdev mkfs.xfs xfs_growfs mke2fs e2fsck resize2fs mkfs.btrfs btrfs
+    blkid blockdev mkfs.xfs xfs_growfs mke2fs e2fsck resize2fs mkfs.btrfs btrfs cryptsetup
 
 FROM scratch
 ARG VERSION=unknown

@@ -2,13 +2,15 @@
 //!
 //! Owns the meaning of `blkid -p -o export`, and nothing else: running it and judging the disk are `content.rs`'s.
 
-use super::content::{Filesystem, FsKind};
+use super::content::{Filesystem, FsKind, Luks};
 
 /// What blkid found on a disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Signature {
     /// One of the file systems that this plugin knows.
     Filesystem(Filesystem),
+    /// An encrypted volume.
+    Encrypted(Luks),
     /// Something else, as a phrase.
     Other { what: String },
     /// More than one thing, as a phrase.
@@ -26,6 +28,10 @@ pub(super) fn parse_export(text: &str) -> Signature {
         (Some(fs), Some(table)) => Signature::Several { what: format!("{fs} and a partition table of type {table}") },
         (None, Some(table)) => Signature::Other { what: format!("a partition table of type {table}") },
         (None, None) => Signature::Other { what: "something that blkid knows but does not name".into() },
+        (Some(fs), None) if fs == "crypto_LUKS" => Signature::Encrypted(Luks {
+            version: value("VERSION").and_then(|text| text.parse().ok()),
+            subsystem: value("SUBSYSTEM"),
+        }),
         (Some(fs), None) => match FsKind::parse(&fs) {
             Some(kind) if value("USAGE").as_deref() == Some("filesystem") => {
                 let uuid = value("UUID").map(|uuid| uuid.to_ascii_lowercase());
@@ -38,7 +44,6 @@ pub(super) fn parse_export(text: &str) -> Signature {
 
 fn described(fs: &str) -> String {
     match fs {
-        "crypto_LUKS" => "an encrypted volume (LUKS)".into(),
         "LVM2_member" => "a part of an LVM volume group".into(),
         "linux_raid_member" => "a part of a RAID array".into(),
         "swap" => "swap space".into(),
@@ -86,11 +91,20 @@ mod tests {
     }
 
     #[test]
+    fn an_encrypted_volume_tells_its_version_and_who_made_it() {
+        let luks = |version, subsystem: Option<&str>| {
+            Signature::Encrypted(Luks { version, subsystem: subsystem.map(str::to_owned) })
+        };
+        assert_eq!(fixture!("luks1"), luks(Some(1), None));
+        assert_eq!(fixture!("luks2"), luks(Some(2), None));
+        assert_eq!(fixture!("luks2-subsystem"), luks(Some(2), Some("do-csi-plugin:new")));
+        assert_eq!(parse_export("TYPE=crypto_LUKS\nVERSION=x\n"), luks(None, None));
+    }
+
+    #[test]
     fn everything_else_is_something_else() {
         assert_eq!(fixture!("ext2"), other("a signature of type ext2"));
         assert_eq!(fixture!("swap"), other("swap space"));
-        assert_eq!(fixture!("luks1"), other("an encrypted volume (LUKS)"));
-        assert_eq!(fixture!("luks2"), other("an encrypted volume (LUKS)"));
         assert_eq!(fixture!("dos"), other("a partition table of type dos"));
         assert_eq!(fixture!("gpt"), other("a partition table of type gpt"));
         let both = Signature::Several { what: "xfs and a partition table of type dos".into() };

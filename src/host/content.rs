@@ -78,6 +78,15 @@ pub struct Filesystem {
     pub label: Option<String>,
 }
 
+/// The head of an encrypted volume, as far as blkid reads it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Luks {
+    /// The version of its format: 1 or 2.
+    pub version: Option<u32>,
+    /// What its maker wrote into it; only version 2 has room for that.
+    pub subsystem: Option<String>,
+}
+
 /// What is on a disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Content {
@@ -87,7 +96,9 @@ pub enum Content {
     Filesystem(Filesystem),
     /// The beginning of a file system, whose making was cut off: certainly nothing was ever stored in it.
     Unfinished(FsKind),
-    /// A known signature of something else: a partition table, LUKS, LVM, RAID, swap, another file system.
+    /// The head of an encrypted volume; what is in it is not seen from outside.
+    Encrypted(Luks),
+    /// A known signature of something else: a partition table, LVM, RAID, swap, another file system.
     OtherSignature {
         /// What it is, as a phrase.
         what: String,
@@ -110,6 +121,7 @@ impl fmt::Display for Content {
             Content::AllZero => f.write_str("nothing"),
             Content::Filesystem(found) => write!(f, "{}", found.kind),
             Content::Unfinished(kind) => write!(f, "the beginning of {kind}, whose making was cut off"),
+            Content::Encrypted(_) => f.write_str("an encrypted volume (LUKS)"),
             Content::OtherSignature { what } => f.write_str(what),
             Content::Ambivalent { what } => write!(f, "contradicting signatures ({what})"),
             Content::Unrecognised { at } => write!(f, "unknown data (seen at byte {at})"),
@@ -153,13 +165,13 @@ pub fn observe_unfinished(device: &Device) -> Result<Option<FsKind>> {
 }
 
 /// A disk that is read, with nothing of it left in memory from before.
-struct Disk<'a> {
+pub(super) struct Disk<'a> {
     file: File,
     device: &'a Device,
 }
 
 impl<'a> Disk<'a> {
-    fn open(device: &'a Device) -> Result<Self> {
+    pub(super) fn open(device: &'a Device) -> Result<Self> {
         let file = device.open()?;
         let advise = |advice| posix_fadvise(&file, 0, 0, advice).map_err(Error::errno("reading", device.path()));
         // Pages still in memory from an earlier use would prove nothing about the disk.
@@ -169,7 +181,7 @@ impl<'a> Disk<'a> {
         Ok(Disk { file, device })
     }
 
-    fn read(&self, at: u64, length: u64) -> Result<Vec<u8>> {
+    pub(super) fn read(&self, at: u64, length: u64) -> Result<Vec<u8>> {
         read_exactly(&self.file, at, length).map_err(Error::io("reading", self.device.path()))
     }
 }
@@ -218,6 +230,12 @@ fn read_exactly(file: &File, at: u64, length: u64) -> std::io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
+/// Where a disk of this size is looked at before it counts as blank, as offset and length, from its beginning to its end.
+pub(super) fn places(size: u64) -> impl DoubleEndedIterator<Item = (u64, u64)> {
+    let between: Vec<_> = places_between(size).collect();
+    std::iter::once((0, size.min(EDGE))).chain(between)
+}
+
 /// Where a disk of this size is looked at after its head, as offset and length: 64 samples, then the last 4 MiB.
 fn places_between(size: u64) -> impl Iterator<Item = (u64, u64)> {
     let tail = size.saturating_sub(EDGE).max(size.min(EDGE));
@@ -232,7 +250,7 @@ fn places_between(size: u64) -> impl Iterator<Item = (u64, u64)> {
 }
 
 /// The offset of the first byte that is not zero.
-fn first_non_zero(bytes: &[u8]) -> Option<u64> {
+pub(super) fn first_non_zero(bytes: &[u8]) -> Option<u64> {
     let mut start = 0;
     for piece in bytes.chunks(PIECE) {
         if Some(piece) != ZEROS.get(..piece.len()) {
@@ -250,6 +268,7 @@ fn plan_known(is_begun_xfs: bool, signature: Signature) -> Content {
         // Only XFS has its name on the disk before it is finished.
         Signature::Filesystem(found) if found.kind == FsKind::Xfs && is_begun_xfs => Content::Unfinished(FsKind::Xfs),
         Signature::Filesystem(found) => Content::Filesystem(found),
+        Signature::Encrypted(luks) => Content::Encrypted(luks),
         Signature::Other { what } => Content::OtherSignature { what },
         Signature::Several { what } => Content::Ambivalent { what },
     }
@@ -295,7 +314,10 @@ mod tests {
                 let want = if kind == Xfs && is_begun_xfs { Content::Unfinished(Xfs) } else { whole };
                 assert_eq!(plan_known(is_begun_xfs, found(kind)), want, "{kind} {is_begun_xfs}");
             }
-            let what = "LUKS".to_owned();
+            let luks = Luks { version: Some(2), subsystem: None };
+            let encrypted = plan_known(is_begun_xfs, Signature::Encrypted(luks.clone()));
+            assert_eq!(encrypted, Content::Encrypted(luks));
+            let what = "LVM".to_owned();
             let other = plan_known(is_begun_xfs, Signature::Other { what: what.clone() });
             assert_eq!(other, Content::OtherSignature { what: what.clone() });
             let several = plan_known(is_begun_xfs, Signature::Several { what: what.clone() });

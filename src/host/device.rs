@@ -54,6 +54,8 @@ impl DevicePlaces {
 pub struct Device {
     pub(super) volume: VolumeName,
     pub(super) path: PathBuf,
+    /// Another path by which the kernel may call it: that of an open encrypted volume in the device mapper's folder.
+    pub(super) alias: Option<PathBuf>,
     pub(super) number: DeviceNumber,
     pub(super) size: Bytes,
     /// Its folder in sysfs.
@@ -114,6 +116,18 @@ impl Device {
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Whether the kernel names it so in the mount table.
+    #[must_use]
+    pub fn is_called(&self, path: &Path) -> bool {
+        self.path == path || self.alias.as_deref() == Some(path)
+    }
+
+    /// Its name at the device mapper, when it is an open encrypted volume.
+    #[must_use]
+    pub fn mapper_name(&self) -> Option<&str> {
+        self.alias.as_ref()?.file_name()?.to_str()
     }
 
     /// Its major and minor number.
@@ -183,7 +197,7 @@ impl Device {
     pub(crate) fn fake(path: &str, number: DeviceNumber, size: u64) -> Device {
         let volume = VolumeName::parse("vol").expect("a name");
         let (path, size) = (path.into(), Bytes(size));
-        Device { volume, path, number, size, sysfs: PathBuf::new(), traits: Traits::default() }
+        Device { volume, path, alias: None, number, size, sysfs: PathBuf::new(), traits: Traits::default() }
     }
 
     fn changed(&self, what: &str) -> Error {

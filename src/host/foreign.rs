@@ -72,8 +72,12 @@ fn observe_use(places: &DevicePlaces, mounts: &MountTable, disk: DeviceNumber) -
     // Below a disk's folder in sysfs are its partitions'. A disk that is gone by now uses nothing.
     let folder = |number: DeviceNumber| fs::canonicalize(places.sysfs.join(format!("dev/block/{number}"))).ok();
     let Some(own) = folder(disk) else { return Ok(Seen::Free) };
-    let is_of_disk =
-        |mount: &&Mount| observe_number(mount).and_then(folder).is_some_and(|of_mount| of_mount.starts_with(&own));
+    // What lies on the disk, such as an encrypted volume that is open, is in the folder of its holders.
+    let is_upon = |of_mount: &Path| of_mount.file_name().is_some_and(|name| own.join("holders").join(name).exists());
+    let is_of_disk = |mount: &&Mount| {
+        let of_mount = observe_number(mount).and_then(folder);
+        of_mount.is_some_and(|of_mount| of_mount.starts_with(&own) || is_upon(&of_mount))
+    };
     let targets: Vec<&Path> = mounts.iter().filter(is_of_disk).map(|mount| mount.target.as_path()).collect();
     match plan_use(&targets) {
         Seen::Free if is_taken(places, &own)? => Ok(Seen::Hidden),

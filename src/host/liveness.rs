@@ -12,6 +12,7 @@ use std::path::Path;
 use nix::libc;
 
 use super::device::DevicePlaces;
+use super::mapper::{is_lower_gone, number_under};
 use super::mountinfo::{DeviceNumber, Mount};
 use crate::error::{Error, Result};
 
@@ -70,12 +71,20 @@ fn is_disk_gone(places: &DevicePlaces, mount: &Mount) -> Result<bool> {
         return is_node_orphaned(places, mount);
     }
     if mount.device.major != 0 {
-        return Ok(!has_disk(places, mount.device));
+        return Ok(!has_disk(places, mount.device) || is_lower_gone(places, mount.device)?);
+    }
+    if mount.fstype != "btrfs" {
+        return Ok(false);
     }
     // btrfs gives numbers of its own; there the name of the disk has to do, where it is one that the kernel gave.
     let source = Path::new(&mount.source);
-    let is_node = mount.fstype == "btrfs" && source.parent() == Some(places.nodes.as_path());
-    Ok(is_node && source.file_name().is_some_and(|name| !places.sysfs.join("class/block").join(name).exists()))
+    let under = number_under(places, mount)?;
+    if source.parent() == Some(places.nodes.join("mapper").as_path()) && under.is_none() {
+        return Ok(true);
+    }
+    let is_node = source.parent() == Some(places.nodes.as_path());
+    let is_unknown = source.file_name().is_some_and(|name| !places.sysfs.join("class/block").join(name).exists());
+    Ok((is_node && is_unknown) || under.map_or(Ok(false), |number| is_lower_gone(places, number))?)
 }
 
 /// A device node that was bound somewhere stays there when its disk goes, and then leads to nothing or, later, to another

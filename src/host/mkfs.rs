@@ -99,6 +99,7 @@ fn plan_format(content: &Content, fs: FsKind) -> Result<FormatPlan, String> {
         Content::Unfinished(kind) if *kind == fs => Ok(FormatPlan::Again),
         Content::Unfinished(_)
         | Content::Filesystem(_)
+        | Content::Encrypted(_)
         | Content::OtherSignature { .. }
         | Content::Ambivalent { .. }
         | Content::Unrecognised { .. } => Err(format!("it holds {content}")),
@@ -153,14 +154,15 @@ fn will_not(device: &Device, found: &str) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::host::content::Filesystem;
+    use crate::host::content::{Filesystem, Luks};
 
     #[test]
     fn the_last_decision_before_a_disk_is_written_to_in_full() {
         for fs in FsKind::ALL {
             assert_eq!(plan_format(&Content::AllZero, fs), Ok(FormatPlan::Fresh));
             let mut refused = vec![
-                Content::OtherSignature { what: "LUKS".into() },
+                Content::Encrypted(Luks::default()),
+                Content::OtherSignature { what: "LVM".into() },
                 Content::Ambivalent { what: "xfs and ext4".into() },
                 Content::Unrecognised { at: 512 },
             ];

@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+pub mod container;
 pub mod content;
 pub mod device;
 pub mod find;
@@ -13,7 +14,10 @@ pub mod foreign;
 pub mod format_options;
 pub mod fsck;
 pub mod grow;
+pub mod key;
 pub mod liveness;
+pub mod luks;
+pub mod mapper;
 pub mod mkfs;
 pub mod mount;
 pub mod mountinfo;

@@ -93,8 +93,7 @@ impl Mount {
     /// btrfs gives its mounts numbers that belong to no disk; there, and only there, the source decides.
     #[must_use]
     pub fn is_of(&self, device: &Device) -> bool {
-        self.device == device.number()
-            || (self.fstype == "btrfs" && self.source.as_os_str() == device.path().as_os_str())
+        self.device == device.number() || (self.fstype == "btrfs" && device.is_called(Path::new(&self.source)))
     }
 
     /// Whether this shows its file system from its root and not only a folder of it. btrfs has a root for each subvolume, and

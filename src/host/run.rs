@@ -1,15 +1,16 @@
 //! Running a program: what is run, with which budget, and how it ended.
 //!
 //! Owns the only `Command::new` of this program, and the fate of a child that will not die. Which programs there are is
-//! `tools.rs`'s. What an exit code means is not known here: whoever asked for the run matches [`Exit`] in full.
+//! `tools.rs`'s. A key reaches a program on its standard input and in no other way. What an exit code means is not known here: whoever asked for the run matches [`Exit`] in full.
 
 use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::fs::File;
-use std::io::Seek;
+use std::io::{Seek, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
@@ -18,6 +19,7 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 
+use super::key::Key;
 use super::tools::CHILD_PATH;
 pub use super::tools::{MissingTool, Tool, Tools, find_tools};
 use crate::lock::VolumeGuard;
@@ -44,13 +46,14 @@ pub struct Cmd {
     args: Vec<OsString>,
     budget: Duration,
     guard: Option<VolumeGuard>,
+    input: Option<Key>,
 }
 
 impl Cmd {
     /// A command without arguments that may take as long as `budget`.
     #[must_use]
     pub fn new(tool: Tool, budget: Duration) -> Self {
-        Cmd { tool, args: Vec::new(), budget, guard: None }
+        Cmd { tool, args: Vec::new(), budget, guard: None, input: None }
     }
 
     /// Adds one argument.
@@ -72,6 +75,13 @@ impl Cmd {
     #[must_use]
     pub fn holding(mut self, guard: &VolumeGuard) -> Self {
         self.guard = Some(guard.clone());
+        self
+    }
+
+    /// Gives the command a key to read from its standard input, to the last byte; otherwise there is nothing to read.
+    #[must_use]
+    pub fn reading(mut self, key: &Key) -> Self {
+        self.input = Some(key.clone());
         self
     }
 
@@ -167,6 +177,9 @@ pub enum CommandError {
         /// The last 1 KiB of its standard error.
         stderr: String,
     },
+    /// It is not installed.
+    #[error(transparent)]
+    Missing(#[from] MissingTool),
     /// It could not be started, or its output could not be read.
     #[error("`{command}` could not be run")]
     NotRun {
@@ -189,7 +202,9 @@ impl CommandError {
     pub fn timed_out(&self) -> bool {
         match self {
             CommandError::Failed { exit: Exit::TimedOut | Exit::Stuck, .. } | CommandError::NoTimeLeft { .. } => true,
-            CommandError::Failed { exit: Exit::Code(_) | Exit::Signal(_), .. } | CommandError::NotRun { .. } => false,
+            CommandError::Failed { exit: Exit::Code(_) | Exit::Signal(_), .. }
+            | CommandError::NotRun { .. }
+            | CommandError::Missing(_) => false,
         }
     }
 }
@@ -206,7 +221,7 @@ pub trait Runner: fmt::Debug + Send + Sync {
     /// Runs a command to its end or to the end of its budget.
     ///
     /// # Errors
-    /// [`CommandError::NotRun`] when it did not start. Any way to end is `Ok`: the caller matches [`Output::exit`].
+    /// [`CommandError::Missing`] or [`CommandError::NotRun`] when it did not start. Any way to end is `Ok`: the caller matches [`Output::exit`].
     fn run(&self, cmd: &Cmd) -> Result<Output, CommandError>;
 
     /// As much of a budget for waiting as there is before everything that is run must have ended; here: all of it.
@@ -244,8 +259,8 @@ impl Runner for Until<'_> {
     }
 }
 
-/// Runs commands on this machine: absolute path, empty environment but `LC_ALL=C` and a fixed `PATH`, nothing to read,
-/// output to memory, own process group, and an end to waiting.
+/// Runs commands on this machine: absolute path, empty environment but `LC_ALL=C`, a fixed `PATH` and what the program
+/// always needs, nothing to read but a key, output to memory, own process group, and an end to waiting.
 #[derive(Debug, Clone)]
 pub struct SystemRunner {
     tools: Tools,
@@ -258,8 +273,7 @@ impl SystemRunner {
         SystemRunner { tools }
     }
 
-    fn try_run(&self, cmd: &Cmd) -> std::io::Result<Output> {
-        let path = self.tools.path(cmd.tool).ok_or(std::io::ErrorKind::NotFound)?;
+    fn try_run(&self, cmd: &Cmd, path: &Path) -> std::io::Result<Output> {
         let (stdout, stderr) = (Capture::new()?, Capture::new()?);
         // The standard library empties the child's signal mask and gives it the default SIGPIPE, so a mask that this
         // program sets for its own threads never reaches mkfs.
@@ -268,7 +282,8 @@ impl SystemRunner {
             .env_clear()
             .env("LC_ALL", "C")
             .env("PATH", CHILD_PATH)
-            .stdin(Stdio::null())
+            .envs(cmd.tool.environment())
+            .stdin(cmd.input.as_ref().map_or_else(|| Ok(Stdio::null()), readable)?)
             .stdout(stdout.for_child()?)
             .stderr(stderr.for_child()?)
             .current_dir("/")
@@ -283,12 +298,23 @@ impl SystemRunner {
 impl Runner for SystemRunner {
     fn run(&self, cmd: &Cmd) -> Result<Output, CommandError> {
         let started = Instant::now();
-        let outcome = self.try_run(cmd).map_err(|source| CommandError::NotRun { command: cmd.to_string(), source });
+        let path = self.tools.path(cmd.tool)?;
+        let outcome =
+            self.try_run(cmd, path).map_err(|source| CommandError::NotRun { command: cmd.to_string(), source });
         if let Ok(output) = &outcome {
             log::debug!("command command=`{cmd}` exit=\"{}\" ms={}", output.exit, started.elapsed().as_millis());
         }
         outcome
     }
+}
+
+/// The end of a pipe from which a key can be read. The key is in it already: it is shorter than the shortest pipe.
+///
+/// Source: pipe(7), "Pipe capacity" and `PIPE_BUF`.
+fn readable(key: &Key) -> std::io::Result<Stdio> {
+    let (reader, mut writer) = std::io::pipe()?;
+    writer.write_all(key.bytes())?;
+    Ok(Stdio::from(reader))
 }
 
 /// One output of a child: an anonymous file in memory, which no full pipe can block and which cannot outgrow its limit.
@@ -414,6 +440,20 @@ mod tests {
     }
 
     #[test]
+    fn a_key_is_read_to_its_last_byte_and_is_nowhere_else() {
+        for text in ["x".to_owned(), "a b\n".to_owned(), "k".repeat(Key::MAX_LENGTH)] {
+            let key = Key::new(&text).unwrap();
+            let cmd = script("cat; tr '\\0' ' ' </proc/$$/cmdline >&2; cat /proc/$$/environ >&2").reading(&key);
+            let out = shell().run(&cmd).unwrap();
+            assert_eq!(out.stdout, text.as_bytes());
+            assert!(text.len() < 2 || !out.stderr.contains(&text), "{}", out.stderr);
+            assert!(text.len() < 2 || !format!("{cmd:?} {cmd}").contains(&text));
+            // Who does not read it is no trouble.
+            assert_eq!(shell().run(&script("exit 3").reading(&key)).unwrap().exit, Exit::Code(3));
+        }
+    }
+
+    #[test]
     fn a_child_does_not_inherit_blocked_signals_or_our_process_group() {
         let mut blocked = SigSet::empty();
         blocked.add(Signal::SIGTERM);
@@ -511,7 +551,7 @@ mod tests {
     #[test]
     fn a_program_that_is_not_there_is_an_error_and_not_an_exit() {
         let missing = SystemRunner::new(Tools::fake(Vec::new()));
-        assert!(matches!(missing.run(&script("")), Err(CommandError::NotRun { .. })));
+        assert!(matches!(missing.run(&script("")), Err(CommandError::Missing(_))));
     }
 
     #[test]

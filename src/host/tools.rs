@@ -31,11 +31,13 @@ pub enum Tool {
     Resize2fs,
     /// `btrfs`, which grows btrfs.
     Btrfs,
+    /// `cryptsetup`, for encrypted volumes; whoever has none can do without it.
+    Cryptsetup,
 }
 
 impl Tool {
-    /// Every program, in the order in which they are looked for.
-    pub const ALL: [Tool; 9] = [
+    /// Every program that must be there, in the order in which they are looked for.
+    pub const NEEDED: [Tool; 9] = [
         Tool::Blkid,
         Tool::Blockdev,
         Tool::MkfsXfs,
@@ -60,6 +62,7 @@ impl Tool {
             Tool::XfsGrowfs => "xfs_growfs",
             Tool::Resize2fs => "resize2fs",
             Tool::Btrfs => "btrfs",
+            Tool::Cryptsetup => "cryptsetup",
         }
     }
 
@@ -71,6 +74,25 @@ impl Tool {
             Tool::MkfsXfs | Tool::XfsGrowfs => "xfsprogs",
             Tool::Mke2fs | Tool::E2fsck | Tool::Resize2fs => "e2fsprogs",
             Tool::MkfsBtrfs | Tool::Btrfs => "btrfs-progs",
+            Tool::Cryptsetup => "cryptsetup-bin",
+        }
+    }
+
+    /// What a program must find in its environment.
+    pub(super) fn environment(self) -> Option<(&'static str, &'static str)> {
+        match self {
+            // In a container it would wait for ever for the host's udev, which answers in the host's own semaphores.
+            // Source: `dm_udev_wait` in LVM2's `libdm/libdm-common.c`.
+            Tool::Cryptsetup => Some(("DM_DISABLE_UDEV", "1")),
+            Tool::Blkid
+            | Tool::Blockdev
+            | Tool::MkfsXfs
+            | Tool::Mke2fs
+            | Tool::MkfsBtrfs
+            | Tool::E2fsck
+            | Tool::XfsGrowfs
+            | Tool::Resize2fs
+            | Tool::Btrfs => None,
         }
     }
 }
@@ -88,22 +110,26 @@ pub struct Tools {
     found: Vec<(Tool, PathBuf)>,
 }
 
-/// Looks for every program in the fixed directories; the environment's `PATH` does not matter.
+/// Looks for every program in the fixed directories; the environment's `PATH` does not matter. One that a droplet without
+/// encrypted volumes does not need may be missing.
 ///
 /// # Errors
-/// [`MissingTool`] for the first one that is not there, naming the package to install.
+/// [`MissingTool`] for the first one that is not there and must be, naming the package to install.
 pub fn find_tools() -> Result<Tools, MissingTool> {
     let locate = |tool: Tool| {
         let found = TOOL_DIRS.iter().map(|dir| Path::new(dir).join(tool.name())).find(|path| path.is_file());
         found.map(|path| (tool, path)).ok_or(MissingTool { tool })
     };
-    Ok(Tools { found: Tool::ALL.into_iter().map(locate).collect::<Result<_, _>>()? })
+    let mut found = Tool::NEEDED.into_iter().map(locate).collect::<Result<Vec<_>, _>>()?;
+    found.extend(locate(Tool::Cryptsetup).ok());
+    Ok(Tools { found })
 }
 
 impl Tools {
     /// Where a program is.
-    pub(super) fn path(&self, tool: Tool) -> Option<&Path> {
-        self.found.iter().find(|(have, _)| *have == tool).map(|(_, path)| path.as_path())
+    pub(super) fn path(&self, tool: Tool) -> Result<&Path, MissingTool> {
+        let found = self.found.iter().find(|(have, _)| *have == tool);
+        found.map(|(_, path)| path.as_path()).ok_or(MissingTool { tool })
     }
 
     #[cfg(test)]

@@ -8,18 +8,22 @@ use std::io::ErrorKind;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 
-use super::Node;
 use super::place;
+use super::{Call, Node};
 use crate::config::DEVICE_BUDGET;
 use crate::error::{Error, Result, Thing};
 use crate::host::content::FsKind;
+use crate::host::device::Device;
 use crate::host::find::{await_numbered, rescan_or_warn};
 use crate::host::grow::ensure_grown;
+use crate::host::key::Key;
 use crate::host::liveness::Health;
+use crate::host::mapper::{Under, is_short};
 use crate::host::mount::observe_mounts;
 use crate::host::mountinfo::{DeviceNumber, Mount};
 use crate::id::VolumeName;
 use crate::request::node::Expand;
+use crate::request::secrets::NAMES;
 use crate::size::Bytes;
 
 impl Node {
@@ -28,7 +32,7 @@ impl Node {
     /// # Errors
     /// [`Error::NotFound`] when no volume is at the path, [`Error::DeviceMissing`] when the disk does not become as large
     /// as asked, [`Error::SizeOutOfRange`] when it is larger, [`Error::Precondition`] when the mount is dead, or the file
-    /// system is mounted read-only or of a kind that cannot be grown.
+    /// system is mounted read-only or of a kind that cannot be grown, or when growing an encrypted volume needs its key.
     pub fn expand(&self, want: &Expand) -> Result<Bytes> {
         let call = self.begin(&want.volume)?;
         let name = VolumeName::parse(&want.volume).map_err(|bad| Error::invalid("volume_id", bad))?;
@@ -38,7 +42,11 @@ impl Node {
             // Behind the node of a raw disk that is gone there may be another one by now.
             return Err(Error::Precondition(format!("the volume at {} is dead: {health}", want.path.display())));
         }
-        let number = observe_number(&want.path, &mount)?;
+        let under = self.under(&mount);
+        let number = match &under {
+            Some(under) => under.disk.ok_or_else(|| Error::NotFound(Thing::VolumeAt(want.path.clone())))?,
+            None => observe_number(&want.path, &mount)?,
+        };
         let await_size =
             |least| await_numbered(&call.guard, &self.places, &name, number, least, call.cap(DEVICE_BUDGET));
         // The kernel may have missed that the disk has grown, also when it is large enough for what is asked.
@@ -49,9 +57,27 @@ impl Node {
         }
         if !is_block(&place)? {
             let fs = plan_fs(&want.path, &mount)?;
-            ensure_grown(&call.guard, &self.slots, &call.runner, &device, fs, &place)?;
+            let grow = |under: Under| self.ensure_inner_grown(&call, &device, &under.name, want.key.as_ref());
+            let inner = under.map(grow).transpose()?;
+            ensure_grown(&call.guard, &self.slots, &call.runner, inner.as_ref().unwrap_or(&device), fs, &place)?;
         }
         Ok(device.size())
+    }
+
+    /// Lets an encrypted volume follow its disk; gives the device that is in it.
+    fn ensure_inner_grown(&self, call: &Call<'_>, disk: &Device, name: &str, key: Option<&Key>) -> Result<Device> {
+        let open = self.observe_open_as(disk, name)?;
+        match key {
+            _ if !is_short(&open, disk) => Ok(open),
+            Some(key) => self.apply_full(call, disk, &open, key),
+            None => Err(Error::Precondition(format!(
+                "the encrypted volume {} cannot grow on {} without its key, which is not among the secrets of \
+                 NodeExpandVolume (one of {NAMES:?}); it grows by itself when it is staged next, so stop all that uses it on \
+                 this droplet and start it again",
+                disk.volume(),
+                disk.path().display()
+            ))),
+        }
     }
 }
 

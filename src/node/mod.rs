@@ -5,6 +5,7 @@
 //! of [`place`]. DigitalOcean's API is never asked.
 
 pub mod aside;
+pub mod encrypted;
 pub mod expand;
 pub mod limit;
 pub mod place;
@@ -38,6 +39,8 @@ pub struct Node {
     runner: Box<dyn Runner>,
     places: DevicePlaces,
     slots: Slots,
+    /// Making a key takes memory, so this is done for one volume after the other.
+    turns: Slots,
     locks: VolumeLocks,
     default_fs: FsKind,
     label: Option<SelinuxLabel>,
@@ -67,6 +70,7 @@ impl Node {
             runner,
             places,
             slots: Slots::new(HEAVY_TOOLS),
+            turns: Slots::new(1),
             locks: VolumeLocks::new(),
             default_fs: config.default_fs_type,
             label: config.selinux_label.clone(),

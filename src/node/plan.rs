@@ -213,6 +213,7 @@ pub fn plan_disk(
             Some(fs) if fs != *kind => Err(will_not_format(device, content, LOOK)),
             Some(_) | None => format_if_allowed(device, content, formatting, *kind),
         },
+        Content::Encrypted(_) => Err(will_not_format(device, content, ENCRYPTED)),
         Content::OtherSignature { .. } | Content::Ambivalent { .. } | Content::Unrecognised { .. } => {
             Err(will_not_format(device, content, LOOK))
         }
@@ -220,6 +221,10 @@ pub fn plan_disk(
 }
 
 const LOOK: &str = "look at it with `blkid -p DEVICE` and `wipefs DEVICE`; if the data is of no use, clear it by hand";
+
+const ENCRYPTED: &str = "if it is to be used as an encrypted volume, say `encrypted = \"true\"` among its parameters, or in \
+                         the context of one that is registered, and give its key among its secrets; else look at it with \
+                         `blkid -p DEVICE`, and if the data is of no use, clear it by hand";
 
 fn format_if_allowed(device: &Device, content: &Content, formatting: Formatting, fs: FsKind) -> Result<DiskPlan> {
     match formatting {

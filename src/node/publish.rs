@@ -22,7 +22,8 @@ use crate::host::mount::{Unmount, apply_bind, apply_own_flags, apply_unmount, ob
 use crate::host::mountinfo::{Mount, MountTable};
 use crate::host::protect::Flagged;
 use crate::request::capability::Access;
-use crate::request::node::Publish;
+use crate::request::node::{Publish, Stage};
+use crate::request::secrets::NAMES;
 
 /// What is to be shown at a target.
 struct Shown<'a> {
@@ -90,11 +91,18 @@ impl Node {
         mounts: MountTable,
     ) -> Result<(Device, PathBuf, MountTable)> {
         let stage = &want.stage;
-        let not_staged =
-            || Error::Precondition(format!("volume {} is not staged at {}", stage.volume, stage.staging.display()));
-        let staging = place::observe_real_path(&stage.staging)?.ok_or_else(not_staged)?;
-        mounts.at(&staging).ok_or_else(not_staged)?;
-        if let Sighting::Ready(device) = observe_device(&self.places, &stage.attached.name, stage.attached.size)? {
+        let staging = match place::observe_real_path(&stage.staging)?.filter(|staging| mounts.at(staging).is_some()) {
+            Some(staging) => staging,
+            // The key may come only now.
+            None if stage.settings.is_encrypted && stage.key.is_some() => {
+                place::ensure_place(&call.guard, &stage.staging, Shape::Folder)?
+            }
+            None => return Err(not_staged(stage)),
+        };
+        let disk = observe_device(&self.places, &stage.attached.name, stage.attached.size)?;
+        if let Sighting::Ready(disk) = disk
+            && let Some(device) = self.observe_opened(stage, disk)?
+        {
             let is_too_read_only = |mount: &Mount| !want.is_read_only && mount.is_read_only();
             let difference = |mount: &Mount| {
                 let how = fs_difference(fs, mount).or_else(|| flags.differs_below(mount));
@@ -104,7 +112,7 @@ impl Node {
                 return Ok((device, staging, mounts));
             }
         }
-        let device = self.ensure_staged(call, stage)?;
+        let device = self.ensure_staged(call, stage)?.ok_or_else(|| not_staged(stage))?;
         Ok((device, staging, observe_mounts()?))
     }
 
@@ -182,6 +190,17 @@ impl Node {
             }
         }
     }
+}
+
+fn not_staged(stage: &Stage) -> Error {
+    let (volume, staging) = (&stage.volume, stage.staging.display());
+    if stage.settings.is_encrypted {
+        return Error::Precondition(format!(
+            "volume {volume} is encrypted and not open, and neither NodeStageVolume nor NodePublishVolume was given its key; \
+             put it into the volume's secrets, under one of the names {NAMES:?}"
+        ));
+    }
+    Error::Precondition(format!("volume {volume} is not staged at {staging}"))
 }
 
 /// Binds the source to the target, with the flags asked for from the first moment on.

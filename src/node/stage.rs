@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use log::{info, warn};
 
 use super::aside::{self, Aside};
+use super::encrypted::Opened;
 use super::place::{self, Shape};
 use super::plan::{
     DiskPlan, Formatting, MountPlan, PlacePlan, plan_company, plan_disk, plan_mount, plan_mounted, plan_place,
@@ -36,6 +37,8 @@ use crate::request::node::Stage;
 /// A volume that is to be mounted at its staging path.
 struct Wanted<'a> {
     device: &'a Device,
+    /// The disk of an encrypted volume that nobody was given yet.
+    new_on: Option<&'a Device>,
     stage: &'a Stage,
     fs: Option<FsKind>,
     options: MountOptions,
@@ -49,44 +52,59 @@ impl Wanted<'_> {
     }
 
     fn formatting(&self) -> Formatting {
-        match (self.stage.settings.is_never_formatted, self.options.is_read_only()) {
-            (true, _) => Formatting::Never,
-            (false, true) => Formatting::ReadOnly,
-            (false, false) => Formatting::Allowed,
-        }
+        formatting(self.stage, &self.options)
+    }
+}
+
+fn formatting(stage: &Stage, options: &MountOptions) -> Formatting {
+    match (stage.settings.is_never_formatted, options.is_read_only()) {
+        (true, _) => Formatting::Never,
+        (false, true) => Formatting::ReadOnly,
+        (false, false) => Formatting::Allowed,
     }
 }
 
 impl Node {
     /// Makes a volume ready on this droplet.
     ///
-    /// A raw block volume is only looked for: there is nothing to mount yet.
+    /// A raw block volume is only looked for: there is nothing to mount yet. So is an encrypted one whose key the call does
+    /// not have: it is staged when it is published, with the key that comes then.
     ///
     /// # Errors
     /// Everything that can be wrong with the disk or the path, each with its own variant; nothing stays half mounted.
     pub fn stage(&self, want: &Stage) -> Result<()> {
         let call = self.begin(&want.volume)?;
-        let device = self.ensure_staged(&call, want)?;
-        match &want.capability.access {
-            Access::Block => refuse_unfinished(&device),
-            Access::Mount { .. } => Ok(()),
+        match (self.ensure_staged(&call, want)?, &want.capability.access) {
+            (Some(device), Access::Block) => refuse_unfinished(&device),
+            (Some(_), Access::Mount { .. }) => Ok(()),
+            (None, Access::Block | Access::Mount { .. }) => {
+                info!(
+                    "an encrypted volume waits for its key, which may come with NodePublishVolume volume={}",
+                    want.volume
+                );
+                Ok(())
+            }
         }
     }
 
-    /// As [`Node::stage`], with the lock held; returns the volume's disk.
-    pub(super) fn ensure_staged(&self, call: &Call<'_>, want: &Stage) -> Result<Device> {
+    /// As [`Node::stage`], with the lock held; returns the device with the volume's content, which is its disk, or `None` for
+    /// an encrypted volume that waits for its key.
+    pub(super) fn ensure_staged(&self, call: &Call<'_>, want: &Stage) -> Result<Option<Device>> {
         let (name, size) = (&want.attached.name, want.attached.size);
         let device = await_device(&call.guard, &self.places, name, size, call.cap(DEVICE_BUDGET))?;
         match &want.capability.access {
-            Access::Block => {}
+            Access::Block => Ok(Some(device)),
             Access::Mount { fs, flags } => {
                 let staging = ensure_staging_place(call, &want.staging)?;
                 let options = self.labelled(flags, want);
-                let wanted = Wanted { device: &device, stage: want, fs: *fs, options, staging: &staging };
+                let opened = self.ensure_opened(call, want, formatting(want, &options), device)?;
+                let Some(Opened { device, new_on, .. }) = &opened else { return Ok(None) };
+                let new_on = new_on.as_ref();
+                let wanted = Wanted { device, new_on, stage: want, fs: *fs, options, staging: &staging };
                 self.ensure_mounted(call, &wanted)?;
+                Ok(Some(device.clone()))
             }
         }
-        Ok(device)
     }
 
     /// The mount options with the volume's SELinux label, or else the plugin's. On a droplet without SELinux labels mean
@@ -148,6 +166,7 @@ impl Node {
                     self.ensure_protection(call, &mounts, want.device, want.staging, false)?;
                 }
                 let fs = self.ensure_sound(call, &mounts, want)?;
+                self.ensure_marked_used(call, want.new_on)?;
                 apply_mount_of(call, want.device, fs, want.staging, &want.options)
             }
             MountPlan::Again(fs) => apply_mount_of(call, want.device, fs, want.staging, &want.options),

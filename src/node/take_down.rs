@@ -61,7 +61,8 @@ impl Node {
         place::apply_remove_place(&call.guard, &target)
     }
 
-    /// Lets go of a volume on this droplet: what is still in memory is written, then the staging path is unmounted.
+    /// Lets go of a volume on this droplet: what is still in memory is written, then the staging path is unmounted, and an
+    /// encrypted volume is closed with its last mount.
     ///
     /// Other mounts of the same volume stay: a task may still use them. A second call does nothing.
     ///
@@ -77,7 +78,12 @@ impl Node {
                 // To keep the volume mounted would not bring back what is lost.
                 error!("could not write everything before unmounting: {}", Chain(&err));
             }
-            self.apply_take_down(&call, mount, &staging)
+            let under = self.under(mount);
+            self.apply_take_down(&call, mount, &staging)?;
+            if let Some(under) = under {
+                self.ensure_closed_after(&call, &want.volume, &under);
+            }
+            Ok(())
         })?;
         aside::apply_clean(&call.guard, &staging)
     }

@@ -9,6 +9,7 @@ use crate::id::{DropletId, SnapshotId, VolumeId};
 use crate::request::capability::{Access, AccessMode, Capability};
 use crate::request::node::ContextKeys;
 use crate::request::parameters::{Parameters, TagChange};
+use crate::request::secrets::parse_key_for;
 use crate::request::{droplet_id, required, volume_id};
 use crate::rpc::proto::csi;
 use crate::size::SizeRange;
@@ -60,7 +61,8 @@ impl CreateVolume {
         let topology = wire.accessibility_requirements.into_option().unwrap_or_default();
         let name = csi_name("name", wire.name)?;
         let capabilities = Capability::parse_all("volume_capabilities", wire.volume_capabilities)?;
-        keys.settings(PARAMETERS, &wire.parameters, &capabilities)?;
+        let settings = keys.settings(PARAMETERS, &wire.parameters, &capabilities)?;
+        parse_key_for(settings.is_encrypted, wire.secrets)?;
         Ok(CreateVolume {
             name,
             capabilities,

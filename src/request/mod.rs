@@ -8,6 +8,7 @@ pub mod change;
 pub mod controller;
 pub mod node;
 pub mod parameters;
+pub mod secrets;
 pub mod settings;
 pub mod snapshot;
 

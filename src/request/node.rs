@@ -7,9 +7,11 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 
 use crate::error::{Error, Result, Thing};
+use crate::host::key::Key;
 use crate::id::VolumeName;
 use crate::request::capability::Capability;
 use crate::request::controller::size_range;
+use crate::request::secrets::{parse_key, parse_key_for};
 use crate::request::settings::{Settings, carried};
 use crate::request::{absolute_path, lookup, required};
 use crate::rpc::proto::csi;
@@ -108,6 +110,8 @@ pub struct Stage {
     pub capability: Capability,
     /// Settings that the volume carries with it.
     pub settings: Settings,
+    /// The key of an encrypted volume, if this call has it: an orchestrator may give it to one call and not to another.
+    pub key: Option<Key>,
 }
 
 impl Stage {
@@ -124,6 +128,7 @@ impl Stage {
             staging: absolute_path("staging_target_path", wire.staging_target_path)?,
             capability: capability.settled(attached.is_read_only),
             attached,
+            key: parse_key_for(settings.is_encrypted, wire.secrets)?,
             settings,
         })
     }
@@ -183,7 +188,8 @@ impl Publish {
         let capability = capability.settled(attached.is_read_only);
         let is_read_only = wire.readonly || attached.is_read_only || capability.is_read_only();
         let settings = keys.settings("volume_context", &wire.volume_context, std::slice::from_ref(&capability))?;
-        Ok(Publish { stage: Stage { volume, attached, staging, capability, settings }, target, is_read_only })
+        let key = parse_key_for(settings.is_encrypted, wire.secrets)?;
+        Ok(Publish { stage: Stage { volume, attached, staging, capability, settings, key }, target, is_read_only })
     }
 }
 
@@ -237,6 +243,8 @@ pub struct Expand {
     pub path: PathBuf,
     /// The sizes that are acceptable; open: whatever the disk has.
     pub range: SizeRange,
+    /// The key of the volume, if this call has one.
+    pub key: Option<Key>,
 }
 
 impl Expand {
@@ -250,7 +258,7 @@ impl Expand {
         if let Some(capability) = wire.volume_capability.into_option() {
             Capability::parse("volume_capability", Some(capability))?;
         }
-        Ok(Expand { volume, range, path: volume_path(wire.volume_path)? })
+        Ok(Expand { volume, range, path: volume_path(wire.volume_path)?, key: parse_key(wire.secrets)? })
     }
 }
 

@@ -36,6 +36,8 @@ pub struct Settings {
     pub format: FormatOptions,
     /// What its root folder is like when the file system is fresh.
     pub root: RootSettings,
+    /// Whether the volume is encrypted.
+    pub is_encrypted: bool,
     /// The SELinux label of everything on it.
     pub label: Option<SelinuxLabel>,
 }
@@ -49,6 +51,7 @@ impl Settings {
     /// | `noformat` | true or false; the official driver took any value, even `false`, for true |
     /// | `owner`, `group` | a number |
     /// | `mode` | octal permission bits such as `0770` |
+    /// | `encrypted`, `luks-encrypted` | true or false; the former also without a prefix, as other drivers have it |
     /// | `selinux-label` | `user:role:type:level` |
     /// | what [`FormatOptions::parse`] names | a parameter for mkfs |
     ///
@@ -57,6 +60,7 @@ impl Settings {
     pub fn parse(field: &str, context: &HashMap<String, String>, driver_name: &str) -> Result<Settings> {
         let mut settings = Settings::default();
         let mut format = Vec::new();
+        let mut is_encrypted = None;
         // In a fixed order, so that the same context always gives the same answer.
         let mut pairs: Vec<_> =
             context.iter().filter_map(|(key, value)| Some((own(key, driver_name)?, key, value))).collect();
@@ -69,20 +73,24 @@ impl Settings {
                 "owner" => set(&mut settings.root.owner, parse_id(value)).map_err(|why| bad(&why))?,
                 "group" => set(&mut settings.root.group, parse_id(value)).map_err(|why| bad(&why))?,
                 "mode" => set(&mut settings.root.mode, parse_mode(value)).map_err(|why| bad(&why))?,
+                "encrypted" | "luks-encrypted" => {
+                    set(&mut is_encrypted, parse_told_bool(value)).map_err(|why| bad(&why))?;
+                }
                 "selinux-label" => set(&mut settings.label, SelinuxLabel::parse(value)).map_err(|why| bad(&why))?,
                 other => format.push((other, value.as_str())),
             }
         }
+        settings.is_encrypted = is_encrypted.unwrap_or(false);
         settings.format = FormatOptions::parse(format).map_err(|bad| Error::invalid(field, bad))?;
         Ok(settings)
     }
 
-    /// Refuses what no file system of the asked kind has, and a label that is given twice.
+    /// Refuses what no file system of the asked kind has, a label that is given twice, and encryption without a file system.
     ///
     /// # Errors
     /// [`Error::Invalid`] naming the field that the settings are in.
     pub fn check_for(&self, field: &str, access: &Access) -> Result<()> {
-        let Access::Mount { fs, flags } = access else { return Ok(()) };
+        let Access::Mount { fs, flags } = access else { return self.check_for_raw(field) };
         if let Some(fs) = fs {
             self.format.check_for(*fs).map_err(|bad| Error::invalid(field, bad))?;
         }
@@ -91,7 +99,19 @@ impl Settings {
         }
         Ok(())
     }
+
+    fn check_for_raw(&self, field: &str) -> Result<()> {
+        if self.is_encrypted {
+            let why = "say that the volume is encrypted, which goes with a file system only; a raw block volume is given out \
+                       as it is, and whoever uses it can encrypt it";
+            return Err(Error::invalid(field, why));
+        }
+        Ok(())
+    }
 }
+
+/// A setting's name that counts without a prefix too, as other drivers have it.
+const ENCRYPTED: &str = "encrypted";
 
 /// The settings among a new volume's parameters, which become its volume context.
 pub(super) fn carried(parameters: &HashMap<String, String>, driver_name: &str) -> HashMap<String, String> {
@@ -101,6 +121,9 @@ pub(super) fn carried(parameters: &HashMap<String, String>, driver_name: &str) -
 
 /// A setting's name, when the key is one of ours.
 fn own<'a>(key: &'a str, driver_name: &str) -> Option<&'a str> {
+    if key == ENCRYPTED {
+        return Some(key);
+    }
     let (prefix, name) = key.split_once('/')?;
     (prefix == driver_name || OFFICIAL_PREFIXES.contains(&prefix)).then_some(name)
 }
@@ -112,6 +135,11 @@ fn parse_bool(text: &str) -> Result<bool, &'static str> {
         "false" | "f" | "0" | "no" | "n" | "off" => Ok(false),
         _ => Err("is neither true nor false"),
     }
+}
+
+/// As [`parse_bool`], but nothing at all is no answer.
+fn parse_told_bool(text: &str) -> Result<bool, &'static str> {
+    if text.trim().is_empty() { Err("is empty; say true or false") } else { parse_bool(text) }
 }
 
 fn parse_id(text: &str) -> Result<u32, &'static str> {
@@ -205,11 +233,29 @@ mod tests {
     }
 
     #[test]
+    fn encryption_is_asked_for_in_every_spelling_and_once() {
+        for key in ["encrypted", "our.name/encrypted", "our.name/luks-encrypted", "com.digitalocean.csi/encrypted"] {
+            assert!(parse(&[(key, "true")]).unwrap().is_encrypted, "{key}");
+            assert!(!parse(&[(key, "false")]).unwrap().is_encrypted, "{key}");
+            for bad in ["", " ", "maybe", "luks2"] {
+                assert!(parse(&[(key, bad)]).is_err(), "{key}={bad}");
+            }
+        }
+        assert!(!parse(&[]).unwrap().is_encrypted);
+        let twice = parse(&[("encrypted", "true"), ("our.name/luks-encrypted", "false")]).unwrap_err().to_string();
+        assert!(twice.contains("twice"), "{twice}");
+        let encrypted = parse(&[("encrypted", "true")]).unwrap();
+        let raw = encrypted.check_for("parameters", &Access::Block).unwrap_err().to_string();
+        assert!(raw.contains("parameters") && raw.contains("encrypted"), "{raw}");
+        assert!(Settings::default().check_for("parameters", &Access::Block).is_ok());
+    }
+
+    #[test]
     fn a_new_volume_carries_those_of_its_parameters_that_are_settings() {
         let map = |pairs: &[(&str, &str)]| -> HashMap<String, String> {
             pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
         };
-        let ours = [("our.name/owner", "1000"), ("com.digitalocean.csi/noformat", "true")];
+        let ours = [("our.name/owner", "1000"), ("com.digitalocean.csi/noformat", "true"), ("encrypted", "true")];
         let all = [&ours[..], &[("tags", "a,b"), ("other/owner", "x")]].concat();
         assert_eq!(carried(&map(&all), "our.name"), map(&ours));
     }

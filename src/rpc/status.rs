@@ -7,6 +7,7 @@ use grpcio::{RpcStatus, RpcStatusCode};
 
 use crate::cloud::error::{ApiError, ApiErrorKind};
 use crate::error::{Chain, Error};
+use crate::host::run::CommandError;
 
 /// Makes the status for the caller: the code and the whole chain of causes as text.
 #[must_use]
@@ -55,6 +56,7 @@ fn code(err: &Error) -> RpcStatusCode {
         Error::Api { source, .. } => code_of_api(source),
         Error::Abandoned => RpcStatusCode::DEADLINE_EXCEEDED,
         Error::Command { source, .. } if source.timed_out() => RpcStatusCode::DEADLINE_EXCEEDED,
+        Error::Command { source: CommandError::Missing(_), .. } => RpcStatusCode::FAILED_PRECONDITION,
         Error::Command { .. } | Error::Io { .. } | Error::Bug(_) => RpcStatusCode::INTERNAL,
     }
 }

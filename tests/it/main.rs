@@ -45,6 +45,8 @@ mod root_figures;
 mod root_grow;
 mod root_host;
 mod root_limit;
+mod root_luks;
+mod root_luks_node;
 mod root_node;
 mod root_states;
 mod server;

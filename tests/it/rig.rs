@@ -70,6 +70,20 @@ impl Vol {
         vol
     }
 
+    /// The same volume, encrypted, with a key that the caller has.
+    pub fn encrypted(&self, key: &str) -> Vol {
+        let mut vol = self.context("encrypted", "true");
+        vol.csi.secrets = [("encryption-passphrase".to_owned(), key.to_owned())].into();
+        vol
+    }
+
+    /// The same volume, without its key.
+    pub fn keyless(&self) -> Vol {
+        let mut vol = self.clone();
+        vol.csi.secrets.clear();
+        vol
+    }
+
     fn mount(&self, change: impl FnOnce(&mut MountVolume)) -> Vol {
         let mut vol = self.clone();
         if let Some(Access_type::Mount(mount)) = &mut vol.csi.capability.access_type {

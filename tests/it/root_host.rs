@@ -34,7 +34,7 @@ const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
 
 /// A disk of our own: a sparse file behind a loop device, and the by-id link that leads to it.
-struct Disk {
+pub struct Disk {
     root: TempDir,
     name: VolumeName,
     node: PathBuf,
@@ -42,7 +42,7 @@ struct Disk {
 }
 
 impl Disk {
-    fn new(size: u64) -> Disk {
+    pub fn new(size: u64) -> Disk {
         let root = TempDir::new().unwrap();
         File::create(root.path().join("disk")).unwrap().set_len(size).unwrap();
         fs::create_dir(root.path().join("by-id")).unwrap();
@@ -64,7 +64,7 @@ impl Disk {
         std::os::unix::fs::symlink(&self.node, link).unwrap();
     }
 
-    fn file(&self) -> PathBuf {
+    pub fn file(&self) -> PathBuf {
         self.root.path().join("disk")
     }
 
@@ -80,19 +80,19 @@ impl Disk {
         observe_device(&self.places(), &self.name, None).unwrap()
     }
 
-    fn device(&self) -> Device {
+    pub fn device(&self) -> Device {
         let seen = self.observe();
         let Sighting::Ready(device) = seen else { panic!("{seen}") };
         device
     }
 
-    fn write(&self, at: u64, bytes: &[u8]) {
+    pub fn write(&self, at: u64, bytes: &[u8]) {
         let node = OpenOptions::new().write(true).open(&self.node).unwrap();
         node.write_all_at(bytes, at).unwrap();
         node.sync_all().unwrap();
     }
 
-    fn bytes(&self) -> Bytes {
+    pub fn bytes(&self) -> Bytes {
         Bytes::of(&self.file(), &self.node)
     }
 
@@ -103,7 +103,7 @@ impl Disk {
         copy
     }
 
-    fn close(mut self) {
+    pub fn close(mut self) {
         self.detach();
     }
 
@@ -125,14 +125,14 @@ impl Drop for Disk {
 }
 
 /// Everything the functions under test need beside a disk.
-struct Bench {
-    guard: VolumeGuard,
+pub struct Bench {
+    pub guard: VolumeGuard,
     slots: Slots,
-    runner: SystemRunner,
+    pub runner: SystemRunner,
 }
 
 impl Bench {
-    fn new() -> Bench {
+    pub fn new() -> Bench {
         let guard = VolumeLocks::new().hold(key(), Duration::ZERO).unwrap();
         Bench { guard, slots: Slots::new(2), runner: SystemRunner::new(find_tools().unwrap()) }
     }
@@ -333,7 +333,9 @@ fn root_a_killed_mkfs_is_finished_or_refused_but_never_taken_for_something_else(
                 assert!(before.are_still_there(), "round {round}");
                 continue;
             }
-            Content::OtherSignature { .. } | Content::Ambivalent { .. } => panic!("round {round}: {fs}: {content}"),
+            Content::Encrypted(_) | Content::OtherSignature { .. } | Content::Ambivalent { .. } => {
+                panic!("round {round}: {fs}: {content}")
+            }
         }
         bench.mount(&disk, fs);
         fs::write(disk.mnt().join("file"), "kept").unwrap();

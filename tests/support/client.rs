@@ -63,6 +63,8 @@ pub struct Volume {
     pub publish_context: HashMap<String, String>,
     /// What it was created or registered with.
     pub context: HashMap<String, String>,
+    /// The secrets it was created or registered with.
+    pub secrets: HashMap<String, String>,
 }
 
 impl Volume {
@@ -80,7 +82,13 @@ impl Volume {
     fn used_as(id: &str, access: volume_capability::Access_type) -> Volume {
         let mode = volume_capability::access_mode::Mode::SINGLE_NODE_WRITER;
         let capability = capability(access, mode);
-        Volume { id: id.to_owned(), capability, publish_context: HashMap::new(), context: HashMap::new() }
+        Volume {
+            id: id.to_owned(),
+            capability,
+            publish_context: HashMap::new(),
+            context: HashMap::new(),
+            secrets: HashMap::new(),
+        }
     }
 }
 
@@ -260,11 +268,17 @@ impl Client {
 
     /// Lets disk and file system of a volume follow after it has grown.
     pub fn node_expand(&self, id: &str, path: &Path, bytes: i64) -> Outcome<i64> {
+        self.node_expand_with(id, path, bytes, &[])
+    }
+
+    /// The same, with secrets, which Nomad does not give.
+    pub fn node_expand_with(&self, id: &str, path: &Path, bytes: i64, secrets: &[(&str, &str)]) -> Outcome<i64> {
         let range = csi::CapacityRange { required_bytes: bytes, ..Default::default() };
         let request = csi::NodeExpandVolumeRequest {
             volume_id: id.to_owned(),
             volume_path: text(path),
             capacity_range: Some(range).into(),
+            secrets: text_map(secrets),
             ..Default::default()
         };
         Ok(self.node.node_expand_volume_opt(&request, option())?.capacity_bytes)
@@ -318,6 +332,7 @@ impl Client {
             staging_target_path: text(staging),
             volume_capability: Some(volume.capability.clone()).into(),
             volume_context: volume.context.clone(),
+            secrets: volume.secrets.clone(),
             ..Default::default()
         };
         Ok(self.node.node_stage_volume_opt(&request, option()).map(drop)?)
@@ -343,6 +358,7 @@ impl Client {
             volume_capability: Some(volume.capability.clone()).into(),
             readonly,
             volume_context: volume.context.clone(),
+            secrets: volume.secrets.clone(),
             ..Default::default()
         };
         Ok(self.node.node_publish_volume_opt(&request, option()).map(drop)?)

@@ -6,6 +6,7 @@
 //! the script `image`; `guest` is the first program in them.
 
 mod automount;
+mod encrypted;
 mod identity;
 mod power;
 mod pulled;
@@ -119,6 +120,24 @@ const CASES: &[Case] = &[
         needs: Machines,
         says: "what was synced before a power cut is on the next machine",
         play: power::cut,
+    },
+    Case {
+        name: "encrypted",
+        needs: Machines,
+        says: "an encrypted volume moves, grows, and is closed on the machine it leaves",
+        play: encrypted::life,
+    },
+    Case {
+        name: "encrypted-pulled",
+        needs: Machines,
+        says: "an encrypted disk pulled out in use keeps what was synced, and its key is forgotten",
+        play: encrypted::pulled,
+    },
+    Case {
+        name: "encrypted-killed",
+        needs: Machines,
+        says: "a plugin killed while it encrypts a disk or opens it leaves nothing open and nothing half done",
+        play: encrypted::killed,
     },
     Case {
         name: "selinux",

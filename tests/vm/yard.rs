@@ -152,6 +152,14 @@ impl Yard {
         self.program.as_path().into()
     }
 
+    /// Starts a machine's plugin anew, after it was killed in the machine.
+    pub fn restart(&mut self, at: usize) -> Told<Client> {
+        if let Some(mut plugin) = self.plugins[at].take() {
+            plugin.wait()?;
+        }
+        self.client(at)
+    }
+
     /// The process id of a machine's plugin, in the machine.
     pub fn plugin_pid(&self, at: usize) -> Told<u32> {
         Ok(self.plugins[at].as_ref().ok_or("no plugin runs")?.pid())

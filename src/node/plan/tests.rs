@@ -1,7 +1,7 @@
 //! The decision tables, in full: every kind of thing that can be seen, with every wish.
 
 use super::*;
-use crate::host::content::Filesystem;
+use crate::host::content::{Filesystem, Luks};
 use crate::host::mountinfo::DeviceNumber;
 
 const ASKED: [Option<FsKind>; 5] =
@@ -15,7 +15,8 @@ fn contents() -> Vec<Content> {
     let whole = |kind| Content::Filesystem(Filesystem { kind, uuid: None, label: None });
     let mut all = vec![
         Content::AllZero,
-        Content::OtherSignature { what: "an encrypted volume (LUKS)".into() },
+        Content::Encrypted(Luks { version: Some(2), subsystem: None }),
+        Content::OtherSignature { what: "LVM".into() },
         Content::Ambivalent { what: "xfs and a partition table".into() },
         Content::Unrecognised { at: 512 },
     ];
@@ -25,6 +26,7 @@ fn contents() -> Vec<Content> {
             Content::AllZero
             | Content::Filesystem(_)
             | Content::Unfinished(_)
+            | Content::Encrypted(_)
             | Content::OtherSignature { .. }
             | Content::Ambivalent { .. }
             | Content::Unrecognised { .. } => all.extend([whole(kind), Content::Unfinished(kind)]),
@@ -41,7 +43,12 @@ fn outcome(asked: Option<FsKind>, default: FsKind, formatting: Formatting, conte
         Err(Error::WrongFilesystem { have, want, .. }) => format!("{have} is not {want}"),
         Err(Error::WillNotFormat { found, cure, .. }) => {
             assert!(found.contains(&content.to_string()), "{found}");
-            let words = [("noformat", "never"), ("read-only", "read-only"), ("wipefs /dev/sda", "left alone")];
+            let words = [
+                ("noformat", "never"),
+                ("read-only", "read-only"),
+                ("`encrypted = \"true\"`", "is encrypted"),
+                ("wipefs /dev/sda", "left alone"),
+            ];
             let why = words.iter().find(|(word, _)| cure.contains(word)).map(|(_, why)| *why);
             why.unwrap_or_else(|| panic!("{cure}")).to_owned()
         }
@@ -68,6 +75,7 @@ fn the_decision_about_a_disk_in_full() {
                         (Content::Filesystem(found), Some(fs)) => format!("{} is not {fs}", found.kind),
                         (Content::Unfinished(kind), None) => format(*kind),
                         (Content::Unfinished(kind), Some(fs)) if fs == *kind => format(fs),
+                        (Content::Encrypted(_), _) => "is encrypted".to_owned(),
                         _ => "left alone".to_owned(),
                     };
                     let got = outcome(asked, default, formatting, &content);

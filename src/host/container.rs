@@ -1,0 +1,302 @@
+//! What is on the disk of a volume that is to be encrypted, and making it an encrypted one.
+//!
+//! Owns the rule that a disk becomes an encrypted volume only when it is blank, by the same look as before a file system is
+//! made, or when it certainly holds nothing but the beginning of one. Three marks prove that, wherever it was cut off:
+//!
+//! 1. A note where the data will begin, which is written to a disk that was just seen to be blank, before all else. Making
+//!    the encrypted volume writes up to that place and not beyond.
+//! 2. `do-csi-plugin:new` in the head of the encrypted volume, from its first moment until there is a file system in it
+//!    that can be mounted. As long as it is there, nobody was ever given the volume.
+//! 3. Inside, the places that are looked at before a file system is made are filled with zeros, the first of them, where
+//!    the note lies, last: the inside of a new encrypted volume reads as noise, which nothing tells from data. When the
+//!    note is gone the inside is zero, and the rule for any other disk holds for it.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+
+use super::CLAIM_BUDGET;
+use super::busy::or_in_use;
+use super::content::{Content, Disk, Luks, first_non_zero, observe_content, places};
+use super::device::Device;
+use super::key::Key;
+use super::luks;
+use super::run::Runner;
+use crate::error::{Error, Result};
+use crate::lock::VolumeGuard;
+
+/// Where the data of an encrypted volume begins on its disk; before it are the two copies of its head and its key slots.
+pub(super) const DATA_AT: u64 = 16 * 1024 * 1024;
+/// How much of a disk the two copies of the head take. Source: LUKS2 On-Disk Format Specification, 2.
+const HEADS: u64 = 32 * 1024;
+/// What an encrypted volume's head says of who made it: before, and after there is a file system in it.
+pub(super) const SUBSYSTEM_NEW: &str = "do-csi-plugin:new";
+pub(super) const SUBSYSTEM: &str = "do-csi-plugin";
+
+const NOTE: &str =
+    "do-csi-plugin: this disk was blank when making it an encrypted volume began, which has not finished\n";
+/// How much of the disk the note takes: a block that is written as a whole, and that no file system inside leaves as it is.
+const NOTE_LENGTH: u64 = 4096;
+/// Zeros are written in pieces of this size.
+const PIECE: u64 = 1024 * 1024;
+
+/// What is on the disk of a volume that is to be encrypted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Container {
+    /// Nothing.
+    Blank,
+    /// The beginning of an encrypted volume, in which nothing was ever stored.
+    Begun,
+    /// An encrypted volume that nobody was ever given; inside may be nothing, or a file system or its beginning.
+    New,
+    /// An encrypted volume.
+    Whole,
+    /// An encrypted volume whose head is damaged.
+    Damaged,
+    /// An encrypted volume of the first format, which this plugin does not use.
+    Old,
+    /// Something else.
+    Other(Content),
+}
+
+/// Looks at what is on the disk of a volume that is to be encrypted. Writes nothing, but cryptsetup may restore one copy of
+/// a head from the other.
+///
+/// # Errors
+/// As [`observe_content`], and [`Error::Command`] when cryptsetup does not answer or is missing.
+pub fn observe_container(runner: &dyn Runner, disk: &Device) -> Result<Container> {
+    let content = observe_content(runner, disk)?;
+    let head = match &content {
+        Content::Encrypted(luks) if luks.version == Some(1) => return Ok(Container::Old),
+        Content::Encrypted(luks) if luks::observe_is_whole(runner, disk)? => Head::Whole { is_new: is_new(luks) },
+        Content::Encrypted(_) => Head::Broken,
+        Content::Unrecognised { .. } if is_zero(disk, 0, HEADS)? => Head::Missing,
+        Content::AllZero => return Ok(Container::Blank),
+        Content::Unrecognised { .. }
+        | Content::Filesystem(_)
+        | Content::Unfinished(_)
+        | Content::OtherSignature { .. }
+        | Content::Ambivalent { .. } => return Ok(Container::Other(content)),
+    };
+    let note = Note { is_there: has_note(disk)?, is_all: is_zero(disk, DATA_AT + NOTE_LENGTH, u64::MAX)? };
+    Ok(plan_content(head, note, content))
+}
+
+/// The head of an encrypted volume.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Head {
+    /// It is whole.
+    Whole { is_new: bool },
+    /// Something of it is there.
+    Broken,
+    /// Nothing is where it should be.
+    Missing,
+}
+
+/// The note on a disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Note {
+    is_there: bool,
+    /// Whether nothing was seen after it.
+    is_all: bool,
+}
+
+fn is_new(luks: &Luks) -> bool {
+    luks.subsystem.as_deref() == Some(SUBSYSTEM_NEW)
+}
+
+/// What a disk holds that is neither blank nor something else entirely. Pure.
+fn plan_content(head: Head, note: Note, content: Content) -> Container {
+    match (head, note.is_there, note.is_all) {
+        (Head::Whole { is_new: false }, _, _) => Container::Whole,
+        // Zeros may be inside already, and read as noise from outside.
+        (Head::Whole { is_new: true }, true, _) | (Head::Broken | Head::Missing, true, true) => Container::Begun,
+        (Head::Whole { is_new: true }, false, _) => Container::New,
+        (Head::Broken, true, false) | (Head::Broken, false, _) => Container::Damaged,
+        (Head::Missing, true, false) | (Head::Missing, false, _) => Container::Other(content),
+    }
+}
+
+fn note() -> Vec<u8> {
+    let length = usize::try_from(NOTE_LENGTH).unwrap_or(NOTE.len());
+    NOTE.bytes().cycle().take(length).collect()
+}
+
+fn has_note(disk: &Device) -> Result<bool> {
+    if disk.size().0 < DATA_AT + NOTE_LENGTH {
+        return Ok(false);
+    }
+    Ok(Disk::open(disk)?.read(DATA_AT, NOTE_LENGTH)? == note())
+}
+
+/// Whether all places of a disk that are looked at are zero, as far as they lie between two bytes.
+fn is_zero(disk: &Device, from: u64, to: u64) -> Result<bool> {
+    let file = Disk::open(disk)?;
+    for (at, length) in places(disk.size().0) {
+        let (start, end) = (at.max(from), (at + length).min(to));
+        if start < end && first_non_zero(&file.read(start, end - start)?).is_some() {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// Makes a disk an encrypted volume, after one more look that it is blank, or holds only the beginning of one, and in
+/// nobody's use, and sees that it has become one. Inside it is not blank yet: see [`apply_blank`].
+///
+/// # Errors
+/// [`Error::WillNotFormat`] when the disk holds anything else, [`Error::Precondition`] when it is in use or not as expected
+/// afterwards, [`Error::Command`] when cryptsetup fails.
+pub fn apply_container(guard: &VolumeGuard, runner: &dyn Runner, disk: &Device, key: &Key) -> Result<()> {
+    let _pin = disk.open()?;
+    let claim = disk.open_exclusively(runner.cap(CLAIM_BUDGET)).map_err(or_in_use(disk, "the encryption"))?;
+    match observe_container(runner, disk)? {
+        Container::Blank | Container::Begun => {}
+        other @ (Container::New | Container::Whole | Container::Damaged | Container::Old | Container::Other(_)) => {
+            return Err(will_not(disk, &other));
+        }
+    }
+    leave_note(&claim).map_err(Error::io("preparing", disk.path()))?;
+    // cryptsetup claims the disk as this does.
+    drop(claim);
+    luks::apply_format(guard, runner, disk, key)?;
+    match observe_container(runner, disk)? {
+        Container::Begun => {
+            log::info!("made an encrypted volume device={} volume={}", disk.path().display(), disk.volume());
+            Ok(())
+        }
+        other @ (Container::Blank
+        | Container::New
+        | Container::Whole
+        | Container::Damaged
+        | Container::Old
+        | Container::Other(_)) => Err(Error::Precondition(format!(
+            "cryptsetup reported success in making volume {} an encrypted one, but {} now holds {}",
+            disk.volume(),
+            disk.path().display(),
+            described(&other)
+        ))),
+    }
+}
+
+fn leave_note(claim: &File) -> std::io::Result<()> {
+    claim.write_all_at(&note(), DATA_AT)?;
+    claim.sync_data()
+}
+
+/// Makes a new encrypted volume, which is open, blank inside: fills with zeros what is looked at before a file system is
+/// made. Its first bytes come last, once all others are on the disk: they lie over the note.
+///
+/// # Errors
+/// [`Error::Io`], [`Error::Precondition`] when it is in use.
+pub fn apply_blank(_guard: &VolumeGuard, runner: &dyn Runner, open: &Device) -> Result<()> {
+    let claim = open.open_exclusively(runner.cap(CLAIM_BUDGET)).map_err(or_in_use(open, "the encryption"))?;
+    let zero = || {
+        for (at, length) in places(open.size().0).rev() {
+            write_zeros(&claim, at.max(NOTE_LENGTH), at + length)?;
+        }
+        claim.sync_data()?;
+        write_zeros(&claim, 0, NOTE_LENGTH)?;
+        claim.sync_data()
+    };
+    zero().map_err(Error::io("clearing", open.path()))
+}
+
+fn write_zeros(file: &File, from: u64, to: u64) -> std::io::Result<()> {
+    let mut at = from;
+    while at < to {
+        let length = PIECE.min(to - at);
+        file.write_all_at(&vec![0; usize::try_from(length).map_err(std::io::Error::other)?], at)?;
+        at += length;
+    }
+    Ok(())
+}
+
+/// What a disk holds, as a phrase.
+#[must_use]
+pub fn described(container: &Container) -> String {
+    match container {
+        Container::Blank => "nothing".to_owned(),
+        Container::Begun => "the beginning of an encrypted volume".to_owned(),
+        Container::New | Container::Whole => "an encrypted volume".to_owned(),
+        Container::Damaged => "an encrypted volume (LUKS) whose head is damaged".to_owned(),
+        Container::Old => "an encrypted volume of the first format (LUKS1)".to_owned(),
+        Container::Other(content) => format!("{content}, which is not encrypted"),
+    }
+}
+
+/// The refusal to make an encrypted volume, or to use what is there as one.
+#[must_use]
+pub fn will_not(disk: &Device, container: &Container) -> Error {
+    let path = disk.path().display();
+    let cure = match container {
+        Container::Damaged => format!(
+            "nothing was changed; if there is a copy of its head, `cryptsetup luksHeaderRestore {path}` puts it back, and \
+             `cryptsetup repair {path}` may help; without its head nobody can ever read the volume"
+        ),
+        Container::Old => {
+            format!("nothing was changed; `cryptsetup convert {path} --type luks2` makes one that can be used of it")
+        }
+        Container::Other(_) => format!(
+            "nothing was changed; if it is not to be encrypted, take `encrypted` away from its parameters or context; to \
+             encrypt what is on it, copy it to a new volume, or see `blkid -p {path}` for what that is"
+        ),
+        Container::Blank | Container::Begun | Container::New | Container::Whole => "nothing was changed".to_owned(),
+    };
+    Error::WillNotFormat {
+        volume: disk.volume().clone(),
+        device: disk.path().to_owned(),
+        found: format!("it is to be an encrypted volume and holds {}", described(container)),
+        cure,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_certainly_holds_nothing_is_begun_anew() {
+        let content = || Content::Unrecognised { at: 7 };
+        let (new, used) = (Head::Whole { is_new: true }, Head::Whole { is_new: false });
+        let other = Container::Other(content());
+        let table = [
+            (used, [Container::Whole, Container::Whole, Container::Whole, Container::Whole]),
+            (new, [Container::Begun, Container::Begun, Container::New, Container::New]),
+            (Head::Broken, [Container::Begun, Container::Damaged, Container::Damaged, Container::Damaged]),
+            (Head::Missing, [Container::Begun, other.clone(), other.clone(), other.clone()]),
+        ];
+        let notes = [(true, true), (true, false), (false, true), (false, false)];
+        for (head, wanted) in table {
+            for ((is_there, is_all), want) in notes.into_iter().zip(wanted) {
+                assert_eq!(
+                    plan_content(head, Note { is_there, is_all }, content()),
+                    want,
+                    "{head:?} {is_there} {is_all}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn the_mark_in_the_head_is_the_one_word_and_no_other() {
+        for (text, want) in [(Some(SUBSYSTEM_NEW), true), (Some(SUBSYSTEM), false), (Some("new"), false), (None, false)]
+        {
+            assert_eq!(is_new(&Luks { version: Some(2), subsystem: text.map(str::to_owned) }), want, "{text:?}");
+        }
+        // LUKS2 has room for 48 bytes with the final zero.
+        assert!(SUBSYSTEM_NEW.len() < 48);
+    }
+
+    #[test]
+    fn every_refusal_says_what_is_there_and_what_to_do() {
+        let device = Device::fake("/dev/sda", super::super::mountinfo::DeviceNumber { major: 8, minor: 0 }, 1 << 30);
+        for (container, words) in [
+            (Container::Damaged, "luksHeaderRestore /dev/sda"),
+            (Container::Old, "convert /dev/sda --type luks2"),
+            (Container::Other(Content::Unrecognised { at: 7 }), "take `encrypted` away"),
+        ] {
+            let text = will_not(&device, &container).to_string();
+            assert!(text.contains(words) && text.contains("nothing was changed"), "{text}");
+        }
+    }
+}

@@ -1,0 +1,272 @@
+//! Encrypted volumes that are open: the device-mapper devices that lie on their disks, as sysfs shows them.
+//!
+//! Owns the names of these devices and the proof that one lies on a certain disk and on no other. Nothing is looked up by a
+//! name alone: a device counts only when the disk itself lists it as its holder. It opens and closes none; `luks.rs` does.
+
+use std::io::ErrorKind;
+use std::path::Path;
+
+use sha2::{Digest, Sha256};
+
+use super::device::{Device, DevicePlaces, Traits};
+use super::mountinfo::{DeviceNumber, Mount};
+use super::sysfs::read_attribute;
+use crate::error::{Error, Result};
+use crate::id::VolumeName;
+use crate::size::Bytes;
+
+/// What the names of our devices begin with.
+const PREFIX: &str = "do-csi-";
+/// What the UUID of a device begins with that cryptsetup has made from LUKS2. Source: `dm_prepare_uuid` in cryptsetup's
+/// `lib/libdevmapper.c`.
+const UUID_PREFIX: &str = "CRYPT-LUKS2-";
+/// Longest part of a device's name that is made from the volume's: the kernel takes 127 bytes for all of it.
+const MOST_OF_NAME: usize = 64;
+/// How many devices of one volume may be in use at once: those before the last are on disks that are gone.
+const MOST_NAMES: usize = 100;
+/// How much smaller than its disk an open device may be: the head of the encrypted volume takes 16 MiB, and volumes grow by
+/// whole GiB.
+const SLACK: u64 = 64 * 1024 * 1024;
+
+/// What lies on a disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Upon {
+    /// Nothing.
+    Nothing,
+    /// The volume, open, and nothing else.
+    Open(Box<Device>),
+    /// Something that this plugin has not made, by the kernel's name for it.
+    Other(String),
+}
+
+/// Looks what lies on a volume's disk.
+///
+/// # Errors
+/// [`Error::Io`] when sysfs cannot be read.
+/// Source: `bd_link_disk_holder` in the kernel's `block/holder.c`; `Documentation/ABI/testing/sysfs-block-dm`.
+pub fn observe_upon(places: &DevicePlaces, disk: &Device) -> Result<Upon> {
+    let holders = names_in(&disk.sysfs.join("holders"))?;
+    match holders.as_slice() {
+        [] => Ok(Upon::Nothing),
+        [one] => {
+            let open = observe_holder(places, disk, one, |name| is_name_of(disk.volume(), name))?;
+            Ok(open.map_or_else(|| Upon::Other(one.clone()), |open| Upon::Open(Box::new(open))))
+        }
+        [_, _, ..] => Ok(Upon::Other(holders.join(" and "))),
+    }
+}
+
+/// The device of this name, when it lies on a disk and nothing else does; for a disk of which is known whose it is, but not
+/// its volume's name.
+///
+/// # Errors
+/// [`Error::Io`] when sysfs cannot be read.
+pub fn observe_open_as(places: &DevicePlaces, disk: &Device, name: &str) -> Result<Option<Device>> {
+    match names_in(&disk.sysfs.join("holders"))?.as_slice() {
+        [one] => observe_holder(places, disk, one, |have| have == name),
+        [] | [_, _, ..] => Ok(None),
+    }
+}
+
+/// The device that holds a disk, when it is of ours and has the right name.
+fn observe_holder(
+    places: &DevicePlaces,
+    disk: &Device,
+    holder: &str,
+    is_right: impl Fn(&str) -> bool,
+) -> Result<Option<Device>> {
+    let sysfs = places.sysfs.join("class/block").join(holder);
+    let Some(name) = observe_our_name(&sysfs)?.filter(|name| is_right(name)) else { return Ok(None) };
+    let disk_name = disk.path.file_name().unwrap_or_default();
+    if names_in(&sysfs.join("slaves"))?.iter().any(|below| below.as_str() != disk_name) {
+        return Ok(None);
+    }
+    let (Some(number), Some(size)) = (observe_number(&sysfs)?, observe_size(&sysfs)?) else { return Ok(None) };
+    Ok(Some(Device {
+        volume: disk.volume.clone(),
+        path: places.nodes.join(holder),
+        alias: Some(places.nodes.join("mapper").join(name)),
+        number,
+        size,
+        traits: Traits::read(&sysfs)?,
+        sysfs,
+    }))
+}
+
+/// The name of a device of ours.
+fn observe_our_name(sysfs: &Path) -> Result<Option<String>> {
+    match read_attribute(&sysfs.join("dm/uuid"))? {
+        Some(uuid) if uuid.starts_with(UUID_PREFIX) => {
+            Ok(read_attribute(&sysfs.join("dm/name"))?.filter(|name| name.starts_with(PREFIX)))
+        }
+        Some(_) | None => Ok(None),
+    }
+}
+
+fn observe_number(sysfs: &Path) -> Result<Option<DeviceNumber>> {
+    Ok(read_attribute(&sysfs.join("dev"))?.and_then(|text| DeviceNumber::parse(&text)))
+}
+
+fn observe_size(sysfs: &Path) -> Result<Option<Bytes>> {
+    let sectors = read_attribute(&sysfs.join("size"))?.and_then(|text| text.parse::<u64>().ok());
+    Ok(sectors.and_then(|sectors| sectors.checked_mul(512)).map(Bytes))
+}
+
+/// An open encrypted volume under a mount.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Under {
+    /// Its device's name at the device mapper.
+    pub name: String,
+    /// Its device's number.
+    pub number: DeviceNumber,
+    /// The number of the disk below; `None` when that is gone.
+    pub disk: Option<DeviceNumber>,
+}
+
+/// Looks whether a file system that is mounted lies on an open encrypted volume.
+///
+/// # Errors
+/// [`Error::Io`] when sysfs cannot be read.
+pub fn observe_under(places: &DevicePlaces, mount: &Mount) -> Result<Option<Under>> {
+    let Some(number) = number_under(places, mount)? else { return Ok(None) };
+    let sysfs = places.sysfs.join(format!("dev/block/{number}"));
+    let Some(name) = observe_our_name(&sysfs)? else { return Ok(None) };
+    let below = names_in(&sysfs.join("slaves"))?;
+    let disk = match below.as_slice() {
+        [one] if !is_lower_gone(places, number)? => observe_number(&sysfs.join("slaves").join(one))?,
+        [] | [_, ..] => None,
+    };
+    Ok(Some(Under { name, number, disk }))
+}
+
+/// Whether an open encrypted volume is still there.
+///
+/// # Errors
+/// [`Error::Io`] when sysfs cannot be read.
+pub fn observe_is_open(places: &DevicePlaces, under: &Under) -> Result<bool> {
+    let sysfs = places.sysfs.join(format!("dev/block/{}", under.number));
+    Ok(observe_our_name(&sysfs)?.as_ref() == Some(&under.name))
+}
+
+/// Whether the disk below an open encrypted volume is gone. Its device stays as long as anything uses it, and goes on
+/// naming the disk; but a disk that came in the place of the old one does not name the device.
+///
+/// # Errors
+/// [`Error::Io`] when sysfs cannot be read.
+pub(super) fn is_lower_gone(places: &DevicePlaces, number: DeviceNumber) -> Result<bool> {
+    let sysfs = places.sysfs.join(format!("dev/block/{number}"));
+    if observe_our_name(&sysfs)?.is_none() {
+        return Ok(false);
+    }
+    let folder = match std::fs::canonicalize(&sysfs) {
+        Ok(folder) => folder,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(true),
+        Err(error) => return Err(Error::io("resolving", sysfs)(error)),
+    };
+    let own = folder.file_name().unwrap_or_default();
+    let below = names_in(&folder.join("slaves"))?;
+    Ok(below.iter().any(|disk| !folder.join("slaves").join(disk).join("holders").join(own).exists()))
+}
+
+/// The number of the device under a mount: the mount's own, or, for btrfs, which has numbers of its own, that of the device
+/// it names, by the kernel's name for it or by the device mapper's.
+pub(super) fn number_under(places: &DevicePlaces, mount: &Mount) -> Result<Option<DeviceNumber>> {
+    if mount.device.major != 0 {
+        return Ok(Some(mount.device));
+    }
+    let source = Path::new(&mount.source);
+    let (Some(folder), Some(name)) = (source.parent(), source.file_name()) else { return Ok(None) };
+    let all = places.sysfs.join("class/block");
+    if mount.fstype != "btrfs" {
+        return Ok(None);
+    }
+    if folder == places.nodes {
+        return observe_number(&all.join(name));
+    }
+    if folder != places.nodes.join("mapper") {
+        return Ok(None);
+    }
+    for device in names_in(&all)?.iter().filter(|device| device.starts_with("dm-")) {
+        if read_attribute(&all.join(device).join("dm/name"))?.is_some_and(|have| have.as_str() == name) {
+            return observe_number(&all.join(device));
+        }
+    }
+    Ok(None)
+}
+
+/// The names under which a volume may be opened: one that is free, and those that are taken by devices of the volume.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Names {
+    /// A name that no device has.
+    pub free: String,
+    /// Names of devices that were the volume, open, on a disk that is another by now.
+    pub taken: Vec<String>,
+}
+
+/// Looks for a name under which a volume, which is not open, can be opened.
+///
+/// # Errors
+/// [`Error::Io`] when sysfs cannot be read, [`Error::Precondition`] when there is none.
+pub fn observe_names(places: &DevicePlaces, volume: &VolumeName) -> Result<Names> {
+    let all = places.sysfs.join("class/block");
+    let mut taken = Vec::new();
+    for device in names_in(&all)?.iter().filter(|device| device.starts_with("dm-")) {
+        taken.extend(read_attribute(&all.join(device).join("dm/name"))?.filter(|name| is_name_of(volume, name)));
+    }
+    let free = (1..=MOST_NAMES).map(|number| name_of(volume, number)).find(|name| !taken.contains(name));
+    let none = || {
+        let found = taken.join(", ");
+        Error::Precondition(format!("volume {volume} has too many open devices whose disks are gone: {found}; reboot"))
+    };
+    Ok(Names { free: free.ok_or_else(none)?, taken })
+}
+
+/// Whether an open encrypted volume is smaller than the disk below it, because that has grown.
+#[must_use]
+pub fn is_short(open: &Device, disk: &Device) -> bool {
+    disk.size().0.saturating_sub(open.size().0) >= SLACK
+}
+
+/// The name of a volume's device. What DigitalOcean takes for a volume's name the device mapper takes too; any other name,
+/// of which there should be none, becomes a hash. Pure.
+fn name_of(volume: &VolumeName, number: usize) -> String {
+    let text = volume.as_str();
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
+    let own = if text.len() <= MOST_OF_NAME && text.bytes().all(is_plain) {
+        text.to_owned()
+    } else {
+        let hash: String = Sha256::digest(text).iter().take(16).map(|byte| format!("{byte:02x}")).collect();
+        format!("+{hash}")
+    };
+    match number {
+        1 => format!("{PREFIX}{own}"),
+        _ => format!("{PREFIX}{own}.{number}"),
+    }
+}
+
+/// Whether a device's name is one of a volume's. Pure.
+fn is_name_of(volume: &VolumeName, name: &str) -> bool {
+    let rest = name.strip_prefix(name_of(volume, 1).as_str());
+    rest.is_some_and(|rest| {
+        let number = rest.strip_prefix('.');
+        rest.is_empty()
+            || number.is_some_and(|number| !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit()))
+    })
+}
+
+/// The names in a folder of sysfs, in order; none when there is no such folder.
+fn names_in(folder: &Path) -> Result<Vec<String>> {
+    let entries = match std::fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(Error::io("listing", folder)(error)),
+    };
+    let name = |entry: std::io::Result<std::fs::DirEntry>| Ok(entry?.file_name().to_string_lossy().into_owned());
+    let mut names: Vec<String> =
+        entries.map(name).collect::<std::io::Result<_>>().map_err(Error::io("listing", folder))?;
+    names.sort();
+    Ok(names)
+}
+
+#[cfg(test)]
+mod tests;

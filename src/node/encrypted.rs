@@ -1,0 +1,345 @@
+//! Encrypted volumes: from a disk to the device on which the file system is.
+//!
+//! Owns the order of making, opening, growing and closing them. An open one is closed by the kernel as soon as nothing uses
+//! it any more: it is told so while it is being opened, and from then until it is mounted this program holds it open. So a
+//! call that is killed anywhere leaves nothing open behind it, nor does an unmount, and the key is in nobody's memory.
+
+use std::fs::File;
+use std::time::{Duration, Instant};
+
+use log::{info, warn};
+
+use super::plan::{Formatting, plan_company};
+use super::see::used_otherwise;
+use super::{Call, Node};
+use crate::error::{Chain, Error, Result};
+use crate::host::SLOT_BUDGET;
+use crate::host::container::{Container, apply_blank, apply_container, described, observe_container, will_not};
+use crate::host::device::Device;
+use crate::host::key::Key;
+use crate::host::luks::{apply_close, apply_mark_used, apply_open, apply_resize};
+use crate::host::mapper::{
+    Under, Upon, is_short, observe_is_open, observe_names, observe_open_as, observe_under, observe_upon,
+};
+use crate::host::mount::observe_mounts;
+use crate::host::mountinfo::Mount;
+use crate::id::VolumeName;
+use crate::request::node::Stage;
+
+/// How long the kernel may take to close a device that nothing uses any more; it takes milliseconds.
+const CLOSE_BUDGET: Duration = Duration::from_secs(5);
+const CLOSE_PAUSE: Duration = Duration::from_millis(20);
+
+/// The device on which a volume's file system is or will be.
+#[derive(Debug)]
+pub(super) struct Opened {
+    /// The disk itself, or, of an encrypted volume, what is in it.
+    pub(super) device: Device,
+    /// The disk of an encrypted volume that nobody was ever given.
+    pub(super) new_on: Option<Device>,
+    /// Keeps an encrypted volume open until it is mounted.
+    _pin: Option<File>,
+}
+
+impl Opened {
+    /// A volume that is not encrypted.
+    pub(super) fn plain(device: Device) -> Self {
+        Opened { device, new_on: None, _pin: None }
+    }
+}
+
+/// What has to happen to the disk of a volume that is to be encrypted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum ContainerPlan {
+    /// Open it.
+    Open,
+    /// Open it; what is inside was never used.
+    OpenNew,
+    /// Make it an encrypted volume, then open it.
+    MakeThenOpen,
+}
+
+/// Decides about the disk of a volume that is to be encrypted. Pure; everything that can be on it is named.
+///
+/// # Errors
+/// [`Error::WillNotFormat`] when it holds anything but an encrypted volume that is whole, or may not become one.
+pub(super) fn plan_container(disk: &Device, formatting: Formatting, found: &Container) -> Result<ContainerPlan> {
+    match (found, formatting) {
+        (Container::Whole, _) => Ok(ContainerPlan::Open),
+        (Container::New, _) => Ok(ContainerPlan::OpenNew),
+        (Container::Blank | Container::Begun, Formatting::Allowed) => Ok(ContainerPlan::MakeThenOpen),
+        (Container::Blank | Container::Begun, Formatting::Never | Formatting::ReadOnly) => Err(Error::WillNotFormat {
+            volume: disk.volume().clone(),
+            device: disk.path().to_owned(),
+            found: format!("it holds {}", described(found)),
+            cure: match formatting {
+                Formatting::Never => {
+                    "its volume context says noformat: make it an encrypted volume by hand, or take \
+                                      that setting away"
+                }
+                Formatting::ReadOnly | Formatting::Allowed => {
+                    "it is asked for read-only: use it once for writing, which makes it an encrypted volume"
+                }
+            }
+            .to_owned(),
+        }),
+        (Container::Damaged | Container::Old | Container::Other(_), _) => Err(will_not(disk, found)),
+    }
+}
+
+impl Node {
+    /// The device with a volume's file system, as far as it can be seen; `None` while an encrypted volume is not open.
+    pub(super) fn observe_opened(&self, want: &Stage, disk: Device) -> Result<Option<Device>> {
+        if !want.settings.is_encrypted {
+            return Ok(Some(disk));
+        }
+        match observe_upon(&self.places, &disk)? {
+            Upon::Open(device) => Ok(Some(*device)),
+            Upon::Nothing | Upon::Other(_) => Ok(None),
+        }
+    }
+
+    /// The device with a volume's file system. An encrypted volume is opened, and made if its disk is blank; `None` when that
+    /// needs a key and none was given.
+    pub(super) fn ensure_opened(
+        &self,
+        call: &Call<'_>,
+        want: &Stage,
+        formatting: Formatting,
+        disk: Device,
+    ) -> Result<Option<Opened>> {
+        if !want.settings.is_encrypted {
+            return Ok(Some(Opened::plain(disk)));
+        }
+        match observe_upon(&self.places, &disk)? {
+            Upon::Open(device) if observe_mounts()?.of_device(&device).next().is_some() => {
+                let device = self.ensure_full(call, want, &disk, *device);
+                let pin = device.open()?;
+                return Ok(Some(Opened { device, new_on: None, _pin: Some(pin) }));
+            }
+            Upon::Other(holder) => return Err(held(&disk, &holder)),
+            Upon::Open(_) | Upon::Nothing => {}
+        }
+        let Some(key) = &want.key else { return Ok(None) };
+        // One that is open and not mounted was left by a call that was killed in a bad moment. Nobody can say how far that
+        // call had come, but for the disk itself.
+        self.ensure_closed_before(call, &disk)?;
+        self.apply_opened(call, want, formatting, &disk, key).map(Some)
+    }
+
+    fn apply_opened(
+        &self,
+        call: &Call<'_>,
+        want: &Stage,
+        formatting: Formatting,
+        disk: &Device,
+        key: &Key,
+    ) -> Result<Opened> {
+        let mounts = observe_mounts()?;
+        plan_company(disk.volume(), false, used_otherwise(&mounts, disk, false))?;
+        let plan = plan_container(disk, formatting, &observe_container(&call.runner, disk)?)?;
+        let doing = format!("opening the encrypted volume {}", disk.volume());
+        let _turn = self.turns.take(&doing, call.cap(SLOT_BUDGET))?;
+        if formatting != Formatting::ReadOnly {
+            self.ensure_protection(call, &mounts, disk, &want.staging, false)?;
+        }
+        let is_new = match plan {
+            ContainerPlan::Open => false,
+            ContainerPlan::OpenNew => true,
+            ContainerPlan::MakeThenOpen => {
+                info!("encrypting volume={} device={}", disk.volume(), disk.path().display());
+                apply_container(&call.guard, &call.runner, disk, key)?;
+                true
+            }
+        };
+        let (device, pin) = self.apply_open_pinned(call, disk, key)?;
+        if plan == ContainerPlan::MakeThenOpen {
+            apply_blank(&call.guard, &call.runner, &device)?;
+        }
+        Ok(Opened { device, new_on: is_new.then(|| disk.clone()), _pin: Some(pin) })
+    }
+
+    /// Opens an encrypted volume, sees that what is open lies on the very disk, and has it closed when nothing uses it.
+    fn apply_open_pinned(&self, call: &Call<'_>, disk: &Device, key: &Key) -> Result<(Device, File)> {
+        let names = observe_names(&self.places, disk.volume())?;
+        for stale in &names.taken {
+            warn!("closing what is left of an earlier disk volume={} mapper={stale}", disk.volume());
+            apply_close(&call.guard, &call.runner, disk.volume(), stale)?;
+        }
+        let _disk_pin = disk.open()?;
+        apply_open(&call.guard, &call.runner, disk, &names.free, key)?;
+        let seen = observe_upon(&self.places, disk).and_then(|upon| match upon {
+            Upon::Open(device) if device.mapper_name() == Some(names.free.as_str()) => Ok((device.open()?, *device)),
+            Upon::Open(_) | Upon::Nothing | Upon::Other(_) => Err(Error::WrongDevice {
+                volume: disk.volume().clone(),
+                found: format!("it was opened as {}, which does not lie on {}", names.free, disk.path().display()),
+            }),
+        });
+        // Also when something is wrong: then it is closed at once.
+        apply_close(&call.guard, &call.runner, disk.volume(), &names.free)?;
+        seen.map(|(pin, device)| (device, pin))
+    }
+
+    /// Closes an encrypted volume that is open on a disk while nothing has it mounted.
+    fn ensure_closed_before(&self, call: &Call<'_>, disk: &Device) -> Result<()> {
+        let Upon::Open(device) = observe_upon(&self.places, disk)? else { return Ok(()) };
+        let name = device.mapper_name().unwrap_or_default();
+        warn!("closing what a call that was killed has left open volume={} mapper={name}", disk.volume());
+        apply_close(&call.guard, &call.runner, disk.volume(), name)?;
+        let is_closed = || Ok(observe_upon(&self.places, disk)? == Upon::Nothing);
+        if await_true(call.cap(CLOSE_BUDGET), is_closed)? { Ok(()) } else { Err(held(disk, name)) }
+    }
+
+    /// Says that there is a file system in a new encrypted volume now, before anybody is given it.
+    pub(super) fn ensure_marked_used(&self, call: &Call<'_>, new_on: Option<&Device>) -> Result<()> {
+        let Some(disk) = new_on else { return Ok(()) };
+        apply_mark_used(&call.guard, &call.runner, disk)?;
+        match observe_container(&call.runner, disk)? {
+            Container::Whole => Ok(()),
+            other @ (Container::Blank
+            | Container::Begun
+            | Container::New
+            | Container::Damaged
+            | Container::Old
+            | Container::Other(_)) => Err(will_not(disk, &other)),
+        }
+    }
+
+    /// Lets an encrypted volume that is in use follow its disk, which has grown. Without the key it stays as it is, and
+    /// NodeExpandVolume says why.
+    fn ensure_full(&self, call: &Call<'_>, want: &Stage, disk: &Device, device: Device) -> Device {
+        let Some(key) = want.key.as_ref().filter(|_| is_short(&device, disk)) else { return device };
+        match self.apply_full(call, disk, &device, key) {
+            Ok(grown) => grown,
+            Err(err) => {
+                warn!("the encrypted volume is smaller than its disk and stays so: {}", Chain(&err));
+                device
+            }
+        }
+    }
+
+    /// Makes an encrypted volume that is in use as large as its disk, and sees that it is.
+    pub(super) fn apply_full(&self, call: &Call<'_>, disk: &Device, open: &Device, key: &Key) -> Result<Device> {
+        let volume = disk.volume();
+        let _turn = self.turns.take(&format!("growing the encrypted volume {volume}"), call.cap(SLOT_BUDGET))?;
+        let name = open.mapper_name().unwrap_or_default();
+        apply_resize(&call.guard, &call.runner, volume, name, key)?;
+        let grown = self.observe_open_as(disk, name)?;
+        if is_short(&grown, disk) {
+            let (have, all) = (grown.size(), disk.size());
+            return Err(Error::Precondition(format!(
+                "cryptsetup reported success, but the encrypted volume {volume} has {have} on a disk of {all}"
+            )));
+        }
+        Ok(grown)
+    }
+
+    /// The device of this name, which must lie on the disk.
+    pub(super) fn observe_open_as(&self, disk: &Device, name: &str) -> Result<Device> {
+        observe_open_as(&self.places, disk, name)?.ok_or_else(|| Error::WrongDevice {
+            volume: disk.volume().clone(),
+            found: format!("the open encrypted volume {name} does not lie on {}", disk.path().display()),
+        })
+    }
+
+    /// What lies under a mount, when that is an open encrypted volume. What cannot be seen is none.
+    pub(super) fn under(&self, mount: &Mount) -> Option<Under> {
+        observe_under(&self.places, mount).unwrap_or_else(|err| {
+            warn!("cannot tell whether a mount is of an encrypted volume: {}", Chain(&err));
+            None
+        })
+    }
+
+    /// Sees that an encrypted volume is closed after a mount of it was taken away, unless it is mounted elsewhere. One that
+    /// stays open for another reason is nothing that would keep the volume from being let go of.
+    pub(super) fn ensure_closed_after(&self, call: &Call<'_>, volume: &str, under: &Under) {
+        let outcome = self.ensure_closed(call, volume, under);
+        match outcome {
+            Ok(true) => info!("closed mapper={} volume={volume}", under.name),
+            Ok(false) => warn!(
+                "an encrypted volume stays open until something that is not seen from here lets go of it volume={volume} \
+                 mapper={}",
+                under.name
+            ),
+            Err(err) => warn!("cannot tell whether an encrypted volume is closed: {}", Chain(&err)),
+        }
+    }
+
+    /// Whether it is closed, or will be when its last mount goes.
+    fn ensure_closed(&self, call: &Call<'_>, volume: &str, under: &Under) -> Result<bool> {
+        if self.is_mounted(under)? {
+            return Ok(true);
+        }
+        let is_closed = || Ok(!observe_is_open(&self.places, under)?);
+        if await_true(CLOSE_PAUSE * 5, is_closed)? {
+            return Ok(true);
+        }
+        let name = VolumeName::parse(volume).map_err(|bad| Error::invalid("volume_id", bad))?;
+        apply_close(&call.guard, &call.runner, &name, &under.name)?;
+        await_true(call.cap(CLOSE_BUDGET), is_closed)
+    }
+
+    fn is_mounted(&self, under: &Under) -> Result<bool> {
+        Ok(observe_mounts()?.iter().any(|mount| self.under(mount).as_ref().is_some_and(|it| it.number == under.number)))
+    }
+}
+
+/// Looks again and again whether something has become true, until it has or the budget is used up.
+fn await_true(budget: Duration, look: impl Fn() -> Result<bool>) -> Result<bool> {
+    let started = Instant::now();
+    loop {
+        if look()? {
+            return Ok(true);
+        }
+        if started.elapsed() >= budget {
+            return Ok(false);
+        }
+        std::thread::sleep(CLOSE_PAUSE);
+    }
+}
+
+fn held(disk: &Device, holder: &str) -> Error {
+    let path = disk.path().display();
+    Error::Precondition(format!(
+        "the encrypted volume {} cannot be used, because {holder} has its disk {path}; `lsblk {path}` shows what that is, and \
+         `dmsetup remove` or `cryptsetup close` ends it",
+        disk.volume()
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host::content::Content;
+    use crate::host::mountinfo::DeviceNumber;
+
+    #[test]
+    fn the_decision_about_the_disk_of_an_encrypted_volume_in_full() {
+        let disk = Device::fake("/dev/sda", DeviceNumber { major: 8, minor: 0 }, 1 << 30);
+        let found = [
+            (Container::Blank, "make"),
+            (Container::Begun, "make"),
+            (Container::New, "open new"),
+            (Container::Whole, "open"),
+            (Container::Damaged, "damaged"),
+            (Container::Old, "LUKS1"),
+            (Container::Other(Content::Unrecognised { at: 7 }), "not encrypted"),
+        ];
+        for (found, want) in found {
+            for formatting in [Formatting::Allowed, Formatting::Never, Formatting::ReadOnly] {
+                let outcome = match plan_container(&disk, formatting, &found) {
+                    Ok(ContainerPlan::Open) => "open".to_owned(),
+                    Ok(ContainerPlan::OpenNew) => "open new".to_owned(),
+                    Ok(ContainerPlan::MakeThenOpen) => "make".to_owned(),
+                    Err(err) => err.to_string(),
+                };
+                let want = match (want, formatting) {
+                    ("make", Formatting::Never) => "noformat",
+                    ("make", Formatting::ReadOnly) => "read-only",
+                    (other, Formatting::Allowed | Formatting::Never | Formatting::ReadOnly) => other,
+                };
+                assert!(outcome.contains(want), "{found:?} {formatting:?}: {outcome}");
+            }
+        }
+    }
+}

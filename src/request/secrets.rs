@@ -1,0 +1,103 @@
+//! The key of an encrypted volume among a request's secrets.
+//!
+//! Owns the names under which it is looked for. Secrets of other names are none of this driver's and are not looked at;
+//! whatever a request's secrets are, their memory is overwritten once they were read.
+
+use std::collections::HashMap;
+
+use zeroize::Zeroize;
+
+use crate::error::{Error, Result};
+use crate::host::key::Key;
+
+/// The names of the key: those that the drivers of Hetzner, Scaleway, and Linode and cloudscale have for it.
+pub const NAMES: [&str; 3] = ["encryption-passphrase", "encryptionPassphrase", "luksKey"];
+
+/// Reads the key, if there is one.
+///
+/// # Errors
+/// [`Error::Invalid`] when it is empty or too long, or when there are two different ones. No message has a part of it.
+pub fn parse_key(mut secrets: HashMap<String, String>) -> Result<Option<Key>> {
+    let key = find_key(&secrets);
+    secrets.values_mut().for_each(Zeroize::zeroize);
+    key
+}
+
+/// As [`parse_key`], for a volume of which is known whether it is encrypted: whoever gives a key for one that is not would
+/// believe that what is stored is safe.
+///
+/// # Errors
+/// As [`parse_key`], and [`Error::Invalid`] for such a key.
+pub fn parse_key_for(is_encrypted: bool, secrets: HashMap<String, String>) -> Result<Option<Key>> {
+    match parse_key(secrets)? {
+        Some(_) if !is_encrypted => Err(Error::invalid(
+            "secrets",
+            format!(
+                "hold the key of an encrypted volume (one of {NAMES:?}), but nothing says that the volume is encrypted; say \
+                 `encrypted = \"true\"` among its parameters, or in the context of one that is registered"
+            ),
+        )),
+        key => Ok(key),
+    }
+}
+
+fn find_key(secrets: &HashMap<String, String>) -> Result<Option<Key>> {
+    let mut found: Option<(&str, Key)> = None;
+    for name in NAMES {
+        let Some(text) = secrets.get(name) else { continue };
+        let key = Key::new(text).map_err(|bad| Error::invalid(format!("secrets[{name}]"), bad))?;
+        match &found {
+            Some((other, have)) if *have != key => {
+                return Err(Error::invalid("secrets", format!("hold two different keys, {other} and {name}")));
+            }
+            Some(_) => {}
+            None => found = Some((name, key)),
+        }
+    }
+    Ok(found.map(|(_, key)| key))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn map(pairs: &[(&str, &str)]) -> HashMap<String, String> {
+        pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
+    }
+
+    #[test]
+    fn the_key_is_found_under_every_name_and_to_the_byte() {
+        for name in NAMES {
+            for text in ["k", " a key \n", "ключ"] {
+                assert_eq!(parse_key(map(&[(name, text), ("token", "x")])).unwrap(), Some(Key::new(text).unwrap()));
+            }
+        }
+        assert_eq!(parse_key(map(&[("token", "x")])).unwrap(), None);
+        let same = map(&[(NAMES[0], "k"), (NAMES[1], "k")]);
+        assert_eq!(parse_key(same).unwrap(), Some(Key::new("k").unwrap()));
+    }
+
+    #[test]
+    fn a_key_that_cannot_be_one_is_refused_without_being_told() {
+        let long = "hunter2".repeat(1000);
+        for (secrets, words) in [
+            (map(&[(NAMES[0], "")]), "secrets[encryption-passphrase]"),
+            (map(&[(NAMES[2], &long)]), "secrets[luksKey]"),
+            (map(&[(NAMES[0], "hunter2"), (NAMES[1], "hunter2\n")]), "two different keys"),
+        ] {
+            let err = parse_key(secrets).unwrap_err();
+            assert!(matches!(err, Error::Invalid { .. }), "{err}");
+            assert!(err.to_string().contains(words) && !format!("{err} {err:?}").contains("hunter2"), "{err}");
+        }
+    }
+
+    #[test]
+    fn a_key_for_a_volume_that_is_not_encrypted_is_refused() {
+        let key = || map(&[(NAMES[0], "hunter2")]);
+        assert!(parse_key_for(true, key()).unwrap().is_some());
+        assert!(parse_key_for(true, map(&[])).unwrap().is_none());
+        assert!(parse_key_for(false, map(&[("token", "x")])).unwrap().is_none());
+        let err = parse_key_for(false, key()).unwrap_err();
+        assert!(err.to_string().contains("encrypted = \"true\"") && !err.to_string().contains("hunter2"), "{err}");
+    }
+}
