@@ -24,7 +24,9 @@ COPY src src
 RUN touch src/lib.rs src/main.rs && cargo build --release --locked --bin do-csi-plugin
 
 FROM ${TOOLS_BASE} AS tools
+# A base is as old as its tag; what Debian has corrected since then comes with the upgrade.
 RUN apt-get update \
+    && DEBIAN_FRONTEND=noninteractive apt-get upgrade -y --no-install-recommends \
     && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends \
         btrfs-progs cryptsetup-bin e2fsprogs util-linux xfsprogs \
     && rm -rf /var/lib/apt/lists/*
@@ -32,6 +34,7 @@ COPY --from=build /build/target/release/do-csi-plugin /usr/bin/do-csi-plugin
 COPY tests/image/collect /collect
 RUN /collect /image do-csi-plugin \
     blkid blockdev mkfs.xfs xfs_growfs mke2fs e2fsck resize2fs mkfs.btrfs btrfs cryptsetup
+COPY LICENSE /image/usr/share/doc/do-csi-plugin/copyright
 
 FROM scratch
 ARG VERSION=unknown

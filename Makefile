@@ -213,11 +213,14 @@ csi-sanity:
 	GOBIN="$(TOOLS)" go install github.com/kubernetes-csi/csi-test/v5/cmd/csi-sanity@v$(SANITY)
 	is_right || { echo "$$found is not version $(SANITY), and hides the one in $(TOOLS): put that folder before it on PATH" >&2; exit 2; }
 
+# An Engine that answers is enough, wherever it is: Docker Desktop's, or one that DOCKER_HOST names.
 docker:
-	@$(call need,docker:docker.io dockerd:docker.io iptables:iptables)
+	@! docker info >/dev/null 2>&1 || exit 0
+	$(call need,docker:docker.io dockerd:docker.io iptables:iptables)
 
+# Droplets with a network each have an Engine each, whatever else answers.
 network:
-	@$(call need,ip:iproute2)
+	@$(call need,ip:iproute2 docker:docker.io dockerd:docker.io iptables:iptables)
 
 debootstrap:
 	@$(call need,debootstrap:debootstrap)

@@ -70,9 +70,9 @@ job "do-csi-plugin" {
 
       resources {
         cpu = 50
-        # As in plugin.nomad.hcl; a check of a large ext4 volume takes more.
-        memory     = 64
-        memory_max = 512
+        # As in plugin.nomad.hcl; checks of large ext4 volumes may take more.
+        memory     = 256
+        memory_max = 1024
       }
     }
   }

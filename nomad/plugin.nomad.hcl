@@ -82,10 +82,11 @@ job "do-csi-plugin" {
       resources {
         cpu = 50
         # The plugin itself takes 10 to 15 MB, and mkfs 13 MB for a volume of any size. A check of ext4 after a crash takes
-        # 24 MB for 1 TiB and 89 MB for 8 TiB, more when the file system is full: for large ext4 volumes raise this, or let
-        # memory_max count by allowing oversubscription in the scheduler's configuration.
-        memory     = 64
-        memory_max = 512
+        # 24 MB for 1 TiB and 89 MB for 8 TiB, more when the file system is full, and three may run at once. A check that
+        # is killed for want of memory begins anew on the next node: with many or full ext4 volumes of more than 4 TiB
+        # raise this, or let memory_max count by allowing oversubscription in the scheduler's configuration.
+        memory     = 256
+        memory_max = 1024
       }
     }
   }

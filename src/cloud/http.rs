@@ -298,3 +298,5 @@ fn log_call(call: &Call, started: Instant, outcome: &ApiResult<Answer>) {
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tls;

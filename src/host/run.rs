@@ -124,6 +124,10 @@ impl fmt::Display for Exit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Exit::Code(code) => write!(f, "exited with code {code}"),
+            // Nobody but the kernel sends this one to a program of ours, and only when there is no memory left.
+            Exit::Signal(number) if *number == Signal::SIGKILL as i32 => {
+                f.write_str("was ended by SIGKILL, probably out of memory: raise the memory of the plugin's task")
+            }
             Exit::Signal(number) => match Signal::try_from(*number) {
                 Ok(signal) => write!(f, "was ended by {signal}"),
                 Err(_) => write!(f, "was ended by signal {number}"),
@@ -400,7 +404,8 @@ fn leave_to_reaper(mut child: Child, cmd: &Cmd) {
     let (command, guard) = (cmd.to_string(), cmd.guard.clone());
     let reaper = std::thread::Builder::new().name("reaper".into()).spawn(move || {
         match child.wait() {
-            Ok(status) => log::warn!("gone at last command=`{command}` exit=\"{}\"", exit_of(status)),
+            // The signal that ended it was ours, so this is not told as an end of its own.
+            Ok(status) => log::warn!("gone at last command=`{command}` status=\"{status}\""),
             Err(error) => log::error!("lost sight of a killed command command=`{command}` error={error}"),
         }
         drop(guard);
@@ -512,6 +517,7 @@ mod tests {
         let out = shell().run(&Cmd::new(Tool::Blkid, budget).args(["-c", deaf])).unwrap();
         assert_eq!(out.exit, Exit::TimedOut);
         assert!(started.elapsed() >= budget + TERM_GRACE);
+        assert!(!out.exit.to_string().contains("memory"), "{}", out.exit);
     }
 
     #[test]
@@ -545,7 +551,9 @@ mod tests {
         );
         assert!(!failed.timed_out());
         let killed = run("kill -KILL $$").success(&cmd).unwrap_err().to_string();
-        assert!(killed.ends_with("was ended by SIGKILL"), "{killed}");
+        assert!(killed.contains("out of memory: raise the memory of the plugin's task"), "{killed}");
+        let other = run("kill -SEGV $$").success(&cmd).unwrap_err().to_string();
+        assert!(other.ends_with("was ended by SIGSEGV"), "{other}");
     }
 
     #[test]

@@ -118,6 +118,10 @@ fn plugin_jobs_use_settings_that_the_program_has_and_keep_the_token_out_of_argum
         assert_eq!(is_privileged, is_in_docker && kind != "controller", "{name}");
         assert_eq!(blocks(&task.body, "template").len(), usize::from(kind != "node"), "{name}");
         assert_eq!(text(&task.body, "kill_timeout").unwrap(), "100s", "{name}");
+        // Who checks file systems needs room for it, or the kernel kills the check and the next node begins it anew.
+        let [resources] = blocks(&task.body, "resources")[..] else { panic!("{name} has no resources") };
+        let memory: u32 = text(&resources.body, "memory").unwrap().parse().unwrap();
+        assert!(memory >= if kind == "controller" { 32 } else { 256 }, "{name}: {memory} MB");
     }
 }
 

@@ -5,9 +5,15 @@
 
 use std::time::{Duration, Instant};
 
+use do_csi_plugin::host::content::{Content, observe_content};
+use do_csi_plugin::host::device::DevicePlaces;
+use do_csi_plugin::host::find::{Sighting, observe_device};
+use do_csi_plugin::host::run::{SystemRunner, find_tools};
+use do_csi_plugin::id::VolumeName;
 use nix::mount::{MsFlags, mount, umount};
 
 use crate::rig::{Rig, Vol, ok};
+use crate::sim::NewVolume;
 
 const ROUNDS: usize = 40;
 
@@ -17,6 +23,9 @@ const BATCHES: usize = 5;
 /// What staging may cost beyond the tools, and what publishing may cost at all.
 const STAGING_AIM: Duration = Duration::from_millis(15);
 const PUBLISHING_AIM: Duration = Duration::from_millis(1);
+
+/// What it may take to see that a disk of 8 TiB is blank.
+const LOOKING_AIM: Duration = Duration::from_millis(50);
 
 /// How long a call that does nothing takes at most on a machine that has little else to do.
 const QUIET: Duration = Duration::from_micros(200);
@@ -92,6 +101,26 @@ fn root_staging_and_publishing_cost_little_beyond_the_tools() {
         // One more mount is made and taken away again, and for the latter the kernel waits until every processor has come by.
         assert!(read_only < PUBLISHING_AIM * 2 * room, "{fs}: {read_only:?}");
     }
+    rig.close();
+}
+
+#[test]
+#[ignore = "needs root: make test-root"]
+fn root_a_blank_disk_of_8_tib_is_looked_at_in_no_time() {
+    let rig = Rig::start();
+    let id = rig.cloud.sim.add_volume(&NewVolume::new("vol", 8192, "fra1")).unwrap();
+    rig.adopt(&id, "vol");
+    let links = rig.cloud.sim.device_dir(rig.machine().id);
+    let places = DevicePlaces { links, ..DevicePlaces::default() };
+    let seen = observe_device(&places, &VolumeName::parse("vol").unwrap(), None).unwrap();
+    let (Sighting::Ready(device), runner) = (seen, SystemRunner::new(find_tools().unwrap())) else { panic!("no disk") };
+    let [looked, call] = best_median(|| {
+        let looked = time(|| assert_eq!(observe_content(&runner, &device).unwrap(), Content::AllZero));
+        [looked, time(|| drop(rig.client().probe().unwrap()))]
+    });
+    eprintln!("looked at 8 TiB in {looked:.1?}; a call that does nothing {call:.2?}");
+    let room = if call < QUIET { 1 } else { 2 };
+    assert!(looked < LOOKING_AIM * room, "{looked:?}");
     rig.close();
 }
 

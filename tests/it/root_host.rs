@@ -311,22 +311,37 @@ fn root_a_killed_mkfs_is_finished_or_refused_but_never_taken_for_something_else(
     let bench = Bench::new();
     let mut seed = 20_261_123_u64;
     let mut seen = std::collections::BTreeMap::new();
-    for round in 0..64 {
-        let fs = FsKind::ALL[round % 4];
+    // How late each mkfs is killed at most, in microseconds: about as late as it ends by itself.
+    let (mut limits, mut has_finished) = ([30_000; 4], [false; 4]);
+    for round in 0..800 {
+        let index = round % 4;
+        let fs = FsKind::ALL[index];
+        // Those that are always too early or too late are killed some more times.
+        if round >= 64 && has_finished[index] {
+            continue;
+        }
         // A linear congruential generator: the same delays in every run.
         seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        let killer = Killer { real: bench.runner.clone(), after: Duration::from_micros(1000 + (seed >> 33) % 30_000) };
+        let after = (seed >> 33) % limits[index];
+        let killer = Killer { real: bench.runner.clone(), after: Duration::from_micros(after) };
         let disk = Disk::new(4 * GIB);
         apply_format(&bench.guard, &bench.slots, &killer, &disk.device(), fs, &FormatOptions::default()).unwrap_err();
         let content = bench.content(&disk);
         *seen.entry(format!("{fs}: {}", content.to_string().split(" (").next().unwrap())).or_insert(0) += 1;
         match &content {
-            Content::AllZero => bench.format(&disk.device(), fs).unwrap(),
+            Content::AllZero => {
+                limits[index] = limits[index].max(2 * after).min(100_000);
+                bench.format(&disk.device(), fs).unwrap();
+            }
             Content::Unfinished(kind) => {
                 assert_eq!(*kind, fs, "round {round}");
                 bench.format(&disk.device(), fs).unwrap();
+                has_finished[index] = true;
             }
-            Content::Filesystem(found) => assert_eq!(found.kind, fs, "round {round}"),
+            Content::Filesystem(found) => {
+                limits[index] = limits[index].min(after).max(1000);
+                assert_eq!(found.kind, fs, "round {round}");
+            }
             Content::Unrecognised { .. } => {
                 let before = disk.bytes();
                 bench.format(&disk.device(), fs).unwrap_err();
@@ -343,7 +358,8 @@ fn root_a_killed_mkfs_is_finished_or_refused_but_never_taken_for_something_else(
         assert!(is_filesystem(&bench.content(&disk), fs), "round {round}");
         disk.close();
     }
-    assert!(seen.keys().any(|what| what.contains("cut off")), "no mkfs was killed half way: {seen:?}");
+    eprintln!("{seen:?}");
+    assert_eq!(has_finished, [true; 4], "not every mkfs was killed half way and finished: {seen:?}");
 }
 
 /// A runner under which the machine goes down just before mkfs starts.
@@ -441,23 +457,6 @@ fn root_a_label_that_blkid_prints_with_a_blank_is_read_back() {
     let Content::Filesystem(found) = bench.content(&disk) else { panic!() };
     assert_eq!(found.label.as_deref(), Some("my = data"));
     assert_eq!(found.uuid.unwrap().len(), 36);
-    disk.close();
-}
-
-#[test]
-#[ignore = "needs root: make test-root"]
-fn root_a_blank_disk_of_8_tib_is_looked_at_in_no_time() {
-    let disk = Disk::new(8192 * GIB);
-    let (device, runner) = (disk.device(), SystemRunner::new(find_tools().unwrap()));
-    let took = (0..20).map(|_| {
-        let started = Instant::now();
-        assert_eq!(observe_content(&runner, &device).unwrap(), Content::AllZero);
-        started.elapsed()
-    });
-    // The aim is 50 ms where nothing else runs; a busy machine must not fail the test.
-    let best = took.min().unwrap();
-    eprintln!("looked at 8 TiB in {best:?}");
-    assert!(best < Duration::from_millis(100), "{best:?}");
     disk.close();
 }
 

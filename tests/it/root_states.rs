@@ -8,7 +8,7 @@ use std::process::Stdio;
 use do_csi_plugin::rpc::proto::csi::volume_capability::access_mode::Mode;
 use grpcio::RpcStatusCode;
 
-use crate::rig::{Rig, Sysfs, Vol, refused};
+use crate::rig::{Rig, Sysfs, Vol, may_grow_ext, refused};
 use crate::support::wait_for;
 
 const PRECONDITION: RpcStatusCode = RpcStatusCode::FAILED_PRECONDITION;
@@ -175,6 +175,54 @@ fn root_another_volume_or_anything_else_at_a_path_is_left_alone() {
     rig.unstage(&vol).unwrap();
     rig.unstage(&other).unwrap();
     rig.close();
+}
+
+/// What DigitalOcean's official driver leaves when it is exchanged in place: mount(8) through the link, without `nouuid` as
+/// its older versions have it, bind mounts for the tasks, and a publish context that names the volume and nothing else.
+#[test]
+#[ignore = "needs root: make test-root"]
+fn root_what_the_official_driver_has_staged_is_gone_on_with() {
+    for fs in ["xfs", "ext4"] {
+        let rig = Rig::start();
+        let mut vol = rig.volume("vol", fs);
+        vol.csi.publish_context.retain(|key, _| key == "dobs.csi.digitalocean.com/volume-name");
+        assert_eq!(vol.csi.publish_context.len(), 1);
+        let (staging, old) = (rig.staging(&vol), rig.target(&vol, "old"));
+        for folder in [&staging, &old] {
+            fs::create_dir_all(folder).unwrap();
+        }
+        rig.run("mount", &["-t", fs, &rig.link("vol").to_string_lossy(), &staging.to_string_lossy()]);
+        rig.run("mount", &["-o", "bind", &staging.to_string_lossy(), &old.to_string_lossy()]);
+        rig.write(&old, "file", "kept").unwrap();
+        let mounts = rig.machine().droplet.mounts();
+        // Asked for again, with the file system named or not, it is there.
+        for again in [&vol, &vol.fs(fs)] {
+            rig.stage(again).unwrap();
+            rig.publish(again, "old").unwrap();
+        }
+        assert_eq!(rig.machine().droplet.mounts(), mounts, "{fs}");
+        rig.publish(&vol, "new").unwrap();
+        rig.publish_as(&vol, "reader", true).unwrap();
+        assert_eq!(rig.read(&rig.target(&vol, "reader"), "file").unwrap(), "kept", "{fs}");
+        assert!(is_read_only(&rig, &rig.target(&vol, "reader")) && !is_read_only(&rig, &old), "{fs}");
+        let stats = rig.client().stats(&vol.csi.id, &old).unwrap();
+        assert!(stats.usage[0].total > 0 && !stats.volume_condition.abnormal, "{fs}: {stats:?}");
+        rig.resize(&vol, 2);
+        let before = rig.fs_size(&old);
+        match rig.client().node_expand(&vol.csi.id, &old, 2 << 30) {
+            Ok(size) => assert!(size == 2 << 30 && rig.fs_size(&old) > before, "{fs}"),
+            Err(refusal) => assert!(fs == "ext4" && !may_grow_ext(), "{fs}: {refusal}"),
+        }
+        for alloc in ["old", "new", "reader"] {
+            rig.unpublish(&vol, alloc).unwrap();
+        }
+        rig.unstage(&vol).unwrap();
+        assert!(rig.machine().droplet.mounts().iter().all(|line| !line.contains("vol")), "{fs}");
+        rig.stage(&vol).unwrap();
+        assert_eq!(rig.read(&staging, "file").unwrap(), "kept", "{fs}");
+        rig.unstage(&vol).unwrap();
+        rig.close();
+    }
 }
 
 #[test]

@@ -56,6 +56,9 @@ const SERVED_ACTION_TIME: Duration = Duration::from_millis(50);
 /// The request limits while serving: far above what DigitalOcean allows, as a suite sends an hour's calls in a minute.
 const SERVED_REQUESTS: usize = 1_000_000;
 
+/// The most that the image may take, unpacked, in MB.
+const IMAGE_AIM: f64 = 60.0;
+
 /// What stands in for the images that the job files name.
 const TASK_IMAGES: [(&str, &str); 2] =
     [("do-csi-plugin-tasks:busybox", "busybox:1.36"), ("do-csi-plugin-tasks:postgres", "postgres:16")];
@@ -146,12 +149,13 @@ fn image_figures(cloud: &Cloud, image: &str) -> Result<String, Box<dyn Error>> {
     let health = || engine.run(&["inspect", "--format={{.State.Health.Status}}", &container]).ok();
     support::wait_for(Duration::from_secs(30), || health().filter(|health| health == "healthy"))
         .ok_or("the image's health check does not find the plugin healthy")?;
-    let bytes: f64 = engine.run(&["image", "inspect", "--format={{.Size}}", image])?.parse()?;
+    let size = engine.run(&["image", "inspect", "--format={{.Size}}", image])?.parse::<f64>()? / 1e6;
+    story::ensure(size <= IMAGE_AIM, || format!("the image has {size:.1} MB, and may have {IMAGE_AIM}"))?;
     let (resident, anonymous) = plugin.memory_kb().ok_or("no memory figures")?;
     plugin.stop()?;
     Ok(format!(
         "image {:.1} MB unpacked; health check: healthy; resident memory in the container {:.1} MB ({:.1} MB anonymous)",
-        bytes / 1e6,
+        size,
         resident as f64 / 1024.0,
         anonymous as f64 / 1024.0
     ))

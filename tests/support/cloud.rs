@@ -138,6 +138,7 @@ impl Machine {
             .args(["run", "--rm", "--privileged", "--env=DIGITALOCEAN_ACCESS_TOKEN", "--volume=/dev:/dev"])
             .arg(format!("--volume={home}:{home}:rshared"))
             .arg(format!("--env=CSI_ENDPOINT=unix://{}", self.socket().display()))
+            .arg(format!("--add-host={}", network::api_host()))
             .arg("--health-interval=1s")
             .arg(format!("--cidfile={}", id_file.display()))
             .arg(image);
@@ -190,7 +191,7 @@ impl Cloud {
             let droplet = Droplet::boot_with_network()?;
             network::connect(&droplet, number)?;
             show_devices(&droplet, &sim.device_dir(spec.id))?;
-            machines.push(machine(root.path(), spec, droplet, vec![format!("--url={}", network::api_url())])?);
+            machines.push(machine(root.path(), spec, droplet, vec![format!("--url={}", network::api_url_by_name())])?);
         }
         Ok(Cloud { machines, sim, root })
     }

@@ -15,6 +15,8 @@ pub const CLOUD: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
 /// Where every droplet has its metadata service.
 const METADATA: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
 const BRIDGE: &str = "cloud";
+/// The name by which containers know the API. Source: RFC 6761, a domain for tests.
+const API_HOST: &str = "api.digitalocean.test";
 
 /// The address of a droplet, by its number from 1 on.
 pub fn address(number: u8) -> IpAddr {
@@ -29,6 +31,16 @@ pub fn listen() -> SocketAddr {
 /// The API's base URL as droplets know it.
 pub fn api_url() -> String {
     format!("http://{CLOUD}/")
+}
+
+/// The same by name, for containers that are told [`api_host`].
+pub fn api_url_by_name() -> String {
+    format!("http://{API_HOST}/")
+}
+
+/// The API's name and address, as Docker puts them into a container's `/etc/hosts`.
+pub fn api_host() -> String {
+    format!("{API_HOST}:{CLOUD}")
 }
 
 /// Makes the bridge.

@@ -281,8 +281,10 @@ fn log_of(machine: &Machine) -> PathBuf {
     machine.home().join("nomad.log")
 }
 
+/// A word of a command as the shell hands it on: without the quotes around what the guide leaves to the reader.
 fn fill_in(word: &str, filled_in: &[(&str, &str)]) -> String {
-    filled_in.iter().fold(word.to_owned(), |word, (name, value)| word.replace(name, value))
+    let bare = word.strip_prefix('\'').and_then(|rest| rest.strip_suffix('\'')).unwrap_or(word);
+    filled_in.iter().fold(bare.to_owned(), |word, (name, value)| word.replace(name, value))
 }
 
 fn agent(mut command: Command, config: &Path, log: &Path) -> Told<Child> {

@@ -150,8 +150,8 @@ impl Story<'_> {
             let table = "create table seen (word text); insert into seen values ('before')";
             nomad.until("PostgreSQL answers", || sql(nomad, table).map(Some))?;
             nomad.guide(
-                "nomad alloc exec -job postgres psql -U postgres -c CREATE_TABLE",
-                &[("CREATE_TABLE", "select 1")],
+                "nomad alloc exec -job postgres psql -U postgres -c 'SQL_STATEMENT'",
+                &[("SQL_STATEMENT", "select 1")],
             )?;
             let given = exec_in(nomad, "postgres", &["printenv", "POSTGRES_PASSWORD"])?;
             ensure(given.trim_end() == PASSWORD, || format!("the task was given {given:?}"))?;
