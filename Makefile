@@ -107,11 +107,14 @@ image-test: root rust own compiler disk-tools network image ## Run a volume's li
 	tests/image/engine docker save --output="$$archive/image.tar" $(IMAGE)
 	$(APART) "$$CARGO_TARGET_DIR/release/examples/do-sim" image $(IMAGE) "$$archive/image.tar"
 
-# What the machines boot from is made once; a change of the scripts that make it makes it anew. CASE plays one case alone.
+# What the machines boot from is made once; a change of the scripts that make it makes it anew. CASE plays one case alone,
+# and with DISKS=loop those that need no machine are played on loop devices.
 DROPLET_IMAGES := $(HOME)/.cache/do-csi-plugin/droplets
 CASE ?=
-test-droplets: root rust own compiler disk-tools debootstrap machines ## Run the plugin in virtual machines (as root, CASE=name)
-	@images=$$(tests/vm/image $(RELEASE) "$(DROPLET_IMAGES)")
+DISKS ?= machines
+test-droplets: root rust own compiler disk-tools debootstrap machines ## Run the plugin in virtual machines (as root, CASE=name, DISKS=loop)
+	@images=loop
+	[ $(DISKS) = loop ] || images=$$(tests/vm/image $(RELEASE) "$(DROPLET_IMAGES)")
 	cargo build $(SHARED) --bin do-csi-plugin --example do-sim
 	exec "$$CARGO_TARGET_DIR/release/examples/do-sim" droplets "$$CARGO_TARGET_DIR/release/do-csi-plugin" \
 		"$$images" "$(DROPLET_IMAGES)/failed" $(CASE)

@@ -65,7 +65,7 @@ const USAGE: &str = "usage: do-sim demo|bench PLUGIN
        do-sim image IMAGE ARCHIVE
        do-sim nomad PLUGIN ARCHIVE NOMAD JOBS
        do-sim droplet PLUGIN
-       do-sim droplets PLUGIN IMAGES KEPT [CASE]";
+       do-sim droplets PLUGIN IMAGES|loop KEPT [CASE]";
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -79,8 +79,7 @@ fn main() -> ExitCode {
             nomad_test(program, archive, nomad, jobs).map(|()| ExitCode::SUCCESS)
         }
         ["droplets", program, images, kept, case @ ..] if case.len() < 2 => {
-            let [program, images, kept] = [program, images, kept].map(Path::new);
-            vm::run(images, program, kept, case.first().copied()).map(|()| ExitCode::SUCCESS)
+            droplets(Path::new(program), images, Path::new(kept), case.first().copied()).map(|()| ExitCode::SUCCESS)
         }
         ["droplet", program] => droplet(Path::new(program)).map(|()| ExitCode::SUCCESS),
         _ => Err(USAGE.into()),
@@ -199,6 +198,13 @@ fn play(
     println!("\n{figures}");
     println!("PASSED  {} steps in {:.1} s, nothing left behind", screen.steps, started.elapsed().as_secs_f64());
     Ok(())
+}
+
+/// Plays the cases of virtual droplets, or those among them that loop devices are enough for.
+fn droplets(program: &Path, images: &str, kept: &Path, case: Option<&str>) -> Result<(), Box<dyn Error>> {
+    let program: PathBuf = fs::canonicalize(program).map_err(|err| format!("{}: {err}", program.display()))?;
+    let stage = if images == "loop" { vm::Stage::Loops } else { vm::Stage::Machines(Path::new(images)) };
+    vm::run(stage, &program, kept, case, watch_for_signals()?.as_ref())
 }
 
 /// Plays the life of one volume on the droplet that this runs on, with the real DigitalOcean, or with whatever stands at

@@ -111,6 +111,16 @@ impl Droplet {
         root.join(inside.strip_prefix("/").unwrap_or(inside))
     }
 
+    /// Runs a script that must succeed, and gives what it prints.
+    pub fn sh(&self, script: &str) -> Result<String> {
+        if let Some(guest) = &self.guest {
+            return guest.run(script);
+        }
+        let output = self.command(Path::new("sh")).args(["-c", &format!("exec 2>&1; {script}")]).output()?;
+        let printed = String::from_utf8_lossy(&output.stdout).into_owned();
+        if output.status.success() { Ok(printed) } else { Err(Error::other(format!("{script}: {printed}"))) }
+    }
+
     /// Makes a folder and those above it.
     pub fn make_folder(&self, inside: &Path) -> Result<()> {
         match &self.guest {

@@ -38,6 +38,16 @@ pub enum Accelerator {
     Emulation,
 }
 
+impl Accelerator {
+    fn as_argument(self) -> &'static str {
+        match self {
+            Accelerator::Kvm => "kvm",
+            // By default it may keep a gigabyte of translated code.
+            Accelerator::Emulation => "tcg,tb-size=128",
+        }
+    }
+}
+
 /// What machines boot from.
 #[derive(Debug, Clone)]
 pub struct Images {
@@ -210,7 +220,7 @@ impl Guest {
         drop(fs::remove_file(&self.spec.monitor));
         Command::new("setpriv")
             .args(["--pdeathsig", "KILL", "--", "qemu-system-x86_64", "-nodefaults", "-no-user-config", "-no-reboot"])
-            .args(["-accel", if accelerator == Accelerator::Kvm { "kvm" } else { "tcg" }, "-cpu", "max", "-m", "512"])
+            .args(["-accel", accelerator.as_argument(), "-cpu", "max", "-m", "512"])
             .args(["-display", "none", "-serial", "stdio"])
             .arg("-kernel")
             .arg(base.join("vmlinuz"))

@@ -30,7 +30,7 @@ pub fn wins(yard: &mut Yard) -> Told<()> {
     yard.publish(A, &vol)?;
     yard.says(A, &vol, "file", "content")?;
     yard.until(A, "test -e /run/looked && ! findmnt /mnt/look")?;
-    let readable = yard.machine(A).droplet.read(&yard.target(&vol).join("file"))?;
+    let readable = yard.machine(A).droplet.read(&yard.target(A, &vol).join("file"))?;
     ensure(readable == "content", || format!("it says {readable:?}"))?;
     yard.down(A, &vol)?;
     yard.sh(A, &format!("rm {RULE} {SCRIPT} && udevadm control --reload")).map(drop)

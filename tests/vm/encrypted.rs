@@ -25,7 +25,7 @@ pub fn life(yard: &mut Yard) -> Told<()> {
         yard.put(A, &vol, "file", "for nobody's eyes")?;
         let name = yard.sh(A, "cat /sys/block/dm-*/dm/name")?;
         ensure(name.trim() == format!("do-csi-{}", vol.name), || name)?;
-        let (client, target) = (yard.client(A)?, yard.target(&vol));
+        let (client, target) = (yard.client(A)?, yard.target(A, &vol));
         client.expand(&vol.csi.id, i64::try_from(2 * GIB)?)?;
         let without = client.node_expand(&vol.csi.id, &target, i64::try_from(2 * GIB)?);
         ensure(without.is_err_and(|refusal| refusal.message.contains("without its key")), || "grown".to_owned())?;
@@ -41,7 +41,7 @@ pub fn life(yard: &mut Yard) -> Told<()> {
         yard.client(B)?.expand(&vol.csi.id, i64::try_from(3 * GIB)?)?;
         yard.up(B, &mut vol)?;
         yard.says(B, &vol, "file", "for nobody's eyes")?;
-        let bytes = yard.machine(B).droplet.file_system_size(&target)?;
+        let bytes = yard.machine(B).droplet.file_system_size(&yard.target(B, &vol))?;
         ensure(bytes > 28 * GIB / 10, || format!("{fs} has {bytes} bytes"))?;
         yard.down(B, &vol)?;
         nothing_is_open(yard, B)?;
@@ -58,7 +58,7 @@ pub fn pulled(yard: &mut Yard) -> Told<()> {
     let droplet = yard.machine(A).id;
     yard.cloud.sim.detach(&vol.csi.id, droplet)?;
     yard.until(A, &format!("! ls {}", vol.link()))?;
-    let target = yard.target(&vol);
+    let target = yard.target(A, &vol);
     let condition = yard.client(A)?.stats(&vol.csi.id, &target)?.volume_condition.unwrap_or_default();
     ensure(condition.abnormal, || format!("the volume is said to be well: {}", condition.message))?;
     // A task that does not end keeps the dead one open; the volume comes back beside it.
@@ -80,8 +80,8 @@ pub fn killed(yard: &mut Yard) -> Told<()> {
     let vol = encrypted(vol);
     yard.plug(A, &disk)?;
     for moment in ["pgrep -f '^/usr/sbin/cryptsetup luksFormat'", "ls -d /sys/block/dm-*", "pgrep -x mke2fs"] {
-        let (client, staging) = (yard.client(A)?, yard.staging(&vol));
-        yard.machine(A).prepare(&staging, &yard.target(&vol))?;
+        let (client, staging) = (yard.client(A)?, yard.staging(A, &vol));
+        yard.machine(A).prepare(&staging, &yard.target(A, &vol))?;
         std::thread::scope(|scope| -> Told<()> {
             let stage = scope.spawn(|| client.stage(&vol.csi, &staging));
             let script = format!("until {moment} >/dev/null; do :; done; kill -9 {}", yard.plugin_pid(A)?);

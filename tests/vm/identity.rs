@@ -60,7 +60,7 @@ pub fn strangers(yard: &mut Yard) -> Told<()> {
     }
     // Each is waited for, so both are asked for at once.
     let client = yard.client(A)?;
-    let (gone_at, forged_at) = (yard.staging(&gone), yard.staging(&forged));
+    let (gone_at, forged_at) = (yard.staging(A, &gone), yard.staging(A, &forged));
     yard.machine(A).prepare(&gone_at, &forged_at)?;
     yard.machine(A).prepare(&forged_at, &gone_at)?;
     let (first, second) = thread::scope(|scope| {

@@ -1,7 +1,8 @@
 //! What virtual droplets are tested with: cases, each played on machines that are booted once.
 //!
 //! Owns the order of cases, the machines between them, and what is kept of a case that fails. What a case works with is in
-//! `yard.rs`; a case is a function in one of the other files and a line in [`CASES`]. What machines boot from is made by
+//! `yard.rs`; a case is a function in one of the other files and a line in [`CASES`]. Those that do not need a machine are
+//! played on loop devices as well. What machines boot from is made by
 //! the script `image`; `guest` is the first program in them.
 
 mod automount;
@@ -18,6 +19,7 @@ mod yard;
 use std::error::Error;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use crate::support::story::Told;
@@ -29,100 +31,179 @@ struct Case {
     name: &'static str,
     /// What is so when it passes.
     says: &'static str,
+    /// What it needs.
+    needs: Needs,
     play: fn(&mut Yard) -> Told<()>,
 }
 
+/// What a case cannot be played without.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Needs {
+    /// Anything that can be a droplet, loop devices too.
+    Droplets,
+    /// A machine: its disks, its udev or its kernel.
+    Machines,
+}
+use Needs::{Droplets, Machines};
+
+/// What stands in for droplets.
+#[derive(Debug, Clone, Copy)]
+pub enum Stage<'a> {
+    /// Namespaces with loop devices.
+    Loops,
+    /// Virtual machines that boot from what is in this folder.
+    Machines(&'a Path),
+}
+
 const CASES: &[Case] = &[
-    Case { name: "story", says: "the story of the demo, between two machines", play: story::whole },
-    Case { name: "names", says: "a name of 1 to 64 characters finds its disk", play: identity::names },
-    Case { name: "links", says: "a link that is missing, wrong or swapped misleads nobody", play: identity::links },
-    Case { name: "strangers", says: "what only looks like the volume is not touched", play: identity::strangers },
-    Case { name: "late", says: "a disk that comes late is waited for", play: slow::late },
-    Case { name: "empty", says: "a disk that has no size at first is waited for", play: slow::empty },
+    Case { name: "story", needs: Droplets, says: "the story of the demo, between two machines", play: story::whole },
+    Case { name: "late", needs: Droplets, says: "a disk that comes late is waited for", play: slow::late },
     Case {
-        name: "resize",
-        says: "a disk grows in use, whether the kernel is told or has to ask",
-        play: resize::online,
+        name: "half",
+        needs: Droplets,
+        says: "a disk that comes without a size first and then anew is waited for",
+        play: slow::half,
     },
-    Case { name: "snapshot", says: "a snapshot and its source are used on one machine", play: resize::snapshot },
+    Case { name: "resize", needs: Droplets, says: "a disk grows in use", play: resize::told },
+    Case {
+        name: "snapshot",
+        needs: Droplets,
+        says: "a snapshot and its source are used on one machine",
+        play: resize::snapshot,
+    },
+    Case { name: "names", needs: Machines, says: "a name of 1 to 64 characters finds its disk", play: identity::names },
+    Case {
+        name: "links",
+        needs: Machines,
+        says: "a link that is missing, wrong or swapped misleads nobody",
+        play: identity::links,
+    },
+    Case {
+        name: "strangers",
+        needs: Machines,
+        says: "what only looks like the volume is not touched",
+        play: identity::strangers,
+    },
+    Case { name: "empty", needs: Machines, says: "a disk that has no size at first is waited for", play: slow::empty },
+    Case {
+        name: "rescan",
+        needs: Machines,
+        says: "a disk grows in use though the kernel is not told",
+        play: resize::asked,
+    },
     Case {
         name: "automount",
+        needs: Machines,
         says: "the droplet image's automount rule delays a stage, no more",
         play: automount::wins,
     },
-    Case { name: "pulled-mkfs", says: "a disk pulled out under mkfs is formatted the next time", play: pulled::mkfs },
-    Case { name: "pulled-mount", says: "a disk pulled out under a mount keeps its data", play: pulled::mount },
+    Case {
+        name: "pulled-mkfs",
+        needs: Machines,
+        says: "a disk pulled out under mkfs is formatted the next time",
+        play: pulled::mkfs,
+    },
+    Case {
+        name: "pulled-mount",
+        needs: Machines,
+        says: "a disk pulled out under a mount keeps its data",
+        play: pulled::mount,
+    },
     Case {
         name: "pulled-written",
+        needs: Machines,
         says: "a disk pulled out while written keeps what was synced",
         play: pulled::written,
     },
-    Case { name: "power-cut", says: "what was synced before a power cut is on the next machine", play: power::cut },
+    Case {
+        name: "power-cut",
+        needs: Machines,
+        says: "what was synced before a power cut is on the next machine",
+        play: power::cut,
+    },
     Case {
         name: "encrypted",
+        needs: Machines,
         says: "an encrypted volume moves, grows, and is closed on the machine it leaves",
         play: encrypted::life,
     },
     Case {
         name: "encrypted-pulled",
+        needs: Machines,
         says: "an encrypted disk pulled out in use keeps what was synced, and its key is forgotten",
         play: encrypted::pulled,
     },
     Case {
         name: "encrypted-killed",
+        needs: Machines,
         says: "a plugin killed while it encrypts a disk or opens it leaves nothing open and nothing half done",
         play: encrypted::killed,
     },
-    Case { name: "selinux", says: "a confined process reads a labelled volume", play: selinux::labelled },
+    Case {
+        name: "selinux",
+        needs: Machines,
+        says: "a confined process reads a labelled volume",
+        play: selinux::labelled,
+    },
 ];
 
-/// Plays all cases, or the one of this name, with machines that boot from the images in a folder. What is kept of cases
-/// that fail goes to another folder.
+/// Plays all cases that this stage has what they need for, or the one of this name. What is kept of cases that fail goes to a
+/// folder. Between cases it looks whether it should stop.
 ///
 /// # Errors
-/// A case failed, or no machine could be had.
-pub fn run(base: &Path, program: &Path, kept: &Path, only: Option<&str>) -> Result<(), Box<dyn Error>> {
-    let cases: Vec<&Case> = CASES.iter().filter(|case| only.is_none_or(|name| name == case.name)).collect();
+/// A case failed, no machine could be had, or it was interrupted.
+pub fn run(
+    stage: Stage<'_>,
+    program: &Path,
+    kept: &Path,
+    only: Option<&str>,
+    interrupted: &AtomicBool,
+) -> Result<(), Box<dyn Error>> {
+    let can = |case: &&Case| matches!(stage, Stage::Machines(_)) || case.needs == Droplets;
+    let cases: Vec<&Case> = CASES.iter().filter(can).filter(|case| only.is_none_or(|name| name == case.name)).collect();
     if cases.is_empty() {
-        let names: Vec<&str> = CASES.iter().map(|case| case.name).collect();
+        let names: Vec<&str> = CASES.iter().filter(can).map(|case| case.name).collect();
         return Err(format!("there is no such case; there are: {}", names.join(", ")).into());
     }
     let (started, mut failed) = (Instant::now(), Vec::new());
     let mut open = None;
     for case in cases.iter().copied() {
-        let mut yard = match open.take() {
-            Some(yard) => yard,
-            None => Yard::open(base, program)?,
+        if interrupted.load(Ordering::Relaxed) {
+            return Err("interrupted".into());
+        }
+        let mut yard = match (open.take(), stage) {
+            (Some(yard), _) => yard,
+            (None, Stage::Loops) => Yard::on_loop_devices(program)?,
+            (None, Stage::Machines(base)) => Yard::open(base, program)?,
         };
-        let began = Instant::now();
-        let played = (case.play)(&mut yard).and_then(|()| yard.tidy());
-        let took = began.elapsed().as_secs_f64();
-        match played {
-            Ok(()) => {
-                println!("  ok   {took:6.1} s  {}: {}", case.name, case.says);
-                open = Some(yard);
-            }
-            Err(why) => {
-                let folder = keep(&yard, kept, case.name)?;
-                println!("  FAILED {took:4.1} s  {}: {}\n{why}", case.name, case.says);
-                println!("  the machines' serial lines and the plugins' logs are in {}", folder.display());
-                println!("  alone: make test-droplets CASE={}", case.name);
-                failed.push(case.name);
-                // The next case gets machines that nothing is wrong with.
-                drop(yard);
-            }
+        if play(case, &mut yard, kept)? {
+            open = Some(yard);
+        } else {
+            failed.push(case.name);
+            // The next case gets machines that nothing is wrong with.
+            drop(yard);
         }
     }
-    if let Some(yard) = open {
-        yard.close()?;
-    }
-    println!(
-        "\n{} passed, {} failed, in {:.0} s",
-        cases.len() - failed.len(),
-        failed.len(),
-        started.elapsed().as_secs_f64()
-    );
+    open.map_or(Ok(()), Yard::close)?;
+    let took = started.elapsed().as_secs_f64();
+    println!("\n{} passed, {} failed, in {took:.0} s", cases.len() - failed.len(), failed.len());
     if failed.is_empty() { Ok(()) } else { Err(failed.join(", ").into()) }
+}
+
+/// Plays a case and tells whether it passed.
+fn play(case: &Case, yard: &mut Yard, kept: &Path) -> Told<bool> {
+    let began = Instant::now();
+    let played = (case.play)(yard).and_then(|()| yard.tidy());
+    let took = began.elapsed().as_secs_f64();
+    let Err(why) = played else {
+        println!("  ok     {took:5.1} s  {}: {}", case.name, case.says);
+        return Ok(true);
+    };
+    let folder = keep(yard, kept, case.name)?;
+    println!("  FAILED {took:5.1} s  {}: {}\n{why}", case.name, case.says);
+    println!("  the machines' serial lines and the plugins' logs are in {}", folder.display());
+    println!("  alone: make test-droplets CASE={}", case.name);
+    Ok(false)
 }
 
 /// Copies what is of use of a failed case, and gives the folder.
@@ -130,12 +211,13 @@ fn keep(yard: &Yard, kept: &Path, case: &str) -> Told<PathBuf> {
     let folder = kept.join(case);
     fs::create_dir_all(&folder)?;
     for machine in yard.machines() {
-        let guest = yard::guest(machine);
-        fs::copy(guest.serial(), folder.join(format!("{}.serial", machine.name)))?;
+        if let Some(guest) = machine.droplet.guest() {
+            fs::copy(guest.serial(), folder.join(format!("{}.serial", machine.name)))?;
+        }
         // A machine that does not answer any more has only its serial line.
-        let log = guest.run("cat /var/lib/droplet/plugin.log; dmesg | tail -n 200; cat /proc/self/mountinfo");
-        let log = log.unwrap_or_else(|error| error.to_string());
-        fs::write(folder.join(format!("{}.log", machine.name)), log)?;
+        let log = machine.home().join("plugin.log");
+        let said = machine.droplet.sh(&format!("cat {}; dmesg | tail -n 200; cat /proc/self/mountinfo", log.display()));
+        fs::write(folder.join(format!("{}.log", machine.name)), said.unwrap_or_else(|error| error.to_string()))?;
     }
     Ok(folder)
 }

@@ -10,7 +10,7 @@ pub fn cut(yard: &mut Yard) -> Told<()> {
     yard.up(A, &mut vol)?;
     yard.put(A, &vol, "synced", "for good")?;
     // As a task that is in the middle of something.
-    yard.machine(A).droplet.write(&yard.target(&vol).join("unsynced"), "perhaps")?;
+    yard.machine(A).droplet.write(&yard.target(A, &vol).join("unsynced"), "perhaps")?;
     let droplet = yard.machine(A).id;
     yard.cut_power(A);
     yard.cloud.sim.set_droplet_status(droplet, DropletStatus::Off);

@@ -45,7 +45,7 @@ pub fn written(yard: &mut Yard) -> Told<()> {
     let mut vol = yard.volume("written", "xfs")?;
     yard.up(A, &mut vol)?;
     yard.put(A, &vol, "synced", "for good")?;
-    let target = yard.target(&vol);
+    let target = yard.target(A, &vol);
     let writer = format!("cd {} && while dd if=/dev/urandom of=noise bs=64k count=64; do :; done", target.display());
     yard.sh(A, &format!("setsid sh -c '{writer}' >/dev/null 2>&1 &"))?;
     yard.until(A, &format!("test -s {}/noise", target.display()))?;
@@ -65,8 +65,8 @@ pub fn written(yard: &mut Yard) -> Told<()> {
 /// Stages a volume on a slow disk and pulls the disk out as soon as a script succeeds.
 fn stage_and_pull(yard: &mut Yard, vol: &Vol, disk: &Disk, script: &str) -> Told<Outcome<()>> {
     yard.plug(A, disk)?;
-    let (client, staging) = (yard.client(A)?, yard.staging(vol));
-    yard.machine(A).prepare(&staging, &yard.target(vol))?;
+    let (client, staging) = (yard.client(A)?, yard.staging(A, vol));
+    yard.machine(A).prepare(&staging, &yard.target(A, vol))?;
     let outcome = thread::scope(|scope| -> Told<_> {
         let stage = scope.spawn(|| client.stage(&vol.csi, &staging));
         let moment = yard.until(A, script);

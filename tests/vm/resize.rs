@@ -5,15 +5,18 @@ use crate::sim::qmp::{Bus, Disk};
 use crate::support::client::{Volume, new_volume, restored};
 use crate::support::story::{Told, ensure};
 
-/// Once with a controller that tells the kernel, once with one that leaves it to the plugin to ask.
-pub fn online(yard: &mut Yard) -> Told<()> {
+/// The kernel is told of the new size.
+pub fn told(yard: &mut Yard) -> Told<()> {
     let mut vol = yard.volume("grows", "xfs")?;
     yard.up(A, &mut vol)?;
     let bytes = i64::try_from(2 * GIB)?;
     yard.client(A)?.expand(&vol.csi.id, bytes)?;
     grows(yard, &vol)?;
-    yard.down(A, &vol)?;
+    yard.down(A, &vol)
+}
 
+/// The kernel is not told, and the plugin has to ask.
+pub fn asked(yard: &mut Yard) -> Told<()> {
     let (vol, disk) = (yard.told("asks", "ext4")?, yard.disk("asks")?);
     let disk = Disk { bus: Bus::Silent, ..disk };
     yard.plug(A, &disk)?;
@@ -27,7 +30,7 @@ pub fn online(yard: &mut Yard) -> Told<()> {
 }
 
 fn grows(yard: &mut Yard, vol: &Vol) -> Told<()> {
-    let target = yard.target(vol);
+    let target = yard.target(A, vol);
     yard.client(A)?.node_expand(&vol.csi.id, &target, i64::try_from(2 * GIB)?)?;
     let bytes = yard.machine(A).droplet.file_system_size(&target)?;
     // Its log and its tables take a part of the disk.

@@ -24,7 +24,7 @@ pub fn labelled(yard: &mut Yard) -> Told<()> {
         vol.csi.context.insert(SETTING.to_owned(), LABEL.to_owned());
         yard.up(B, &mut vol)?;
         yard.put(B, &vol, "file", "content")?;
-        let file = yard.target(&vol).join("file").display().to_string();
+        let file = yard.target(B, &vol).join("file").display().to_string();
         let seen = yard.sh(B, &format!("stat -c %C {file}"))?;
         ensure(seen.trim() == LABEL, || format!("the file's label is {seen}"))?;
         let confined = "runcon system_u:system_r:confined_t:s0 cat";

@@ -17,13 +17,22 @@ pub fn late(yard: &mut Yard) -> Told<()> {
     yard.down(A, &vol)
 }
 
+/// A disk that is there without a size, and goes for one that has its size.
+pub fn half(yard: &mut Yard) -> Told<()> {
+    yard.cloud.sim.faults().add_action(ActionFault::half_attached(Duration::from_secs(3)));
+    let mut vol = yard.volume("half", "xfs")?;
+    yard.up(A, &mut vol)?;
+    yard.is_on_its_disk(A, &vol)?;
+    yard.down(A, &vol)
+}
+
 /// A disk that is there without a size, and has one a moment later.
 pub fn empty(yard: &mut Yard) -> Told<()> {
     let (vol, disk) = (yard.told("empty", "ext4")?, yard.disk("empty")?);
     File::create(&disk.file)?.set_len(0)?;
     yard.plug(A, &disk)?;
     yard.until(A, &format!("test -b {0} && test $(blockdev --getsize64 {0}) = 0", vol.link()))?;
-    let (client, staging) = (yard.client(A)?, yard.staging(&vol));
+    let (client, staging) = (yard.client(A)?, yard.staging(A, &vol));
     yard.machine(A).prepare(&staging, &staging)?;
     let monitor = yard.monitor(A);
     let staged = thread::scope(|scope| -> Told<_> {

@@ -1,16 +1,14 @@
 //! The story that the demo tells, on machines.
 
-use std::path::Path;
 use std::time::Duration;
 
 use super::yard::Yard;
-use crate::support::cloud::Program;
 use crate::support::story::{self, Listener, Told, ensure};
 
 /// Plays it between the two machines.
 pub fn whole(yard: &mut Yard) -> Told<()> {
     let mut counter = Counter(0);
-    story::tell(&yard.cloud, &Program::from(Path::new("the one of the machine")), &mut counter)?;
+    story::tell(&yard.cloud, &yard.program(), &mut counter)?;
     ensure(counter.0 > 30, || format!("only {} steps", counter.0))
 }
 

@@ -1,6 +1,7 @@
 //! What a case works with: two machines, a plugin on each, volumes, and disks that no cloud knows.
 //!
-//! Owns the cloud with its machines, and the state in which a case has to leave them.
+//! Owns the cloud with its machines, and the state in which a case has to leave them. The machines can be namespaces with
+//! loop devices instead, for cases that ask for nothing else.
 
 use std::error::Error;
 use std::fs::File;
@@ -15,7 +16,7 @@ use do_csi_plugin::size::Gib;
 use crate::sim::qmp::{Disk, Monitor};
 use crate::sim::{NewVolume, Rules, SimConfig, Times};
 use crate::support::client::{Client, Outcome, Volume};
-use crate::support::cloud::{Cloud, Machine};
+use crate::support::cloud::{Cloud, Machine, Program};
 use crate::support::guest::{Accelerator, Guest};
 use crate::support::plugin::Plugin;
 use crate::support::story::{Told, ensure};
@@ -56,6 +57,7 @@ impl Vol {
 pub struct Yard {
     // Before the cloud: a plugin is ended in a machine that runs.
     plugins: Vec<Option<Plugin>>,
+    program: PathBuf,
     accelerator: Accelerator,
     /// The cloud.
     pub cloud: Cloud,
@@ -68,12 +70,27 @@ pub fn guest(machine: &Machine) -> &Arc<Guest> {
     machine.droplet.guest().expect("all machines of a yard are virtual")
 }
 
+/// The droplets of every yard.
+const NAMES: [&str; 2] = ["node-a", "node-b"];
+
+fn config() -> SimConfig {
+    SimConfig { rules: Rules { times: Times::actions(ACTION), ..Rules::default() }, ..SimConfig::default() }
+}
+
 impl Yard {
+    /// Takes namespaces and loop devices for machines.
+    pub fn on_loop_devices(program: &Path) -> Result<Yard, Box<dyn Error>> {
+        Ok(Yard::around(Cloud::start(config(), &NAMES)?, program, Accelerator::Emulation))
+    }
+
+    fn around(cloud: Cloud, program: &Path, accelerator: Accelerator) -> Yard {
+        let plugins = cloud.machines.iter().map(|_| None).collect();
+        Yard { plugins, program: program.to_owned(), accelerator, cloud, count: 0, plugged: Vec::new() }
+    }
+
     /// Boots two machines.
     pub fn open(base: &Path, program: &Path) -> Result<Yard, Box<dyn Error>> {
-        let rules = Rules { times: Times::actions(ACTION), ..Rules::default() };
-        let cloud =
-            Cloud::start_machines(SimConfig { rules, ..SimConfig::default() }, &["node-a", "node-b"], base, program)?;
+        let cloud = Cloud::start_machines(config(), &NAMES, base, program)?;
         let guests: Vec<&Arc<Guest>> = cloud.machines.iter().map(guest).collect();
         // Hardware help may be offered and not work, which only an attempt shows.
         let first = guests.first().ok_or("no machine")?;
@@ -84,8 +101,7 @@ impl Yard {
         rest.iter().try_for_each(|guest| guest.power_on(accelerator, ""))?;
         rest.iter().try_for_each(|guest| guest.await_up())?;
         println!("two machines are up, by {accelerator:?}");
-        let plugins = cloud.machines.iter().map(|_| None).collect();
-        Ok(Yard { plugins, accelerator, cloud, count: 0, plugged: Vec::new() })
+        Ok(Yard::around(cloud, program, accelerator))
     }
 
     /// All machines.
@@ -113,20 +129,19 @@ impl Yard {
 
     /// Runs a script on a machine.
     pub fn sh(&self, at: usize, script: &str) -> Told<String> {
-        Ok(guest(self.machine(at)).run(script)?)
+        Ok(self.machine(at).droplet.sh(script)?)
     }
 
     /// Waits until a script succeeds on a machine.
     pub fn until(&self, at: usize, script: &str) -> Told<String> {
-        let seen = wait_for(LIMIT, || guest(self.machine(at)).run(script).ok());
+        let seen = wait_for(LIMIT, || self.machine(at).droplet.sh(script).ok());
         seen.ok_or_else(|| format!("in vain on {}: {script}", self.machine(at).name).into())
     }
 
     /// A client of a machine's plugin, which is started if it does not run.
     pub fn client(&mut self, at: usize) -> Told<Client> {
         if self.plugins[at].is_none() {
-            let program = Path::new("the one of the machine");
-            self.plugins[at] = Some(self.machine(at).start(program)?);
+            self.plugins[at] = Some(self.machine(at).start(self.program.as_path())?);
         }
         let plugin = self.plugins[at].as_ref().ok_or("no plugin")?;
         Ok(plugin.client.clone())
@@ -138,6 +153,11 @@ impl Yard {
             plugin.wait()?;
         }
         self.client(at)
+    }
+
+    /// The program that is tested.
+    pub fn program(&self) -> Program {
+        self.program.as_path().into()
     }
 
     /// The process id of a machine's plugin, in the machine.
@@ -190,32 +210,32 @@ impl Yard {
     }
 
     /// Where a volume is staged.
-    pub fn staging(&self, vol: &Vol) -> PathBuf {
-        self.machine(A).staging(&vol.name)
+    pub fn staging(&self, at: usize, vol: &Vol) -> PathBuf {
+        self.machine(at).staging(&vol.name)
     }
 
     /// Where it is published.
-    pub fn target(&self, vol: &Vol) -> PathBuf {
-        self.machine(A).target("alloc", &vol.name)
+    pub fn target(&self, at: usize, vol: &Vol) -> PathBuf {
+        self.machine(at).target("alloc", &vol.name)
     }
 
     /// Makes the folders that Nomad makes, and stages a volume.
     pub fn stage(&mut self, at: usize, vol: &Vol) -> Told<Outcome<()>> {
-        let (staging, target) = (self.staging(vol), self.target(vol));
+        let (staging, target) = (self.staging(at, vol), self.target(at, vol));
         self.machine(at).prepare(&staging, &target)?;
         Ok(self.client(at)?.stage(&vol.csi, &staging))
     }
 
     /// Unstages it.
     pub fn unstage(&mut self, at: usize, vol: &Vol) -> Told<()> {
-        let staging = self.staging(vol);
+        let staging = self.staging(at, vol);
         self.client(at)?.unstage(&vol.csi.id, &staging)?;
         Ok(())
     }
 
     /// Publishes a staged volume.
     pub fn publish(&mut self, at: usize, vol: &Vol) -> Told<()> {
-        let (staging, target) = (self.staging(vol), self.target(vol));
+        let (staging, target) = (self.staging(at, vol), self.target(at, vol));
         Ok(self.client(at)?.publish(&vol.csi, &staging, &target, false)?)
     }
 
@@ -229,7 +249,7 @@ impl Yard {
 
     /// Unpublishes and unstages it.
     pub fn off(&mut self, at: usize, vol: &Vol) -> Told<()> {
-        let target = self.target(vol);
+        let target = self.target(at, vol);
         self.client(at)?.unpublish(&vol.csi.id, &target)?;
         self.unstage(at, vol)
     }
@@ -243,20 +263,24 @@ impl Yard {
 
     /// Writes a file on a published volume and makes sure that it is on the disk.
     pub fn put(&self, at: usize, vol: &Vol, name: &str, text: &str) -> Told<()> {
-        let file = self.target(vol).join(name);
+        let file = self.target(at, vol).join(name);
         self.machine(at).droplet.write(&file, text)?;
-        self.sh(at, &format!("sync {0} {1}", file.display(), self.target(vol).display())).map(drop)
+        self.sh(at, &format!("sync {0} {1}", file.display(), self.target(at, vol).display())).map(drop)
     }
 
     /// Asserts what a file on a published volume says.
     pub fn says(&self, at: usize, vol: &Vol, name: &str, want: &str) -> Told<()> {
-        let text = self.machine(at).droplet.read(&self.target(vol).join(name))?;
+        let text = self.machine(at).droplet.read(&self.target(at, vol).join(name))?;
         ensure(text == want, || format!("{name} says {text:?} and not {want:?}"))
     }
 
-    /// Asserts that a disk is mounted at a volume's staging path which carries the volume's name.
+    /// Asserts that a disk is mounted at a volume's staging path which carries the volume's name. Loop devices carry none.
     pub fn is_on_its_disk(&self, at: usize, vol: &Vol) -> Told<()> {
-        let staging = self.staging(vol);
+        if self.machine(at).droplet.guest().is_none() {
+            let line = self.machine(at).droplet.mount_at(&self.staging(at, vol));
+            return line.map(drop).ok_or_else(|| format!("{} is not mounted", vol.name).into());
+        }
+        let staging = self.staging(at, vol);
         let script = format!("cat /sys/dev/block/$(mountpoint -d {})/device/vpd_pg83", staging.display());
         let page = self.sh(at, &script)?;
         ensure(page.contains(&vol.name), || format!("{} is mounted from the disk {page:?}", vol.name))
@@ -280,8 +304,10 @@ impl Yard {
         self.cloud.sim.settle()?;
         for at in [A, B] {
             self.has_no_mounts(at)?;
-            self.until(at, "! ls -d /sys/block/sd* 2>/dev/null && udevadm settle")?;
-            self.sh(at, "rm -rf /var/lib/droplet/*")?;
+            if self.machine(at).droplet.guest().is_some() {
+                self.until(at, "! ls -d /sys/block/sd* 2>/dev/null && udevadm settle")?;
+                self.sh(at, "rm -rf /var/lib/droplet/*")?;
+            }
         }
         let attached = self.cloud.sim.volumes().into_iter().filter(|volume| volume.attached_to.is_some());
         let attached: Vec<String> = attached.map(|volume| volume.name).collect();
