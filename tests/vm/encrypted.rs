@@ -41,7 +41,7 @@ pub fn life(yard: &mut Yard) -> Told<()> {
         yard.client(B)?.expand(&vol.csi.id, i64::try_from(3 * GIB)?)?;
         yard.up(B, &mut vol)?;
         yard.says(B, &vol, "file", "for nobody's eyes")?;
-        let bytes = yard.machine(B).droplet.file_system_size(&target)?;
+        let bytes = yard.machine(B).droplet.file_system_size(&yard.target(B, &vol))?;
         ensure(bytes > 28 * GIB / 10, || format!("{fs} has {bytes} bytes"))?;
         yard.down(B, &vol)?;
         nothing_is_open(yard, B)?;
@@ -84,7 +84,10 @@ pub fn killed(yard: &mut Yard) -> Told<()> {
         yard.machine(A).prepare(&staging, &yard.target(A, &vol))?;
         std::thread::scope(|scope| -> Told<()> {
             let stage = scope.spawn(|| client.stage(&vol.csi, &staging));
-            let script = format!("until {moment} >/dev/null; do :; done; kill -9 {}", yard.plugin_pid(A)?);
+            // A moment that is too short to be seen must not be waited for for ever.
+            let is_over = "[ $((count += 1)) -gt 300 ]";
+            let pid = yard.plugin_pid(A)?;
+            let script = format!("count=0; until {moment} >/dev/null || {is_over}; do :; done; kill -9 {pid}");
             yard.sh(A, &script)?;
             // Whether the call came to its end before is no matter.
             stage.join().map(drop).map_err(|_| "the call panicked".into())

@@ -147,17 +147,17 @@ impl Yard {
         Ok(plugin.client.clone())
     }
 
-    /// The program that is tested.
-    pub fn program(&self) -> Program {
-        self.program.as_path().into()
-    }
-
     /// Starts a machine's plugin anew, after it was killed in the machine.
     pub fn restart(&mut self, at: usize) -> Told<Client> {
         if let Some(mut plugin) = self.plugins[at].take() {
             plugin.wait()?;
         }
         self.client(at)
+    }
+
+    /// The program that is tested.
+    pub fn program(&self) -> Program {
+        self.program.as_path().into()
     }
 
     /// The process id of a machine's plugin, in the machine.
