@@ -28,6 +28,8 @@ use crate::lock::VolumeGuard;
 pub(super) const DATA_AT: u64 = 16 * 1024 * 1024;
 /// How much of a disk the two copies of the head take. Source: LUKS2 On-Disk Format Specification, 2.
 const HEADS: u64 = 32 * 1024;
+/// What the head begins with. Source: as above.
+const MAGIC: &[u8] = b"LUKS\xba\xbe";
 /// What an encrypted volume's head says of who made it: before, and after there is a file system in it.
 pub(super) const SUBSYSTEM_NEW: &str = "do-csi-plugin:new";
 pub(super) const SUBSYSTEM: &str = "do-csi-plugin";
@@ -79,6 +81,30 @@ pub fn observe_container(runner: &dyn Runner, disk: &Device) -> Result<Container
     };
     let note = Note { is_there: has_note(disk)?, is_all: is_zero(disk, DATA_AT + NOTE_LENGTH, u64::MAX)? };
     Ok(plan_content(head, note, content))
+}
+
+/// Whether an encrypted volume was begun on a disk that nobody was given yet. Nothing is written, and a disk that holds
+/// anything else is only looked at in two places.
+///
+/// # Errors
+/// As [`observe_content`].
+pub fn observe_is_begun(runner: &dyn Runner, disk: &Device) -> Result<bool> {
+    if has_note(disk)? {
+        return Ok(true);
+    }
+    let magic = u64::try_from(MAGIC.len()).unwrap_or_default();
+    if disk.size().0 < HEADS || Disk::open(disk)?.read(0, magic)? != MAGIC {
+        return Ok(false);
+    }
+    match observe_content(runner, disk)? {
+        Content::Encrypted(luks) => Ok(is_new(&luks)),
+        Content::AllZero
+        | Content::Unrecognised { .. }
+        | Content::Filesystem(_)
+        | Content::Unfinished(_)
+        | Content::OtherSignature { .. }
+        | Content::Ambivalent { .. } => Ok(false),
+    }
 }
 
 /// The head of an encrypted volume.

@@ -45,7 +45,8 @@ pub(super) fn apply_format(guard: &VolumeGuard, runner: &dyn Runner, disk: &Devi
 /// Opens an encrypted volume under a name that is free.
 ///
 /// # Errors
-/// [`Error::Invalid`] when the key does not fit, else as [`apply_format`].
+/// [`Error::Invalid`] when the key does not fit, [`Error::Command`] when cryptsetup fails, [`Error::Precondition`] for a reason
+/// with a cure.
 /// Source: cryptsetup-open(8).
 pub fn apply_open(guard: &VolumeGuard, runner: &dyn Runner, disk: &Device, name: &str, key: &Key) -> Result<()> {
     let cmd = Cmd::new(Tool::Cryptsetup, KEY_BUDGET)
@@ -87,14 +88,20 @@ pub fn apply_resize(
 /// Closes an open encrypted volume as soon as nothing uses it any more, which may be at once: then the kernel forgets the
 /// key, also when this program has ended by then. Until then it can be used as before.
 ///
-/// A second call changes nothing.
+/// A second call changes nothing, nor does one for a device that does not exist: the kernel may just have closed it.
 ///
 /// # Errors
 /// [`Error::Command`] when cryptsetup fails.
 /// Source: cryptsetup-close(8), `--deferred`; `dm_lock_for_deletion` and `dm_blk_close` in the kernel's `drivers/md/dm.c`.
 pub fn apply_close(guard: &VolumeGuard, runner: &dyn Runner, volume: &VolumeName, name: &str) -> Result<()> {
     let cmd = Cmd::new(Tool::Cryptsetup, BUDGET).args(["close", "--deferred"]).arg(name).holding(guard);
-    run(runner, &cmd, volume, format!("closing the encrypted volume {volume}"))
+    let doing = format!("closing the encrypted volume {volume}");
+    match runner.run(&cmd) {
+        // "The device does not exist or access is denied."
+        Ok(out) if out.exit == Exit::Code(4) => Ok(()),
+        Ok(out) => plan_outcome(out, &cmd, volume, doing),
+        Err(source) => Err(Error::Command { doing, source }),
+    }
 }
 
 /// Takes the mark off an encrypted volume that says that it was not used yet.

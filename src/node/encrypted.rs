@@ -164,7 +164,10 @@ impl Node {
         let names = observe_names(&self.places, disk.volume())?;
         for stale in &names.taken {
             warn!("closing what is left of an earlier disk volume={} mapper={stale}", disk.volume());
-            apply_close(&call.guard, &call.runner, disk.volume(), stale)?;
+            // There is another name for this volume, so what does not go is in nobody's way.
+            if let Err(err) = apply_close(&call.guard, &call.runner, disk.volume(), stale) {
+                warn!("it stays: {}", Chain(&err));
+            }
         }
         let _disk_pin = disk.open()?;
         apply_open(&call.guard, &call.runner, disk, &names.free, key)?;
@@ -175,8 +178,8 @@ impl Node {
                 found: format!("it was opened as {}, which does not lie on {}", names.free, disk.path().display()),
             }),
         });
-        // Also when something is wrong: then it is closed at once.
-        apply_close(&call.guard, &call.runner, disk.volume(), &names.free)?;
+        // Also when something is wrong: then it is closed at once. This is owed even when the call has no time left.
+        apply_close(&call.guard, self.runner.as_ref(), disk.volume(), &names.free)?;
         seen.map(|(pin, device)| (device, pin))
     }
 

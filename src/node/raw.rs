@@ -12,6 +12,7 @@ use super::see::elsewhere;
 use super::{Call, Node};
 use crate::error::{Chain, Error, Result};
 use crate::host::CLAIM_BUDGET;
+use crate::host::container::observe_is_begun;
 use crate::host::content::observe_unfinished;
 use crate::host::device::Device;
 use crate::host::mount::observe_mounts;
@@ -79,7 +80,20 @@ pub(super) fn check_raw(call: &Call<'_>, mounts: &MountTable, device: &Device) -
         return Ok(());
     }
     device.check_is_free(call.cap(CLAIM_BUDGET))?;
-    refuse_unfinished(device)
+    refuse_unfinished(call, device)
+}
+
+/// As [`refuse_unfinished`], for an encrypted volume that nobody was given yet.
+fn refuse_begun(call: &Call<'_>, device: &Device) -> Result<()> {
+    if !observe_is_begun(&call.runner, device)? {
+        return Ok(());
+    }
+    let path = device.path().display();
+    Err(Error::Precondition(format!(
+        "volume {} on {path} holds the beginning of an encrypted volume, whose making was cut off, and is not given out as a raw \
+         disk; stage it as an encrypted volume once, which completes it, or clear it with `blkdiscard --zeroout {path}`",
+        device.volume()
+    )))
 }
 
 /// In the mount table a raw volume is known by coming from a devtmpfs; one from elsewhere could never be taken down again.
@@ -95,10 +109,10 @@ fn check_nodes(mounts: &MountTable, device: &Device) -> Result<()> {
     }
 }
 
-/// Refuses a disk on which a file system was begun and not finished. As a raw disk it would get other content, and the
+/// Refuses a disk on which a file system, or an encrypted volume, was begun and not finished. As a raw disk it would get other content, and the
 /// signs of the unfinished file system might outlast it: staged for a file system later, the disk would be formatted.
-pub(super) fn refuse_unfinished(device: &Device) -> Result<()> {
-    let Some(fs) = observe_unfinished(device)? else { return Ok(()) };
+pub(super) fn refuse_unfinished(call: &Call<'_>, device: &Device) -> Result<()> {
+    let Some(fs) = observe_unfinished(device)? else { return refuse_begun(call, device) };
     let path = device.path().display();
     Err(Error::Precondition(format!(
         "volume {} on {path} holds the beginning of {fs}, whose making was cut off, and is not given out as a raw disk; \

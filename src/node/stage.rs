@@ -75,7 +75,7 @@ impl Node {
     pub fn stage(&self, want: &Stage) -> Result<()> {
         let call = self.begin(&want.volume)?;
         match (self.ensure_staged(&call, want)?, &want.capability.access) {
-            (Some(device), Access::Block) => refuse_unfinished(&device),
+            (Some(device), Access::Block) => refuse_unfinished(&call, &device),
             (Some(_), Access::Mount { .. }) => Ok(()),
             (None, Access::Block | Access::Mount { .. }) => {
                 info!(

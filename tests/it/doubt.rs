@@ -191,7 +191,7 @@ fn a_volume_whose_detach_does_not_show_yet_is_deleted() {
 
 #[test]
 fn a_volume_that_is_listed_on_a_droplet_that_does_not_have_it_is_told_so() {
-    let (fleet, plugin) = started(&["--call-budget=4"]);
+    let (fleet, plugin) = started(&ARGS);
     let id = fleet.volume_on("one", A);
     let other = fleet.volume("other");
     let droplet = format!(r#"{{"droplet":{{"id":{A},"name":"node-a","status":"active","volume_ids":["{other}"]}}}}"#);

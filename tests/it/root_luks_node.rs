@@ -92,6 +92,30 @@ fn root_an_encrypted_volume_lives_as_any_other() {
 
 #[test]
 #[ignore = "needs root: make test-root"]
+fn root_the_beginning_of_an_encrypted_volume_is_not_given_out_as_a_raw_disk() {
+    let rig = Rig::start();
+    let vol = rig.volume("begun", "").block();
+    let node = rig.node(&vol).display().to_string();
+    let format = |subsystem: &str| {
+        let args = "--batch-mode luksFormat --type luks2 --pbkdf pbkdf2 --pbkdf-force-iterations 1000";
+        rig.run("sh", &["-c", &format!("printf key | cryptsetup {args} --subsystem {subsystem} --key-file=- {node}")]);
+    };
+    format("do-csi-plugin:new");
+    let before = rig.bytes(&vol);
+    let words = ["the beginning of an encrypted volume", "blkdiscard"];
+    refused(rig.stage(&vol), RpcStatusCode::FAILED_PRECONDITION, &words);
+    refused(rig.publish(&vol, "raw"), RpcStatusCode::FAILED_PRECONDITION, &words);
+    assert!(before.are_still_there());
+    // One that is somebody's own may be used raw.
+    format("do-csi-plugin");
+    rig.stage(&vol).unwrap();
+    rig.publish(&vol, "raw").unwrap();
+    rig.unpublish(&vol, "raw").unwrap();
+    close(rig);
+}
+
+#[test]
+#[ignore = "needs root: make test-root"]
 fn root_the_key_may_come_with_either_call_and_must_be_right() {
     let rig = Rig::start();
     let vol = rig.volume("secret", "").fs("ext4").encrypted(KEY);
