@@ -415,6 +415,7 @@ mod tests {
         let not_found = || refused(ApiErrorKind::AttachmentNotFound);
         let odd = || refused(ApiErrorKind::Unprocessable);
         let attached = || Attached(ActionId(5), None);
+        let stuck = || Moves::Stuck(action("detach_volume"));
         let (same, older) = (Some(ActionId(5)), Some(ActionId(3)));
         let table = [
             (not_found(), Nowhere, attached(), None, Age::First, Next::Done),
@@ -443,6 +444,14 @@ mod tests {
             (open(), Here, Unknown, None, Age::First, Next::Again),
             (open(), Here, Detached, None, Age::First, Next::AwaitShown),
             (open(), Nowhere, Detached, None, Age::First, Next::Done),
+            (not_found(), Nowhere, stuck(), None, Age::First, Next::Done),
+            (not_found(), Elsewhere, stuck(), None, Age::First, Next::Done),
+            (not_found(), Here, stuck(), None, Age::First, Next::AskDroplet),
+            (Sent::Overdue, Nowhere, stuck(), None, Age::First, Next::AskDroplet),
+            (odd(), Elsewhere, stuck(), None, Age::Late, Next::AskDroplet),
+            (Sent::Overdue, Here, stuck(), None, Age::Late, Next::Await(action("detach_volume"))),
+            (Sent::Overdue, Here, Detached, None, Age::First, Next::AwaitShown),
+            (Sent::Overdue, Here, attached(), None, Age::First, Next::Again),
         ];
         for (sent, listing, moves, meant, age, want) in table {
             let facts = Facts { listing, moves, meant, sent_at, age };

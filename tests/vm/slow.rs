@@ -10,17 +10,17 @@ use crate::support::story::{Told, ensure};
 
 /// A disk that the machine sees only some seconds after the cloud has called it attached.
 pub fn late(yard: &mut Yard) -> Told<()> {
-    yard.cloud.sim.faults().add_action(ActionFault::device_late(Duration::from_secs(5)));
-    let mut vol = yard.volume("late", "xfs")?;
-    yard.up(A, &mut vol)?;
-    yard.is_on_its_disk(A, &vol)?;
-    yard.down(A, &vol)
+    attached_with(yard, "late", ActionFault::device_late(Duration::from_secs(5)))
 }
 
 /// A disk that is there without a size, and goes for one that has its size.
 pub fn half(yard: &mut Yard) -> Told<()> {
-    yard.cloud.sim.faults().add_action(ActionFault::half_attached(Duration::from_secs(3)));
-    let mut vol = yard.volume("half", "xfs")?;
+    attached_with(yard, "half", ActionFault::half_attached(Duration::from_secs(3)))
+}
+
+fn attached_with(yard: &mut Yard, name: &str, fault: ActionFault) -> Told<()> {
+    yard.cloud.sim.faults().add_action(fault);
+    let mut vol = yard.volume(name, "xfs")?;
     yard.up(A, &mut vol)?;
     yard.is_on_its_disk(A, &vol)?;
     yard.down(A, &vol)
