@@ -331,6 +331,30 @@ fn a_plugin_that_finds_an_action_of_long_ago_running_still_tells_where_the_volum
 }
 
 #[test]
+fn an_action_that_is_only_slow_is_not_taken_for_one_that_has_ended() {
+    let (fleet, plugin) = started(&["--call-budget=10"]);
+    let (going, coming) = (fleet.volume_on("going", A), fleet.volume("coming"));
+    for kind in [ActionKind::Attach, ActionKind::Detach] {
+        fleet.sim.faults().add_action(ActionFault::taking(Duration::from_millis(7500)).of(kind));
+    }
+    let client = &plugin.client;
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let outcome = unpublish(client, &going, A);
+            assert!(outcome.is_err() || fleet.sim.attached_to(&going).is_none(), "it is still there: {outcome:?}");
+        });
+        scope.spawn(|| {
+            let outcome = publish(client, &coming, B);
+            let holder = fleet.sim.attached_to(&coming);
+            assert!(outcome.is_err() || holder == Some(B), "it is not there: {outcome:?}");
+        });
+    });
+    assert_eq!(unpublish(client, &going, A), Ok(()));
+    assert_eq!(publish(client, &coming, B), Ok(()));
+    assert_eq!((fleet.sim.attached_to(&going), fleet.sim.attached_to(&coming)), (None, Some(B)));
+}
+
+#[test]
 fn a_new_size_that_shows_late_is_not_asked_for_again() {
     let (fleet, plugin) = started(&["--call-budget=20"]);
     let id = fleet.volume_on("one", A);
