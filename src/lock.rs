@@ -11,7 +11,8 @@ use crate::line::{Lines, NoPlace, Place};
 
 /// What is locked: the volume's name while it is being created, its id afterwards.
 ///
-/// On a node the id is whatever the orchestrator sends; old Nomads send their own id there.
+/// On a node the id is whatever the orchestrator sends; old Nomads send their own id there. What is open of an encrypted
+/// volume, and left, is known by the name of its device alone.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum VolumeKey {
     /// A volume (or snapshot) that may not exist yet, by its CSI name.

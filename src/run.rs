@@ -9,6 +9,7 @@ use std::thread;
 use crossbeam::channel::{Receiver, bounded, never};
 use grpcio::Service;
 use log::{info, warn};
+use nix::sys::prctl;
 use nix::sys::signal::{SigSet, Signal};
 
 use crate::cloud::Cloud;
@@ -39,6 +40,7 @@ use crate::rpc::worker::Pool;
 pub fn run(mut config: Config) -> Result<(), String> {
     let signals = block_signals()?;
     logging::start();
+    refuse_dumps();
     let socket = SocketFile::plan(&config.socket)?;
     let token = config.token.take();
     let config = Arc::new(config);
@@ -47,9 +49,7 @@ pub fn run(mut config: Config) -> Result<(), String> {
     let server = Server::start(socket, config.socket_mode, services)?;
     info!("started version={} driver={} mode={:?}", env!("CARGO_PKG_VERSION"), config.driver_name, config.mode);
     if needs_metadata(&config) {
-        own_droplet
-            .find_out(Metadata::new(config.metadata_url.clone()))
-            .map_err(|err| format!("cannot start a thread: {err}"))?;
+        own_droplet.find_out(Metadata::new(config.metadata_url.clone())).map_err(no_thread)?;
     }
     let signal = signals.wait().map_err(|err| format!("cannot wait for signals: {err}"))?;
     info!("{signal}: no new calls, waiting for the running ones");
@@ -66,6 +66,14 @@ fn block_signals() -> Result<SigSet, String> {
     signals.add(Signal::SIGINT);
     signals.thread_block().map_err(|err| format!("cannot block signals: {err}"))?;
     Ok(signals)
+}
+
+/// Keeps the token, and the keys of encrypted volumes, out of core dumps and away from other programs that are not root's.
+/// Source: prctl(2), PR_SET_DUMPABLE.
+fn refuse_dumps() {
+    if let Err(err) = prctl::set_dumpable(false) {
+        warn!("the system does not let core dumps be switched off, in which secrets could be: {err}");
+    }
 }
 
 /// Tells when a further signal arrives. Without a thread to wait for it, it never does.
@@ -85,6 +93,10 @@ fn next_signal(signals: SigSet) -> Receiver<()> {
             never()
         }
     }
+}
+
+fn no_thread(err: std::io::Error) -> String {
+    format!("cannot start a thread: {err}")
 }
 
 /// Only a controller whose region is given can do without knowing its droplet.
@@ -114,6 +126,7 @@ fn services(config: &Arc<Config>, token: Option<Token>, own_droplet: &Arc<OwnDro
     if config.mode.has_node() {
         let tools = find_tools().map_err(|missing| missing.to_string())?;
         let node = Arc::new(Node::new(config, Box::new(SystemRunner::new(tools))));
+        node.close_left_open().map_err(no_thread)?;
         let pool = Pool::new("node", config::NODE_WORKERS, config::QUEUE_LENGTH);
         services.push(create_node(NodeService::new(config, Arc::clone(own_droplet), node, pool)));
     }

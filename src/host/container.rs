@@ -9,14 +9,15 @@
 //!    that can be mounted. As long as it is there, nobody was ever given the volume.
 //! 3. Inside, the places that are looked at before a file system is made are filled with zeros, the first of them, where
 //!    the note lies, last: the inside of a new encrypted volume reads as noise, which nothing tells from data. When the
-//!    note is gone the inside is zero, and the rule for any other disk holds for it.
+//!    note is gone the inside is zero, and the rule for any other disk holds for it. If the volume grows before there is a
+//!    file system in it, other places are looked at: then they are filled once more.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
 use super::CLAIM_BUDGET;
 use super::busy::or_in_use;
-use super::content::{Content, Disk, Luks, first_non_zero, observe_content, places};
+use super::content::{Content, Disk, EDGE, Luks, first_non_zero, observe_content, places};
 use super::device::Device;
 use super::key::Key;
 use super::luks;
@@ -225,6 +226,23 @@ pub fn apply_blank(_guard: &VolumeGuard, runner: &dyn Runner, open: &Device) -> 
         claim.sync_data()
     };
     zero().map_err(Error::io("clearing", open.path()))
+}
+
+/// Whether a new encrypted volume, which is open, was made blank inside and has grown since: then its head is zero, and what
+/// is looked at elsewhere lies at other places, which still read as noise. No file system leaves the head as zeros.
+///
+/// # Errors
+/// As [`observe_content`].
+pub fn observe_has_grown_blank(runner: &dyn Runner, open: &Device) -> Result<bool> {
+    match observe_content(runner, open)? {
+        Content::Unrecognised { at } => Ok(at >= EDGE),
+        Content::AllZero
+        | Content::Encrypted(_)
+        | Content::Filesystem(_)
+        | Content::Unfinished(_)
+        | Content::OtherSignature { .. }
+        | Content::Ambivalent { .. } => Ok(false),
+    }
 }
 
 fn write_zeros(file: &File, from: u64, to: u64) -> std::io::Result<()> {

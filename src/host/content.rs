@@ -1,8 +1,8 @@
 //! What is on a disk: nothing at all, a file system, one whose making was cut off, or something that must be left alone.
 //!
 //! Owns the rule that an unknown is never blank. A disk counts as blank only if reading it worked, blkid knows nothing on
-//! it, and its first 4 MiB, its last 4 MiB and 64 samples spread between are all zero. It decides nothing about what is
-//! then done with the disk, and writes to none.
+//! it, and its first 4 MiB, the 4 MiB from 16 MiB on, its last 4 MiB and 64 samples spread between are all zero. It decides
+//! nothing about what is then done with the disk, and writes to none.
 
 use std::fmt;
 use std::fs::File;
@@ -18,7 +18,10 @@ use super::{PROBE_BUDGET, ext_unfinished, marker};
 use crate::error::{Error, Result};
 
 /// How much is read at either end of a disk.
-const EDGE: u64 = 4 * 1024 * 1024;
+pub(super) const EDGE: u64 = 4 * 1024 * 1024;
+/// Where the data of an encrypted volume begins, as cryptsetup makes them: as much as at the ends is read there, for a
+/// volume whose head was lost is certainly not zero there, if anything was ever stored in it.
+const INNER: u64 = super::container::DATA_AT;
 /// How many places between the ends are looked at, and how much of each.
 const SAMPLES: u64 = 64;
 const SAMPLE: u64 = 4096;
@@ -236,7 +239,8 @@ pub(super) fn places(size: u64) -> impl DoubleEndedIterator<Item = (u64, u64)> {
     std::iter::once((0, size.min(EDGE))).chain(between)
 }
 
-/// Where a disk of this size is looked at after its head, as offset and length: 64 samples, then the last 4 MiB.
+/// Where a disk of this size is looked at after its head, as offset and length, in order: where the data of an encrypted
+/// volume begins, 64 samples, and the last 4 MiB.
 fn places_between(size: u64) -> impl Iterator<Item = (u64, u64)> {
     let tail = size.saturating_sub(EDGE).max(size.min(EDGE));
     let span = tail.saturating_sub(EDGE);
@@ -246,7 +250,10 @@ fn places_between(size: u64) -> impl Iterator<Item = (u64, u64)> {
         let at = (middle - middle % SAMPLE).min(tail.saturating_sub(SAMPLE));
         (at, SAMPLE)
     });
-    samples.chain(std::iter::once((tail, size - tail)))
+    let inner = (INNER < tail).then(|| (INNER, EDGE.min(tail - INNER)));
+    let mut between: Vec<_> = samples.chain(inner).collect();
+    between.sort_unstable();
+    between.into_iter().chain(std::iter::once((tail, size - tail)))
 }
 
 /// The offset of the first byte that is not zero.
@@ -344,14 +351,20 @@ mod tests {
             let (tail, length) = *places.last().unwrap();
             prop_assert_eq!(tail + length, size);
             prop_assert!(size <= EDGE || tail <= EDGE || length == EDGE);
-            let expected = if size >= 2 * EDGE + SAMPLE { 65 } else { 1 };
-            prop_assert_eq!(places.len(), expected);
+            let samples = if size >= 2 * EDGE + SAMPLE { 64 } else { 0 };
+            let has_inner = size > INNER + EDGE;
+            prop_assert_eq!(places.len(), samples + usize::from(has_inner) + 1);
+            prop_assert!(places.is_sorted());
+            if has_inner {
+                let inner = places.iter().find(|(at, length)| (*at, *length) == (INNER, EDGE.min(tail - INNER)));
+                prop_assert!(inner.is_some());
+            }
             // No two neighbours are further apart than a 64th of what lies between the ends, and one sample.
             let gap = size / SAMPLES + 2 * SAMPLE;
             let mut end = size.min(EDGE);
             for (at, length) in places {
                 prop_assert!(at <= end + gap);
-                end = at + length;
+                end = end.max(at + length);
             }
         }
 

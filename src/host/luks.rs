@@ -93,14 +93,14 @@ pub fn apply_resize(
 /// # Errors
 /// [`Error::Command`] when cryptsetup fails.
 /// Source: cryptsetup-close(8), `--deferred`; `dm_lock_for_deletion` and `dm_blk_close` in the kernel's `drivers/md/dm.c`.
-pub fn apply_close(guard: &VolumeGuard, runner: &dyn Runner, volume: &VolumeName, name: &str) -> Result<()> {
+pub fn apply_close(guard: &VolumeGuard, runner: &dyn Runner, name: &str) -> Result<()> {
     let cmd = Cmd::new(Tool::Cryptsetup, BUDGET).args(["close", "--deferred"]).arg(name).holding(guard);
-    let doing = format!("closing the encrypted volume {volume}");
-    match runner.run(&cmd) {
+    let failed = |source| Error::Command { doing: format!("closing the open encrypted volume {name}"), source };
+    let out = runner.run(&cmd).map_err(failed)?;
+    match out.exit {
         // "The device does not exist or access is denied."
-        Ok(out) if out.exit == Exit::Code(4) => Ok(()),
-        Ok(out) => plan_outcome(out, &cmd, volume, doing),
-        Err(source) => Err(Error::Command { doing, source }),
+        Exit::Code(0 | 4) => Ok(()),
+        Exit::Code(_) | Exit::Signal(_) | Exit::TimedOut | Exit::Stuck => Err(failed(out.into_error(&cmd))),
     }
 }
 
@@ -128,11 +128,23 @@ pub(super) fn observe_is_whole(runner: &dyn Runner, disk: &Device) -> Result<boo
     let cmd = Cmd::new(Tool::Cryptsetup, BUDGET).args(["isLuks", "--type", "luks2"]).arg(disk.path());
     let doing = || format!("looking at the head of the encrypted volume {}", disk.volume());
     let out = runner.run(&cmd).map_err(|source| Error::Command { doing: doing(), source })?;
+    plan_is_whole(out, &cmd, doing)
+}
+
+/// What the end of cryptsetup means that was asked whether a head is whole. Pure.
+///
+/// Source: cryptsetup(8), "RETURN CODES"; 5 is what 2.6.1 ends with when it cannot make its lock, without a word.
+fn plan_is_whole(out: Output, cmd: &Cmd, doing: impl Fn() -> String) -> Result<bool> {
     match out.exit {
         Exit::Code(0) => Ok(true),
         Exit::Code(1) => Ok(false),
+        Exit::Code(5) => Err(Error::Precondition(format!(
+            "{}: {}; it makes a lock in /run/cryptsetup, so see that the plugin can write there",
+            doing(),
+            out.into_error(cmd)
+        ))),
         Exit::Code(_) | Exit::Signal(_) | Exit::TimedOut | Exit::Stuck => {
-            Err(Error::Command { doing: doing(), source: out.into_error(&cmd) })
+            Err(Error::Command { doing: doing(), source: out.into_error(cmd) })
         }
     }
 }
@@ -192,6 +204,21 @@ mod tests {
             assert!(matches!(&err, Error::Precondition(why) if why.contains("memory")), "{err}");
         }
         for exit in [Exit::Code(1), Exit::Code(4), Exit::Code(5), Exit::Signal(11), Exit::TimedOut, Exit::Stuck] {
+            assert!(matches!(end(exit), Err(Error::Command { .. })), "{exit}");
+        }
+    }
+
+    #[test]
+    fn only_one_end_of_cryptsetup_says_that_a_head_is_damaged() {
+        let cmd = Cmd::new(Tool::Cryptsetup, BUDGET).arg("isLuks");
+        let end = |exit| {
+            let out = Output { exit, stdout: Vec::new(), stderr: String::new() };
+            plan_is_whole(out, &cmd, || "looking".into())
+        };
+        assert!(end(Exit::Code(0)).unwrap() && !end(Exit::Code(1)).unwrap());
+        let unlocked = end(Exit::Code(5)).unwrap_err();
+        assert!(matches!(&unlocked, Error::Precondition(why) if why.contains("/run/cryptsetup")), "{unlocked}");
+        for exit in [Exit::Code(2), Exit::Code(3), Exit::Code(4), Exit::Signal(9), Exit::TimedOut, Exit::Stuck] {
             assert!(matches!(end(exit), Err(Error::Command { .. })), "{exit}");
         }
     }

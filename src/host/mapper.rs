@@ -20,13 +20,16 @@ const PREFIX: &str = "do-csi-";
 /// What the UUID of a device begins with that cryptsetup has made from LUKS2. Source: `dm_prepare_uuid` in cryptsetup's
 /// `lib/libdevmapper.c`.
 const UUID_PREFIX: &str = "CRYPT-LUKS2-";
+/// What the UUID of a device begins with that cryptsetup makes for a moment, to read a key slot with, where the kernel lends
+/// it no ciphers. Source: `LUKS_endec_template` in cryptsetup's `lib/luks1/keyencryption.c`.
+const TEMPORARY_UUID_PREFIX: &str = "CRYPT-TEMP-temporary-cryptsetup-";
 /// Longest part of a device's name that is made from the volume's: the kernel takes 127 bytes for all of it.
 const MOST_OF_NAME: usize = 64;
 /// How many devices of one volume may be in use at once: those before the last are on disks that are gone.
 const MOST_NAMES: usize = 100;
-/// How much smaller than its disk an open device may be: the head of the encrypted volume takes 16 MiB, and volumes grow by
-/// whole GiB.
-const SLACK: u64 = 64 * 1024 * 1024;
+/// How much a volume grows at least. The head of an encrypted volume takes less, whoever has made it. Source:
+/// `LUKS2_HDR_OFFSET_MAX` and `LUKS2_MAX_KEYSLOTS_SIZE`, 4 and 128 MiB, in cryptsetup's `lib/luks2/luks2.h`.
+const LEAST_GROWTH: u64 = 1024 * 1024 * 1024;
 
 /// What lies on a disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,6 +38,8 @@ pub enum Upon {
     Nothing,
     /// The volume, open, and nothing else.
     Open(Box<Device>),
+    /// What a cryptsetup that was killed while it looked at the key slots has left, by its device's name.
+    Temporary(String),
     /// Something that this plugin has not made, by the kernel's name for it.
     Other(String),
 }
@@ -49,8 +54,11 @@ pub fn observe_upon(places: &DevicePlaces, disk: &Device) -> Result<Upon> {
     match holders.as_slice() {
         [] => Ok(Upon::Nothing),
         [one] => {
-            let open = observe_holder(places, disk, one, |name| is_name_of(disk.volume(), name))?;
-            Ok(open.map_or_else(|| Upon::Other(one.clone()), |open| Upon::Open(Box::new(open))))
+            if let Some(open) = observe_holder(places, disk, one, |name| is_name_of(disk.volume(), name))? {
+                return Ok(Upon::Open(Box::new(open)));
+            }
+            let temporary = observe_name(&places.sysfs.join("class/block").join(one), TEMPORARY_UUID_PREFIX)?;
+            Ok(temporary.map_or_else(|| Upon::Other(one.clone()), Upon::Temporary))
         }
         [_, _, ..] => Ok(Upon::Other(holders.join(" and "))),
     }
@@ -95,10 +103,13 @@ fn observe_holder(
 
 /// The name of a device of ours.
 fn observe_our_name(sysfs: &Path) -> Result<Option<String>> {
+    Ok(observe_name(sysfs, UUID_PREFIX)?.filter(|name| name.starts_with(PREFIX)))
+}
+
+/// The name of a device whose UUID begins like this.
+fn observe_name(sysfs: &Path, uuid_prefix: &str) -> Result<Option<String>> {
     match read_attribute(&sysfs.join("dm/uuid"))? {
-        Some(uuid) if uuid.starts_with(UUID_PREFIX) => {
-            Ok(read_attribute(&sysfs.join("dm/name"))?.filter(|name| name.starts_with(PREFIX)))
-        }
+        Some(uuid) if uuid.starts_with(uuid_prefix) => read_attribute(&sysfs.join("dm/name")),
         Some(_) | None => Ok(None),
     }
 }
@@ -121,6 +132,22 @@ pub struct Under {
     pub number: DeviceNumber,
     /// The number of the disk below; `None` when that is gone.
     pub disk: Option<DeviceNumber>,
+}
+
+/// All encrypted volumes that this plugin has opened and that are open, by their devices' names and numbers.
+///
+/// # Errors
+/// [`Error::Io`] when sysfs cannot be read.
+pub fn observe_all_open(places: &DevicePlaces) -> Result<Vec<(String, DeviceNumber)>> {
+    let all = places.sysfs.join("class/block");
+    let mut open = Vec::new();
+    for device in mapped_in(&all)? {
+        let sysfs = all.join(device);
+        if let (Some(name), Some(number)) = (observe_our_name(&sysfs)?, observe_number(&sysfs)?) {
+            open.push((name, number));
+        }
+    }
+    Ok(open)
 }
 
 /// Looks whether a file system that is mounted lies on an open encrypted volume.
@@ -170,7 +197,10 @@ pub(super) fn is_lower_gone(places: &DevicePlaces, number: DeviceNumber) -> Resu
 
 /// The number of the device under a mount: the mount's own, or, for btrfs, which has numbers of its own, that of the device
 /// it names, by the kernel's name for it or by the device mapper's.
-pub(super) fn number_under(places: &DevicePlaces, mount: &Mount) -> Result<Option<DeviceNumber>> {
+///
+/// # Errors
+/// [`Error::Io`] when sysfs cannot be read.
+pub fn number_under(places: &DevicePlaces, mount: &Mount) -> Result<Option<DeviceNumber>> {
     if mount.device.major != 0 {
         return Ok(Some(mount.device));
     }
@@ -186,9 +216,9 @@ pub(super) fn number_under(places: &DevicePlaces, mount: &Mount) -> Result<Optio
     if folder != places.nodes.join("mapper") {
         return Ok(None);
     }
-    for device in names_in(&all)?.iter().filter(|device| device.starts_with("dm-")) {
-        if read_attribute(&all.join(device).join("dm/name"))?.is_some_and(|have| have.as_str() == name) {
-            return observe_number(&all.join(device));
+    for device in mapped_in(&all)? {
+        if read_attribute(&all.join(&device).join("dm/name"))?.is_some_and(|have| have.as_str() == name) {
+            return observe_number(&all.join(&device));
         }
     }
     Ok(None)
@@ -210,7 +240,7 @@ pub struct Names {
 pub fn observe_names(places: &DevicePlaces, volume: &VolumeName) -> Result<Names> {
     let all = places.sysfs.join("class/block");
     let mut taken = Vec::new();
-    for device in names_in(&all)?.iter().filter(|device| device.starts_with("dm-")) {
+    for device in mapped_in(&all)? {
         taken.extend(read_attribute(&all.join(device).join("dm/name"))?.filter(|name| is_name_of(volume, name)));
     }
     let free = (1..=MOST_NAMES).map(|number| name_of(volume, number)).find(|name| !taken.contains(name));
@@ -224,7 +254,7 @@ pub fn observe_names(places: &DevicePlaces, volume: &VolumeName) -> Result<Names
 /// Whether an open encrypted volume is smaller than the disk below it, because that has grown.
 #[must_use]
 pub fn is_short(open: &Device, disk: &Device) -> bool {
-    disk.size().0.saturating_sub(open.size().0) >= SLACK
+    disk.size().0.saturating_sub(open.size().0) >= LEAST_GROWTH
 }
 
 /// The name of a volume's device. What DigitalOcean takes for a volume's name the device mapper takes too; any other name,
@@ -252,6 +282,11 @@ fn is_name_of(volume: &VolumeName, name: &str) -> bool {
         rest.is_empty()
             || number.is_some_and(|number| !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit()))
     })
+}
+
+/// The device mapper's devices among all.
+fn mapped_in(all: &Path) -> Result<impl Iterator<Item = String>> {
+    Ok(names_in(all)?.into_iter().filter(|device| device.starts_with("dm-")))
 }
 
 /// The names in a folder of sysfs, in order; none when there is no such folder.

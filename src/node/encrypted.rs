@@ -14,7 +14,9 @@ use super::see::used_otherwise;
 use super::{Call, Node};
 use crate::error::{Chain, Error, Result};
 use crate::host::SLOT_BUDGET;
-use crate::host::container::{Container, apply_blank, apply_container, described, observe_container, will_not};
+use crate::host::container::{
+    Container, apply_blank, apply_container, described, observe_container, observe_has_grown_blank, will_not,
+};
 use crate::host::device::Device;
 use crate::host::key::Key;
 use crate::host::luks::{apply_close, apply_mark_used, apply_open, apply_resize};
@@ -23,7 +25,6 @@ use crate::host::mapper::{
 };
 use crate::host::mount::observe_mounts;
 use crate::host::mountinfo::Mount;
-use crate::id::VolumeName;
 use crate::request::node::Stage;
 
 /// How long the kernel may take to close a device that nothing uses any more; it takes milliseconds.
@@ -87,6 +88,17 @@ pub(super) fn plan_container(disk: &Device, formatting: Formatting, found: &Cont
     }
 }
 
+/// How far the closing of an encrypted volume has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Closing {
+    /// It is closed.
+    Done,
+    /// It will be when its last mount goes.
+    WithLastMount,
+    /// It will be when something else lets go of it.
+    Late,
+}
+
 impl Node {
     /// The device with a volume's file system, as far as it can be seen; `None` while an encrypted volume is not open.
     pub(super) fn observe_opened(&self, want: &Stage, disk: Device) -> Result<Option<Device>> {
@@ -95,7 +107,7 @@ impl Node {
         }
         match observe_upon(&self.places, &disk)? {
             Upon::Open(device) => Ok(Some(*device)),
-            Upon::Nothing | Upon::Other(_) => Ok(None),
+            Upon::Nothing | Upon::Temporary(_) | Upon::Other(_) => Ok(None),
         }
     }
 
@@ -118,7 +130,7 @@ impl Node {
                 return Ok(Some(Opened { device, new_on: None, _pin: Some(pin) }));
             }
             Upon::Other(holder) => return Err(held(&disk, &holder)),
-            Upon::Open(_) | Upon::Nothing => {}
+            Upon::Open(_) | Upon::Temporary(_) | Upon::Nothing => {}
         }
         let Some(key) = &want.key else { return Ok(None) };
         // One that is open and not mounted was left by a call that was killed in a bad moment. Nobody can say how far that
@@ -152,8 +164,9 @@ impl Node {
                 true
             }
         };
-        let (device, pin) = self.apply_open_pinned(call, disk, key)?;
-        if plan == ContainerPlan::MakeThenOpen {
+        let opened = self.apply_open_pinned(call, disk, key);
+        let (device, pin) = opened.inspect_err(|_| tell_of_no_loss(plan, disk))?;
+        if observe_is_to_blank(call, plan, formatting, &device)? {
             apply_blank(&call.guard, &call.runner, &device)?;
         }
         Ok(Opened { device, new_on: is_new.then(|| disk.clone()), _pin: Some(pin) })
@@ -165,7 +178,7 @@ impl Node {
         for stale in &names.taken {
             warn!("closing what is left of an earlier disk volume={} mapper={stale}", disk.volume());
             // There is another name for this volume, so what does not go is in nobody's way.
-            if let Err(err) = apply_close(&call.guard, &call.runner, disk.volume(), stale) {
+            if let Err(err) = apply_close(&call.guard, &call.runner, stale) {
                 warn!("it stays: {}", Chain(&err));
             }
         }
@@ -173,22 +186,26 @@ impl Node {
         apply_open(&call.guard, &call.runner, disk, &names.free, key)?;
         let seen = observe_upon(&self.places, disk).and_then(|upon| match upon {
             Upon::Open(device) if device.mapper_name() == Some(names.free.as_str()) => Ok((device.open()?, *device)),
-            Upon::Open(_) | Upon::Nothing | Upon::Other(_) => Err(Error::WrongDevice {
+            Upon::Open(_) | Upon::Nothing | Upon::Temporary(_) | Upon::Other(_) => Err(Error::WrongDevice {
                 volume: disk.volume().clone(),
                 found: format!("it was opened as {}, which does not lie on {}", names.free, disk.path().display()),
             }),
         });
         // Also when something is wrong: then it is closed at once. This is owed even when the call has no time left.
-        apply_close(&call.guard, self.runner.as_ref(), disk.volume(), &names.free)?;
+        apply_close(&call.guard, self.runner.as_ref(), &names.free)?;
         seen.map(|(pin, device)| (device, pin))
     }
 
-    /// Closes an encrypted volume that is open on a disk while nothing has it mounted.
+    /// Closes what a call that was killed has left open on a disk, which nothing has mounted.
     fn ensure_closed_before(&self, call: &Call<'_>, disk: &Device) -> Result<()> {
-        let Upon::Open(device) = observe_upon(&self.places, disk)? else { return Ok(()) };
-        let name = device.mapper_name().unwrap_or_default();
+        let upon = observe_upon(&self.places, disk)?;
+        let name = match &upon {
+            Upon::Open(device) => device.mapper_name().unwrap_or_default(),
+            Upon::Temporary(name) => name,
+            Upon::Nothing | Upon::Other(_) => return Ok(()),
+        };
         warn!("closing what a call that was killed has left open volume={} mapper={name}", disk.volume());
-        apply_close(&call.guard, &call.runner, disk.volume(), name)?;
+        apply_close(&call.guard, &call.runner, name)?;
         let is_closed = || Ok(observe_upon(&self.places, disk)? == Upon::Nothing);
         if await_true(call.cap(CLOSE_BUDGET), is_closed)? { Ok(()) } else { Err(held(disk, name)) }
     }
@@ -256,10 +273,10 @@ impl Node {
     /// Sees that an encrypted volume is closed after a mount of it was taken away, unless it is mounted elsewhere. One that
     /// stays open for another reason is nothing that would keep the volume from being let go of.
     pub(super) fn ensure_closed_after(&self, call: &Call<'_>, volume: &str, under: &Under) {
-        let outcome = self.ensure_closed(call, volume, under);
-        match outcome {
-            Ok(true) => info!("closed mapper={} volume={volume}", under.name),
-            Ok(false) => warn!(
+        match self.ensure_closed(call, under) {
+            Ok(Closing::Done) => info!("closed mapper={} volume={volume}", under.name),
+            Ok(Closing::WithLastMount) => info!("mounted elsewhere, stays open mapper={} volume={volume}", under.name),
+            Ok(Closing::Late) => warn!(
                 "an encrypted volume stays open until something that is not seen from here lets go of it volume={volume} \
                  mapper={}",
                 under.name
@@ -268,22 +285,43 @@ impl Node {
         }
     }
 
-    /// Whether it is closed, or will be when its last mount goes.
-    fn ensure_closed(&self, call: &Call<'_>, volume: &str, under: &Under) -> Result<bool> {
+    fn ensure_closed(&self, call: &Call<'_>, under: &Under) -> Result<Closing> {
         if self.is_mounted(under)? {
-            return Ok(true);
+            return Ok(Closing::WithLastMount);
         }
         let is_closed = || Ok(!observe_is_open(&self.places, under)?);
         if await_true(CLOSE_PAUSE * 5, is_closed)? {
-            return Ok(true);
+            return Ok(Closing::Done);
         }
-        let name = VolumeName::parse(volume).map_err(|bad| Error::invalid("volume_id", bad))?;
-        apply_close(&call.guard, &call.runner, &name, &under.name)?;
-        await_true(call.cap(CLOSE_BUDGET), is_closed)
+        apply_close(&call.guard, &call.runner, &under.name)?;
+        let is_done = await_true(call.cap(CLOSE_BUDGET), is_closed)?;
+        Ok(if is_done { Closing::Done } else { Closing::Late })
     }
 
     fn is_mounted(&self, under: &Under) -> Result<bool> {
         Ok(observe_mounts()?.iter().any(|mount| self.under(mount).as_ref().is_some_and(|it| it.number == under.number)))
+    }
+}
+
+/// Whether what is inside an encrypted volume is to be made blank.
+fn observe_is_to_blank(call: &Call<'_>, plan: ContainerPlan, formatting: Formatting, open: &Device) -> Result<bool> {
+    match (plan, formatting) {
+        (ContainerPlan::MakeThenOpen, _) => Ok(true),
+        (ContainerPlan::OpenNew, Formatting::Allowed) => observe_has_grown_blank(&call.runner, open),
+        (ContainerPlan::OpenNew, Formatting::Never | Formatting::ReadOnly) | (ContainerPlan::Open, _) => Ok(false),
+    }
+}
+
+/// Says of an encrypted volume that could not be opened when there is nothing in it to mourn.
+fn tell_of_no_loss(plan: ContainerPlan, disk: &Device) {
+    match plan {
+        ContainerPlan::OpenNew => warn!(
+            "nothing was ever stored in this encrypted volume: if its key is lost, delete it, or clear its disk with \
+             `blkdiscard -zf {}`, after which it is made anew volume={}",
+            disk.path().display(),
+            disk.volume()
+        ),
+        ContainerPlan::Open | ContainerPlan::MakeThenOpen => {}
     }
 }
 

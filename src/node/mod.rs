@@ -7,6 +7,7 @@
 pub mod aside;
 pub mod encrypted;
 pub mod expand;
+pub mod left_open;
 pub mod limit;
 pub mod place;
 pub mod plan;

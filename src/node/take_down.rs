@@ -70,22 +70,29 @@ impl Node {
     /// As [`Node::unpublish`].
     pub fn unstage(&self, want: &Unstage) -> Result<()> {
         let call = self.begin(&want.volume)?;
-        let Some(staging) = place::observe_real_path(&want.staging)? else { return Ok(()) };
-        take_all_down(&staging, |mount| {
+        if let Some(staging) = place::observe_real_path(&want.staging)? {
+            self.apply_unstage(&call, &want.volume, &staging)?;
+        }
+        self.ensure_none_left_open(&call.runner);
+        Ok(())
+    }
+
+    fn apply_unstage(&self, call: &Call<'_>, volume: &str, staging: &Path) -> Result<()> {
+        take_all_down(staging, |mount| {
             if is_of_our_making(mount)
-                && let Err(err) = apply_flush(&call.guard, &staging)
+                && let Err(err) = apply_flush(&call.guard, staging)
             {
                 // To keep the volume mounted would not bring back what is lost.
                 error!("could not write everything before unmounting: {}", Chain(&err));
             }
             let under = self.under(mount);
-            self.apply_take_down(&call, mount, &staging)?;
+            self.apply_take_down(call, mount, staging)?;
             if let Some(under) = under {
-                self.ensure_closed_after(&call, &want.volume, &under);
+                self.ensure_closed_after(call, volume, &under);
             }
             Ok(())
         })?;
-        aside::apply_clean(&call.guard, &staging)
+        aside::apply_clean(&call.guard, staging)
     }
 
     /// Takes dead mounts away from a path, and what a call that was killed has left beside it, which would pass for another

@@ -9,7 +9,7 @@ use crate::id::{DropletId, SnapshotId, VolumeId};
 use crate::request::capability::{Access, AccessMode, Capability};
 use crate::request::node::ContextKeys;
 use crate::request::parameters::{Parameters, TagChange};
-use crate::request::secrets::parse_key_for;
+use crate::request::secrets::Secrets;
 use crate::request::{droplet_id, required, volume_id};
 use crate::rpc::proto::csi;
 use crate::size::SizeRange;
@@ -57,12 +57,13 @@ impl CreateVolume {
     /// [`Error::Invalid`], [`Error::Unsupported`]; [`Error::NotFound`] for a source that cannot exist.
     pub fn parse(wire: csi::CreateVolumeRequest, keys: &ContextKeys) -> Result<CreateVolume> {
         const PARAMETERS: &str = "parameters";
+        let secrets = Secrets::new(wire.secrets);
         let range = wire.capacity_range.into_option().unwrap_or_default();
         let topology = wire.accessibility_requirements.into_option().unwrap_or_default();
         let name = csi_name("name", wire.name)?;
         let capabilities = Capability::parse_all("volume_capabilities", wire.volume_capabilities)?;
         let settings = keys.settings(PARAMETERS, &wire.parameters, &capabilities)?;
-        parse_key_for(settings.is_encrypted, wire.secrets)?;
+        secrets.key_for(settings.is_encrypted)?;
         Ok(CreateVolume {
             name,
             capabilities,

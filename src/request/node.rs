@@ -11,7 +11,7 @@ use crate::host::key::Key;
 use crate::id::VolumeName;
 use crate::request::capability::Capability;
 use crate::request::controller::size_range;
-use crate::request::secrets::{parse_key, parse_key_for};
+use crate::request::secrets::Secrets;
 use crate::request::settings::{Settings, carried};
 use crate::request::{absolute_path, lookup, required};
 use crate::rpc::proto::csi;
@@ -120,6 +120,7 @@ impl Stage {
     /// # Errors
     /// [`Error::Invalid`] or [`Error::Unsupported`].
     pub fn parse(wire: csi::NodeStageVolumeRequest, keys: &ContextKeys) -> Result<Stage> {
+        let secrets = Secrets::new(wire.secrets);
         let attached = keys.read(&wire.publish_context)?;
         let capability = Capability::parse("volume_capability", wire.volume_capability.into_option())?;
         let settings = keys.settings("volume_context", &wire.volume_context, std::slice::from_ref(&capability))?;
@@ -128,7 +129,7 @@ impl Stage {
             staging: absolute_path("staging_target_path", wire.staging_target_path)?,
             capability: capability.settled(attached.is_read_only),
             attached,
-            key: parse_key_for(settings.is_encrypted, wire.secrets)?,
+            key: secrets.key_for(settings.is_encrypted)?,
             settings,
         })
     }
@@ -174,6 +175,7 @@ impl Publish {
     /// [`Error::Invalid`] or [`Error::Unsupported`]; [`Error::Precondition`] without a staging path, as this plugin has
     /// the capability STAGE_UNSTAGE_VOLUME. Source: CSI specification, NodePublishVolume errors.
     pub fn parse(wire: csi::NodePublishVolumeRequest, keys: &ContextKeys) -> Result<Publish> {
+        let secrets = Secrets::new(wire.secrets);
         let volume = required("volume_id", wire.volume_id)?;
         let target = absolute_path("target_path", wire.target_path)?;
         let capability = Capability::parse("volume_capability", wire.volume_capability.into_option())?;
@@ -188,7 +190,7 @@ impl Publish {
         let capability = capability.settled(attached.is_read_only);
         let is_read_only = wire.readonly || attached.is_read_only || capability.is_read_only();
         let settings = keys.settings("volume_context", &wire.volume_context, std::slice::from_ref(&capability))?;
-        let key = parse_key_for(settings.is_encrypted, wire.secrets)?;
+        let key = secrets.key_for(settings.is_encrypted)?;
         Ok(Publish { stage: Stage { volume, attached, staging, capability, settings, key }, target, is_read_only })
     }
 }
@@ -253,12 +255,13 @@ impl Expand {
     /// # Errors
     /// [`Error::Invalid`] or [`Error::Unsupported`]; [`Error::NotFound`] for a path at which nothing can be.
     pub fn parse(wire: csi::NodeExpandVolumeRequest) -> Result<Expand> {
+        let secrets = Secrets::new(wire.secrets);
         let volume = required("volume_id", wire.volume_id)?;
         let range = size_range(&wire.capacity_range.unwrap_or_default())?;
         if let Some(capability) = wire.volume_capability.into_option() {
             Capability::parse("volume_capability", Some(capability))?;
         }
-        Ok(Expand { volume, range, path: volume_path(wire.volume_path)?, key: parse_key(wire.secrets)? })
+        Ok(Expand { volume, range, path: volume_path(wire.volume_path)?, key: secrets.key()? })
     }
 }
 

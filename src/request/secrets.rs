@@ -1,9 +1,10 @@
 //! The key of an encrypted volume among a request's secrets.
 //!
 //! Owns the names under which it is looked for. Secrets of other names are none of this driver's and are not looked at;
-//! whatever a request's secrets are, their memory is overwritten once they were read.
+//! whatever a request's secrets are, their memory is overwritten once the request was read.
 
 use std::collections::HashMap;
+use std::fmt;
 
 use zeroize::Zeroize;
 
@@ -13,31 +14,53 @@ use crate::host::key::Key;
 /// The names of the key: those that the drivers of Hetzner, Scaleway, and Linode and cloudscale have for it.
 pub const NAMES: [&str; 3] = ["encryption-passphrase", "encryptionPassphrase", "luksKey"];
 
-/// Reads the key, if there is one.
-///
-/// # Errors
-/// [`Error::Invalid`] when it is empty or too long, or when there are two different ones. No message has a part of it.
-pub fn parse_key(mut secrets: HashMap<String, String>) -> Result<Option<Key>> {
-    let key = find_key(&secrets);
-    secrets.values_mut().for_each(Zeroize::zeroize);
-    key
+/// The secrets of a request. Their memory is overwritten when this is dropped, so a request's are taken before anything of it
+/// can be refused.
+pub struct Secrets(HashMap<String, String>);
+
+impl Secrets {
+    /// Takes a request's secrets.
+    #[must_use]
+    pub fn new(wire: HashMap<String, String>) -> Secrets {
+        Secrets(wire)
+    }
+
+    /// Reads the key, if there is one.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] when it is empty or too long, or when there are two different ones. No message has a part of it.
+    pub fn key(&self) -> Result<Option<Key>> {
+        find_key(&self.0)
+    }
+
+    /// As [`Secrets::key`], for a volume of which is known whether it is encrypted: whoever gives a key for one that is not
+    /// would believe that what is stored is safe.
+    ///
+    /// # Errors
+    /// As [`Secrets::key`], and [`Error::Invalid`] for such a key.
+    pub fn key_for(&self, is_encrypted: bool) -> Result<Option<Key>> {
+        match self.key()? {
+            Some(_) if !is_encrypted => Err(Error::invalid(
+                "secrets",
+                format!(
+                    "hold the key of an encrypted volume (one of {NAMES:?}), but nothing says that the volume is encrypted; \
+                     say `encrypted = \"true\"` among its parameters, or in the context of one that is registered"
+                ),
+            )),
+            key => Ok(key),
+        }
+    }
 }
 
-/// As [`parse_key`], for a volume of which is known whether it is encrypted: whoever gives a key for one that is not would
-/// believe that what is stored is safe.
-///
-/// # Errors
-/// As [`parse_key`], and [`Error::Invalid`] for such a key.
-pub fn parse_key_for(is_encrypted: bool, secrets: HashMap<String, String>) -> Result<Option<Key>> {
-    match parse_key(secrets)? {
-        Some(_) if !is_encrypted => Err(Error::invalid(
-            "secrets",
-            format!(
-                "hold the key of an encrypted volume (one of {NAMES:?}), but nothing says that the volume is encrypted; say \
-                 `encrypted = \"true\"` among its parameters, or in the context of one that is registered"
-            ),
-        )),
-        key => Ok(key),
+impl fmt::Debug for Secrets {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}
+
+impl Drop for Secrets {
+    fn drop(&mut self) {
+        self.0.values_mut().for_each(Zeroize::zeroize);
     }
 }
 
@@ -61,20 +84,20 @@ fn find_key(secrets: &HashMap<String, String>) -> Result<Option<Key>> {
 mod tests {
     use super::*;
 
-    fn map(pairs: &[(&str, &str)]) -> HashMap<String, String> {
-        pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
+    fn map(pairs: &[(&str, &str)]) -> Secrets {
+        Secrets::new(pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect())
     }
 
     #[test]
     fn the_key_is_found_under_every_name_and_to_the_byte() {
         for name in NAMES {
             for text in ["k", " a key \n", "ключ"] {
-                assert_eq!(parse_key(map(&[(name, text), ("token", "x")])).unwrap(), Some(Key::new(text).unwrap()));
+                assert_eq!(map(&[(name, text), ("token", "x")]).key().unwrap(), Some(Key::new(text).unwrap()));
             }
         }
-        assert_eq!(parse_key(map(&[("token", "x")])).unwrap(), None);
+        assert_eq!(map(&[("token", "x")]).key().unwrap(), None);
         let same = map(&[(NAMES[0], "k"), (NAMES[1], "k")]);
-        assert_eq!(parse_key(same).unwrap(), Some(Key::new("k").unwrap()));
+        assert_eq!(same.key().unwrap(), Some(Key::new("k").unwrap()));
     }
 
     #[test]
@@ -85,7 +108,7 @@ mod tests {
             (map(&[(NAMES[2], &long)]), "secrets[luksKey]"),
             (map(&[(NAMES[0], "hunter2"), (NAMES[1], "hunter2\n")]), "two different keys"),
         ] {
-            let err = parse_key(secrets).unwrap_err();
+            let err = secrets.key().unwrap_err();
             assert!(matches!(err, Error::Invalid { .. }), "{err}");
             assert!(err.to_string().contains(words) && !format!("{err} {err:?}").contains("hunter2"), "{err}");
         }
@@ -94,10 +117,10 @@ mod tests {
     #[test]
     fn a_key_for_a_volume_that_is_not_encrypted_is_refused() {
         let key = || map(&[(NAMES[0], "hunter2")]);
-        assert!(parse_key_for(true, key()).unwrap().is_some());
-        assert!(parse_key_for(true, map(&[])).unwrap().is_none());
-        assert!(parse_key_for(false, map(&[("token", "x")])).unwrap().is_none());
-        let err = parse_key_for(false, key()).unwrap_err();
+        assert!(key().key_for(true).unwrap().is_some());
+        assert!(map(&[]).key_for(true).unwrap().is_none());
+        assert!(map(&[("token", "x")]).key_for(false).unwrap().is_none());
+        let err = key().key_for(false).unwrap_err();
         assert!(err.to_string().contains("encrypted = \"true\"") && !err.to_string().contains("hunter2"), "{err}");
     }
 }

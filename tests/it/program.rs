@@ -321,6 +321,37 @@ fn the_token_is_not_in_the_process_list_when_it_comes_from_environment_or_file()
     }
 }
 
+/// Whose the kernel says a process is: root's, whoever started it, when its memory is nobody's to see. Source: proc(5).
+fn owner_of(pid: u32) -> u32 {
+    fs::metadata(format!("/proc/{pid}/fd")).unwrap().uid()
+}
+
+#[test]
+fn its_memory_is_in_no_core_dump_and_not_for_others_to_see() {
+    const NOBODY: u32 = 65534;
+    let solo = Solo::new(PROGRAM);
+    let own = fs::metadata(solo.path("")).unwrap().uid();
+    let user = if own == 0 { NOBODY } else { own };
+    fs::set_permissions(solo.path(""), fs::Permissions::from_mode(0o777)).unwrap();
+    fs::copy(PROGRAM, solo.path("program")).unwrap();
+    let as_user = |program: &Path| {
+        let mut command = bare(Path::new("setpriv"));
+        command.arg(format!("--reuid={user}")).arg(program).current_dir(solo.path(""));
+        command
+    };
+    let mut other = as_user(Path::new("sleep")).arg("1000").spawn().unwrap();
+    until("it is the user's", || owner_of(other.id()) == user);
+    other.kill().unwrap();
+    other.wait().unwrap();
+
+    let mut launch = solo.launch(&["--mode=controller"]);
+    launch.command = as_user(&solo.path("program"));
+    launch.command.env("DIGITALOCEAN_ACCESS_TOKEN", TOKEN);
+    let plugin = launch.start().unwrap();
+    assert_eq!(owner_of(plugin.pid()), 0);
+    plugin.stop().unwrap();
+}
+
 #[test]
 fn help_lists_every_flag_and_version_says_which_it_is() {
     let solo = Solo::new(PROGRAM);

@@ -11,7 +11,9 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use do_csi_plugin::error::Error;
-use do_csi_plugin::host::container::{Container, apply_container, observe_container};
+use do_csi_plugin::host::container::{
+    Container, apply_blank, apply_container, observe_container, observe_has_grown_blank,
+};
 use do_csi_plugin::host::key::Key;
 use do_csi_plugin::host::luks::apply_mark_used;
 use do_csi_plugin::host::run::{Cmd, CommandError, Exit, Output, Runner, SystemRunner, Tool};
@@ -104,6 +106,7 @@ fn root_a_disk_that_holds_anything_never_becomes_an_encrypted_volume() {
         ("the note, and data behind", vec![(64 * 1024, text()), (16 * MIB, note.clone()), (GIB - 512, text())]),
         ("a spoilt note", vec![(64 * 1024, text()), (16 * MIB, [&note[..4095], b"x"].concat())]),
         ("no note", vec![(64 * 1024, text())]),
+        ("an encrypted volume that lost its head, with little in it", vec![(18 * MIB, text())]),
     ];
     for (what, writes) in cases {
         let (bench, disk) = (Bench::new(), Disk::new(GIB));
@@ -121,6 +124,25 @@ fn root_a_disk_that_holds_anything_never_becomes_an_encrypted_volume() {
     assert_eq!(seen(&bench, &disk), Container::Begun);
     make(&bench, &disk, "key").unwrap();
     assert!(opens(&disk, "key"));
+    disk.close();
+}
+
+#[test]
+#[ignore = "needs root: make test-root"]
+fn root_what_was_made_blank_and_has_grown_is_known_by_its_zero_head() {
+    let (bench, disk) = (Bench::new(), Disk::new(GIB));
+    let has_grown = || observe_has_grown_blank(&bench.runner, &disk.device()).unwrap();
+    assert!(!has_grown());
+    disk.write(GIB - 512, &[7; 512]);
+    assert!(has_grown());
+    apply_blank(&bench.guard, &bench.runner, &disk.device()).unwrap();
+    assert!(!has_grown() && seen(&bench, &disk) == Container::Blank);
+    for at in [0, 4 * MIB - 1] {
+        disk.write(GIB - 512, &[7; 512]);
+        disk.write(at, &[7]);
+        assert!(!has_grown(), "{at}");
+        disk.write(at, &[0]);
+    }
     disk.close();
 }
 

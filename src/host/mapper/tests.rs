@@ -114,6 +114,32 @@ fn what_others_have_made_is_not_ours() {
 }
 
 #[test]
+fn what_a_killed_cryptsetup_has_left_is_known_by_its_uuid() {
+    for (uuid, is_temporary) in [
+        ("CRYPT-TEMP-temporary-cryptsetup-12-0", true),
+        ("CRYPT-TEMP-other", false),
+        ("CRYPT-PLAIN-temporary-cryptsetup-12-0", false),
+    ] {
+        let name = "temporary-cryptsetup-12-0";
+        let tree = Tree::new(name, uuid);
+        let want = if is_temporary { Upon::Temporary(name.into()) } else { Upon::Other("dm-0".into()) };
+        assert_eq!(observe_upon(&tree.places, &tree.sda()).unwrap(), want, "{uuid}");
+    }
+}
+
+#[test]
+fn all_that_is_open_is_seen_and_nothing_of_others() {
+    let tree = Tree::ours();
+    tree.disk("dm-1", "253:1", &["dm"]);
+    tree.write("devices/dm-1/dm/name", "backup");
+    tree.write("devices/dm-1/dm/uuid", "CRYPT-LUKS2-8e30659226bb42e4ae290381499574f3-backup");
+    let number = DeviceNumber { major: 253, minor: 0 };
+    assert_eq!(observe_all_open(&tree.places).unwrap(), [("do-csi-blog".to_owned(), number)]);
+    std::fs::remove_dir_all(tree.path("class/block")).unwrap();
+    assert_eq!(observe_all_open(&tree.places).unwrap(), []);
+}
+
+#[test]
 fn a_mount_leads_to_the_device_and_the_disk_below() {
     let tree = Tree::ours();
     let (number, disk) = (DeviceNumber { major: 253, minor: 0 }, Some(DeviceNumber { major: 8, minor: 0 }));
@@ -184,7 +210,7 @@ fn an_open_volume_is_short_when_its_disk_has_grown_and_not_for_its_own_head() {
     let number = DeviceNumber { major: 253, minor: 0 };
     let disk = Device::fake("/dev/sda", number, 2 << 30);
     for (size, want) in
-        [((2 << 30) - (16 << 20), false), ((2 << 30) - (32 << 20), false), ((1 << 30) - (16 << 20), true)]
+        [((2 << 30) - (16 << 20), false), ((2 << 30) - (136 << 20), false), ((1 << 30) - (16 << 20), true)]
     {
         assert_eq!(is_short(&Device::fake("/dev/dm-0", number, size), &disk), want, "{size}");
     }
