@@ -43,6 +43,7 @@ use nix::sys::signal::{SigSet, Signal};
 use sim::{Limits, Rules, SimConfig, Times};
 use support::bench::{Calls, Together};
 use support::cloud::{Cloud, Machine, Program};
+use support::encryption;
 use support::facts;
 use support::figures::Figures;
 use support::nomad::Nomad;
@@ -140,7 +141,7 @@ fn image_test(image: &str, archive: &Path) -> Result<(), Box<dyn Error>> {
     })
 }
 
-/// What an image and a container of it cost, and whether its own health check finds the plugin healthy.
+/// What an image and a container of it cost, whether its own health check finds the plugin healthy, and whether it encrypts.
 fn image_figures(cloud: &Cloud, image: &str) -> Result<String, Box<dyn Error>> {
     let machine = cloud.machines.first().ok_or("no droplet")?;
     let engine = machine.engine.as_ref().ok_or("no Docker")?;
@@ -152,12 +153,14 @@ fn image_figures(cloud: &Cloud, image: &str) -> Result<String, Box<dyn Error>> {
     let size = engine.run(&["image", "inspect", "--format={{.Size}}", image])?.parse::<f64>()? / 1e6;
     story::ensure(size <= IMAGE_AIM, || format!("the image has {size:.1} MB, and may have {IMAGE_AIM}"))?;
     let (resident, anonymous) = plugin.memory_kb().ok_or("no memory figures")?;
+    let encrypted = encryption::is_made(cloud, machine, &plugin.client)?;
     plugin.stop()?;
     Ok(format!(
-        "image {:.1} MB unpacked; health check: healthy; resident memory in the container {:.1} MB ({:.1} MB anonymous)",
+        "image {:.1} MB unpacked; health check: healthy; resident memory in the container {:.1} MB ({:.1} MB anonymous); {}",
         size,
         resident as f64 / 1024.0,
-        anonymous as f64 / 1024.0
+        anonymous as f64 / 1024.0,
+        encrypted
     ))
 }
 

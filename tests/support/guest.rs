@@ -12,7 +12,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use super::wait_for;
+use super::{status_kb, wait_for};
 use crate::sim::qmp::{CONTROLLERS, Monitor};
 
 /// How long a boot may take: on a busy machine without hardware to help, many times what it takes on one with it.
@@ -172,6 +172,11 @@ impl Guest {
     /// Ends it as a power cut does: whatever it had not written to a disk is lost.
     pub fn cut_power(&self) {
         drop(self.running().take());
+    }
+
+    /// The most memory that it has taken since it has power, in kB.
+    pub fn peak_memory_kb(&self) -> Option<u64> {
+        status_kb(self.running().as_ref()?.process.0.id(), "VmHWM:")
     }
 
     /// Where the plugin's socket is reached.

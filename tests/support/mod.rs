@@ -7,6 +7,7 @@ pub mod client;
 pub mod cloud;
 pub mod docker;
 pub mod droplet;
+pub mod encryption;
 pub mod facts;
 pub mod figures;
 pub mod fleet;
@@ -34,4 +35,11 @@ pub fn wait_for<T>(limit: Duration, mut look: impl FnMut() -> Option<T>) -> Opti
         std::thread::sleep(pause);
         pause = (pause * 2).min(Duration::from_millis(20));
     }
+}
+
+/// A figure of a process's memory, in kB, by its field in `/proc/PID/status`, such as `VmRSS:`.
+pub fn status_kb(pid: u32, field: &str) -> Option<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status.lines().find(|line| line.starts_with(field))?;
+    line.split_whitespace().nth(1)?.parse().ok()
 }

@@ -11,6 +11,7 @@ use serde_json::Value;
 
 use super::cloud::{Cloud, Machine};
 use super::nomad::{DATA_DIR, Nomad};
+use super::status_kb;
 use super::story::{Listener, Told, ensure, step};
 use crate::sim::{DropletStatus, NewVolume};
 
@@ -358,8 +359,9 @@ impl Story<'_> {
             for machine in &cloud.machines {
                 let engine = machine.engine.as_ref().ok_or("no Docker")?;
                 for id in plugin_containers(machine)? {
-                    let pid = engine.run(&["inspect", "--format={{.State.Pid}}", &id])?;
-                    let (now, most) = (memory_mb(&pid, "VmRSS:")?, memory_mb(&pid, "VmHWM:")?);
+                    let pid = engine.run(&["inspect", "--format={{.State.Pid}}", &id])?.parse()?;
+                    let mb = |field| status_kb(pid, field).map(|kb| kb as f64 / 1024.0).ok_or("no memory figure");
+                    let (now, most) = (mb("VmRSS:")?, mb("VmHWM:")?);
                     each.push(format!("{}: {now:.1} MB, at most {most:.1} MB", machine.name));
                 }
             }
@@ -606,13 +608,6 @@ fn plugin_containers(machine: &Machine) -> Told<Vec<String>> {
     let engine = machine.engine.as_ref().ok_or("no Docker")?;
     let ids = engine.run(&["ps", "--quiet", "--filter=label=org.opencontainers.image.title=do-csi-plugin"])?;
     Ok(ids.lines().map(str::to_owned).collect())
-}
-
-fn memory_mb(pid: &str, field: &str) -> Told<f64> {
-    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let line = status.lines().find(|line| line.starts_with(field)).ok_or("no memory figure")?;
-    let kib: f64 = line.split_whitespace().nth(1).ok_or("no memory figure")?.parse()?;
-    Ok(kib / 1024.0)
 }
 
 fn lines_with(text: &str, part: &str) -> String {

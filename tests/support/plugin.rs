@@ -15,7 +15,7 @@ use nix::unistd::Pid;
 
 use super::client::Client;
 use super::guest::Guest;
-use super::wait_for;
+use super::{status_kb, wait_for};
 
 /// How long the program may take to answer its first call before a test gives up.
 const START_LIMIT: Duration = Duration::from_secs(20);
@@ -208,18 +208,12 @@ impl Plugin {
 
     /// Resident memory in kB: all of it, and the part that is not backed by files.
     pub fn memory_kb(&self) -> Option<(u64, u64)> {
-        Some((self.status_kb("VmRSS:")?, self.status_kb("RssAnon:")?))
+        Some((status_kb(self.pid, "VmRSS:")?, status_kb(self.pid, "RssAnon:")?))
     }
 
     /// The most resident memory it has ever had, in kB.
     pub fn peak_memory_kb(&self) -> Option<u64> {
-        self.status_kb("VmHWM:")
-    }
-
-    fn status_kb(&self, field: &str) -> Option<u64> {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.pid)).ok()?;
-        let line = status.lines().find(|line| line.starts_with(field))?;
-        line.split_whitespace().nth(1)?.parse().ok()
+        status_kb(self.pid, "VmHWM:")
     }
 }
 

@@ -4,16 +4,54 @@ use super::yard::{A, B, GIB, Vol, Yard};
 use crate::support::client::text_map;
 use crate::support::story::{Told, ensure};
 
-const KEY: &str = "correct horse battery staple";
+/// The key of every encrypted volume here.
+pub const KEY: &str = "correct horse battery staple";
+/// How often a moment may be missed.
+const MOST_TRIES: usize = 10;
 
-fn encrypted(mut vol: Vol) -> Vol {
+/// A volume that is to be encrypted, with its key.
+pub fn encrypted(mut vol: Vol) -> Vol {
     vol.csi.context = text_map(&[("encrypted", "true")]);
-    vol.csi.secrets = text_map(&[("encryption-passphrase", KEY)]);
+    with_key(&vol, KEY)
+}
+
+/// The same with another key.
+pub fn with_key(vol: &Vol, key: &str) -> Vol {
+    let mut vol = vol.clone();
+    vol.csi.secrets = text_map(&[("encryption-passphrase", key)]);
     vol
 }
 
+/// The same as a call has it that is not given the key.
+pub fn keyless(vol: &Vol) -> Vol {
+    let mut vol = vol.clone();
+    vol.csi.secrets.clear();
+    vol
+}
+
+/// An encrypted volume on a machine's disk that no cloud knows, with a file in it, which nothing uses.
+pub fn used(yard: &mut Yard, name: &str, fs: &str) -> Told<Vol> {
+    let (vol, disk) = (encrypted(yard.told(name, fs)?), yard.disk(name)?);
+    yard.plug(A, &disk)?;
+    yard.stage(A, &vol)??;
+    yard.publish(A, &vol)?;
+    yard.put(A, &vol, "file", "for nobody's eyes")?;
+    yard.off(A, &vol)?;
+    nothing_is_open(yard, A)?;
+    Ok(vol)
+}
+
+/// Asserts that an encrypted volume can be used and has its content, and lets go of it.
+pub fn is_whole(yard: &mut Yard, vol: &Vol) -> Told<()> {
+    yard.stage(A, vol)??;
+    yard.publish(A, vol)?;
+    yard.says(A, vol, "file", "for nobody's eyes")?;
+    yard.off(A, vol)?;
+    nothing_is_open(yard, A)
+}
+
 /// Asserts that no encrypted volume is open on a machine.
-fn nothing_is_open(yard: &Yard, at: usize) -> Told<()> {
+pub fn nothing_is_open(yard: &Yard, at: usize) -> Told<()> {
     yard.until(at, "! ls -d /sys/block/dm-*").map(drop)
 }
 
@@ -74,26 +112,23 @@ pub fn pulled(yard: &mut Yard) -> Told<()> {
     nothing_is_open(yard, A)
 }
 
-/// Killed in the middle of making an encrypted volume, and right after it was opened.
+/// Killed in the middle of making an encrypted volume, right after it was opened, and while the file system is made in it.
+/// What is left open is closed by the plugin that starts next, and the volume is finished by the next call.
 pub fn killed(yard: &mut Yard) -> Told<()> {
-    let (vol, disk) = (yard.told("killed-secret", "ext4")?, yard.disk("killed-secret")?);
-    let vol = encrypted(vol);
+    let vol = encrypted(yard.told("killed-secret", "ext4")?);
+    let disk = yard.disk("killed-secret")?;
     yard.plug(A, &disk)?;
     for moment in ["pgrep -f '^/usr/sbin/cryptsetup luksFormat'", "ls -d /sys/block/dm-*", "pgrep -x mke2fs"] {
-        let (client, staging) = (yard.client(A)?, yard.staging(A, &vol));
-        yard.machine(A).prepare(&staging, &yard.target(A, &vol))?;
-        std::thread::scope(|scope| -> Told<()> {
-            let stage = scope.spawn(|| client.stage(&vol.csi, &staging));
-            // A moment that is too short to be seen must not be waited for for ever.
-            let is_over = "[ $((count += 1)) -gt 300 ]";
-            let pid = yard.plugin_pid(A)?;
-            let script = format!("count=0; until {moment} >/dev/null || {is_over}; do :; done; kill -9 {pid}");
-            yard.sh(A, &script)?;
-            // Whether the call came to its end before is no matter.
-            stage.join().map(drop).map_err(|_| "the call panicked".into())
-        })?;
+        let mut tries = 0..MOST_TRIES;
+        while !is_killed_at(yard, &vol, moment)? {
+            // The call was over before the moment was seen.
+            tries.next().ok_or_else(|| format!("never killed at: {moment}"))?;
+            yard.off(A, &vol)?;
+            yard.sh(A, &format!("wipefs -aq {0} && blkdiscard -z {0}", vol.link()))?;
+        }
         yard.until(A, "! pgrep -x 'cryptsetup|mke2fs'")?;
         yard.restart(A)?;
+        nothing_is_open(yard, A)?;
         yard.stage(A, &vol)??;
         yard.publish(A, &vol)?;
         yard.put(A, &vol, "file", "content")?;
@@ -102,4 +137,17 @@ pub fn killed(yard: &mut Yard) -> Told<()> {
         yard.sh(A, &format!("wipefs -aq {0} && blkdiscard -z {0}", vol.link()))?;
     }
     Ok(())
+}
+
+/// Stages a volume and kills the plugin as soon as a script succeeds; tells whether that was before the call was over.
+fn is_killed_at(yard: &mut Yard, vol: &Vol, moment: &str) -> Told<bool> {
+    let (client, staging) = (yard.client(A)?, yard.staging(A, vol));
+    yard.machine(A).prepare(&staging, &yard.target(A, vol))?;
+    let pid = yard.plugin_pid(A)?;
+    std::thread::scope(|scope| {
+        let stage = scope.spawn(|| client.stage(&vol.csi, &staging));
+        let is_over = format!("mountpoint -q {}", staging.display());
+        yard.sh(A, &format!("until {moment} >/dev/null; do ! {is_over} || exit 0; done; kill -9 {pid}"))?;
+        Ok(stage.join().map_err(|_| "the call panicked")?.is_err())
+    })
 }

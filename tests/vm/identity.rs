@@ -4,9 +4,8 @@ use std::thread;
 
 use grpcio::RpcStatusCode;
 
-use super::yard::{A, GIB, Vol, Yard};
+use super::yard::{A, GIB, Yard, refused};
 use crate::sim::qmp::Disk;
-use crate::support::client::Outcome;
 use crate::support::story::{Told, ensure};
 
 /// Names from the shortest to the longest that DigitalOcean takes.
@@ -68,19 +67,12 @@ pub fn strangers(yard: &mut Yard) -> Told<()> {
         (client.stage(&gone.csi, &gone_at), other.join())
     });
     let second = second.map_err(|_| "the call panicked")?;
-    refused(&gone, first, &["somebody-elses"])?;
-    refused(&forged, second, &["QEMU"])?;
+    refused(first, RpcStatusCode::FAILED_PRECONDITION, &["somebody-elses"])?;
+    refused(second, RpcStatusCode::FAILED_PRECONDITION, &["QEMU"])?;
     for disk in [&taken_over, &foreign] {
         ensure(is_blank(disk)?, || format!("the disk named {} was written to", disk.name))?;
     }
     yard.sh(A, &format!("rm {} {}", gone.link(), forged.link())).map(drop)
-}
-
-fn refused(vol: &Vol, outcome: Outcome<()>, words: &[&str]) -> Told<()> {
-    let refusal = outcome.err().ok_or_else(|| format!("{} was staged", vol.name))?;
-    let is_right =
-        refusal.code == RpcStatusCode::FAILED_PRECONDITION && words.iter().all(|word| refusal.message.contains(word));
-    ensure(is_right, || format!("{}: {refusal}", vol.name))
 }
 
 /// Whether nothing was ever written to a disk: its file has no block of its own.

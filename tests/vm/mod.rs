@@ -7,6 +7,7 @@
 
 mod automount;
 mod encrypted;
+mod encrypted_doubt;
 mod identity;
 mod power;
 mod pulled;
@@ -22,7 +23,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use crate::support::story::Told;
+use crate::support::story::{Told, ensure};
 use yard::Yard;
 
 /// Something that is to be seen on virtual droplets.
@@ -54,6 +55,9 @@ pub enum Stage<'a> {
     /// Virtual machines that boot from what is in this folder.
     Machines(&'a Path),
 }
+
+/// How much memory the machines may take together, in MB.
+const MOST_MEMORY: u64 = 4000;
 
 const CASES: &[Case] = &[
     Case { name: "story", needs: Droplets, says: "the story of the demo, between two machines", play: story::whole },
@@ -140,6 +144,36 @@ const CASES: &[Case] = &[
         play: encrypted::killed,
     },
     Case {
+        name: "encrypted-keys",
+        needs: Machines,
+        says: "a key that is wrong, late or missing is told from each other and harms nothing",
+        play: encrypted_doubt::keys,
+    },
+    Case {
+        name: "encrypted-damaged",
+        needs: Machines,
+        says: "a damaged head is told from a wrong key, and its copy helps",
+        play: encrypted_doubt::damaged,
+    },
+    Case {
+        name: "encrypted-left",
+        needs: Machines,
+        says: "what was left open is closed, and what is somebody else's is not",
+        play: encrypted_doubt::left_open,
+    },
+    Case {
+        name: "encrypted-twice",
+        needs: Machines,
+        says: "an encrypted volume that is staged twice is closed with the last one",
+        play: encrypted_doubt::twice,
+    },
+    Case {
+        name: "encrypted-early",
+        needs: Machines,
+        says: "an encrypted volume that grows before there is a file system in it is finished",
+        play: encrypted_doubt::grown_early,
+    },
+    Case {
         name: "selinux",
         needs: Machines,
         says: "a confined process reads a labelled volume",
@@ -184,9 +218,15 @@ pub fn run(
             drop(yard);
         }
     }
+    let memory = open.as_ref().map_or(0, Yard::peak_memory_mb);
     open.map_or(Ok(()), Yard::close)?;
     let took = started.elapsed().as_secs_f64();
-    println!("\n{} passed, {} failed, in {took:.0} s", cases.len() - failed.len(), failed.len());
+    println!(
+        "\n{} passed, {} failed, in {took:.0} s, with at most {memory} MB",
+        cases.len() - failed.len(),
+        failed.len()
+    );
+    ensure(memory < MOST_MEMORY, || format!("the machines may take {MOST_MEMORY} MB, and took {memory}"))?;
     if failed.is_empty() { Ok(()) } else { Err(failed.join(", ").into()) }
 }
 

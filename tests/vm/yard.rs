@@ -12,6 +12,7 @@ use std::time::Duration;
 use do_csi_plugin::id::VolumeName;
 use do_csi_plugin::request::node::ContextKeys;
 use do_csi_plugin::size::Gib;
+use grpcio::RpcStatusCode;
 
 use crate::sim::qmp::{Disk, Monitor};
 use crate::sim::{NewVolume, Rules, SimConfig, Times};
@@ -50,6 +51,13 @@ impl Vol {
     pub fn link(&self) -> String {
         format!("{LINK}{}", self.name)
     }
+}
+
+/// Asserts that a call was refused with this code and in these words.
+pub fn refused<T>(outcome: Outcome<T>, code: RpcStatusCode, words: &[&str]) -> Told<()> {
+    let refusal = outcome.err().ok_or_else(|| format!("not refused; expected {code:?} {words:?}"))?;
+    let is_right = refusal.code == code && words.iter().all(|word| refusal.message.contains(word));
+    ensure(is_right, || format!("expected {code:?} {words:?}, not {refusal}"))
 }
 
 /// Machines, and what belongs to them.
@@ -112,6 +120,12 @@ impl Yard {
     /// One of them.
     pub fn machine(&self, at: usize) -> &Machine {
         &self.cloud.machines[at]
+    }
+
+    /// The most memory that the machines have taken together, in MB; none where they are namespaces.
+    pub fn peak_memory_mb(&self) -> u64 {
+        let kilobytes = self.machines().iter().filter_map(|machine| machine.droplet.guest()?.peak_memory_kb());
+        kilobytes.sum::<u64>() / 1000
     }
 
     /// Boots a machine again that has no power, with these words more for its kernel.
