@@ -6,6 +6,7 @@
 use std::fs::File;
 use std::io::{Read, Seek};
 use std::os::fd::AsFd;
+use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 use std::time::Duration;
 
@@ -215,14 +216,18 @@ pub fn apply_unmount_within(guard: &VolumeGuard, target: &Path, budget: Duration
     retry_while_busy(budget, || apply_unmount(guard, target, Unmount::WhenFree))
 }
 
-/// Writes everything that is still in memory to the file system at a path.
+/// Writes everything that is still in memory to the file system at a path, or to the raw disk that is there.
 ///
 /// # Errors
 /// [`Error::Io`] when something could not be written: then it is lost.
-/// Source: syncfs(2).
+/// Source: syncfs(2); fsync(2) on a block device.
 pub fn apply_flush(_guard: &VolumeGuard, target: &Path) -> Result<()> {
-    let folder = File::open(target).map_err(Error::io("opening", target))?;
-    nix::unistd::syncfs(&folder).map_err(Error::errno("flushing", target))
+    let opened = File::open(target).map_err(Error::io("opening", target))?;
+    let is_disk = opened.metadata().map_err(Error::io("examining", target))?.file_type().is_block_device();
+    if is_disk {
+        return opened.sync_all().map_err(Error::io("flushing", target));
+    }
+    nix::unistd::syncfs(&opened).map_err(Error::errno("flushing", target))
 }
 
 fn bind(source: &Path, target: &Path) -> nix::Result<()> {

@@ -28,6 +28,12 @@ pub(super) fn too_many(path: &Path) -> Error {
     ))
 }
 
+fn flush_or_say(call: &Call<'_>, path: &Path) {
+    if let Err(err) = apply_flush(&call.guard, path) {
+        error!("could not write everything that is in memory: {}", Chain(&err));
+    }
+}
+
 /// Takes away one mount after the other until none is seen at a path.
 fn take_all_down(path: &Path, mut apply_one: impl FnMut(&Mount) -> Result<()>) -> Result<()> {
     for _ in 0..MOST_MOUNTS {
@@ -79,11 +85,9 @@ impl Node {
 
     fn apply_unstage(&self, call: &Call<'_>, volume: &str, staging: &Path) -> Result<()> {
         take_all_down(staging, |mount| {
-            if is_of_our_making(mount)
-                && let Err(err) = apply_flush(&call.guard, staging)
-            {
-                // To keep the volume mounted would not bring back what is lost.
-                error!("could not write everything before unmounting: {}", Chain(&err));
+            if is_of_our_making(mount) {
+                // To keep the volume mounted would not bring back what cannot be written.
+                flush_or_say(call, staging);
             }
             let under = self.under(mount);
             self.apply_take_down(call, mount, staging)?;
@@ -122,7 +126,11 @@ impl Node {
             Ok(_) => Ok(()),
             // The disk may have gone in the meantime.
             Err(_) if self.health(mount) != Health::Alive => self.apply_tear_down(call, mount, path),
-            Err(err) => Err(err),
+            Err(err) => {
+                // Nomad has the disk detached also after this failed, and then what is in memory is lost.
+                flush_or_say(call, path);
+                Err(err)
+            }
         }
     }
 

@@ -308,6 +308,27 @@ impl Rig {
         Bytes::of(&self.cloud.sim.backing_file(&vol.csi.id), &self.node(vol))
     }
 
+    /// Whether these bytes are anywhere on the volume's disk.
+    pub fn is_on_disk(&self, vol: &Vol, text: &str) -> bool {
+        let mut disk = File::open(self.cloud.sim.backing_file(&vol.csi.id)).unwrap();
+        let (mut piece, mut kept) = (vec![0; 1 << 20], 0);
+        loop {
+            let read = disk.read(&mut piece[kept..]).unwrap();
+            if read == 0 {
+                return false;
+            }
+            let seen = &piece[..kept + read];
+            // Most of the disk is zero.
+            let is_written = seen.iter().any(|byte| *byte != 0);
+            if is_written && seen.windows(text.len()).any(|window| window == text.as_bytes()) {
+                return true;
+            }
+            let end = seen.len();
+            kept = end.min(text.len() - 1);
+            piece.copy_within(end - kept..end, 0);
+        }
+    }
+
     /// Takes everything down and asserts that nothing is left.
     pub fn close(mut self) {
         drop(self.plugin.take());

@@ -1,6 +1,7 @@
 //! The states of a mount, one test for each row: what is there already, and what comes of asking for it again.
 
 use std::fs;
+use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -293,6 +294,39 @@ fn root_a_volume_in_use_is_not_torn_away() {
     rig.write(&rig.staging(&vol), "file", "kept").unwrap();
     drop(user);
     rig.unstage(&vol).unwrap();
+    rig.close();
+}
+
+#[test]
+#[ignore = "needs root: make test-root"]
+fn root_what_cannot_be_unpublished_is_written_to_its_disk() {
+    // Nomad has the disk detached then all the same.
+    let rig = Rig::start();
+    let told = ["xfs", "ext4", ""].map(|fs| {
+        let vol = rig.volume(&format!("vol-{fs}"), fs);
+        if fs.is_empty() { vol.block() } else { vol }
+    });
+    std::thread::scope(|scope| {
+        for vol in &told {
+            let rig = &rig;
+            scope.spawn(move || {
+                rig.stage(vol).unwrap();
+                rig.publish(vol, "alloc").unwrap();
+                let target = rig.target(vol, "alloc");
+                let is_raw = vol.name == "vol-";
+                let path = if is_raw { rig.file(&target, "") } else { rig.file(&target, "file") };
+                let text = format!("in memory of {}", vol.name);
+                let mut user = fs::OpenOptions::new().write(true).create(!is_raw).truncate(false).open(path).unwrap();
+                user.write_all(text.as_bytes()).unwrap();
+                assert!(!rig.is_on_disk(vol, &text), "{}", vol.name);
+                refused(rig.unpublish(vol, "alloc"), RpcStatusCode::INTERNAL, &["unmounting", "busy"]);
+                assert!(rig.is_on_disk(vol, &text), "{}", vol.name);
+                drop(user);
+                rig.unpublish(vol, "alloc").unwrap();
+                rig.unstage(vol).unwrap();
+            });
+        }
+    });
     rig.close();
 }
 
