@@ -12,7 +12,7 @@ use super::format_options::FormatOptions;
 use super::marker;
 use super::run::{Cmd, CommandError, Exit, Runner, Tool};
 use super::slots::Slots;
-use super::{CLAIM_BUDGET, FORMAT_BUDGET, SLOT_BUDGET};
+use super::{CLAIM_BUDGET, FORMAT_BUDGET, SLOT_BUDGET, xfs_features};
 use crate::error::{Error, Result};
 use crate::lock::VolumeGuard;
 
@@ -78,8 +78,12 @@ fn prepare(
     // mkfs claims the disk as this does, so the claim ends before mkfs starts; then mkfs's own claim holds.
     let claim = device.open_exclusively(runner.cap(CLAIM_BUDGET)).map_err(|error| in_use(device, error))?;
     let plan = plan_format(&observe_content(runner, device)?, fs).map_err(|found| will_not(device, &found))?;
+    let features = match fs {
+        FsKind::Xfs => xfs_features::observe_arguments(runner)?,
+        FsKind::Ext4 | FsKind::Ext3 | FsKind::Btrfs => Vec::new(),
+    };
     leave_note(&claim, device, fs, options)?;
-    Ok(command(device, fs, plan, options).holding(guard))
+    Ok(command(device, fs, plan, &features, options).holding(guard))
 }
 
 fn see_formatted(runner: &dyn Runner, device: &Device, fs: FsKind, cmd: &Cmd) -> Result<()> {
@@ -117,7 +121,7 @@ fn leave_note(claim: &File, device: &Device, fs: FsKind, options: &FormatOptions
 }
 
 /// The command line. Nothing is discarded first: the disk is blank, and discarding 16 TiB would use up the budget.
-fn command(device: &Device, fs: FsKind, plan: FormatPlan, options: &FormatOptions) -> Cmd {
+fn command(device: &Device, fs: FsKind, plan: FormatPlan, features: &[&str], options: &FormatOptions) -> Cmd {
     let cmd = match fs {
         FsKind::Xfs => Cmd::new(Tool::MkfsXfs, FORMAT_BUDGET).args(["-q", "-K"]),
         // mke2fs has no refusal of its own to rely on: without a terminal it overwrites whatever it finds.
@@ -131,7 +135,7 @@ fn command(device: &Device, fs: FsKind, plan: FormatPlan, options: &FormatOption
         (FsKind::Xfs, FormatPlan::Again) => Some("-f"),
         (FsKind::Xfs | FsKind::Ext4 | FsKind::Ext3 | FsKind::Btrfs, FormatPlan::Fresh | FormatPlan::Again) => None,
     };
-    cmd.args(force).args(options.arguments(fs)).arg(device.path())
+    cmd.args(force).args(features).args(options.arguments(fs)).arg(device.path())
 }
 
 fn in_use(device: &Device, error: Error) -> Error {
@@ -185,7 +189,7 @@ mod tests {
         let device = Device::fake("/dev/sda", crate::host::mountinfo::DeviceNumber { major: 8, minor: 0 }, 1 << 30);
         for fs in FsKind::ALL {
             for plan in [FormatPlan::Fresh, FormatPlan::Again] {
-                let line = command(&device, fs, plan, &FormatOptions::default()).to_string();
+                let line = command(&device, fs, plan, &[], &FormatOptions::default()).to_string();
                 let has_force = line.split(' ').any(|word| word == "-f" || word == "-F" || word == "--force");
                 assert_eq!(has_force, fs == FsKind::Xfs && plan == FormatPlan::Again, "{line}");
             }

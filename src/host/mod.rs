@@ -33,6 +33,10 @@ mod marker;
 mod superblock;
 mod sysfs;
 mod tools;
+mod xfs_features;
+
+/// Where the running kernel tells its version.
+const KERNEL_RELEASE: &str = "/proc/sys/kernel/osrelease";
 
 /// How long blkid may take to look at a disk.
 pub const PROBE_BUDGET: Duration = Duration::from_secs(10);

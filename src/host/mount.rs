@@ -14,6 +14,7 @@ use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
+use super::KERNEL_RELEASE;
 use super::busy::{or_in_use, retry_while_busy};
 use super::content::FsKind;
 use super::device::Device;
@@ -255,6 +256,13 @@ fn refused(device: &Device, fs: FsKind, target: &Path, errno: Errno) -> Error {
                 path = device.path().display()
             ))
         }
+        None if errno == Errno::EINVAL => Error::Precondition(format!(
+            "{fs} of volume {} cannot be mounted from {} ({errno}): the kernel ({}) does not know a mount option, or is too \
+             old for a feature of this file system, which a newer one has made; `dmesg` says which",
+            device.volume(),
+            device.path().display(),
+            std::fs::read_to_string(KERNEL_RELEASE).unwrap_or_default().trim()
+        )),
         None => Error::errno("mounting at", target)(errno),
     }
 }
