@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use nix::fcntl::OFlag;
 
-use super::busy::{or_in_use, retry_while_busy};
+use super::busy::{is_busy, or_in_use, retry_while_busy};
 use super::identity::Identity;
 use super::mountinfo::DeviceNumber;
 use super::sysfs::{is_going, read_attribute};
@@ -171,8 +171,23 @@ impl Device {
     /// # Errors
     /// As [`Device::open`]; [`Error::Precondition`] when it stays in use.
     pub fn check_is_free(&self, budget: Duration) -> Result<()> {
-        let claim = retry_while_busy(budget, || self.open_with(OpenOptions::new().read(true), OFlag::O_EXCL));
-        claim.map(drop).map_err(or_in_use(self, "the use as a raw disk"))
+        retry_while_busy(budget, || self.claim_for_reading()).map_err(or_in_use(self, "the use as a raw disk"))
+    }
+
+    /// Whether nothing uses it, or nothing does any more before the budget is used up, as [`Device::check_is_free`] sees it.
+    ///
+    /// # Errors
+    /// As [`Device::open`].
+    pub fn observe_is_free(&self, budget: Duration) -> Result<bool> {
+        match retry_while_busy(budget, || self.claim_for_reading()) {
+            Ok(()) => Ok(true),
+            Err(err) if is_busy(&err) => Ok(false),
+            Err(err) => Err(err),
+        }
+    }
+
+    fn claim_for_reading(&self) -> Result<()> {
+        self.open_with(OpenOptions::new().read(true), OFlag::O_EXCL).map(drop)
     }
 
     fn open_with(&self, options: &mut OpenOptions, flags: OFlag) -> Result<File> {

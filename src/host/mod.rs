@@ -43,6 +43,8 @@ pub const PROBE_BUDGET: Duration = Duration::from_secs(10);
 /// How long a disk may be in somebody else's use before it counts as in use: droplet images have a rule that mounts a new
 /// volume for a short look.
 pub const CLAIM_BUDGET: Duration = Duration::from_secs(15);
+/// How long such a look takes, and a little more.
+pub const LOOK_BUDGET: Duration = Duration::from_secs(2);
 /// How long making a file system may take. Nothing is written to a disk but the file system itself.
 pub const FORMAT_BUDGET: Duration = Duration::from_secs(60);
 /// How long checking a file system may take, as far as the call's time lasts: a replayed journal takes a second, a full

@@ -20,6 +20,7 @@ use super::see::{fs_difference, used_otherwise};
 use super::{Call, Node};
 use crate::config::{DEVICE_BUDGET, MOUNT_BUDGET};
 use crate::error::{Chain, Error, Result};
+use crate::host::LOOK_BUDGET;
 use crate::host::content::{FsKind, observe_content};
 use crate::host::device::Device;
 use crate::host::find::await_device;
@@ -167,6 +168,7 @@ impl Node {
                 }
                 let fs = self.ensure_sound(call, &mounts, want)?;
                 self.ensure_marked_used(call, want.new_on)?;
+                warn_if_used(call, want.device)?;
                 apply_mount_of(call, want.device, fs, want.staging, &want.options)
             }
             MountPlan::Again(fs) => apply_mount_of(call, want.device, fs, want.staging, &want.options),
@@ -234,6 +236,20 @@ fn ensure_staging_place(call: &Call<'_>, staging: &Path) -> Result<PathBuf> {
         return Ok(real);
     }
     place::ensure_place(&call.guard, staging, Shape::Folder)
+}
+
+/// Says that a file system that is about to be mounted is mounted already where this program does not see it. If both mounts
+/// are for writing, the kernel lets them share it, and whoever is on call would learn nothing of the other one.
+fn warn_if_used(call: &Call<'_>, device: &Device) -> Result<()> {
+    if !device.observe_is_free(call.cap(LOOK_BUDGET))? {
+        let path = device.path().display();
+        warn!(
+            "something on this droplet that is not seen from here uses the disk, and will lose it when the volume is detached: \
+             perhaps an automount rule of the distribution (see README); `findmnt {path}` shows it volume={} device={path}",
+            device.volume()
+        );
+    }
+    Ok(())
 }
 
 fn apply_mount_of(call: &Call<'_>, device: &Device, fs: FsKind, at: &Path, options: &MountOptions) -> Result<()> {

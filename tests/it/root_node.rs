@@ -547,13 +547,37 @@ fn root_a_plugin_killed_at_any_moment_of_a_call_is_made_up_for_by_the_next() {
     rig.close();
 }
 
-/// A volume mounted read-only in a mount namespace that neither the plugin nor any other test sees, until this is dropped.
-fn mounted_elsewhere(rig: &Rig, vol: &Vol, fs: &str) -> Droplet {
+/// A volume mounted, read-only or not, in a mount namespace that neither the plugin nor any other test sees, until this is
+/// dropped.
+fn mounted_elsewhere(rig: &Rig, vol: &Vol, fs: &str, how: &str) -> Droplet {
     let host = Droplet::boot().unwrap();
-    let mount =
-        host.command(Path::new("mount")).args(["-r", "-t", fs]).arg(rig.node(vol)).arg("/mnt").status().unwrap();
+    let mount = host.command(Path::new("mount")).args([how, "-t", fs]).arg(rig.node(vol)).arg("/mnt").status().unwrap();
     assert!(mount.success());
     host
+}
+
+#[test]
+#[ignore = "needs root: make test-root"]
+fn root_a_disk_that_is_mounted_for_writing_elsewhere_is_shared_and_said_so() {
+    let rig = Rig::start();
+    for fs in ["xfs", "btrfs"] {
+        let vol = rig.volume(&format!("vol-{fs}"), "").fs(fs);
+        rig.stage(&vol).unwrap();
+        rig.unstage(&vol).unwrap();
+        let warned = || rig.plugin().log().matches("automount rule").count();
+        let before = warned();
+        let host = mounted_elsewhere(&rig, &vol, fs, "-w");
+        rig.stage(&vol).unwrap();
+        assert_eq!(warned(), before + 1, "{}", rig.plugin().log());
+        rig.write(&rig.staging(&vol), "file", "x").unwrap();
+        assert_eq!(host.read(Path::new("/mnt/file")).unwrap(), "x");
+        rig.unstage(&vol).unwrap();
+        drop(host);
+        rig.stage(&vol).unwrap();
+        rig.unstage(&vol).unwrap();
+        assert_eq!(warned(), before + 1, "{}", rig.plugin().log());
+    }
+    rig.close();
 }
 
 #[test]
@@ -563,7 +587,7 @@ fn root_a_disk_in_somebody_elses_use_is_waited_for() {
     for fs in ["xfs", "ext4"] {
         // As the automount rule of droplet images does: a look at the volume, read-only, in the host's own namespace.
         let vol = rig.volume(&format!("vol-{fs}"), fs);
-        let host = mounted_elsewhere(&rig, &vol, fs);
+        let host = mounted_elsewhere(&rig, &vol, fs, "-r");
         let automount = std::thread::spawn(move || {
             std::thread::sleep(Duration::from_millis(700));
             drop(host);
@@ -617,7 +641,7 @@ fn root_a_disk_that_stays_in_somebody_elses_use_is_refused_with_a_hint() {
     let [mounted, blank, raw] =
         [("mounted", "xfs"), ("blank", ""), ("raw", "ext4")].map(|(name, fs)| rig.volume(name, fs));
     let before: Vec<Bytes> = [&blank, &raw].map(|vol| rig.bytes(vol)).into();
-    let hosts = [(&mounted, "xfs"), (&raw, "ext4")].map(|(vol, fs)| mounted_elsewhere(&rig, vol, fs));
+    let hosts = [(&mounted, "xfs"), (&raw, "ext4")].map(|(vol, fs)| mounted_elsewhere(&rig, vol, fs, "-r"));
     let claim = hold(&rig.node(&blank), Duration::from_secs(25));
     let code = RpcStatusCode::FAILED_PRECONDITION;
     std::thread::scope(|scope| {
