@@ -6,7 +6,7 @@
 use std::fs;
 use std::io::ErrorKind;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::place;
 use super::{Call, Node};
@@ -20,7 +20,7 @@ use crate::host::key::Key;
 use crate::host::liveness::Health;
 use crate::host::mapper::{Under, is_short};
 use crate::host::mount::observe_mounts;
-use crate::host::mountinfo::{DeviceNumber, Mount};
+use crate::host::mountinfo::{DeviceNumber, Mount, MountTable};
 use crate::id::VolumeName;
 use crate::request::node::Expand;
 use crate::request::secrets::NAMES;
@@ -59,7 +59,8 @@ impl Node {
             let fs = plan_fs(&want.path, &mount)?;
             let grow = |under: Under| self.ensure_inner_grown(&call, &device, &under.name, want.key.as_ref());
             let inner = under.map(grow).transpose()?;
-            ensure_grown(&call.guard, &self.slots, &call.runner, inner.as_ref().unwrap_or(&device), fs, &place)?;
+            let through = plan_through(&observe_mounts()?, &mount);
+            ensure_grown(&call.guard, &self.slots, &call.runner, inner.as_ref().unwrap_or(&device), fs, &through)?;
         }
         Ok(device.size())
     }
@@ -82,7 +83,7 @@ impl Node {
 }
 
 /// What is mounted at the path.
-fn observe_volume_at(path: &Path) -> Result<(std::path::PathBuf, Mount)> {
+fn observe_volume_at(path: &Path) -> Result<(PathBuf, Mount)> {
     let not_there = || Error::NotFound(Thing::VolumeAt(path.to_owned()));
     let real = place::observe_real_path(path)?.ok_or_else(not_there)?;
     let mount = observe_mounts()?.at(&real).cloned().ok_or_else(not_there)?;
@@ -105,6 +106,15 @@ fn observe_number(path: &Path, mount: &Mount) -> Result<DeviceNumber> {
     disk.ok_or_else(|| Error::NotFound(Thing::VolumeAt(path.to_owned())))
 }
 
+/// Through which mount a file system is grown: one for reading only, as a reader has it, takes no change, but another of the
+/// same file system may. Pure.
+fn plan_through(mounts: &MountTable, asked: &Mount) -> PathBuf {
+    let is_same = |mount: &&Mount| mount.device == asked.device && mount.fstype == asked.fstype && mount.is_whole();
+    let writable = mounts.iter().filter(is_same).find(|mount| !mount.is_read_only());
+    let through = if asked.is_read_only() { writable.unwrap_or(asked) } else { asked };
+    through.target.clone()
+}
+
 fn is_block(place: &Path) -> Result<bool> {
     Ok(fs::metadata(place).map_err(Error::io("examining", place))?.file_type().is_block_device())
 }
@@ -117,5 +127,30 @@ fn plan_fs(path: &Path, mount: &Mount) -> Result<FsKind> {
     match FsKind::parse(&mount.fstype) {
         Some(fs) => Ok(fs),
         None => refuse(format!("has the file system {:?}, which cannot be grown", mount.fstype)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reader_has_its_volume_grown_through_a_writer_of_the_same() {
+        let writer = "9 1 8:0 / /writer rw - xfs /dev/sda rw\n";
+        let part = "9 1 8:0 /part /part rw - xfs /dev/sda rw\n";
+        let other = "9 1 8:16 / /other rw - xfs /dev/sdb rw\n";
+        let reader = "9 1 8:0 / /reader ro - xfs /dev/sda rw\n";
+        for (others, want) in [
+            (vec![writer], "/writer"),
+            (vec![part, other, writer], "/writer"),
+            (vec![part, other], "/reader"),
+            (vec![], "/reader"),
+        ] {
+            let table = MountTable::parse([others.concat().as_str(), reader].concat().as_bytes()).unwrap();
+            let asked = table.at(Path::new("/reader")).unwrap();
+            assert_eq!(plan_through(&table, asked), Path::new(want));
+        }
+        let table = MountTable::parse([writer, "9 1 8:0 / /asked rw - xfs /dev/sda rw\n"].concat().as_bytes()).unwrap();
+        assert_eq!(plan_through(&table, table.at(Path::new("/asked")).unwrap()), Path::new("/asked"));
     }
 }

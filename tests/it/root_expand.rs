@@ -70,6 +70,25 @@ fn root_a_disk_that_grows_late_is_waited_for() {
 
 #[test]
 #[ignore = "needs root: make test-root"]
+fn root_a_volume_grows_also_when_a_reader_of_it_is_asked_first() {
+    let rig = Rig::start();
+    for fs in ["xfs", "btrfs"] {
+        let vol = rig.volume(&format!("vol-{fs}"), "").fs(fs);
+        rig.stage(&vol).unwrap();
+        rig.publish_as(&vol, "reader", true).unwrap();
+        rig.resize(&vol, 2);
+        for path in [rig.target(&vol, "reader"), rig.staging(&vol)] {
+            assert_eq!(expand(&rig, &vol, &path, 2).unwrap(), 2 * GIB, "{fs}");
+            assert!(fills(&rig, &path, 2), "{fs}");
+        }
+        rig.unpublish(&vol, "reader").unwrap();
+        rig.unstage(&vol).unwrap();
+    }
+    rig.close();
+}
+
+#[test]
+#[ignore = "needs root: make test-root"]
 fn root_a_raw_disk_grows_by_itself() {
     let rig = Rig::start();
     let vol = rig.volume("vol", "").block();
