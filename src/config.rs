@@ -125,8 +125,15 @@ struct Flags {
     max_volume_size: u64,
     /// Let readers and writers of a volume share a droplet, as Nomad asks for when a job that reads and one that writes
     /// run side by side; otherwise the second is refused, as CSI has it (not in the official driver)
-    #[arg(long)]
-    mixed_access: bool,
+    #[arg(
+        long,
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true",
+        default_value = "false",
+        hide_default_value = true
+    )]
+    mixed_access: String,
     /// Services to offer; without a token only `node` is possible (not in the official driver)
     #[arg(long, env = "CSI_MODE", value_enum)]
     mode: Option<Mode>,
@@ -284,7 +291,7 @@ impl Flags {
             api_timeout: parse_seconds("--api-timeout", self.api_timeout)?,
             volume_limit: self.volume_limit,
             max_volume_size: parse_max_size(self.max_volume_size)?,
-            mixed_access: self.mixed_access,
+            mixed_access: parse_bool("--mixed-access", &self.mixed_access)?,
             default_fs_type: FsKind::parse(&self.default_fs_type).ok_or_else(|| {
                 format!("--default-fs-type: {:?} is not ext4, xfs, ext3 or btrfs", self.default_fs_type)
             })?,

@@ -29,10 +29,12 @@ impl BaseUrl {
     /// [`BadUrl`] when it is no `http` or `https` URL, has a user name, a query or a fragment, or ends in `/v2`, which is
     /// part of every call's path.
     pub fn parse(text: &str) -> Result<BaseUrl, BadUrl> {
-        let bad = |why| BadUrl { text: text.chars().take(200).collect(), why };
+        // What is before an `@` may be a password, and a query may hold one.
+        let shown = text.rsplit('@').next().unwrap_or_default().split('?').next().unwrap_or_default();
+        let bad = |why| BadUrl { text: shown.chars().take(200).collect(), why };
         let text = text.trim();
         if text.contains(['#', '@', '?']) {
-            // An `@` would be a user name and password; those would end in logs.
+            // A user name and password would end in logs.
             return Err(bad("it must be a scheme, a host and perhaps a path, nothing else"));
         }
         let text = text.trim_end_matches('/');

@@ -90,7 +90,7 @@ fn kill(mut child: std::process::Child) {
 #[test]
 fn a_flag_that_cannot_work_is_one_line_and_exit_code_2() {
     let solo = Solo::new(PROGRAM);
-    let table: [(&[&str], &str); 29] = [
+    let table: [(&[&str], &str); 30] = [
         (&["--nonsense"], "--nonsense"),
         (&["-nonsense=1"], "--nonsense"),
         (&["stray"], "stray"),
@@ -114,6 +114,7 @@ fn a_flag_that_cannot_work_is_one_line_and_exit_code_2() {
         (&["--volume-limit=many"], "--volume-limit"),
         (&["--validate-attachment=maybe"], "--validate-attachment"),
         (&["--takeover=maybe"], "--takeover"),
+        (&["--mixed-access=maybe"], "--mixed-access"),
         (&["--socket-mode=999"], "--socket-mode"),
         (&["--socket-mode=07777"], "--socket-mode"),
         (&["--mode=everything"], "monolith, controller, node"),
@@ -124,6 +125,10 @@ fn a_flag_that_cannot_work_is_one_line_and_exit_code_2() {
     for (args, named) in table {
         let line = refused(&solo, args, &[]);
         assert!(line.contains(named), "{args:?}: {line}");
+    }
+    for flag in ["--url", "--metadata-url"] {
+        let line = refused(&solo, &[&format!("{flag}=https://user:hunter2@host/?key=hunter2")], &[]);
+        assert!(line.contains(flag) && !line.contains("hunter2"), "{line}");
     }
     assert_eq!(solo.files(), [""; 0]);
 }
@@ -216,6 +221,7 @@ fn flags_take_one_dash_or_two_and_a_blank_or_an_equals_sign() {
         command.args(endpoint).args(solo.cloud_args()).args([
             "-validate-attachment",
             "-takeover=false",
+            "--mixed-access=true",
             &format!("-driver-name={name}"),
         ]);
         let child = serve(command, &socket);
