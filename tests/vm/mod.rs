@@ -11,6 +11,7 @@ mod encrypted_doubt;
 mod identity;
 mod power;
 mod pulled;
+mod raw;
 mod resize;
 mod selinux;
 mod slow;
@@ -74,6 +75,18 @@ const CASES: &[Case] = &[
         needs: Droplets,
         says: "a snapshot and its source are used on one machine",
         play: resize::snapshot,
+    },
+    Case {
+        name: "raw",
+        needs: Droplets,
+        says: "a raw disk moves, grows, and is protected for a reader",
+        play: raw::moves,
+    },
+    Case {
+        name: "killed",
+        needs: Droplets,
+        says: "volumes outlive a plugin that is killed, and its successor takes them down",
+        play: raw::outlives_the_plugin,
     },
     Case { name: "names", needs: Machines, says: "a name of 1 to 64 characters finds its disk", play: identity::names },
     Case {
