@@ -24,7 +24,7 @@ pub fn is_made(cloud: &Cloud, machine: &Machine, client: &Client) -> Told<String
     machine.prepare(&staging, &target)?;
     client.controller_publish(&mut volume, &machine.node_id())?;
     let staged = client.stage(&volume, &staging);
-    let opened = if Path::new("/dev/mapper/control").exists() {
+    let opened = if Path::new("/sys/class/misc/device-mapper").exists() {
         staged.map(|()| "opened and mounted")?
     } else {
         let refusal = staged.err().ok_or("opened without a device mapper")?;
