@@ -96,7 +96,7 @@ struct Flags {
     #[arg(long, default_value_t = 0.0)]
     do_api_rate_limit: f64,
     /// Kept for compatibility: the attachment is always validated before a disk is used
-    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "true")]
+    #[arg(long, default_value = "true")]
     validate_attachment: String,
     /// How many volumes a droplet may hold; those in use outside CSI when the plugin starts are taken off
     #[arg(long, default_value_t = 15)]
@@ -104,14 +104,7 @@ struct Flags {
     /// Take a volume also from a droplet that is running. Dangerous: what runs there loses its disk without warning and
     /// may lose data; meant for clusters whose orchestrator is certain that nobody uses the volume (not in the official
     /// driver)
-    #[arg(
-        long,
-        num_args = 0..=1,
-        require_equals = true,
-        default_missing_value = "true",
-        default_value = "false",
-        hide_default_value = true
-    )]
+    #[arg(long, default_value = "false", hide_default_value = true)]
     takeover: String,
     /// Seconds in which a controller call ends; Nomad gives up after 120. Every wait inside a call is a part of it (not in
     /// the official driver; for tests)
@@ -125,14 +118,7 @@ struct Flags {
     max_volume_size: u64,
     /// Let readers and writers of a volume share a droplet, as Nomad asks for when a job that reads and one that writes
     /// run side by side; otherwise the second is refused, as CSI has it (not in the official driver)
-    #[arg(
-        long,
-        num_args = 0..=1,
-        require_equals = true,
-        default_missing_value = "true",
-        default_value = "false",
-        hide_default_value = true
-    )]
+    #[arg(long, default_value = "false", hide_default_value = true)]
     mixed_access: String,
     /// Services to offer; without a token only `node` is possible (not in the official driver)
     #[arg(long, env = "CSI_MODE", value_enum)]
@@ -237,6 +223,14 @@ pub struct Config {
     pub sys_dir: PathBuf,
 }
 
+/// The flags that are on or off.
+const SWITCHES: [&str; 3] = ["validate_attachment", "takeover", "mixed_access"];
+
+/// A flag that may stand alone, for `=true`. As with Go's, its value is never the next word.
+fn as_switch(flag: Arg) -> Arg {
+    flag.num_args(0..=1).require_equals(true).default_missing_value("true")
+}
+
 /// Why the program ends before it has begun.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Early {
@@ -254,7 +248,8 @@ impl Config {
     /// # Errors
     /// [`Early`] when help, version or a probe was asked for or a setting is wrong.
     pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Config, Early> {
-        let command = Flags::command().mut_args(without_empty_variable);
+        let command = SWITCHES.into_iter().fold(Flags::command(), |command, flag| command.mut_arg(flag, as_switch));
+        let command = command.mut_args(without_empty_variable);
         let matches = command.try_get_matches_from(double_dashes(args)).map_err(early)?;
         let flags = Flags::from_arg_matches(&matches).map_err(early)?;
         if flags.probe {
