@@ -14,6 +14,11 @@ use crate::host::key::Key;
 /// The names of the key: those that the drivers of Hetzner, Scaleway, and Linode and cloudscale have for it.
 pub const NAMES: [&str; 3] = ["encryption-passphrase", "encryptionPassphrase", "luksKey"];
 
+/// Overwrites the secrets of a request that has no use for them.
+pub fn forget(wire: &mut HashMap<String, String>) {
+    drop(Secrets::new(std::mem::take(wire)));
+}
+
 /// The secrets of a request. Their memory is overwritten when this is dropped, so a request's are taken before anything of it
 /// can be refused.
 pub struct Secrets(HashMap<String, String>);
@@ -112,6 +117,13 @@ mod tests {
             assert!(matches!(err, Error::Invalid { .. }), "{err}");
             assert!(err.to_string().contains(words) && !format!("{err} {err:?}").contains("hunter2"), "{err}");
         }
+    }
+
+    #[test]
+    fn secrets_that_nobody_needs_are_gone() {
+        let mut wire = HashMap::from([("token".to_owned(), "hunter2".to_owned())]);
+        forget(&mut wire);
+        assert!(wire.is_empty());
     }
 
     #[test]

@@ -13,6 +13,7 @@ use crate::error::{Error, Result};
 use crate::request::change::{Expand, Modify};
 use crate::request::controller::{Capacity, CreateVolume, Page, Publish, Unpublish, Validate};
 use crate::request::node::ContextKeys;
+use crate::request::secrets::forget;
 use crate::request::snapshot::{CreateSnapshot, ListSnapshots};
 use crate::request::{required, snapshot_id, volume_id};
 use crate::rpc::proto::csi::{self, controller_service_capability, controller_service_capability::rpc::Type};
@@ -115,9 +116,10 @@ impl csi_grpc::Controller for ControllerService {
     fn delete_volume(
         &mut self,
         ctx: RpcContext<'_>,
-        wire: csi::DeleteVolumeRequest,
+        mut wire: csi::DeleteVolumeRequest,
         sink: UnarySink<csi::DeleteVolumeResponse>,
     ) {
+        forget(&mut wire.secrets);
         self.answer(&ctx, sink, Call::change("DeleteVolume", wire.volume_id.clone()), move |controller, time| {
             controller.delete_volume(&time, &required("volume_id", wire.volume_id)?)?;
             Ok(csi::DeleteVolumeResponse::default())
@@ -127,9 +129,10 @@ impl csi_grpc::Controller for ControllerService {
     fn controller_publish_volume(
         &mut self,
         ctx: RpcContext<'_>,
-        wire: csi::ControllerPublishVolumeRequest,
+        mut wire: csi::ControllerPublishVolumeRequest,
         sink: UnarySink<csi::ControllerPublishVolumeResponse>,
     ) {
+        forget(&mut wire.secrets);
         let keys = Arc::clone(&self.keys);
         let call = Call::change("ControllerPublishVolume", about(&wire.volume_id, &wire.node_id));
         self.answer(&ctx, sink, Call { refused: Error::or_not_yet, ..call }, move |controller, time| {
@@ -143,9 +146,10 @@ impl csi_grpc::Controller for ControllerService {
     fn controller_unpublish_volume(
         &mut self,
         ctx: RpcContext<'_>,
-        wire: csi::ControllerUnpublishVolumeRequest,
+        mut wire: csi::ControllerUnpublishVolumeRequest,
         sink: UnarySink<csi::ControllerUnpublishVolumeResponse>,
     ) {
+        forget(&mut wire.secrets);
         self.answer_by(
             &self.pools.unpublish,
             &ctx,
@@ -163,9 +167,10 @@ impl csi_grpc::Controller for ControllerService {
     fn validate_volume_capabilities(
         &mut self,
         ctx: RpcContext<'_>,
-        wire: csi::ValidateVolumeCapabilitiesRequest,
+        mut wire: csi::ValidateVolumeCapabilitiesRequest,
         sink: UnarySink<csi::ValidateVolumeCapabilitiesResponse>,
     ) {
+        forget(&mut wire.secrets);
         let keys = Arc::clone(&self.keys);
         self.answer(
             &ctx,
@@ -223,9 +228,10 @@ impl csi_grpc::Controller for ControllerService {
     fn controller_expand_volume(
         &mut self,
         ctx: RpcContext<'_>,
-        wire: csi::ControllerExpandVolumeRequest,
+        mut wire: csi::ControllerExpandVolumeRequest,
         sink: UnarySink<csi::ControllerExpandVolumeResponse>,
     ) {
+        forget(&mut wire.secrets);
         self.answer(
             &ctx,
             sink,
@@ -245,9 +251,10 @@ impl csi_grpc::Controller for ControllerService {
     fn controller_modify_volume(
         &mut self,
         ctx: RpcContext<'_>,
-        wire: csi::ControllerModifyVolumeRequest,
+        mut wire: csi::ControllerModifyVolumeRequest,
         sink: UnarySink<csi::ControllerModifyVolumeResponse>,
     ) {
+        forget(&mut wire.secrets);
         self.answer(
             &ctx,
             sink,
@@ -262,9 +269,10 @@ impl csi_grpc::Controller for ControllerService {
     fn create_snapshot(
         &mut self,
         ctx: RpcContext<'_>,
-        wire: csi::CreateSnapshotRequest,
+        mut wire: csi::CreateSnapshotRequest,
         sink: UnarySink<csi::CreateSnapshotResponse>,
     ) {
+        forget(&mut wire.secrets);
         let about = format!("{} volume={}", wire.name, wire.source_volume_id);
         self.answer(&ctx, sink, Call::change("CreateSnapshot", about), move |controller, time| {
             let taken = controller.create_snapshot(&time, &CreateSnapshot::try_from(wire)?)?;
@@ -275,9 +283,10 @@ impl csi_grpc::Controller for ControllerService {
     fn delete_snapshot(
         &mut self,
         ctx: RpcContext<'_>,
-        wire: csi::DeleteSnapshotRequest,
+        mut wire: csi::DeleteSnapshotRequest,
         sink: UnarySink<csi::DeleteSnapshotResponse>,
     ) {
+        forget(&mut wire.secrets);
         self.answer(&ctx, sink, Call::change("DeleteSnapshot", wire.snapshot_id.clone()), move |controller, time| {
             controller.delete_snapshot(&time, &required("snapshot_id", wire.snapshot_id)?)?;
             Ok(csi::DeleteSnapshotResponse::default())
@@ -287,9 +296,10 @@ impl csi_grpc::Controller for ControllerService {
     fn list_snapshots(
         &mut self,
         ctx: RpcContext<'_>,
-        wire: csi::ListSnapshotsRequest,
+        mut wire: csi::ListSnapshotsRequest,
         sink: UnarySink<csi::ListSnapshotsResponse>,
     ) {
+        forget(&mut wire.secrets);
         self.answer(
             &ctx,
             sink,
@@ -303,9 +313,10 @@ impl csi_grpc::Controller for ControllerService {
     fn get_snapshot(
         &mut self,
         ctx: RpcContext<'_>,
-        wire: csi::GetSnapshotRequest,
+        mut wire: csi::GetSnapshotRequest,
         sink: UnarySink<csi::GetSnapshotResponse>,
     ) {
+        forget(&mut wire.secrets);
         self.answer(&ctx, sink, Call::question("GetSnapshot", wire.snapshot_id.clone()), move |controller, time| {
             let found = controller.find_snapshot(&time, &snapshot_id("snapshot_id", wire.snapshot_id)?)?;
             Ok(csi::GetSnapshotResponse { snapshot: Some(snapshot(&found)).into(), ..Default::default() })
