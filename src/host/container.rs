@@ -70,7 +70,16 @@ pub fn observe_container(runner: &dyn Runner, disk: &Device) -> Result<Container
     let content = observe_content(runner, disk)?;
     let head = match &content {
         Content::Encrypted(luks) if luks.version == Some(1) => return Ok(Container::Old),
-        Content::Encrypted(luks) if luks::observe_is_whole(runner, disk)? => Head::Whole { is_new: is_new(luks) },
+        // Its first copy may just have been restored from the second one, so what it says is read after that.
+        Content::Encrypted(_) if luks::observe_is_whole(runner, disk)? => match observe_content(runner, disk)? {
+            Content::Encrypted(luks) => Head::Whole { is_new: is_new(&luks) },
+            Content::AllZero
+            | Content::Unrecognised { .. }
+            | Content::Filesystem(_)
+            | Content::Unfinished(_)
+            | Content::OtherSignature { .. }
+            | Content::Ambivalent { .. } => Head::Broken,
+        },
         Content::Encrypted(_) => Head::Broken,
         Content::Unrecognised { .. } if is_zero(disk, 0, HEADS)? => Head::Missing,
         Content::AllZero => return Ok(Container::Blank),

@@ -8,7 +8,8 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use nix::fcntl::OFlag;
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg, OFlag};
 
 use super::busy::{is_busy, or_in_use, retry_while_busy};
 use super::identity::Identity;
@@ -49,13 +50,22 @@ impl DevicePlaces {
     }
 }
 
+/// An open encrypted volume at the device mapper.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Mapped {
+    /// Another path by which the kernel may call it: that in the device mapper's folder.
+    pub(super) alias: PathBuf,
+    /// The node of the disk below.
+    pub(super) below: PathBuf,
+}
+
 /// A disk that was found to be a certain volume's, ready for use at that moment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Device {
     pub(super) volume: VolumeName,
     pub(super) path: PathBuf,
-    /// Another path by which the kernel may call it: that of an open encrypted volume in the device mapper's folder.
-    pub(super) alias: Option<PathBuf>,
+    /// What an open encrypted volume is besides.
+    pub(super) mapped: Option<Mapped>,
     pub(super) number: DeviceNumber,
     pub(super) size: Bytes,
     /// Its folder in sysfs.
@@ -105,6 +115,15 @@ impl Traits {
     }
 }
 
+/// How a person gets at a device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ByHand {
+    /// What has to be done first, as the beginning of a sentence; empty: nothing.
+    pub first: String,
+    /// Its path then.
+    pub path: String,
+}
+
 impl Device {
     /// The volume it belongs to.
     #[must_use]
@@ -121,13 +140,26 @@ impl Device {
     /// Whether the kernel names it so in the mount table.
     #[must_use]
     pub fn is_called(&self, path: &Path) -> bool {
-        self.path == path || self.alias.as_deref() == Some(path)
+        self.path == path || self.mapped.as_ref().is_some_and(|mapped| mapped.alias == path)
     }
 
     /// Its name at the device mapper, when it is an open encrypted volume.
     #[must_use]
     pub fn mapper_name(&self) -> Option<&str> {
-        self.alias.as_ref()?.file_name()?.to_str()
+        self.mapped.as_ref()?.alias.file_name()?.to_str()
+    }
+
+    /// How a person gets at it when this program has let go of it: what has to be done first, and where it is then. An
+    /// encrypted volume is open only while it is used.
+    #[must_use]
+    pub fn by_hand(&self) -> ByHand {
+        match &self.mapped {
+            None => ByHand { first: String::new(), path: self.path.display().to_string() },
+            Some(mapped) => ByHand {
+                first: format!("open it with `cryptsetup open {} by-hand`, ", mapped.below.display()),
+                path: "/dev/mapper/by-hand".to_owned(),
+            },
+        }
     }
 
     /// Its major and minor number.
@@ -163,6 +195,22 @@ impl Device {
     /// Source: open(2), `O_EXCL` without `O_CREAT` on a block device.
     pub fn open_exclusively(&self, budget: Duration) -> Result<File> {
         retry_while_busy(budget, || self.open_with(OpenOptions::new().read(true).write(true), OFlag::O_EXCL))
+    }
+
+    /// Takes the lock on it by which programs that make something else of a disk keep out of each other's way, this plugin's
+    /// own that is about to end among them; udev looks at no disk that is locked. It is held until what this gives is dropped.
+    ///
+    /// # Errors
+    /// As [`Device::open`]; [`Error::Precondition`] when somebody has it for longer than the budget.
+    /// Source: flock(2); systemd's "Locking Block Device Access".
+    pub fn lock(&self, budget: Duration) -> Result<Flock<File>> {
+        let lock = || {
+            Flock::lock(self.open()?, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| {
+                let errno = if errno == Errno::EWOULDBLOCK { Errno::EBUSY } else { errno };
+                Error::errno("locking", &self.path)(errno)
+            })
+        };
+        retry_while_busy(budget, lock).map_err(or_in_use(self, "the opening"))
     }
 
     /// Opens it as somebody would who wants it alone, lets go of it again, and so sees that nothing uses it: no mount in
@@ -212,7 +260,7 @@ impl Device {
     pub(crate) fn fake(path: &str, number: DeviceNumber, size: u64) -> Device {
         let volume = VolumeName::parse("vol").expect("a name");
         let (path, size) = (path.into(), Bytes(size));
-        Device { volume, path, alias: None, number, size, sysfs: PathBuf::new(), traits: Traits::default() }
+        Device { volume, path, mapped: None, number, size, sysfs: PathBuf::new(), traits: Traits::default() }
     }
 
     fn changed(&self, what: &str) -> Error {

@@ -392,7 +392,7 @@ impl Looker<'_> {
         if size == Bytes(0) {
             return Sighting::ZeroSize { path };
         }
-        let device = Device { volume: self.volume.clone(), path, alias: None, number, size, sysfs, traits };
+        let device = Device { volume: self.volume.clone(), path, mapped: None, number, size, sysfs, traits };
         match self.size {
             Some(want) if size < want.bytes() => Sighting::TooSmall { device, want },
             Some(_) | None => Sighting::Ready(device),

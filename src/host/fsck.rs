@@ -9,7 +9,7 @@ use nix::errno::Errno;
 
 use super::busy::or_in_use;
 use super::content::FsKind;
-use super::device::Device;
+use super::device::{ByHand, Device};
 use super::run::{Cmd, Exit, Runner, Tool};
 use super::slots::Slots;
 use super::superblock::{EXT_SUPERBLOCK, why_ext_needs_check};
@@ -72,10 +72,10 @@ pub fn apply_check(guard: &VolumeGuard, slots: &Slots, runner: &dyn Runner, devi
 /// A check that is ended has lost nothing: e2fsck ends in order when asked to, and begins anew the next time. Begun anew in
 /// each call it would never come to its end, so a person has to let it run once.
 fn unfinished(device: &Device, fs: FsKind) -> Error {
-    let (path, volume) = (device.path().display(), device.volume());
+    let (ByHand { first, path }, volume) = (device.by_hand(), device.volume());
     Error::Precondition(format!(
-        "the check of {fs} on {path} of volume {volume} takes longer than a call may last and was ended; run \
-         `e2fsck -p {path}` on this droplet while nothing has it mounted, then try again"
+        "the check of {fs} of volume {volume} takes longer than a call may last and was ended; {first}run `e2fsck -p {path}` \
+         on this droplet while nothing has it mounted, then try again"
     ))
 }
 
@@ -112,7 +112,7 @@ pub(super) fn damage(device: &Device, fs: FsKind, errno: Errno) -> Option<Error>
 }
 
 fn damaged(device: &Device, fs: FsKind, found: &str) -> Error {
-    let path = device.path().display();
+    let ByHand { first, path } = device.by_hand();
     let repair = match fs {
         FsKind::Ext4 | FsKind::Ext3 => format!("e2fsck -f {path}"),
         FsKind::Xfs => format!("xfs_repair {path}"),
@@ -123,7 +123,7 @@ fn damaged(device: &Device, fs: FsKind, found: &str) -> Error {
         device: device.path().to_owned(),
         found: found.to_owned(),
         cure: format!(
-            "take a snapshot of the volume, then run `{repair}` on this droplet while nothing has it mounted"
+            "take a snapshot of the volume, then {first}run `{repair}` on this droplet while nothing has it mounted"
         ),
     }
 }

@@ -42,7 +42,8 @@ pub(super) fn apply_format(guard: &VolumeGuard, runner: &dyn Runner, disk: &Devi
     run(runner, &cmd, disk.volume(), doing)
 }
 
-/// Opens an encrypted volume under a name that is free.
+/// Opens an encrypted volume under a name that is free. It may be open also after this failed: cryptsetup can be cut off at
+/// any moment.
 ///
 /// # Errors
 /// [`Error::Invalid`] when the key does not fit, [`Error::Command`] when cryptsetup fails, [`Error::Precondition`] for a reason

@@ -8,7 +8,7 @@ use std::path::Path;
 
 use sha2::{Digest, Sha256};
 
-use super::device::{Device, DevicePlaces, Traits};
+use super::device::{Device, DevicePlaces, Mapped, Traits};
 use super::mountinfo::{DeviceNumber, Mount};
 use super::sysfs::read_attribute;
 use crate::error::{Error, Result};
@@ -17,6 +17,8 @@ use crate::size::Bytes;
 
 /// What the names of our devices begin with.
 const PREFIX: &str = "do-csi-";
+/// What the kernel's names for the device mapper's devices begin with.
+const MAPPED: &str = "dm-";
 /// What the UUID of a device begins with that cryptsetup has made from LUKS2. Source: `dm_prepare_uuid` in cryptsetup's
 /// `lib/libdevmapper.c`.
 const UUID_PREFIX: &str = "CRYPT-LUKS2-";
@@ -40,6 +42,8 @@ pub enum Upon {
     Open(Box<Device>),
     /// What a cryptsetup that was killed while it looked at the key slots has left, by its device's name.
     Temporary(String),
+    /// A device that the kernel is taking away: it has no name any more, and still lies on the disk for a moment.
+    Closing(String),
     /// Something that this plugin has not made, by the kernel's name for it.
     Other(String),
 }
@@ -57,8 +61,12 @@ pub fn observe_upon(places: &DevicePlaces, disk: &Device) -> Result<Upon> {
             if let Some(open) = observe_holder(places, disk, one, |name| is_name_of(disk.volume(), name))? {
                 return Ok(Upon::Open(Box::new(open)));
             }
-            let temporary = observe_name(&places.sysfs.join("class/block").join(one), TEMPORARY_UUID_PREFIX)?;
-            Ok(temporary.map_or_else(|| Upon::Other(one.clone()), Upon::Temporary))
+            let sysfs = places.sysfs.join("class/block").join(one);
+            if let Some(name) = observe_name(&sysfs, TEMPORARY_UUID_PREFIX)? {
+                return Ok(Upon::Temporary(name));
+            }
+            let is_going = one.starts_with(MAPPED) && read_attribute(&sysfs.join("dm/uuid"))?.is_none();
+            Ok(if is_going { Upon::Closing(one.clone()) } else { Upon::Other(one.clone()) })
         }
         [_, _, ..] => Ok(Upon::Other(holders.join(" and "))),
     }
@@ -93,7 +101,7 @@ fn observe_holder(
     Ok(Some(Device {
         volume: disk.volume.clone(),
         path: places.nodes.join(holder),
-        alias: Some(places.nodes.join("mapper").join(name)),
+        mapped: Some(Mapped { alias: places.nodes.join("mapper").join(name), below: disk.path.clone() }),
         number,
         size,
         traits: Traits::read(&sysfs)?,
@@ -166,13 +174,15 @@ pub fn observe_under(places: &DevicePlaces, mount: &Mount) -> Result<Option<Unde
     Ok(Some(Under { name, number, disk }))
 }
 
-/// Whether an open encrypted volume is still there.
+/// Whether an open encrypted volume is still there, or lies on its disk yet while the kernel takes it away: then its name is
+/// gone, and its number not yet.
 ///
 /// # Errors
 /// [`Error::Io`] when sysfs cannot be read.
 pub fn observe_is_open(places: &DevicePlaces, under: &Under) -> Result<bool> {
     let sysfs = places.sysfs.join(format!("dev/block/{}", under.number));
-    Ok(observe_our_name(&sysfs)?.as_ref() == Some(&under.name))
+    let is_named = read_attribute(&sysfs.join("dm/uuid"))?.is_some();
+    Ok(if is_named { observe_our_name(&sysfs)?.as_ref() == Some(&under.name) } else { sysfs.exists() })
 }
 
 /// Whether the disk below an open encrypted volume is gone. Its device stays as long as anything uses it, and goes on
@@ -286,7 +296,7 @@ fn is_name_of(volume: &VolumeName, name: &str) -> bool {
 
 /// The device mapper's devices among all.
 fn mapped_in(all: &Path) -> Result<impl Iterator<Item = String>> {
-    Ok(names_in(all)?.into_iter().filter(|device| device.starts_with("dm-")))
+    Ok(names_in(all)?.into_iter().filter(|device| device.starts_with(MAPPED)))
 }
 
 /// The names in a folder of sysfs, in order; none when there is no such folder.

@@ -7,7 +7,7 @@ use std::fs::File;
 
 use super::busy::is_busy;
 use super::content::{Content, FsKind, observe_content};
-use super::device::Device;
+use super::device::{ByHand, Device};
 use super::format_options::FormatOptions;
 use super::marker;
 use super::run::{Cmd, CommandError, Exit, Runner, Tool};
@@ -143,13 +143,13 @@ fn in_use(device: &Device, error: Error) -> Error {
 }
 
 fn will_not(device: &Device, found: &str) -> Error {
-    let path = device.path().display();
+    let ByHand { first, path } = device.by_hand();
     Error::WillNotFormat {
         volume: device.volume().clone(),
         device: device.path().to_owned(),
         found: found.to_owned(),
         cure: format!(
-            "look at it with `blkid -p {path}` and `hexdump -C {path} | head`; if nothing on it is needed, delete the \
+            "{first}look at it with `blkid -p {path}` and `hexdump -C {path} | head`; if nothing on it is needed, delete the \
              volume and create it anew, or clear it with `blkdiscard --zeroout {path}`"
         ),
     }

@@ -13,6 +13,8 @@ use crate::error::{Error, Result};
 pub struct Slots {
     free: Mutex<usize>,
     freed: Condvar,
+    /// What holds them, as a phrase for who finds none free.
+    held_by: &'static str,
 }
 
 /// Permission to run one heavy program, given back when dropped.
@@ -23,10 +25,11 @@ pub struct Slot<'a> {
 }
 
 impl Slots {
-    /// Makes room for `count` programs at once.
+    /// Makes room for `count` programs at once; `held_by` is what holds the slots when there are none: "other volumes are still
+    /// being formatted".
     #[must_use]
-    pub fn new(count: usize) -> Self {
-        Slots { free: Mutex::new(count), freed: Condvar::new() }
+    pub fn new(count: usize, held_by: &'static str) -> Self {
+        Slots { free: Mutex::new(count), freed: Condvar::new(), held_by }
     }
 
     /// Waits for a slot, as long as `budget` allows. `doing` is for the error: "formatting /dev/sda".
@@ -46,7 +49,7 @@ impl Slots {
                 return Err(Error::OutOfTime {
                     doing: doing.to_owned(),
                     waited_s: budget.as_secs(),
-                    waited_for: "other volumes are still being formatted, checked or grown".to_owned(),
+                    waited_for: self.held_by.to_owned(),
                 });
             }
             free = self.freed.wait_timeout(free, left).unwrap_or_else(PoisonError::into_inner).0;
@@ -73,7 +76,7 @@ mod tests {
 
     #[test]
     fn no_more_run_at_once_than_there_is_room_for() {
-        let (slots, now, most) = (Slots::new(2), AtomicUsize::new(0), AtomicUsize::new(0));
+        let (slots, now, most) = (Slots::new(2, "others"), AtomicUsize::new(0), AtomicUsize::new(0));
         std::thread::scope(|scope| {
             for _ in 0..8 {
                 scope.spawn(|| {
@@ -89,10 +92,10 @@ mod tests {
 
     #[test]
     fn who_finds_no_room_is_told_and_finds_some_later() {
-        let slots = Slots::new(1);
+        let slots = Slots::new(1, "others run");
         let slot = slots.take("testing", Duration::ZERO).unwrap();
         let full = slots.take("formatting /dev/sda", Duration::from_millis(1)).unwrap_err();
-        assert!(full.to_string().contains("formatting /dev/sda"), "{full}");
+        assert!(full.to_string().contains("formatting /dev/sda") && full.to_string().contains("others run"), "{full}");
         drop(slot);
         drop(slots.take("testing", Duration::ZERO).unwrap());
     }

@@ -1,35 +1,30 @@
 //! Encrypted volumes: from a disk to the device on which the file system is.
 //!
-//! Owns the order of making, opening, growing and closing them. An open one is closed by the kernel as soon as nothing uses
-//! it any more: it is told so while it is being opened, and from then until it is mounted this program holds it open. So a
-//! call that is killed anywhere leaves nothing open behind it, nor does an unmount, and the key is in nobody's memory.
+//! Owns the order of making, opening and growing them. An open one is closed by the kernel as soon as nothing uses it any
+//! more: it is told so while it is being opened, and from then until it is mounted this program holds it open. So a call that
+//! is killed leaves nothing open behind it, nor does an unmount, and the key is in nobody's memory. What is left all the same
+//! is `closing.rs`'s.
 
 use std::fs::File;
-use std::time::{Duration, Instant};
 
 use log::{info, warn};
+use nix::fcntl::Flock;
 
+use super::closing::held;
 use super::plan::{Formatting, plan_company};
 use super::see::used_otherwise;
 use super::{Call, Node};
+use crate::config::{LOCK_PATIENCE, NODE_BUDGET};
 use crate::error::{Chain, Error, Result};
-use crate::host::SLOT_BUDGET;
 use crate::host::container::{
     Container, apply_blank, apply_container, described, observe_container, observe_has_grown_blank, will_not,
 };
 use crate::host::device::Device;
 use crate::host::key::Key;
 use crate::host::luks::{apply_close, apply_mark_used, apply_open, apply_resize};
-use crate::host::mapper::{
-    Under, Upon, is_short, observe_is_open, observe_names, observe_open_as, observe_under, observe_upon,
-};
+use crate::host::mapper::{Upon, is_short, observe_names, observe_open_as, observe_upon};
 use crate::host::mount::observe_mounts;
-use crate::host::mountinfo::Mount;
 use crate::request::node::Stage;
-
-/// How long the kernel may take to close a device that nothing uses any more; it takes milliseconds.
-const CLOSE_BUDGET: Duration = Duration::from_secs(5);
-const CLOSE_PAUSE: Duration = Duration::from_millis(20);
 
 /// The device on which a volume's file system is or will be.
 #[derive(Debug)]
@@ -40,12 +35,14 @@ pub(super) struct Opened {
     pub(super) new_on: Option<Device>,
     /// Keeps an encrypted volume open until it is mounted.
     _pin: Option<File>,
+    /// Keeps others from making something else of its disk until then.
+    _lock: Option<Flock<File>>,
 }
 
 impl Opened {
     /// A volume that is not encrypted.
     pub(super) fn plain(device: Device) -> Self {
-        Opened { device, new_on: None, _pin: None }
+        Opened { device, new_on: None, _pin: None, _lock: None }
     }
 }
 
@@ -88,17 +85,6 @@ pub(super) fn plan_container(disk: &Device, formatting: Formatting, found: &Cont
     }
 }
 
-/// How far the closing of an encrypted volume has come.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Closing {
-    /// It is closed.
-    Done,
-    /// It will be when its last mount goes.
-    WithLastMount,
-    /// It will be when something else lets go of it.
-    Late,
-}
-
 impl Node {
     /// The device with a volume's file system, as far as it can be seen; `None` while an encrypted volume is not open.
     pub(super) fn observe_opened(&self, want: &Stage, disk: Device) -> Result<Option<Device>> {
@@ -107,7 +93,7 @@ impl Node {
         }
         match observe_upon(&self.places, &disk)? {
             Upon::Open(device) => Ok(Some(*device)),
-            Upon::Nothing | Upon::Temporary(_) | Upon::Other(_) => Ok(None),
+            Upon::Nothing | Upon::Temporary(_) | Upon::Closing(_) | Upon::Other(_) => Ok(None),
         }
     }
 
@@ -123,20 +109,33 @@ impl Node {
         if !want.settings.is_encrypted {
             return Ok(Some(Opened::plain(disk)));
         }
-        match observe_upon(&self.places, &disk)? {
-            Upon::Open(device) if observe_mounts()?.of_device(&device).next().is_some() => {
-                let device = self.ensure_full(call, want, &disk, *device);
-                let pin = device.open()?;
-                return Ok(Some(Opened { device, new_on: None, _pin: Some(pin) }));
-            }
-            Upon::Other(holder) => return Err(held(&disk, &holder)),
-            Upon::Open(_) | Upon::Temporary(_) | Upon::Nothing => {}
+        if let Some(opened) = self.observe_in_use(call, want, &disk)? {
+            return Ok(Some(opened));
         }
         let Some(key) = &want.key else { return Ok(None) };
-        // One that is open and not mounted was left by a call that was killed in a bad moment. Nobody can say how far that
-        // call had come, but for the disk itself.
-        self.ensure_closed_before(call, &disk)?;
-        self.apply_opened(call, want, formatting, &disk, key).map(Some)
+        let lock = disk.lock(call.cap(LOCK_PATIENCE))?;
+        // Whoever had the lock may have opened it.
+        if let Some(opened) = self.observe_in_use(call, want, &disk)? {
+            return Ok(Some(opened));
+        }
+        let opened = match self.ensure_closed_before(call, &disk)? {
+            None => self.apply_opened(call, want, formatting, &disk, key)?,
+            Some(device) => share_unseen(call, &disk, device)?,
+        };
+        Ok(Some(Opened { _lock: Some(lock), ..opened }))
+    }
+
+    /// An encrypted volume that is open and mounted.
+    fn observe_in_use(&self, call: &Call<'_>, want: &Stage, disk: &Device) -> Result<Option<Opened>> {
+        match self.observe_settled(call, disk)? {
+            Upon::Open(device) if observe_mounts()?.of_device(&device).next().is_some() => {
+                let device = self.ensure_full(call, want, disk, *device);
+                let pin = device.open()?;
+                Ok(Some(Opened { device, new_on: None, _pin: Some(pin), _lock: None }))
+            }
+            Upon::Closing(holder) | Upon::Other(holder) => Err(held(disk, &holder)),
+            Upon::Open(_) | Upon::Temporary(_) | Upon::Nothing => Ok(None),
+        }
     }
 
     fn apply_opened(
@@ -150,26 +149,33 @@ impl Node {
         let mounts = observe_mounts()?;
         plan_company(disk.volume(), false, used_otherwise(&mounts, disk, false))?;
         let plan = plan_container(disk, formatting, &observe_container(&call.runner, disk)?)?;
-        let doing = format!("opening the encrypted volume {}", disk.volume());
-        let _turn = self.turns.take(&doing, call.cap(SLOT_BUDGET))?;
         if formatting != Formatting::ReadOnly {
             self.ensure_protection(call, &mounts, disk, &want.staging, false)?;
         }
-        let is_new = match plan {
-            ContainerPlan::Open => false,
-            ContainerPlan::OpenNew => true,
-            ContainerPlan::MakeThenOpen => {
-                info!("encrypting volume={} device={}", disk.volume(), disk.path().display());
-                apply_container(&call.guard, &call.runner, disk, key)?;
-                true
-            }
-        };
-        let opened = self.apply_open_pinned(call, disk, key);
+        let opened = self.apply_in_turn(call, plan, disk, key);
         let (device, pin) = opened.inspect_err(|_| tell_of_no_loss(plan, disk))?;
         if observe_is_to_blank(call, plan, formatting, &device)? {
             apply_blank(&call.guard, &call.runner, &device)?;
         }
-        Ok(Opened { device, new_on: is_new.then(|| disk.clone()), _pin: Some(pin) })
+        let is_new = match plan {
+            ContainerPlan::Open => false,
+            ContainerPlan::OpenNew | ContainerPlan::MakeThenOpen => true,
+        };
+        Ok(Opened { device, new_on: is_new.then(|| disk.clone()), _pin: Some(pin), _lock: None })
+    }
+
+    /// Does what takes the memory of a key, when it is this volume's turn.
+    fn apply_in_turn(&self, call: &Call<'_>, plan: ContainerPlan, disk: &Device, key: &Key) -> Result<(Device, File)> {
+        let doing = format!("opening the encrypted volume {}", disk.volume());
+        let _turn = self.turns.take(&doing, call.cap(NODE_BUDGET))?;
+        match plan {
+            ContainerPlan::Open | ContainerPlan::OpenNew => {}
+            ContainerPlan::MakeThenOpen => {
+                info!("encrypting volume={} device={}", disk.volume(), disk.path().display());
+                apply_container(&call.guard, &call.runner, disk, key)?;
+            }
+        }
+        self.apply_open_pinned(call, disk, key)
     }
 
     /// Opens an encrypted volume, sees that what is open lies on the very disk, and has it closed when nothing uses it.
@@ -183,31 +189,27 @@ impl Node {
             }
         }
         let _disk_pin = disk.open()?;
-        apply_open(&call.guard, &call.runner, disk, &names.free, key)?;
-        let seen = observe_upon(&self.places, disk).and_then(|upon| match upon {
-            Upon::Open(device) if device.mapper_name() == Some(names.free.as_str()) => Ok((device.open()?, *device)),
-            Upon::Open(_) | Upon::Nothing | Upon::Temporary(_) | Upon::Other(_) => Err(Error::WrongDevice {
-                volume: disk.volume().clone(),
-                found: format!("it was opened as {}, which does not lie on {}", names.free, disk.path().display()),
-            }),
+        let seen = apply_open(&call.guard, &call.runner, disk, &names.free, key).and_then(|()| {
+            match observe_upon(&self.places, disk)? {
+                Upon::Open(device) if device.mapper_name() == Some(names.free.as_str()) => {
+                    Ok((device.open()?, *device))
+                }
+                Upon::Open(_) | Upon::Nothing | Upon::Temporary(_) | Upon::Closing(_) | Upon::Other(_) => {
+                    Err(Error::WrongDevice {
+                        volume: disk.volume().clone(),
+                        found: format!(
+                            "it was opened as {}, which does not lie on {}",
+                            names.free,
+                            disk.path().display()
+                        ),
+                    })
+                }
+            }
         });
         // Also when something is wrong: then it is closed at once. This is owed even when the call has no time left.
-        apply_close(&call.guard, self.runner.as_ref(), &names.free)?;
-        seen.map(|(pin, device)| (device, pin))
-    }
-
-    /// Closes what a call that was killed has left open on a disk, which nothing has mounted.
-    fn ensure_closed_before(&self, call: &Call<'_>, disk: &Device) -> Result<()> {
-        let upon = observe_upon(&self.places, disk)?;
-        let name = match &upon {
-            Upon::Open(device) => device.mapper_name().unwrap_or_default(),
-            Upon::Temporary(name) => name,
-            Upon::Nothing | Upon::Other(_) => return Ok(()),
-        };
-        warn!("closing what a call that was killed has left open volume={} mapper={name}", disk.volume());
-        apply_close(&call.guard, &call.runner, name)?;
-        let is_closed = || Ok(observe_upon(&self.places, disk)? == Upon::Nothing);
-        if await_true(call.cap(CLOSE_BUDGET), is_closed)? { Ok(()) } else { Err(held(disk, name)) }
+        let closed = apply_close(&call.guard, self.runner.as_ref(), &names.free);
+        let (pin, device) = seen?;
+        closed.map(|()| (device, pin))
     }
 
     /// Says that there is a file system in a new encrypted volume now, before anybody is given it.
@@ -241,7 +243,7 @@ impl Node {
     /// Makes an encrypted volume that is in use as large as its disk, and sees that it is.
     pub(super) fn apply_full(&self, call: &Call<'_>, disk: &Device, open: &Device, key: &Key) -> Result<Device> {
         let volume = disk.volume();
-        let _turn = self.turns.take(&format!("growing the encrypted volume {volume}"), call.cap(SLOT_BUDGET))?;
+        let _turn = self.turns.take(&format!("growing the encrypted volume {volume}"), call.cap(NODE_BUDGET))?;
         let name = open.mapper_name().unwrap_or_default();
         apply_resize(&call.guard, &call.runner, volume, name, key)?;
         let grown = self.observe_open_as(disk, name)?;
@@ -261,45 +263,28 @@ impl Node {
             found: format!("the open encrypted volume {name} does not lie on {}", disk.path().display()),
         })
     }
+}
 
-    /// What lies under a mount, when that is an open encrypted volume. What cannot be seen is none.
-    pub(super) fn under(&self, mount: &Mount) -> Option<Under> {
-        observe_under(&self.places, mount).unwrap_or_else(|err| {
-            warn!("cannot tell whether a mount is of an encrypted volume: {}", Chain(&err));
-            None
-        })
-    }
-
-    /// Sees that an encrypted volume is closed after a mount of it was taken away, unless it is mounted elsewhere. One that
-    /// stays open for another reason is nothing that would keep the volume from being let go of.
-    pub(super) fn ensure_closed_after(&self, call: &Call<'_>, volume: &str, under: &Under) {
-        match self.ensure_closed(call, under) {
-            Ok(Closing::Done) => info!("closed mapper={} volume={volume}", under.name),
-            Ok(Closing::WithLastMount) => info!("mounted elsewhere, stays open mapper={} volume={volume}", under.name),
-            Ok(Closing::Late) => warn!(
-                "an encrypted volume stays open until something that is not seen from here lets go of it volume={volume} \
-                 mapper={}",
-                under.name
-            ),
-            Err(err) => warn!("cannot tell whether an encrypted volume is closed: {}", Chain(&err)),
+/// Uses an open encrypted volume that something which is not seen from here keeps open: most likely a container with a mount
+/// of its own. What others have open is whole, or it would not be used.
+fn share_unseen(call: &Call<'_>, disk: &Device, device: Device) -> Result<Opened> {
+    let name = device.mapper_name().unwrap_or_default();
+    match observe_container(&call.runner, disk)? {
+        Container::Whole => {
+            warn!(
+                "the encrypted volume is in use where it is not seen from here, and is shared; `grep -l {name} \
+                 /proc/*/mountinfo` shows by whom volume={}",
+                disk.volume()
+            );
+            let pin = device.open()?;
+            Ok(Opened { device, new_on: None, _pin: Some(pin), _lock: None })
         }
-    }
-
-    fn ensure_closed(&self, call: &Call<'_>, under: &Under) -> Result<Closing> {
-        if self.is_mounted(under)? {
-            return Ok(Closing::WithLastMount);
-        }
-        let is_closed = || Ok(!observe_is_open(&self.places, under)?);
-        if await_true(CLOSE_PAUSE * 5, is_closed)? {
-            return Ok(Closing::Done);
-        }
-        apply_close(&call.guard, &call.runner, &under.name)?;
-        let is_done = await_true(call.cap(CLOSE_BUDGET), is_closed)?;
-        Ok(if is_done { Closing::Done } else { Closing::Late })
-    }
-
-    fn is_mounted(&self, under: &Under) -> Result<bool> {
-        Ok(observe_mounts()?.iter().any(|mount| self.under(mount).as_ref().is_some_and(|it| it.number == under.number)))
+        Container::Blank
+        | Container::Begun
+        | Container::New
+        | Container::Damaged
+        | Container::Old
+        | Container::Other(_) => Err(held(disk, name)),
     }
 }
 
@@ -323,29 +308,6 @@ fn tell_of_no_loss(plan: ContainerPlan, disk: &Device) {
         ),
         ContainerPlan::Open | ContainerPlan::MakeThenOpen => {}
     }
-}
-
-/// Looks again and again whether something has become true, until it has or the budget is used up.
-fn await_true(budget: Duration, look: impl Fn() -> Result<bool>) -> Result<bool> {
-    let started = Instant::now();
-    loop {
-        if look()? {
-            return Ok(true);
-        }
-        if started.elapsed() >= budget {
-            return Ok(false);
-        }
-        std::thread::sleep(CLOSE_PAUSE);
-    }
-}
-
-fn held(disk: &Device, holder: &str) -> Error {
-    let path = disk.path().display();
-    Error::Precondition(format!(
-        "the encrypted volume {} cannot be used, because {holder} has its disk {path}; `lsblk {path}` shows what that is, and \
-         `dmsetup remove` or `cryptsetup close` ends it",
-        disk.volume()
-    ))
 }
 
 #[cfg(test)]

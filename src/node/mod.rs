@@ -5,9 +5,9 @@
 //! of [`place`]. DigitalOcean's API is never asked.
 
 pub mod aside;
+pub mod closing;
 pub mod encrypted;
 pub mod expand;
-pub mod left_open;
 pub mod limit;
 pub mod place;
 pub mod plan;
@@ -70,8 +70,8 @@ impl Node {
         Node {
             runner,
             places,
-            slots: Slots::new(HEAVY_TOOLS),
-            turns: Slots::new(1),
+            slots: Slots::new(HEAVY_TOOLS, "other volumes are still being formatted, checked or grown"),
+            turns: Slots::new(1, "other encrypted volumes are still being made, opened or grown"),
             locks: VolumeLocks::new(),
             default_fs: config.default_fs_type,
             label: config.selinux_label.clone(),

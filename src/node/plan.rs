@@ -254,7 +254,7 @@ fn will_not_format(device: &Device, content: &Content, cure: &str) -> Error {
         volume: device.volume().clone(),
         device: device.path().to_owned(),
         found: format!("it holds {content}"),
-        cure: cure.replace("DEVICE", &device.path().to_string_lossy()),
+        cure: format!("{}{}", device.by_hand().first, cure.replace("DEVICE", &device.by_hand().path)),
     }
 }
 

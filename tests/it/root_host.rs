@@ -134,7 +134,7 @@ pub struct Bench {
 impl Bench {
     pub fn new() -> Bench {
         let guard = VolumeLocks::new().hold(key(), Duration::ZERO).unwrap();
-        Bench { guard, slots: Slots::new(2), runner: SystemRunner::new(find_tools().unwrap()) }
+        Bench { guard, slots: Slots::new(2, "others run"), runner: SystemRunner::new(find_tools().unwrap()) }
     }
 
     fn format(&self, device: &Device, fs: FsKind) -> Result<(), Error> {
@@ -890,7 +890,7 @@ fn root_a_program_that_does_not_die_keeps_its_volume_locked_until_it_is_gone() {
 fn root_only_so_many_disks_are_formatted_at_once() {
     let bench = Bench::new();
     let disks: Vec<Disk> = (0..3).map(|_| Disk::new(512 * MIB)).collect();
-    let slots = Slots::new(1);
+    let slots = Slots::new(1, "others run");
     std::thread::scope(|scope| {
         for disk in &disks {
             scope.spawn(|| {

@@ -71,7 +71,8 @@ pub fn life(yard: &mut Yard) -> Told<()> {
         let bytes = yard.machine(A).droplet.file_system_size(&target)?;
         ensure(bytes > 18 * GIB / 10, || format!("{fs} has {bytes} bytes"))?;
         yard.off(A, &vol)?;
-        nothing_is_open(yard, A)?;
+        // Unstaging has waited for that.
+        yard.sh(A, "! ls -d /sys/block/dm-*")?;
         yard.sh(A, &format!("! head -c 200M {} | grep -qa -e 'nobody.s eyes' -e '{KEY}'", vol.link()))?;
         yard.sh(A, &format!("! grep -F '{KEY}' /var/lib/droplet/plugin.log"))?;
         yard.down(A, &vol)?;
@@ -112,8 +113,9 @@ pub fn pulled(yard: &mut Yard) -> Told<()> {
     nothing_is_open(yard, A)
 }
 
-/// Killed in the middle of making an encrypted volume, right after it was opened, and while the file system is made in it.
-/// What is left open is closed by the plugin that starts next, and the volume is finished by the next call.
+/// Killed in the middle of making an encrypted volume, right after it was opened, and while the file system is made in it, with
+/// the tool that is at work, as a container is. What is left open is closed by the plugin that starts next, and the volume is
+/// finished by the next call.
 pub fn killed(yard: &mut Yard) -> Told<()> {
     let vol = encrypted(yard.told("killed-secret", "ext4")?);
     let disk = yard.disk("killed-secret")?;
@@ -126,7 +128,6 @@ pub fn killed(yard: &mut Yard) -> Told<()> {
             yard.off(A, &vol)?;
             yard.sh(A, &format!("wipefs -aq {0} && blkdiscard -z {0}", vol.link()))?;
         }
-        yard.until(A, "! pgrep -x 'cryptsetup|mke2fs'")?;
         yard.restart(A)?;
         nothing_is_open(yard, A)?;
         yard.stage(A, &vol)??;
@@ -147,7 +148,8 @@ fn is_killed_at(yard: &mut Yard, vol: &Vol, moment: &str) -> Told<bool> {
     std::thread::scope(|scope| {
         let stage = scope.spawn(|| client.stage(&vol.csi, &staging));
         let is_over = format!("mountpoint -q {}", staging.display());
-        yard.sh(A, &format!("until {moment} >/dev/null; do ! {is_over} || exit 0; done; kill -9 {pid}"))?;
+        let kill = format!("kill -9 {pid} $(pgrep -x 'cryptsetup|mke2fs')");
+        yard.sh(A, &format!("until {moment} >/dev/null; do ! {is_over} || exit 0; done; {kill}"))?;
         Ok(stage.join().map_err(|_| "the call panicked")?.is_err())
     })
 }

@@ -1,6 +1,8 @@
 //! Encrypted volumes that cannot be opened as they are: with another key or none, with a damaged head, in somebody's hands,
 //! half made, or left open.
 
+use std::time::Instant;
+
 use grpcio::RpcStatusCode;
 
 use super::encrypted::{KEY, encrypted, is_whole, keyless, nothing_is_open, used, with_key};
@@ -139,6 +141,12 @@ pub fn left_open(yard: &mut Yard) -> Told<()> {
     yard.unstage(A, &vol)?;
     yard.sh(A, "cryptsetup close backup")?;
     is_whole(yard, &vol)?;
+    // Whoever makes something else of a disk has it locked meanwhile, another plugin too.
+    let lock = format!("(setsid flock -x {disk} sleep 6 >/dev/null 2>&1 &); while flock -n -x {disk} true; do :; done");
+    yard.sh(A, &lock)?;
+    let started = Instant::now();
+    is_whole(yard, &vol)?;
+    ensure(started.elapsed().as_secs() >= 3, || "a lock was not waited for".to_owned())?;
     // The plugin takes this code for "gone by itself".
     yard.sh(A, "cryptsetup close --deferred do-csi-nothing; [ $? = 4 ]").map(drop)
 }
@@ -154,6 +162,21 @@ pub fn twice(yard: &mut Yard) -> Told<()> {
     client.unstage(&vol.csi.id, &other)?;
     yard.says(A, &vol, "file", "for nobody's eyes")?;
     yard.off(A, &vol)?;
+    // Unstaged and staged without a pause, as by two jobs of which one follows the other.
+    for _ in 0..3 {
+        yard.stage(A, &vol)??;
+        yard.unstage(A, &vol)?;
+    }
+    // A container has a mount of its own, which the plugin does not see: what is unstaged is still in use.
+    yard.stage(A, &vol)??;
+    yard.sh(A, "unshare --mount --propagation private sleep 1000 >/dev/null 2>&1 & until pgrep -x sleep >/dev/null; do :; done")?;
+    yard.unstage(A, &vol)?;
+    yard.stage(A, &vol)??;
+    yard.publish(A, &vol)?;
+    yard.says(A, &vol, "file", "for nobody's eyes")?;
+    yard.sh(A, "grep -F 'is shared' /var/lib/droplet/plugin.log")?;
+    yard.off(A, &vol)?;
+    yard.sh(A, "pkill -x sleep")?;
     nothing_is_open(yard, A)
 }
 
@@ -162,7 +185,7 @@ pub fn grown_early(yard: &mut Yard) -> Told<()> {
     let (vol, disk) = (encrypted(yard.told("early", "xfs")?), yard.disk("early")?);
     yard.plug(A, &disk)?;
     yard.sh(A, "mount --bind /bin/false /usr/sbin/mkfs.xfs")?;
-    refused(yard.stage(A, &vol)?, RpcStatusCode::INTERNAL, &["making xfs"])?;
+    refused(yard.stage(A, &vol)?, RpcStatusCode::INTERNAL, &["mkfs.xfs"])?;
     nothing_is_open(yard, A)?;
     yard.sh(A, "umount /usr/sbin/mkfs.xfs")?;
     // Its key is settled by now, and the log says what to do if it is lost.

@@ -128,6 +128,34 @@ fn what_a_killed_cryptsetup_has_left_is_known_by_its_uuid() {
 }
 
 #[test]
+fn a_device_that_is_being_taken_away_is_neither_open_nor_gone() {
+    let tree = Tree::ours();
+    let under = observe_under(&tree.places, &mount("253:0", "xfs /dev/dm-0")).unwrap().unwrap();
+    std::fs::remove_dir_all(tree.path("devices/dm-0/dm")).unwrap();
+    assert_eq!(observe_upon(&tree.places, &tree.sda()).unwrap(), Upon::Closing("dm-0".into()));
+    assert!(observe_is_open(&tree.places, &under).unwrap());
+    std::fs::remove_file(tree.path("devices/sda/holders/dm-0")).unwrap();
+    std::fs::remove_file(tree.path("dev/block/253:0")).unwrap();
+    assert_eq!(observe_upon(&tree.places, &tree.sda()).unwrap(), Upon::Nothing);
+    assert!(!observe_is_open(&tree.places, &under).unwrap());
+    // Its number may be another device's by then.
+    tree.disk("dm-1", "253:0", &["dm"]);
+    tree.write("devices/dm-1/dm/name", "do-csi-other");
+    tree.write("devices/dm-1/dm/uuid", "CRYPT-LUKS2-8e30659226bb42e4ae290381499574f3-do-csi-other");
+    assert!(!observe_is_open(&tree.places, &under).unwrap());
+}
+
+#[test]
+fn what_a_person_has_to_do_first_is_said() {
+    let tree = Tree::ours();
+    let Upon::Open(open) = observe_upon(&tree.places, &tree.sda()).unwrap() else { panic!("it is open") };
+    let by_hand = open.by_hand();
+    assert!(by_hand.first.contains("cryptsetup open /dev/sda by-hand"), "{by_hand:?}");
+    assert_eq!(by_hand.path, "/dev/mapper/by-hand");
+    assert_eq!((tree.sda().by_hand().first.as_str(), tree.sda().by_hand().path.as_str()), ("", "/dev/sda"));
+}
+
+#[test]
 fn all_that_is_open_is_seen_and_nothing_of_others() {
     let tree = Tree::ours();
     tree.disk("dm-1", "253:1", &["dm"]);
