@@ -182,6 +182,10 @@ fn explained_messages() -> Vec<Error> {
     let attaching = format!("attaching volume {} to droplet 3164445", volume());
     let busy = "DigitalOcean answered 422: Droplet already has a pending event. (request id …)";
     let access = |access: &str| format!("{access} access to a file system");
+    let detach_errored = || {
+        let doing = format!("detaching volume {} from droplet 3164444", volume());
+        out_of_time(doing, "DigitalOcean's detach action errored")
+    };
     vec![
         Error::AttachedElsewhere {
             volume: volume(),
@@ -190,10 +194,12 @@ fn explained_messages() -> Vec<Error> {
             wanted: droplet(3_164_445),
         },
         out_of_time(attaching, busy).or_not_yet(),
-        out_of_time(
-            format!("detaching volume {} from droplet 3164444", volume()),
-            "DigitalOcean's detach action errored",
-        ),
+        detach_errored(),
+        Error::OutOfTime {
+            doing: format!("detaching volume {}", volume()),
+            waited_s: 5,
+            waited_for: format!("it is tried again in 55 s at the earliest, as it failed: {}", detach_errored()),
+        },
         out_of_time(
             format!("reading volume {}", volume()),
             "DigitalOcean answered 503: Service Unavailable (request id …)",
