@@ -5,6 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use do_csi_plugin::cloud::region::Region;
 use do_csi_plugin::config;
 use do_csi_plugin::error::{Chain, Error, Holder, Thing};
 use do_csi_plugin::id::{DropletId, VolumeId, VolumeName};
@@ -217,6 +218,13 @@ fn explained_messages() -> Vec<Error> {
             want: format!("{} (--mixed-access allows both)", access("read-only")),
         },
         Error::AttachLimit { droplet: droplet(3_164_445), volume: volume() },
+        Error::OtherRegion {
+            volume: volume(),
+            name: name(),
+            region: Region::parse("fra1").unwrap(),
+            droplet: droplet(3_164_445),
+            droplet_region: Region::parse("nyc1").unwrap(),
+        },
         Error::NotFound(Thing::Droplet("3164445".to_owned())),
         Error::StillAttached { volume: volume(), droplet: droplet(3_164_444) },
     ]
