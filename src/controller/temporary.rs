@@ -2,7 +2,8 @@
 //!
 //! Owns its life. It is found again by its name, which follows from the clone's, and told from everybody else's snapshots by
 //! that name and a tag. A call that cannot remove its snapshot leaves that to the sweeper, as does one that is killed: the
-//! sweeper of the next process looks once after the start.
+//! sweeper of the next process looks once after the start. Almost always there is nothing, which one request tells, however
+//! many snapshots the account has.
 
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
@@ -14,6 +15,7 @@ use super::Controller;
 use super::name::is_clone_name;
 use super::snapshot::{NewSnapshot, every_page};
 use super::time::CallTime;
+use super::verdict::{Verdict, plan_verdict};
 use crate::cloud::snapshot::Snapshot;
 use crate::cloud::tag::Tag;
 use crate::cloud::{ApiResult, Cloud};
@@ -146,7 +148,7 @@ fn sweep_one(cloud: &Cloud, snapshot: &Snapshot) -> Option<Duration> {
             info!("removed a temporary snapshot that was left behind snapshot={} name={}", snapshot.id, snapshot.name);
             None
         }
-        Err(err) if err.kind() == crate::cloud::error::ApiErrorKind::NotFound => None,
+        Err(err) if plan_verdict(&err) == Verdict::Missing => None,
         Err(err) => {
             warn!("cannot remove the temporary snapshot {}: {err}", snapshot.id);
             Some(NEXT_TRY)
@@ -163,7 +165,21 @@ fn plan_stay(age: Option<Duration>) -> Option<Duration> {
 }
 
 fn observe_temporary(cloud: &Cloud) -> ApiResult<Vec<Snapshot>> {
+    // Without a tag, no snapshot is one of these either.
+    let Ok(tag) = Tag::parse(TAG) else { return Ok(Vec::new()) };
+    if !plan_listing(cloud.count_tagged_snapshots(&tag))? {
+        return Ok(Vec::new());
+    }
     every_page(|page| cloud.list_snapshots(page), is_temporary)
+}
+
+/// Whether the snapshots have to be listed, by how many carry the tag. A tag that is not there was never used.
+fn plan_listing(counted: ApiResult<Option<u64>>) -> ApiResult<bool> {
+    match counted {
+        Ok(count) => Ok(count != Some(0)),
+        Err(err) if plan_verdict(&err) == Verdict::Missing => Ok(false),
+        Err(err) => Err(err),
+    }
 }
 
 /// Whether a snapshot is one that this driver took to make a clone.
@@ -182,6 +198,7 @@ fn age(snapshot: &Snapshot) -> Option<Duration> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cloud::error::{ApiError, ApiErrorKind};
 
     #[test]
     fn a_snapshot_stays_until_it_is_certainly_left_behind() {
@@ -196,6 +213,22 @@ mod tests {
         ];
         for (age, stay) in table {
             assert_eq!(plan_stay(age.map(seconds)), stay.map(seconds), "{age:?}");
+        }
+    }
+
+    #[test]
+    fn snapshots_are_listed_only_when_some_may_carry_the_tag() {
+        let failed = |kind| ApiError::without_reply(kind, "no");
+        let table = [
+            (Ok(Some(0)), Ok(false)),
+            (Ok(Some(1)), Ok(true)),
+            (Ok(None), Ok(true)),
+            (Err(failed(ApiErrorKind::NotFound)), Ok(false)),
+            (Err(failed(ApiErrorKind::Forbidden)), Err(failed(ApiErrorKind::Forbidden))),
+            (Err(failed(ApiErrorKind::Server)), Err(failed(ApiErrorKind::Server))),
+        ];
+        for (counted, want) in table {
+            assert_eq!(plan_listing(counted.clone()), want, "{counted:?}");
         }
     }
 }

@@ -123,6 +123,37 @@ fn what_a_clone_left_behind_is_removed_after_a_start_and_nothing_else() {
 }
 
 #[test]
+fn an_account_without_temporary_snapshots_is_told_so_by_one_request_however_many_others_it_has() {
+    let looked_for = |has_tag: bool| {
+        let fleet = Fleet::with_actions(ACTION);
+        fleet.sim.change_rules(|rules| {
+            (rules.limits.snapshots_per_volume, rules.limits.snapshot_interval) = (1000, Duration::ZERO);
+        });
+        let source = volume_of(&fleet, "source", 1);
+        for number in 0..250 {
+            fleet.sim.create_snapshot(&source, &format!("nightly-{number}")).unwrap();
+        }
+        if has_tag {
+            // As after a clone: DigitalOcean keeps a tag that nothing carries any more.
+            let gone = temporary(&fleet.sim, &source, 'a', Duration::ZERO);
+            controller(&fleet).client.delete_snapshot(&gone).unwrap();
+        }
+        fleet.sim.reset_calls();
+        let _plugin = controller(&fleet);
+        until("it has looked", || fleet.sim.calls().of("GET", "/v2/tags/{tag}") > 0);
+        // It would list them right after.
+        std::thread::sleep(Duration::from_millis(500));
+        let calls = fleet.sim.calls();
+        assert_eq!(calls.total(), 1, "{has_tag}: {calls}");
+    };
+    std::thread::scope(|scope| {
+        for has_tag in [false, true] {
+            scope.spawn(move || looked_for(has_tag));
+        }
+    });
+}
+
+#[test]
 fn a_temporary_snapshot_whose_age_cannot_be_read_stays() {
     let fleet = Fleet::with_actions(ACTION);
     let source = volume_of(&fleet, "source", 1);

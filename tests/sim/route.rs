@@ -258,17 +258,17 @@ impl Call<'_> {
             return ok(400, json::tag_error(&name));
         }
         let name = self.cloud.create_tag(&name);
-        ok(201, json!({"tag": json::tag(&name, self.cloud.tag_count(&name)?)}))
+        ok(201, json!({"tag": json::tag(&name, self.cloud.tagged(&name)?)}))
     }
 
     fn get_tag(&self) -> Answered {
         let name = self.matched.id();
-        ok(200, json!({"tag": json::tag(name, self.cloud.tag_count(name)?)}))
+        ok(200, json!({"tag": json::tag(name, self.cloud.tagged(name)?)}))
     }
 
     fn tag_resources(&mut self, change: fn(&mut Cloud, &str, &[String]) -> Result<(), Refusal>) -> Answered {
         let name = self.matched.id();
-        self.cloud.tag_count(name)?;
+        self.cloud.tagged(name)?;
         let body = self.body()?;
         let resources = body["resources"].as_array().ok_or(Refusal::INVALID_PAYLOAD)?;
         let volumes = resources
