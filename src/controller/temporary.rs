@@ -16,6 +16,7 @@ use super::name::is_clone_name;
 use super::snapshot::{NewSnapshot, every_page};
 use super::time::CallTime;
 use super::verdict::{Verdict, plan_verdict};
+use crate::cloud::error::{ApiError, ApiErrorKind};
 use crate::cloud::snapshot::Snapshot;
 use crate::cloud::tag::Tag;
 use crate::cloud::{ApiResult, Cloud};
@@ -124,8 +125,9 @@ fn sweep(cloud: &Cloud) -> Option<Duration> {
     let found = match observe_temporary(&cloud) {
         Ok(found) => found,
         Err(err) => {
-            warn!("cannot look for temporary snapshots: {err}");
-            return Some(NEXT_TRY);
+            let next = plan_next_try(&err);
+            warn!("cannot look for temporary snapshots{}: {err}", in_words(next));
+            return next;
         }
     };
     found.iter().filter_map(|snapshot| sweep_one(&cloud, snapshot)).min()
@@ -150,9 +152,33 @@ fn sweep_one(cloud: &Cloud, snapshot: &Snapshot) -> Option<Duration> {
         }
         Err(err) if plan_verdict(&err) == Verdict::Missing => None,
         Err(err) => {
-            warn!("cannot remove the temporary snapshot {}: {err}", snapshot.id);
-            Some(NEXT_TRY)
+            let next = plan_next_try(&err);
+            warn!("cannot remove the temporary snapshot {}{}: {err}", snapshot.id, in_words(next));
+            next
         }
+    }
+}
+
+/// When to try again what failed; none: it cannot succeed, most likely because the token has no scope for snapshots. A
+/// token that is wrong or not there yet may be replaced at any time.
+fn plan_next_try(err: &ApiError) -> Option<Duration> {
+    match plan_verdict(err) {
+        Verdict::Refused if matches!(err.kind(), ApiErrorKind::Unauthorized | ApiErrorKind::NoToken) => Some(NEXT_TRY),
+        Verdict::Refused => None,
+        Verdict::Busy
+        | Verdict::Unclear
+        | Verdict::Conflict
+        | Verdict::Missing
+        | Verdict::Odd
+        | Verdict::Limit
+        | Verdict::OutOfTime => Some(NEXT_TRY),
+    }
+}
+
+fn in_words(next: Option<Duration>) -> &'static str {
+    match next {
+        Some(_) => "",
+        None => ", and it is not tried again before the next start or clone",
     }
 }
 
@@ -198,7 +224,6 @@ fn age(snapshot: &Snapshot) -> Option<Duration> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cloud::error::{ApiError, ApiErrorKind};
 
     #[test]
     fn a_snapshot_stays_until_it_is_certainly_left_behind() {
@@ -229,6 +254,23 @@ mod tests {
         ];
         for (counted, want) in table {
             assert_eq!(plan_listing(counted.clone()), want, "{counted:?}");
+        }
+    }
+
+    #[test]
+    fn only_a_refusal_for_good_ends_the_tries() {
+        let table = [
+            (ApiErrorKind::Forbidden, None),
+            (ApiErrorKind::BadRequest, None),
+            (ApiErrorKind::Unauthorized, Some(NEXT_TRY)),
+            (ApiErrorKind::NoToken, Some(NEXT_TRY)),
+            (ApiErrorKind::Server, Some(NEXT_TRY)),
+            (ApiErrorKind::RateLimit { wait: None }, Some(NEXT_TRY)),
+            (ApiErrorKind::Conflict, Some(NEXT_TRY)),
+            (ApiErrorKind::NoTimeLeft, Some(NEXT_TRY)),
+        ];
+        for (kind, want) in table {
+            assert_eq!(plan_next_try(&ApiError::without_reply(kind, "no")), want, "{kind:?}");
         }
     }
 }

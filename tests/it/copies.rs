@@ -6,7 +6,7 @@ use std::time::Duration;
 use grpcio::RpcStatusCode;
 
 use crate::PROGRAM;
-use crate::sim::{Fault, NewVolume, Sim};
+use crate::sim::{Fault, NewVolume, Refusal, Sim};
 use crate::support::client::{cloned, new_volume, restored};
 use crate::support::fleet::{ACTION, Fleet};
 use crate::support::plugin::Plugin;
@@ -149,6 +149,29 @@ fn an_account_without_temporary_snapshots_is_told_so_by_one_request_however_many
     std::thread::scope(|scope| {
         for has_tag in [false, true] {
             scope.spawn(move || looked_for(has_tag));
+        }
+    });
+}
+
+#[test]
+fn a_token_without_the_scopes_for_snapshots_is_told_once_that_nothing_is_looked_for() {
+    let refused = |(method, pattern)| {
+        let fleet = Fleet::with_actions(ACTION);
+        let source = volume_of(&fleet, "source", 1);
+        temporary(&fleet.sim, &source, 'a', Duration::from_secs(901));
+        fleet.sim.faults().add(Fault::refused(Refusal::FORBIDDEN).on(method, pattern).always());
+        let plugin = controller(&fleet);
+        let told = || plugin.log().lines().filter(|line| line.contains("not tried again")).count();
+        until("it is told", || told() > 0);
+        let calls = fleet.sim.calls().total();
+        // Longer than until a request that failed for a moment is sent again.
+        std::thread::sleep(Duration::from_secs(1));
+        assert_eq!((told(), fleet.sim.calls().total()), (1, calls), "{}", plugin.log());
+    };
+    let requests = [("GET", "/v2/tags/{tag}"), ("GET", "/v2/snapshots"), ("DELETE", "/v2/volumes/snapshots/{id}")];
+    std::thread::scope(|scope| {
+        for request in requests {
+            scope.spawn(move || refused(request));
         }
     });
 }
