@@ -1,8 +1,8 @@
 //! Snapshots: taken once for each name, read, and deleted.
 //!
 //! Owns the comparison of a snapshot that is there with the one that is asked for. Before one is taken, the snapshots of
-//! its volume are read, as a lost reply must not lead to a second one, and then all others, as two volumes must not have
-//! snapshots of one name: that DigitalOcean itself keeps the names unique is not documented.
+//! its volume are read, as a lost reply must not lead to a second one. That two volumes do not have snapshots of one name
+//! is seen to in `taken_names`, as it is not documented that DigitalOcean itself keeps the names unique.
 
 use std::time::{Instant, SystemTime};
 
@@ -84,16 +84,20 @@ impl Controller {
         loop {
             let all = time.observe_snapshots_of(volume)?;
             match all.iter().find(|snapshot| snapshot.name == name) {
-                Some(found) if is_usable(found) => return Ok(found.clone()),
+                Some(found) if is_usable(found) => {
+                    self.taken_names.enter(found);
+                    return Ok(found.clone());
+                }
                 Some(found) => self.ensure_snapshot_deleted(guard, time, &found.id)?,
                 // Nobody else of this volume has it, also not a moment after the refusal: another volume's snapshot does.
                 None if was_refused => return Err(taken(name, volume)),
                 None if may_share_name => {}
-                None => check_name(time, name, volume)?,
+                None => self.check_name(time, name, volume)?,
             }
             let err = match time.cloud.create_snapshot(volume, name, tags) {
                 Ok(taken) => {
                     info!("took snapshot={} name={name} volume={volume}", taken.id);
+                    self.taken_names.enter(&taken);
                     return time.observe_new_snapshot(&taken.id);
                 }
                 Err(err) => err,
@@ -126,6 +130,7 @@ impl Controller {
             let err = match time.cloud.delete_snapshot(id) {
                 Ok(()) => {
                     info!("deleted snapshot={id}");
+                    self.taken_names.forget(id);
                     return Ok(());
                 }
                 Err(err) => err,
@@ -196,15 +201,8 @@ pub(super) fn every_page<T, E>(
     Ok(all)
 }
 
-/// Refuses a name that a snapshot of another volume has, in whatever region.
-fn check_name(time: &CallTime, name: &str, volume: &VolumeId) -> Result<()> {
-    let doing = format!("looking for another volume's snapshot {name}");
-    let fetch = |page| time.ask(&doing, Error::api(doing.clone()), |cloud| cloud.list_snapshots(page));
-    let found = every_page(fetch, |found| found.name == name && found.source.as_ref() != Some(volume))?;
-    if found.is_empty() { Ok(()) } else { Err(taken(name, volume)) }
-}
-
-fn taken(name: &str, volume: &VolumeId) -> Error {
+/// The refusal of a name that another volume's snapshot has.
+pub(super) fn taken(name: &str, volume: &VolumeId) -> Error {
     Error::Mismatch {
         thing: format!("snapshot {name}"),
         have: "another source volume".to_owned(),

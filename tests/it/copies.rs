@@ -218,3 +218,52 @@ fn two_volumes_never_share_a_snapshots_name_whether_or_not_digitalocean_keeps_na
         assert_eq!(plugin.client.create_snapshot("nightly[0]", &one).unwrap(), taken);
     }
 }
+
+#[test]
+fn snapshots_of_many_volumes_in_a_row_and_at_once_read_the_list_of_all_snapshots_once() {
+    let fleet = Fleet::with_actions(ACTION);
+    fleet.sim.change_rules(|rules| {
+        (rules.limits.snapshots_per_volume, rules.limits.snapshot_interval) = (1000, Duration::ZERO);
+    });
+    let plugin = controller(&fleet);
+    let volumes: Vec<String> = (0..30).map(|number| volume_of(&fleet, &format!("volume-{number}"), 1)).collect();
+    for number in 0..250 {
+        fleet.sim.create_snapshot(&volumes[0], &format!("filler-{number}")).unwrap();
+    }
+    let take =
+        |number: usize, volume: &str| plugin.client.create_snapshot(&format!("nightly-{number}"), volume).unwrap();
+    std::thread::scope(|scope| {
+        for (number, volume) in volumes.iter().enumerate().take(10) {
+            scope.spawn(move || take(number, volume));
+        }
+    });
+    volumes.iter().enumerate().skip(10).for_each(|(number, volume)| drop(take(number, volume)));
+    assert_eq!(fleet.sim.snapshots().len(), 280);
+    let calls = fleet.sim.calls();
+    // Two pages.
+    assert_eq!(calls.of("GET", "/v2/snapshots"), 2, "{calls}");
+    // The names are known by now, those of this process and those that were there before, and each only to be taken again.
+    for name in ["nightly-3", "filler-249"] {
+        let refusal = plugin.client.create_snapshot(name, &volumes[1]).unwrap_err();
+        assert_eq!(refusal.code, RpcStatusCode::ALREADY_EXISTS, "{name}: {refusal}");
+    }
+    assert_eq!(fleet.sim.snapshots().len(), 280);
+    assert_eq!(fleet.sim.calls().of("GET", "/v2/snapshots"), 2, "{calls}");
+}
+
+#[test]
+fn a_name_that_somebody_else_has_freed_since_the_list_was_read_can_be_used() {
+    let fleet = Fleet::with_actions(ACTION);
+    let plugins = ["one", "two"].map(|name| fleet.controller(Path::new(PROGRAM), name, &["--call-budget=8"]));
+    let [one, two] = plugins.each_ref().map(|plugin| &plugin.client);
+    let volumes = ["a", "b", "c"].map(|name| volume_of(&fleet, name, 1));
+    let listed = two.create_snapshot("listed", &volumes[0]).unwrap();
+    let own = one.create_snapshot("own", &volumes[1]).unwrap();
+    for gone in [listed, own] {
+        two.delete_snapshot(&gone.snapshot_id).unwrap();
+    }
+    fleet.sim.advance(Duration::from_secs(600));
+    one.create_snapshot("listed", &volumes[1]).unwrap();
+    one.create_snapshot("own", &volumes[2]).unwrap();
+    assert_eq!(fleet.sim.snapshots().len(), 2);
+}
