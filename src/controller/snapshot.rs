@@ -4,13 +4,13 @@
 //! its volume are read, as a lost reply must not lead to a second one. That two volumes do not have snapshots of one name
 //! is seen to in `taken_names`, as it is not documented that DigitalOcean itself keeps the names unique.
 
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use log::{info, warn};
 
 use super::Controller;
 use super::name::plan_name;
-use super::time::{CallTime, DOES_NOT_SHOW};
+use super::time::{CallTime, DOES_NOT_SHOW, Pauses};
 use super::verdict::{Verdict, plan_verdict};
 use crate::cloud::error::{ApiError, ApiErrorKind};
 use crate::cloud::page::{Listed, Page};
@@ -35,6 +35,81 @@ pub(super) struct NewSnapshot<'a> {
     pub(super) tags: &'a [Tag],
     /// Whether another volume may have a snapshot of that name.
     pub(super) may_share_name: bool,
+}
+
+/// What one call to take a snapshot has met so far.
+#[derive(Debug)]
+struct Course {
+    pauses: Pauses,
+    /// An earlier try of this call may have taken it.
+    is_open: bool,
+    awaited: Option<Awaited>,
+}
+
+/// A refusal for which the snapshot itself may be the reason: it may have been taken and not be shown yet.
+#[derive(Debug)]
+struct Awaited {
+    err: ApiError,
+    /// For so long it is looked for.
+    until: Instant,
+    is_open: bool,
+}
+
+impl Course {
+    /// Takes notice of a failed try, and waits before what comes next.
+    fn go_on_after(
+        &mut self,
+        err: ApiError,
+        time: &CallTime,
+        volume: &VolumeId,
+        all: &[Snapshot],
+        doing: &str,
+    ) -> Result<()> {
+        // A pause as long as the ten-minute rule demands is no pause of a call.
+        let pause = self.pauses.next_pause();
+        match plan_verdict(&err) {
+            Verdict::Busy => time.pause(err.wait().map_or(pause, |asked| asked.max(pause)), doing, &err),
+            Verdict::Unclear => {
+                warn!("snapshot unclear, reading the volume's snapshots doing={doing}: {err}");
+                self.is_open = true;
+                time.pause(pause, doing, &err)
+            }
+            Verdict::Conflict => self.look_for_it(time, pause, err, doing),
+            Verdict::Limit if self.is_open && is_too_soon(&err) => self.look_for_it(time, pause, err, doing),
+            Verdict::Missing => Err(Error::NotFound(Thing::Volume(volume.to_string()))),
+            Verdict::OutOfTime => Err(time.out_of_time(doing, err.to_string())),
+            Verdict::Limit => Err(limit(volume, all, doing.to_owned(), err)),
+            Verdict::Odd if all.len() >= MOST_OF_A_VOLUME => {
+                Err(Error::AccountLimit { doing: doing.to_owned(), source: err })
+            }
+            Verdict::Odd | Verdict::Refused => Err(Error::Api { doing: doing.to_owned(), source: err }),
+        }
+    }
+
+    /// Looks once more, or, when an earlier try may have taken it, for as long as it may take to be shown.
+    fn look_for_it(&mut self, time: &CallTime, pause: Duration, err: ApiError, doing: &str) -> Result<()> {
+        let shown = if self.is_open { time.patience.shown() } else { Duration::ZERO };
+        let awaited = self.awaited.insert(Awaited { err, until: Instant::now() + shown, is_open: self.is_open });
+        time.pause(pause, doing, &awaited.err)
+    }
+}
+
+impl Awaited {
+    /// What to answer when the snapshot is not among its volume's after all.
+    fn refusal(self, time: &CallTime, new: NewSnapshot<'_>, all: &[Snapshot], doing: String) -> Error {
+        if is_too_soon(&self.err) {
+            limit(new.volume, all, doing, self.err)
+        } else if self.is_open {
+            time.out_of_time(&doing, format!("{}; it may have been taken, and does not show", self.err))
+        } else {
+            taken(new.name, new.volume)
+        }
+    }
+}
+
+/// Whether it is the ten-minute rule.
+fn is_too_soon(err: &ApiError) -> bool {
+    matches!(err.kind(), ApiErrorKind::SnapshotRateLimit { .. })
 }
 
 impl Controller {
@@ -79,8 +154,7 @@ impl Controller {
     ) -> Result<Snapshot> {
         let NewSnapshot { volume, name, tags, may_share_name } = new;
         let doing = format!("taking snapshot {name} of volume {volume}");
-        let mut was_refused = false;
-        let mut pauses = time.pauses();
+        let mut course = Course { pauses: time.pauses(), is_open: false, awaited: None };
         loop {
             let all = time.observe_snapshots_of(volume)?;
             match all.iter().find(|snapshot| snapshot.name == name) {
@@ -88,37 +162,28 @@ impl Controller {
                     self.taken_names.enter(found);
                     return Ok(found.clone());
                 }
-                Some(found) => self.ensure_snapshot_deleted(guard, time, &found.id)?,
-                // Nobody else of this volume has it, also not a moment after the refusal: another volume's snapshot does.
-                None if was_refused => return Err(taken(name, volume)),
+                Some(found) => {
+                    self.ensure_snapshot_deleted(guard, time, &found.id)?;
+                    course.awaited = None;
+                }
+                None if let Some(awaited) = course.awaited.take() => {
+                    if Instant::now() >= awaited.until {
+                        return Err(awaited.refusal(time, new, &all, doing));
+                    }
+                    time.pause(course.pauses.next_pause(), &doing, &awaited.err)?;
+                    course.awaited = Some(awaited);
+                    continue;
+                }
                 None if may_share_name => {}
                 None => self.check_name(time, name, volume)?,
             }
-            let err = match time.cloud.create_snapshot(volume, name, tags) {
+            match time.cloud.create_snapshot(volume, name, tags) {
                 Ok(taken) => {
                     info!("took snapshot={} name={name} volume={volume}", taken.id);
                     self.taken_names.enter(&taken);
                     return time.observe_new_snapshot(&taken.id);
                 }
-                Err(err) => err,
-            };
-            match plan_verdict(&err) {
-                Verdict::Busy => time.pause(pauses.after(&err), &doing, &err)?,
-                Verdict::Conflict => {
-                    was_refused = true;
-                    time.pause(pauses.after(&err), &doing, &err)?;
-                }
-                Verdict::Unclear => {
-                    warn!("snapshot unclear, reading the volume's snapshots doing={doing}: {err}");
-                    time.pause(pauses.after(&err), &doing, &err)?;
-                }
-                Verdict::Missing => return Err(Error::NotFound(Thing::Volume(volume.to_string()))),
-                Verdict::OutOfTime => return Err(time.out_of_time(&doing, err.to_string())),
-                Verdict::Limit => return Err(limit(volume, &all, doing, err)),
-                Verdict::Odd if all.len() >= MOST_OF_A_VOLUME => {
-                    return Err(Error::AccountLimit { doing, source: err });
-                }
-                Verdict::Odd | Verdict::Refused => return Err(Error::Api { doing, source: err }),
+                Err(err) => course.go_on_after(err, time, volume, &all, &doing)?,
             }
         }
     }

@@ -207,7 +207,7 @@ impl Call<'_> {
     }
 
     fn get_snapshot(&self) -> Answered {
-        let snapshot = self.cloud.snapshot(self.matched.id())?;
+        let snapshot = self.cloud.shown_snapshot(self.now, self.matched.id())?;
         ok(200, json!({"snapshot": json::snapshot(snapshot, &self.cloud.rules.switches)}))
     }
 
@@ -227,7 +227,7 @@ impl Call<'_> {
 
     fn page_of_snapshots(&self, volume: Option<&str>) -> Answered {
         let switches = &self.cloud.rules.switches;
-        let snapshots = self.cloud.snapshots(volume);
+        let snapshots = self.cloud.shown_snapshots(self.now, volume);
         let items: Vec<Value> = snapshots.iter().map(|snapshot| json::snapshot(snapshot, switches)).collect();
         self.page_of("snapshots", &items, items.len())
     }
