@@ -8,6 +8,7 @@ use std::fmt::{self, Write};
 use std::path::PathBuf;
 
 use crate::cloud::error::ApiError;
+use crate::cloud::region::Region;
 use crate::host::run::CommandError;
 use crate::id::{DropletId, VolumeId, VolumeName};
 use crate::lock::Locked;
@@ -124,6 +125,24 @@ pub enum Error {
         holder: Holder,
         /// The droplet that asked for it.
         wanted: DropletId,
+    },
+    /// The volume and the droplet are in different regions, which neither of them can leave.
+    #[error(
+        "volume {name} ({volume}) is in region {region} and droplet {droplet} is in {droplet_region}; DigitalOcean \
+         attaches a volume only to droplets of its region, and copies of it stay there too: run the task in {region}, \
+         by a constraint of the job or by the volume's topology"
+    )]
+    OtherRegion {
+        /// The volume's id.
+        volume: VolumeId,
+        /// The volume's name.
+        name: VolumeName,
+        /// The volume's region.
+        region: Region,
+        /// The droplet that asked for it.
+        droplet: DropletId,
+        /// The droplet's region.
+        droplet_region: Region,
     },
     /// The volume cannot be deleted while a droplet has it.
     #[error("volume {volume} is attached to droplet {droplet} and is not deleted; unpublish it first")]

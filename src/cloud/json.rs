@@ -183,6 +183,30 @@ pub(super) struct Account {
     pub(super) volume_limit: u64,
 }
 
+#[derive(Debug, Deserialize)]
+pub(super) struct TagReply {
+    pub(super) tag: Tag,
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct Tag {
+    #[serde(default, deserialize_with = "or_default")]
+    pub(super) resources: Tagged,
+}
+
+/// What carries a tag, as far as the token may see it.
+#[derive(Debug, Default, Deserialize)]
+pub(super) struct Tagged {
+    #[serde(default)]
+    pub(super) volume_snapshots: Option<Counted>,
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct Counted {
+    #[serde(default)]
+    pub(super) count: Option<u64>,
+}
+
 /// What every list says about itself. A list on one page has `"links": {}`.
 #[derive(Debug, Default, Deserialize)]
 pub(super) struct Paging {

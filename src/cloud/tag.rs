@@ -1,13 +1,13 @@
-//! Tags on volumes.
+//! Tags on volumes and on their snapshots.
 //!
-//! Owns the shape of a tag and putting it on a volume or taking it off.
+//! Owns the shape of a tag, putting it on a volume or taking it off, and counting what carries it.
 
 use serde_json::{Value, json};
 
 use super::call::{Call, Method};
 use super::error::ApiErrorKind;
 use super::quota::Class;
-use super::{ApiResult, Cloud};
+use super::{ApiResult, Cloud, json as wire};
 use crate::id::VolumeId;
 
 /// A tag.
@@ -75,6 +75,18 @@ impl Cloud {
     pub fn untag_volume(&self, volume: &VolumeId, tag: &Tag) -> ApiResult<()> {
         let path = format_args!("tags/{}/resources", tag.as_str());
         self.send(&Call::new(Method::Delete, path, Class::Essential).json(&resources(volume)))?.nothing()
+    }
+
+    /// How many snapshots of volumes carry a tag; none when the reply does not say.
+    ///
+    /// # Errors
+    /// `NotFound` when there is no such tag.
+    ///
+    /// Source: API reference, "Retrieve a Tag", `resources`; a token needs `block_storage_snapshot:read` besides `tag:read`.
+    pub fn count_tagged_snapshots(&self, tag: &Tag) -> ApiResult<Option<u64>> {
+        let path = format_args!("tags/{}", tag.as_str());
+        let wire::TagReply { tag } = self.send(&Call::new(Method::Get, path, Class::Deferrable))?.json()?;
+        Ok(tag.resources.volume_snapshots.and_then(|counted| counted.count))
     }
 
     fn put_tag(&self, volume: &VolumeId, tag: &Tag) -> ApiResult<()> {

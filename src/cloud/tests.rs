@@ -321,6 +321,22 @@ fn an_account_without_a_limit_has_none() {
 }
 
 #[test]
+fn tagged_snapshots_are_counted_where_the_reply_counts_them() {
+    let without = |resources: &str| format!(r#"{{"tag":{{"name":"a","resources":{resources}}}}}"#);
+    let unknown = ["null", "{}", r#"{"count":3}"#, r#"{"volume_snapshots":null}"#, r#"{"volume_snapshots":{}}"#];
+    let none = without(r#"{"volume_snapshots":{"count":0}}"#);
+    let bodies: Vec<String> = [fixture!("tag.json").to_owned(), none, r#"{"tag":{"name":"a"}}"#.to_owned()]
+        .into_iter()
+        .chain(unknown.map(without))
+        .collect();
+    let server = Canned::start(bodies.iter().map(|body| ok(body)));
+    let (cloud, tag) = (server.cloud(), Tag::parse("do-csi-temporary").unwrap());
+    let counts: Vec<_> = bodies.iter().map(|_| cloud.count_tagged_snapshots(&tag).unwrap()).collect();
+    assert_eq!(counts, [Some(2), Some(0), None, None, None, None, None, None]);
+    assert_eq!(server.seen()[0].line, "GET /v2/tags/do-csi-temporary HTTP/1.1");
+}
+
+#[test]
 fn a_missing_tag_is_created_on_the_way() {
     let missing = r#"{"id":"not_found","message":"The resource you requested could not be found."}"#;
     let done = || reply(204, "", "");

@@ -10,7 +10,7 @@
 //! | [`publish`], [`holder`], [`unpublish`] | attachments come and go |
 //! | [`usage`] | how a volume was published |
 //! | [`expand`], [`modify`] | volumes become larger, or get other tags |
-//! | [`snapshot`] | snapshots come and go |
+//! | [`snapshot`], [`taken_names`] | snapshots come and go, each with a name of its own |
 //! | [`list`] | pages of volumes and of snapshots |
 //! | [`condition`], [`capacity`] | whether a volume is well, and whether there is room for one more |
 //! | [`time`] | one call's budget and the waits in it, and asking again within it |
@@ -34,6 +34,7 @@ pub mod publish;
 pub mod setback;
 pub mod snapshot;
 pub mod source;
+pub mod taken_names;
 pub mod temporary;
 pub mod time;
 pub mod unpublish;
@@ -57,6 +58,7 @@ use crate::own_droplet::OwnDroplet;
 use crate::size::SizeLimits;
 
 use setback::{Pair, Setbacks};
+use taken_names::TakenNames;
 use temporary::Sweeper;
 use time::{CallTime, Patience};
 use usage::Usages;
@@ -85,6 +87,7 @@ pub struct Controller {
     detaching: Lines<Pair>,
     setbacks: Setbacks,
     usages: Usages,
+    taken_names: TakenNames,
     sweeper: Sweeper,
 }
 
@@ -108,6 +111,7 @@ impl Controller {
             detaching: Lines::default(),
             setbacks: Setbacks::new(patience.setbacks()),
             usages: Usages::default(),
+            taken_names: TakenNames::default(),
         }
     }
 

@@ -14,8 +14,10 @@ use super::time::{CallTime, Pauses};
 use super::verdict::{Verdict, plan_verdict};
 use super::{Controller, MOST_AHEAD};
 use crate::cloud::action::Action;
+use crate::cloud::droplet::Droplet;
 use crate::cloud::error::{ApiError, ApiErrorKind};
 use crate::cloud::pace::ActionKind;
+use crate::cloud::region::Region;
 use crate::cloud::volume::Volume;
 use crate::error::{Error, Result, Thing};
 use crate::id::{ActionId, DropletId, VolumeId};
@@ -40,6 +42,30 @@ fn plan_attach(droplets: &[DropletId], want: DropletId) -> AttachPlan {
         Some(other) => AttachPlan::Elsewhere(*other),
         None if droplets.is_empty() => AttachPlan::Attach,
         None => AttachPlan::Here,
+    }
+}
+
+/// What an attach is refused for that DigitalOcean refuses in words that are not known, or because it does not find
+/// something.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Cause {
+    /// There is no such droplet.
+    NoDroplet,
+    /// They are in different regions, and neither can ever leave its own.
+    OtherRegion { volume: Region, droplet: Region },
+    /// What was read does not tell. Whether it is the volume that is gone, reading it will; words that are not known may be
+    /// about something that is over in a while.
+    Unknown,
+}
+
+/// Decides what such a refusal is about, from the volume's region and from the droplet, if there is one.
+fn plan_cause(volume: Option<&Region>, droplet: Option<&Droplet>) -> Cause {
+    match (volume, droplet.map(|droplet| droplet.region.as_ref())) {
+        (_, None) => Cause::NoDroplet,
+        (Some(volume), Some(Some(droplet))) if volume != droplet => {
+            Cause::OtherRegion { volume: volume.clone(), droplet: droplet.clone() }
+        }
+        (Some(_) | None, Some(Some(_) | None)) => Cause::Unknown,
     }
 }
 
@@ -108,8 +134,8 @@ impl Controller {
     ///
     /// # Errors
     /// [`Error::NotFound`] for a volume or droplet that does not exist, [`Error::AttachedElsewhere`] when a running
-    /// droplet has it, [`Error::Mismatch`] when it is there for another use, [`Error::AttachLimit`], [`Error::NotYet`] when the call's
-    /// time was used up by waiting.
+    /// droplet has it, [`Error::OtherRegion`], [`Error::Mismatch`] when it is there for another use, [`Error::AttachLimit`],
+    /// [`Error::NotYet`] when the call's time was used up by waiting.
     pub fn publish(&self, time: &CallTime, want: &Publish) -> Result<Volume> {
         self.ensure_attached(time, want).map_err(Error::or_not_yet)
     }
@@ -153,7 +179,7 @@ impl Controller {
         let volume = time.observe_volume(&want.volume)?;
         match plan_attach(&volume.droplets, want.droplet) {
             AttachPlan::Here => self.confirm_here(guard, time, volume, want, course),
-            AttachPlan::Attach => self.attach_free(guard, time, want, course),
+            AttachPlan::Attach => self.attach_free(guard, time, &volume, want, course),
             AttachPlan::Elsewhere(holder) => {
                 match self.release_round(guard, time, &volume, holder, want.droplet, &mut course.watch)? {
                     Some(round) => {
@@ -202,7 +228,7 @@ impl Controller {
             return Ok(Round::Pause(contradiction));
         }
         // Whatever the attach is answered, whoever is on call has to know of the contradiction.
-        Ok(match self.attach_free(guard, time, want, course)? {
+        Ok(match self.attach_free(guard, time, &volume, want, course)? {
             Round::Pause(why) => Round::Pause(format!("{contradiction}: {why}")),
             round @ (Round::Done(_) | Round::Again | Round::Watch(_) | Round::Await(_)) => round,
         })
@@ -219,7 +245,7 @@ impl Controller {
         course: &mut Course,
     ) -> Result<Round> {
         if !self.has_volume(time, want.droplet, &volume.id)? {
-            return self.attach_free(guard, time, want, course);
+            return self.attach_free(guard, time, &volume, want, course);
         }
         let moves = self.observe_moves(time, &volume.id)?;
         let by = moves.attach();
@@ -230,7 +256,14 @@ impl Controller {
     }
 
     /// Attaches a volume that is nowhere.
-    fn attach_free(&self, guard: &VolumeGuard, time: &CallTime, want: &Publish, course: &mut Course) -> Result<Round> {
+    fn attach_free(
+        &self,
+        guard: &VolumeGuard,
+        time: &CallTime,
+        volume: &Volume,
+        want: &Publish,
+        course: &mut Course,
+    ) -> Result<Round> {
         if course.is_contested {
             match self.observe_moves(time, &want.volume)? {
                 Moves::Running(action) => return Ok(Round::Await(action)),
@@ -245,7 +278,7 @@ impl Controller {
         if let Some(refusal) = course.refusal.take() {
             return Err(refusal);
         }
-        match self.apply_attach(guard, time, want)? {
+        match self.apply_attach(guard, time, volume, want)? {
             Tried::Completed(action) => self.await_shown(guard, time, want, action, course),
             Tried::Errored => Ok(Round::Pause("DigitalOcean's attach action errored".to_owned())),
             Tried::Overdue => {
@@ -299,7 +332,7 @@ impl Controller {
     }
 
     /// Sends an attach when it is this call's turn, again while the droplet is busy, and waits for its end.
-    fn apply_attach(&self, _guard: &VolumeGuard, time: &CallTime, want: &Publish) -> Result<Tried> {
+    fn apply_attach(&self, _guard: &VolumeGuard, time: &CallTime, volume: &Volume, want: &Publish) -> Result<Tried> {
         let (id, droplet) = (&want.volume, want.droplet);
         let doing = attaching(id, droplet);
         let _turn = self.take_turn(time, droplet, &doing)?;
@@ -321,16 +354,27 @@ impl Controller {
             match plan_verdict(&err) {
                 Verdict::Busy => time.pause(pauses.after(&err), &doing, &err)?,
                 Verdict::Unclear | Verdict::Conflict => return Ok(Tried::Open(err)),
-                Verdict::Missing | Verdict::Odd if self.observe_droplet(time, droplet)?.is_none() => {
-                    return Err(Error::NotFound(Thing::Droplet(droplet.to_string())));
-                }
-                // The droplet is there. Whether it is the volume that is gone, reading it will tell; a refusal in words that
-                // are not known may be over in a while, and a call that ends with them is repeated.
-                Verdict::Missing | Verdict::Odd => return Ok(Tried::Open(err)),
+                Verdict::Missing | Verdict::Odd => return self.explain_refusal(time, volume, want, err),
                 Verdict::Limit => return Ok(Tried::Refused(limit(want, doing, err))),
                 Verdict::OutOfTime => return Err(time.out_of_time(&doing, err.to_string())),
                 Verdict::Refused => return Ok(Tried::Refused(Error::Api { doing, source: err })),
             }
+        }
+    }
+
+    /// Finds out what an attach was refused for. The droplet is read only now: attaches that work need no look at it.
+    fn explain_refusal(&self, time: &CallTime, volume: &Volume, want: &Publish, refused: ApiError) -> Result<Tried> {
+        let droplet = self.observe_droplet(time, want.droplet)?;
+        match plan_cause(volume.region.as_ref(), droplet.as_ref()) {
+            Cause::NoDroplet => Err(Error::NotFound(Thing::Droplet(want.droplet.to_string()))),
+            Cause::OtherRegion { volume: region, droplet: droplet_region } => Err(Error::OtherRegion {
+                volume: volume.id.clone(),
+                name: volume.name.clone(),
+                region,
+                droplet: want.droplet,
+                droplet_region,
+            }),
+            Cause::Unknown => Ok(Tried::Open(refused)),
         }
     }
 
@@ -360,6 +404,7 @@ fn attaching(id: &VolumeId, droplet: DropletId) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cloud::droplet::DropletStatus;
 
     fn id(number: u64) -> DropletId {
         DropletId::new(number).unwrap()
@@ -375,6 +420,32 @@ mod tests {
         ];
         for (droplets, want) in table {
             assert_eq!(plan_attach(droplets, id(1)), want, "{droplets:?}");
+        }
+    }
+
+    #[test]
+    fn a_refusal_is_for_good_when_the_droplet_is_gone_or_in_another_region_for_certain() {
+        let region = |slug: &str| Region::parse(slug).unwrap();
+        let droplet = |region| Droplet {
+            id: id(1),
+            name: "a".to_owned(),
+            status: DropletStatus::Active,
+            region,
+            volumes: Vec::new(),
+        };
+        let (fra, nyc) = (Some(region("fra1")), Some(region("nyc1")));
+        let apart = Cause::OtherRegion { volume: region("fra1"), droplet: region("nyc1") };
+        let table = [
+            (&fra, None, Cause::NoDroplet),
+            (&None, None, Cause::NoDroplet),
+            (&fra, Some(droplet(nyc.clone())), apart),
+            (&fra, Some(droplet(fra.clone())), Cause::Unknown),
+            (&fra, Some(droplet(None)), Cause::Unknown),
+            (&None, Some(droplet(nyc.clone())), Cause::Unknown),
+            (&None, Some(droplet(None)), Cause::Unknown),
+        ];
+        for (volume, droplet, want) in table {
+            assert_eq!(plan_cause(volume.as_ref(), droplet.as_ref()), want, "{volume:?} {droplet:?}");
         }
     }
 }

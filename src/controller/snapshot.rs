@@ -1,16 +1,16 @@
 //! Snapshots: taken once for each name, read, and deleted.
 //!
 //! Owns the comparison of a snapshot that is there with the one that is asked for. Before one is taken, the snapshots of
-//! its volume are read, as a lost reply must not lead to a second one, and then all others, as two volumes must not have
-//! snapshots of one name: that DigitalOcean itself keeps the names unique is not documented.
+//! its volume are read, as a lost reply must not lead to a second one. That two volumes do not have snapshots of one name
+//! is seen to in `taken_names`, as it is not documented that DigitalOcean itself keeps the names unique.
 
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use log::{info, warn};
 
 use super::Controller;
 use super::name::plan_name;
-use super::time::{CallTime, DOES_NOT_SHOW};
+use super::time::{CallTime, DOES_NOT_SHOW, Pauses};
 use super::verdict::{Verdict, plan_verdict};
 use crate::cloud::error::{ApiError, ApiErrorKind};
 use crate::cloud::page::{Listed, Page};
@@ -35,6 +35,81 @@ pub(super) struct NewSnapshot<'a> {
     pub(super) tags: &'a [Tag],
     /// Whether another volume may have a snapshot of that name.
     pub(super) may_share_name: bool,
+}
+
+/// What one call to take a snapshot has met so far.
+#[derive(Debug)]
+struct Course {
+    pauses: Pauses,
+    /// An earlier try of this call may have taken it.
+    is_open: bool,
+    awaited: Option<Awaited>,
+}
+
+/// A refusal for which the snapshot itself may be the reason: it may have been taken and not be shown yet.
+#[derive(Debug)]
+struct Awaited {
+    err: ApiError,
+    /// For so long it is looked for.
+    until: Instant,
+    is_open: bool,
+}
+
+impl Course {
+    /// Takes notice of a failed try, and waits before what comes next.
+    fn go_on_after(
+        &mut self,
+        err: ApiError,
+        time: &CallTime,
+        volume: &VolumeId,
+        all: &[Snapshot],
+        doing: &str,
+    ) -> Result<()> {
+        // A pause as long as the ten-minute rule demands is no pause of a call.
+        let pause = self.pauses.next_pause();
+        match plan_verdict(&err) {
+            Verdict::Busy => time.pause(err.wait().map_or(pause, |asked| asked.max(pause)), doing, &err),
+            Verdict::Unclear => {
+                warn!("snapshot unclear, reading the volume's snapshots doing={doing}: {err}");
+                self.is_open = true;
+                time.pause(pause, doing, &err)
+            }
+            Verdict::Conflict => self.look_for_it(time, pause, err, doing),
+            Verdict::Limit if self.is_open && is_too_soon(&err) => self.look_for_it(time, pause, err, doing),
+            Verdict::Missing => Err(Error::NotFound(Thing::Volume(volume.to_string()))),
+            Verdict::OutOfTime => Err(time.out_of_time(doing, err.to_string())),
+            Verdict::Limit => Err(limit(volume, all, doing.to_owned(), err)),
+            Verdict::Odd if all.len() >= MOST_OF_A_VOLUME => {
+                Err(Error::AccountLimit { doing: doing.to_owned(), source: err })
+            }
+            Verdict::Odd | Verdict::Refused => Err(Error::Api { doing: doing.to_owned(), source: err }),
+        }
+    }
+
+    /// Looks once more, or, when an earlier try may have taken it, for as long as it may take to be shown.
+    fn look_for_it(&mut self, time: &CallTime, pause: Duration, err: ApiError, doing: &str) -> Result<()> {
+        let shown = if self.is_open { time.patience.shown() } else { Duration::ZERO };
+        let awaited = self.awaited.insert(Awaited { err, until: Instant::now() + shown, is_open: self.is_open });
+        time.pause(pause, doing, &awaited.err)
+    }
+}
+
+impl Awaited {
+    /// What to answer when the snapshot is not among its volume's after all.
+    fn refusal(self, time: &CallTime, new: NewSnapshot<'_>, all: &[Snapshot], doing: String) -> Error {
+        if is_too_soon(&self.err) {
+            limit(new.volume, all, doing, self.err)
+        } else if self.is_open {
+            time.out_of_time(&doing, format!("{}; it may have been taken, and does not show", self.err))
+        } else {
+            taken(new.name, new.volume)
+        }
+    }
+}
+
+/// Whether it is the ten-minute rule.
+fn is_too_soon(err: &ApiError) -> bool {
+    matches!(err.kind(), ApiErrorKind::SnapshotRateLimit { .. })
 }
 
 impl Controller {
@@ -79,42 +154,36 @@ impl Controller {
     ) -> Result<Snapshot> {
         let NewSnapshot { volume, name, tags, may_share_name } = new;
         let doing = format!("taking snapshot {name} of volume {volume}");
-        let mut was_refused = false;
-        let mut pauses = time.pauses();
+        let mut course = Course { pauses: time.pauses(), is_open: false, awaited: None };
         loop {
             let all = time.observe_snapshots_of(volume)?;
             match all.iter().find(|snapshot| snapshot.name == name) {
-                Some(found) if is_usable(found) => return Ok(found.clone()),
-                Some(found) => self.ensure_snapshot_deleted(guard, time, &found.id)?,
-                // Nobody else of this volume has it, also not a moment after the refusal: another volume's snapshot does.
-                None if was_refused => return Err(taken(name, volume)),
+                Some(found) if is_usable(found) => {
+                    self.taken_names.enter(found);
+                    return Ok(found.clone());
+                }
+                Some(found) => {
+                    self.ensure_snapshot_deleted(guard, time, &found.id)?;
+                    course.awaited = None;
+                }
+                None if let Some(awaited) = course.awaited.take() => {
+                    if Instant::now() >= awaited.until {
+                        return Err(awaited.refusal(time, new, &all, doing));
+                    }
+                    time.pause(course.pauses.next_pause(), &doing, &awaited.err)?;
+                    course.awaited = Some(awaited);
+                    continue;
+                }
                 None if may_share_name => {}
-                None => check_name(time, name, volume)?,
+                None => self.check_name(time, name, volume)?,
             }
-            let err = match time.cloud.create_snapshot(volume, name, tags) {
+            match time.cloud.create_snapshot(volume, name, tags) {
                 Ok(taken) => {
                     info!("took snapshot={} name={name} volume={volume}", taken.id);
+                    self.taken_names.enter(&taken);
                     return time.observe_new_snapshot(&taken.id);
                 }
-                Err(err) => err,
-            };
-            match plan_verdict(&err) {
-                Verdict::Busy => time.pause(pauses.after(&err), &doing, &err)?,
-                Verdict::Conflict => {
-                    was_refused = true;
-                    time.pause(pauses.after(&err), &doing, &err)?;
-                }
-                Verdict::Unclear => {
-                    warn!("snapshot unclear, reading the volume's snapshots doing={doing}: {err}");
-                    time.pause(pauses.after(&err), &doing, &err)?;
-                }
-                Verdict::Missing => return Err(Error::NotFound(Thing::Volume(volume.to_string()))),
-                Verdict::OutOfTime => return Err(time.out_of_time(&doing, err.to_string())),
-                Verdict::Limit => return Err(limit(volume, &all, doing, err)),
-                Verdict::Odd if all.len() >= MOST_OF_A_VOLUME => {
-                    return Err(Error::AccountLimit { doing, source: err });
-                }
-                Verdict::Odd | Verdict::Refused => return Err(Error::Api { doing, source: err }),
+                Err(err) => course.go_on_after(err, time, volume, &all, &doing)?,
             }
         }
     }
@@ -126,6 +195,7 @@ impl Controller {
             let err = match time.cloud.delete_snapshot(id) {
                 Ok(()) => {
                     info!("deleted snapshot={id}");
+                    self.taken_names.forget(id);
                     return Ok(());
                 }
                 Err(err) => err,
@@ -196,15 +266,8 @@ pub(super) fn every_page<T, E>(
     Ok(all)
 }
 
-/// Refuses a name that a snapshot of another volume has, in whatever region.
-fn check_name(time: &CallTime, name: &str, volume: &VolumeId) -> Result<()> {
-    let doing = format!("looking for another volume's snapshot {name}");
-    let fetch = |page| time.ask(&doing, Error::api(doing.clone()), |cloud| cloud.list_snapshots(page));
-    let found = every_page(fetch, |found| found.name == name && found.source.as_ref() != Some(volume))?;
-    if found.is_empty() { Ok(()) } else { Err(taken(name, volume)) }
-}
-
-fn taken(name: &str, volume: &VolumeId) -> Error {
+/// The refusal of a name that another volume's snapshot has.
+pub(super) fn taken(name: &str, volume: &VolumeId) -> Error {
     Error::Mismatch {
         thing: format!("snapshot {name}"),
         have: "another source volume".to_owned(),

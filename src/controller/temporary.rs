@@ -2,7 +2,8 @@
 //!
 //! Owns its life. It is found again by its name, which follows from the clone's, and told from everybody else's snapshots by
 //! that name and a tag. A call that cannot remove its snapshot leaves that to the sweeper, as does one that is killed: the
-//! sweeper of the next process looks once after the start.
+//! sweeper of the next process looks once after the start. Almost always there is nothing, which one request tells, however
+//! many snapshots the account has.
 
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
@@ -14,6 +15,8 @@ use super::Controller;
 use super::name::is_clone_name;
 use super::snapshot::{NewSnapshot, every_page};
 use super::time::CallTime;
+use super::verdict::{Verdict, plan_verdict};
+use crate::cloud::error::{ApiError, ApiErrorKind};
 use crate::cloud::snapshot::Snapshot;
 use crate::cloud::tag::Tag;
 use crate::cloud::{ApiResult, Cloud};
@@ -122,8 +125,9 @@ fn sweep(cloud: &Cloud) -> Option<Duration> {
     let found = match observe_temporary(&cloud) {
         Ok(found) => found,
         Err(err) => {
-            warn!("cannot look for temporary snapshots: {err}");
-            return Some(NEXT_TRY);
+            let next = plan_next_try(&err);
+            warn!("cannot look for temporary snapshots{}: {err}", in_words(next));
+            return next;
         }
     };
     found.iter().filter_map(|snapshot| sweep_one(&cloud, snapshot)).min()
@@ -146,11 +150,35 @@ fn sweep_one(cloud: &Cloud, snapshot: &Snapshot) -> Option<Duration> {
             info!("removed a temporary snapshot that was left behind snapshot={} name={}", snapshot.id, snapshot.name);
             None
         }
-        Err(err) if err.kind() == crate::cloud::error::ApiErrorKind::NotFound => None,
+        Err(err) if plan_verdict(&err) == Verdict::Missing => None,
         Err(err) => {
-            warn!("cannot remove the temporary snapshot {}: {err}", snapshot.id);
-            Some(NEXT_TRY)
+            let next = plan_next_try(&err);
+            warn!("cannot remove the temporary snapshot {}{}: {err}", snapshot.id, in_words(next));
+            next
         }
+    }
+}
+
+/// When to try again what failed; none: it cannot succeed, most likely because the token has no scope for snapshots. A
+/// token that is wrong or not there yet may be replaced at any time.
+fn plan_next_try(err: &ApiError) -> Option<Duration> {
+    match plan_verdict(err) {
+        Verdict::Refused if matches!(err.kind(), ApiErrorKind::Unauthorized | ApiErrorKind::NoToken) => Some(NEXT_TRY),
+        Verdict::Refused => None,
+        Verdict::Busy
+        | Verdict::Unclear
+        | Verdict::Conflict
+        | Verdict::Missing
+        | Verdict::Odd
+        | Verdict::Limit
+        | Verdict::OutOfTime => Some(NEXT_TRY),
+    }
+}
+
+fn in_words(next: Option<Duration>) -> &'static str {
+    match next {
+        Some(_) => "",
+        None => ", and it is not tried again before the next start or clone",
     }
 }
 
@@ -163,7 +191,21 @@ fn plan_stay(age: Option<Duration>) -> Option<Duration> {
 }
 
 fn observe_temporary(cloud: &Cloud) -> ApiResult<Vec<Snapshot>> {
+    // Without a tag, no snapshot is one of these either.
+    let Ok(tag) = Tag::parse(TAG) else { return Ok(Vec::new()) };
+    if !plan_listing(cloud.count_tagged_snapshots(&tag))? {
+        return Ok(Vec::new());
+    }
     every_page(|page| cloud.list_snapshots(page), is_temporary)
+}
+
+/// Whether the snapshots have to be listed, by how many carry the tag. A tag that is not there was never used.
+fn plan_listing(counted: ApiResult<Option<u64>>) -> ApiResult<bool> {
+    match counted {
+        Ok(count) => Ok(count != Some(0)),
+        Err(err) if plan_verdict(&err) == Verdict::Missing => Ok(false),
+        Err(err) => Err(err),
+    }
 }
 
 /// Whether a snapshot is one that this driver took to make a clone.
@@ -196,6 +238,39 @@ mod tests {
         ];
         for (age, stay) in table {
             assert_eq!(plan_stay(age.map(seconds)), stay.map(seconds), "{age:?}");
+        }
+    }
+
+    #[test]
+    fn snapshots_are_listed_only_when_some_may_carry_the_tag() {
+        let failed = |kind| ApiError::without_reply(kind, "no");
+        let table = [
+            (Ok(Some(0)), Ok(false)),
+            (Ok(Some(1)), Ok(true)),
+            (Ok(None), Ok(true)),
+            (Err(failed(ApiErrorKind::NotFound)), Ok(false)),
+            (Err(failed(ApiErrorKind::Forbidden)), Err(failed(ApiErrorKind::Forbidden))),
+            (Err(failed(ApiErrorKind::Server)), Err(failed(ApiErrorKind::Server))),
+        ];
+        for (counted, want) in table {
+            assert_eq!(plan_listing(counted.clone()), want, "{counted:?}");
+        }
+    }
+
+    #[test]
+    fn only_a_refusal_for_good_ends_the_tries() {
+        let table = [
+            (ApiErrorKind::Forbidden, None),
+            (ApiErrorKind::BadRequest, None),
+            (ApiErrorKind::Unauthorized, Some(NEXT_TRY)),
+            (ApiErrorKind::NoToken, Some(NEXT_TRY)),
+            (ApiErrorKind::Server, Some(NEXT_TRY)),
+            (ApiErrorKind::RateLimit { wait: None }, Some(NEXT_TRY)),
+            (ApiErrorKind::Conflict, Some(NEXT_TRY)),
+            (ApiErrorKind::NoTimeLeft, Some(NEXT_TRY)),
+        ];
+        for (kind, want) in table {
+            assert_eq!(plan_next_try(&ApiError::without_reply(kind, "no")), want, "{kind:?}");
         }
     }
 }

@@ -11,14 +11,14 @@ use log::{info, warn};
 
 use super::Controller;
 use super::action::{Ended, Moves, Waits, await_action, is_detach};
-use super::setback::Pair;
+use super::setback::{Pair, Repeat};
 use super::time::CallTime;
 use super::verdict::{Verdict, plan_verdict};
 use crate::cloud::action::Action;
 use crate::cloud::error::{ApiError, ApiErrorKind};
 use crate::cloud::pace::ActionKind;
 use crate::cloud::volume::Volume;
-use crate::error::{Error, Result};
+use crate::error::{Chain, Error, Result};
 use crate::id::{ActionId, DropletId, VolumeId};
 use crate::lock::{Locked, VolumeGuard, VolumeKey};
 use crate::request::controller::{DetachFrom, Unpublish};
@@ -172,15 +172,17 @@ impl Controller {
     ///
     /// # Errors
     /// [`Error::OutOfTime`] when the volume was still there at the end of the call, [`Error::Api`] when DigitalOcean
-    /// refuses for good, [`Error::Locked`] at once when two calls like this one are running already. Calls that keep
-    /// failing are answered later and later, so that a caller that repeats them in a hot loop does not use up the quota.
+    /// refuses for good, [`Error::Locked`] at once when two calls like this one are running already. What keeps failing is
+    /// tried less and less often, and the calls between two tries end with [`Error::OutOfTime`] and ask DigitalOcean
+    /// nothing, so that a caller that repeats them in a hot loop does not use up the quota.
     pub fn unpublish(&self, time: CallTime, want: &Unpublish) -> Result<()> {
         let droplet = match want.from {
             DetachFrom::Droplet(droplet) => Some(droplet),
             DetachFrom::Anywhere => None,
         };
         let pair = (want.volume.clone(), droplet);
-        // Who repeats a failed detach waits here, where it is in nobody's way but that of its own repetitions.
+        // Who repeats a failed detach waits here, where it is in the way of its own repetitions only, and of a caller that
+        // makes one call at a time.
         let until = time.deadline().min(Instant::now() + time.patience.lock());
         let locked = |why| Locked::new(VolumeKey::Id(want.volume.to_string()), why);
         let _place = self.detaching.wait(pair.clone(), 1, until).map_err(locked)?;
@@ -196,16 +198,32 @@ impl Controller {
                 self.setbacks.succeeded(&pair);
                 self.usages.unpublished(&want.volume, want.from);
             }
-            Err(_) => self.setbacks.failed(pair, Instant::now()),
+            Err(err) => self.setbacks.failed(pair, Chain(err).to_string(), Instant::now()),
         }
         outcome
     }
 
-    /// Waits as long as earlier failures demand; a call that had to has less time for the rest, and longer pauses in it.
+    /// Waits for the end of the pause that earlier failures demand, but not for long: it is the caller's to come again.
+    /// The call that makes the next try has less time for it than the first one had, and longer pauses in it.
     fn await_setback(&self, time: CallTime, pair: &Pair) -> Result<CallTime> {
-        let Some(pause) = self.setbacks.pause_before(pair, Instant::now()) else { return Ok(time) };
-        time.pause(pause, &format!("detaching volume {}", pair.0), &"the last try failed a moment ago")?;
-        Ok(time.after_setback())
+        let (left, why) = match self.setbacks.repeat(pair, Instant::now()) {
+            Repeat::Whole => return Ok(time),
+            Repeat::Short => return Ok(time.after_setback()),
+            Repeat::Early { left, why } => (left, why),
+        };
+        let doing = format!("detaching volume {}", pair.0);
+        let wait = time.patience.in_setback();
+        time.pause(left.min(wait), &doing, &why)?;
+        match left.checked_sub(wait).filter(|rest| !rest.is_zero()) {
+            None => Ok(time.after_setback()),
+            Some(rest) => {
+                let rest_s = rest.as_millis().div_ceil(1000);
+                Err(time.out_of_time(
+                    &doing,
+                    format!("it is tried again in {rest_s} s at the earliest, as it failed: {why}"),
+                ))
+            }
+        }
     }
 
     fn ensure_detached_everywhere(&self, guard: &VolumeGuard, time: &CallTime, id: &VolumeId) -> Result<()> {

@@ -29,7 +29,9 @@ pub fn name(err: &Error) -> String {
 
 fn code(err: &Error) -> RpcStatusCode {
     match err {
-        Error::Invalid { .. } | Error::Unsupported(_) => RpcStatusCode::INVALID_ARGUMENT,
+        // A droplet of another region is not FAILED_PRECONDITION, as it never becomes one of the volume's: Nomad would
+        // repeat the attach for a day, and the job would not be placed anywhere else meanwhile.
+        Error::Invalid { .. } | Error::Unsupported(_) | Error::OtherRegion { .. } => RpcStatusCode::INVALID_ARGUMENT,
         Error::NotFound(_) => RpcStatusCode::NOT_FOUND,
         Error::Mismatch { .. } | Error::MountedOtherwise { .. } => RpcStatusCode::ALREADY_EXISTS,
         Error::SizeOutOfRange(_) => RpcStatusCode::OUT_OF_RANGE,

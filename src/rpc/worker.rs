@@ -248,6 +248,7 @@ fn level_of(err: &Error) -> Level {
         | Error::AttachLimit { .. }
         | Error::SnapshotTooSoon { .. }
         | Error::AttachedElsewhere { .. }
+        | Error::OtherRegion { .. }
         | Error::StillAttached { .. }
         | Error::TargetTaken { .. }
         | Error::MountedOtherwise { .. }

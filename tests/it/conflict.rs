@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use grpcio::RpcStatusCode;
 
 use crate::PROGRAM;
-use crate::sim::{ActionFault, ActionKind, ActionStatus, DropletStatus, Fault};
+use crate::sim::{ActionFault, ActionKind, ActionStatus, DropletStatus, Fault, Refusal as Said};
 use crate::support::client::{Client, Refusal, publish, unpublish};
 use crate::support::fleet::{A, ACTION, B, C, Fleet};
 use crate::support::plugin::Plugin;
@@ -401,6 +401,60 @@ fn t6_a_storm_of_failing_unpublishes_burns_no_quota_and_keeps_nobody_waiting() {
     fleet.sim.faults().clear();
     assert_eq!(unpublish(&plugin.client, &stuck, A), Ok(()));
     assert_usable_everywhere(&fleet, &[&plugin.client; 3], &stuck);
+}
+
+/// Detaches what cannot be detached until DigitalOcean is asked nothing for it, and gives that refusal.
+fn fail_until_it_is_too_early(fleet: &Fleet, client: &Client, id: &str) -> Refusal {
+    let (method, pattern) = ATTACH_OR_DETACH;
+    // Each try fails at once, so only the pauses take time.
+    fleet.sim.faults().add(Fault::refused(Said::FORBIDDEN).on(method, pattern).containing("detach").always());
+    let too_early = (0..10).find_map(|_| {
+        fleet.sim.reset_calls();
+        let refusal = unpublish(client, id, A).unwrap_err();
+        (fleet.sim.calls().total() == 0).then_some(refusal)
+    });
+    fleet.sim.faults().clear();
+    too_early.expect("a detach that fails is tried every time")
+}
+
+#[test]
+fn a_detach_that_is_repeated_too_early_is_answered_soon_and_without_a_request() {
+    let fleet = Fleet::with_actions(ACTION);
+    let plugin = controller(&fleet, "one");
+    let id = fleet.volume_on("one", A);
+    let refusal = fail_until_it_is_too_early(&fleet, &plugin.client, &id);
+    assert_eq!(refusal.code, RpcStatusCode::UNAVAILABLE, "{refusal}");
+    // As README quotes it, with what DigitalOcean said to the last try.
+    for part in [&id, "it is tried again in 1 s at the earliest, as it failed", Said::FORBIDDEN.message] {
+        assert!(refusal.message.contains(part), "{part} is not in: {refusal}");
+    }
+    let in_the_end = wait_for(Duration::from_secs(8), || unpublish(&plugin.client, &id, A).ok());
+    assert!(in_the_end.is_some(), "{}", plugin.log());
+    assert_eq!(fleet.sim.attached_to(&id), None);
+}
+
+#[test]
+fn a_detach_that_keeps_failing_is_not_long_in_the_way_of_calls_that_are_made_one_at_a_time() {
+    let fleet = Fleet::with_actions(ACTION);
+    // A fifth of every wait by default: 1 s before a try, 3 s for it.
+    let plugin = fleet.controller(Path::new(PROGRAM), "one", &["--call-budget=20"]);
+    let (stuck, other) = (fleet.volume_on("stuck", A), fleet.volume("other"));
+    fail_until_it_is_too_early(&fleet, &plugin.client, &stuck);
+    let (method, pattern) = ATTACH_OR_DETACH;
+    fleet.sim.faults().add(Fault::server_error().on(method, pattern).containing(&A.to_string()).always());
+    fleet.sim.reset_calls();
+    // As Nomad does from 1.6.1 on: whoever wants the other volume waits behind each of these.
+    let mut slowest = Duration::ZERO;
+    for _ in 0..6 {
+        let asked = Instant::now();
+        assert!(unpublish(&plugin.client, &stuck, A).is_err());
+        slowest = slowest.max(asked.elapsed());
+        publish(&plugin.client, &other, B).unwrap();
+        unpublish(&plugin.client, &other, B).unwrap();
+    }
+    let tries = fleet.sim.calls();
+    assert!(tries.of(method, pattern) > 12, "it was not tried at all: {tries}");
+    assert!(slowest < Duration::from_millis(5500), "another volume had to wait for {slowest:?}");
 }
 
 #[test]

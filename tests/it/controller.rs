@@ -7,7 +7,7 @@ use do_csi_plugin::rpc::proto::csi;
 use grpcio::RpcStatusCode;
 
 use crate::PROGRAM;
-use crate::sim::{Fault, Refusal as Said, Rules, Times};
+use crate::sim::{DropletSpec, Fault, NewVolume, Refusal as Said, Rules, Times};
 use crate::support::client::{Client, Refusal, Volume, new_volume, option, text_map};
 use crate::support::fleet::{A, ACTION, B, Fleet, no_rate_limit};
 use crate::support::plugin::Plugin;
@@ -111,6 +111,26 @@ fn publish_says_what_does_not_exist_and_what_is_full() {
     let (code, message) = publish(&plugin.client, &id, A).unwrap_err();
     assert_eq!(code, RpcStatusCode::RESOURCE_EXHAUSTED, "{message}");
     assert_eq!(fleet.sim.attached_to("one"), None);
+}
+
+#[test]
+fn a_volume_of_another_region_than_the_droplets_is_refused_at_once_and_both_are_named() {
+    let fleet = Fleet::in_regions(&["fra1", "nyc1"]);
+    let plugin = fleet.controller(Path::new(PROGRAM), "one", &["--call-budget=10"]);
+    let id = fleet.sim.add_volume(&NewVolume::new("far-away", 1, "nyc1")).unwrap();
+    fleet.sim.reset_calls();
+    let (code, message) = publish(&plugin.client, &id, A).unwrap_err();
+    // A code after which Nomad fails the allocation, with the message in its events, instead of trying for a day.
+    assert_eq!(code, RpcStatusCode::INVALID_ARGUMENT, "{message}");
+    for part in ["far-away", &id, "nyc1", "fra1", &A.to_string(), "constraint"] {
+        assert!(message.contains(part), "{part} is not in: {message}");
+    }
+    let calls = fleet.sim.calls();
+    assert!(calls.total() <= 3, "{calls}");
+    assert_eq!((fleet.sim.attached_to(&id), fleet.sim.actions().len()), (None, 0));
+    let there = DropletSpec::new(4_000_001, "node-n", "nyc1");
+    fleet.sim.add_droplet(&there).unwrap();
+    assert_eq!(publish(&plugin.client, &id, there.id), Ok(()));
 }
 
 #[test]

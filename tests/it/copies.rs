@@ -6,7 +6,7 @@ use std::time::Duration;
 use grpcio::RpcStatusCode;
 
 use crate::PROGRAM;
-use crate::sim::{Fault, NewVolume, Sim};
+use crate::sim::{Fault, NewVolume, Refusal, Sim};
 use crate::support::client::{cloned, new_volume, restored};
 use crate::support::fleet::{ACTION, Fleet};
 use crate::support::plugin::Plugin;
@@ -123,6 +123,60 @@ fn what_a_clone_left_behind_is_removed_after_a_start_and_nothing_else() {
 }
 
 #[test]
+fn an_account_without_temporary_snapshots_is_told_so_by_one_request_however_many_others_it_has() {
+    let looked_for = |has_tag: bool| {
+        let fleet = Fleet::with_actions(ACTION);
+        fleet.sim.change_rules(|rules| {
+            (rules.limits.snapshots_per_volume, rules.limits.snapshot_interval) = (1000, Duration::ZERO);
+        });
+        let source = volume_of(&fleet, "source", 1);
+        for number in 0..250 {
+            fleet.sim.create_snapshot(&source, &format!("nightly-{number}")).unwrap();
+        }
+        if has_tag {
+            // As after a clone: DigitalOcean keeps a tag that nothing carries any more.
+            let gone = temporary(&fleet.sim, &source, 'a', Duration::ZERO);
+            controller(&fleet).client.delete_snapshot(&gone).unwrap();
+        }
+        fleet.sim.reset_calls();
+        let _plugin = controller(&fleet);
+        until("it has looked", || fleet.sim.calls().of("GET", "/v2/tags/{tag}") > 0);
+        // It would list them right after.
+        std::thread::sleep(Duration::from_millis(500));
+        let calls = fleet.sim.calls();
+        assert_eq!(calls.total(), 1, "{has_tag}: {calls}");
+    };
+    std::thread::scope(|scope| {
+        for has_tag in [false, true] {
+            scope.spawn(move || looked_for(has_tag));
+        }
+    });
+}
+
+#[test]
+fn a_token_without_the_scopes_for_snapshots_is_told_once_that_nothing_is_looked_for() {
+    let refused = |(method, pattern)| {
+        let fleet = Fleet::with_actions(ACTION);
+        let source = volume_of(&fleet, "source", 1);
+        temporary(&fleet.sim, &source, 'a', Duration::from_secs(901));
+        fleet.sim.faults().add(Fault::refused(Refusal::FORBIDDEN).on(method, pattern).always());
+        let plugin = controller(&fleet);
+        let told = || plugin.log().lines().filter(|line| line.contains("not tried again")).count();
+        until("it is told", || told() > 0);
+        let calls = fleet.sim.calls().total();
+        // Longer than until a request that failed for a moment is sent again.
+        std::thread::sleep(Duration::from_secs(1));
+        assert_eq!((told(), fleet.sim.calls().total()), (1, calls), "{}", plugin.log());
+    };
+    let requests = [("GET", "/v2/tags/{tag}"), ("GET", "/v2/snapshots"), ("DELETE", "/v2/volumes/snapshots/{id}")];
+    std::thread::scope(|scope| {
+        for request in requests {
+            scope.spawn(move || refused(request));
+        }
+    });
+}
+
+#[test]
 fn a_temporary_snapshot_whose_age_cannot_be_read_stays() {
     let fleet = Fleet::with_actions(ACTION);
     let source = volume_of(&fleet, "source", 1);
@@ -163,4 +217,53 @@ fn two_volumes_never_share_a_snapshots_name_whether_or_not_digitalocean_keeps_na
         assert_eq!(fleet.sim.snapshots().len(), 251, "{is_accepted}");
         assert_eq!(plugin.client.create_snapshot("nightly[0]", &one).unwrap(), taken);
     }
+}
+
+#[test]
+fn snapshots_of_many_volumes_in_a_row_and_at_once_read_the_list_of_all_snapshots_once() {
+    let fleet = Fleet::with_actions(ACTION);
+    fleet.sim.change_rules(|rules| {
+        (rules.limits.snapshots_per_volume, rules.limits.snapshot_interval) = (1000, Duration::ZERO);
+    });
+    let plugin = controller(&fleet);
+    let volumes: Vec<String> = (0..30).map(|number| volume_of(&fleet, &format!("volume-{number}"), 1)).collect();
+    for number in 0..250 {
+        fleet.sim.create_snapshot(&volumes[0], &format!("filler-{number}")).unwrap();
+    }
+    let take =
+        |number: usize, volume: &str| plugin.client.create_snapshot(&format!("nightly-{number}"), volume).unwrap();
+    std::thread::scope(|scope| {
+        for (number, volume) in volumes.iter().enumerate().take(10) {
+            scope.spawn(move || take(number, volume));
+        }
+    });
+    volumes.iter().enumerate().skip(10).for_each(|(number, volume)| drop(take(number, volume)));
+    assert_eq!(fleet.sim.snapshots().len(), 280);
+    let calls = fleet.sim.calls();
+    // Two pages.
+    assert_eq!(calls.of("GET", "/v2/snapshots"), 2, "{calls}");
+    // The names are known by now, those of this process and those that were there before, and each only to be taken again.
+    for name in ["nightly-3", "filler-249"] {
+        let refusal = plugin.client.create_snapshot(name, &volumes[1]).unwrap_err();
+        assert_eq!(refusal.code, RpcStatusCode::ALREADY_EXISTS, "{name}: {refusal}");
+    }
+    assert_eq!(fleet.sim.snapshots().len(), 280);
+    assert_eq!(fleet.sim.calls().of("GET", "/v2/snapshots"), 2, "{calls}");
+}
+
+#[test]
+fn a_name_that_somebody_else_has_freed_since_the_list_was_read_can_be_used() {
+    let fleet = Fleet::with_actions(ACTION);
+    let plugins = ["one", "two"].map(|name| fleet.controller(Path::new(PROGRAM), name, &["--call-budget=8"]));
+    let [one, two] = plugins.each_ref().map(|plugin| &plugin.client);
+    let volumes = ["a", "b", "c"].map(|name| volume_of(&fleet, name, 1));
+    let listed = two.create_snapshot("listed", &volumes[0]).unwrap();
+    let own = one.create_snapshot("own", &volumes[1]).unwrap();
+    for gone in [listed, own] {
+        two.delete_snapshot(&gone.snapshot_id).unwrap();
+    }
+    fleet.sim.advance(Duration::from_secs(600));
+    one.create_snapshot("listed", &volumes[1]).unwrap();
+    one.create_snapshot("own", &volumes[2]).unwrap();
+    assert_eq!(fleet.sim.snapshots().len(), 2);
 }

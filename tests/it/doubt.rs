@@ -9,7 +9,7 @@ use grpcio::RpcStatusCode;
 
 use crate::PROGRAM;
 use crate::sim::{Action, ActionFault, ActionKind, ActionStatus, DropletStatus, Fault, NewVolume, Refusal};
-use crate::support::client::{Client, Outcome, Volume, publish, unpublish};
+use crate::support::client::{Client, Outcome, Volume, cloned, new_volume, publish, unpublish};
 use crate::support::fleet::{A, ACTION, B, C, Fleet};
 use crate::support::plugin::Plugin;
 use crate::support::wait_for;
@@ -510,6 +510,47 @@ fn the_next_snapshot_too_soon_is_told_with_the_time_to_wait() {
     fleet.sim.advance(Duration::from_secs(600));
     plugin.client.create_snapshot("second", &id).unwrap();
     assert_eq!(fleet.sim.snapshots().len(), 2);
+}
+
+#[test]
+fn a_snapshot_that_was_taken_by_a_try_without_reply_and_shows_late_is_found() {
+    for (may_share_name, is_clone) in [(false, false), (false, true), (true, false), (true, true)] {
+        let (fleet, plugin) = started(&ARGS);
+        // The next try is refused, for its name or as too soon, because of the first one.
+        fleet.sim.change_rules(|rules| {
+            rules.switches.duplicate_snapshot_names_are_accepted = may_share_name;
+            rules.times.snapshot_visible_after = Duration::from_millis(700);
+        });
+        let id = fleet.volume("one");
+        fleet.sim.faults().add(Fault::lost_reply().on("POST", "/v2/volumes/{id}/snapshots"));
+        let made = if is_clone {
+            plugin.client.create(&cloned(new_volume("copy", 1 << 30), &id)).map(drop)
+        } else {
+            plugin.client.create_snapshot("shot", &id).map(drop)
+        };
+        assert_eq!(made, Ok(()), "names may be shared: {may_share_name}, a clone: {is_clone}");
+        assert_eq!(fleet.sim.faults().outstanding(), 0);
+        assert_eq!((fleet.sim.snapshots().len(), fleet.sim.volumes().len()), if is_clone { (0, 2) } else { (1, 1) });
+    }
+}
+
+#[test]
+fn a_snapshot_that_may_have_been_taken_and_does_not_show_is_not_told_as_another_volumes() {
+    for (may_share_name, code) in [(false, RpcStatusCode::UNAVAILABLE), (true, RpcStatusCode::RESOURCE_EXHAUSTED)] {
+        let (fleet, plugin) = started(&ARGS);
+        fleet.sim.change_rules(|rules| {
+            rules.switches.duplicate_snapshot_names_are_accepted = may_share_name;
+            rules.times.snapshot_visible_after = HOUR;
+        });
+        let id = fleet.volume("one");
+        fleet.sim.faults().add(Fault::lost_reply().on("POST", "/v2/volumes/{id}/snapshots"));
+        let asked = Instant::now();
+        assert_gave_up(plugin.client.create_snapshot("shot", &id), code, &id);
+        assert!(asked.elapsed() < Duration::from_secs(5), "{:?}", asked.elapsed());
+        fleet.sim.advance(HOUR);
+        plugin.client.create_snapshot("shot", &id).unwrap();
+        assert_eq!(fleet.sim.snapshots().len(), 1);
+    }
 }
 
 #[test]

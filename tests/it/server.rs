@@ -18,8 +18,8 @@ use do_csi_plugin::rpc::proto::csi_grpc::{Identity, create_identity};
 use do_csi_plugin::rpc::socket::SocketFile;
 use do_csi_plugin::rpc::worker::{Call, Pool};
 use grpcio::{
-    CallOption, ChannelBuilder, EnvBuilder, Marshaller, Method, MethodType, RpcContext, RpcStatusCode, UnarySink,
-    pb_de, pb_ser,
+    CallOption, ChannelBuilder, Deadline, EnvBuilder, Marshaller, Method, MethodType, RpcContext, RpcStatusCode,
+    UnarySink, pb_de, pb_ser,
 };
 
 use crate::PROGRAM;
@@ -395,6 +395,7 @@ fn a_long_or_odd_text_in_a_request_fills_neither_the_answer_nor_the_log() {
 #[derive(Clone)]
 struct Unsteady {
     pool: Pool,
+    came: Sender<Deadline>,
     begun: Sender<()>,
     go_on: crossbeam::channel::Receiver<()>,
 }
@@ -420,6 +421,8 @@ impl Identity for Unsteady {
         sink: UnarySink<GetPluginCapabilitiesResponse>,
     ) {
         let (begun, go_on) = (self.begun.clone(), self.go_on.clone());
+        // Most tests do not listen, and the last calls may come when they are over.
+        self.came.send(ctx.deadline()).ok();
         self.pool.answer(&ctx, sink, named("GetPluginCapabilities"), move |_| {
             begun.send(()).unwrap();
             go_on.recv().unwrap();
@@ -436,6 +439,8 @@ impl Identity for Unsteady {
 struct Steered {
     server: Option<Server>,
     client: Client,
+    /// The deadlines of the calls that wait, as the server sees them.
+    came: Receiver<Deadline>,
     begun: Receiver<()>,
     go_on: crossbeam::channel::Sender<()>,
     home: tempfile::TempDir,
@@ -445,17 +450,21 @@ impl Steered {
     fn start(threads: usize, queue: usize) -> Steered {
         let home = tempfile::tempdir().unwrap();
         let socket = home.path().join("s");
-        let (begun, has_begun) = channel();
+        let ((came, has_come), (begun, has_begun)) = (channel(), channel());
         let (may_go_on, go_on) = crossbeam::channel::unbounded();
-        let service = Unsteady { pool: Pool::new("unsteady", threads, queue), begun, go_on };
+        let service = Unsteady { pool: Pool::new("unsteady", threads, queue), came, begun, go_on };
         let file = SocketFile::plan(&socket).unwrap();
         let server = Server::start(file, 0o600, vec![create_identity(service)]).unwrap();
         let client = Client::connect(&socket);
-        Steered { server: Some(server), client, begun: has_begun, go_on: may_go_on, home }
+        Steered { server: Some(server), client, came: has_come, begun: has_begun, go_on: may_go_on, home }
     }
 
     fn wait_in_call(&self) -> grpcio::ClientUnaryReceiver<GetPluginCapabilitiesResponse> {
-        self.client.identity.get_plugin_capabilities_async_opt(&Default::default(), option()).unwrap()
+        self.wait_in_call_until(option())
+    }
+
+    fn wait_in_call_until(&self, option: CallOption) -> grpcio::ClientUnaryReceiver<GetPluginCapabilitiesResponse> {
+        self.client.identity.get_plugin_capabilities_async_opt(&Default::default(), option).unwrap()
     }
 }
 
@@ -516,9 +525,14 @@ fn a_call_whose_caller_has_given_up_before_its_turn_is_not_worked_on() {
     let steered = Steered::start(1, 3);
     let first = steered.wait_in_call();
     steered.begun.recv_timeout(Duration::from_secs(20)).unwrap();
-    let brief = CallOption::default().timeout(Duration::from_millis(50));
-    let given_up = steered.client.identity.get_plugin_capabilities_opt(&Default::default(), brief);
+    steered.came.recv_timeout(Duration::from_secs(20)).unwrap();
+    let brief = CallOption::default().timeout(Duration::from_secs(1));
+    let given_up = steered.wait_in_call_until(brief);
+    // The server counts from when the call has come, so for it the deadline is later than for the caller.
+    let deadline = steered.came.recv_timeout(Duration::from_secs(20)).unwrap();
+    let given_up = futures_executor::block_on(given_up);
     assert_eq!(Refusal::from(given_up.unwrap_err()).code, RpcStatusCode::DEADLINE_EXCEEDED);
+    until("the server knows it too", || deadline.exceeded());
     steered.go_on.send(()).unwrap();
     futures_executor::block_on(first).unwrap();
     // With one thread, this comes after it.

@@ -5,6 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use do_csi_plugin::cloud::region::Region;
 use do_csi_plugin::config;
 use do_csi_plugin::error::{Chain, Error, Holder, Thing};
 use do_csi_plugin::id::{DropletId, VolumeId, VolumeName};
@@ -182,6 +183,10 @@ fn explained_messages() -> Vec<Error> {
     let attaching = format!("attaching volume {} to droplet 3164445", volume());
     let busy = "DigitalOcean answered 422: Droplet already has a pending event. (request id …)";
     let access = |access: &str| format!("{access} access to a file system");
+    let detach_errored = || {
+        let doing = format!("detaching volume {} from droplet 3164444", volume());
+        out_of_time(doing, "DigitalOcean's detach action errored")
+    };
     vec![
         Error::AttachedElsewhere {
             volume: volume(),
@@ -190,10 +195,12 @@ fn explained_messages() -> Vec<Error> {
             wanted: droplet(3_164_445),
         },
         out_of_time(attaching, busy).or_not_yet(),
-        out_of_time(
-            format!("detaching volume {} from droplet 3164444", volume()),
-            "DigitalOcean's detach action errored",
-        ),
+        detach_errored(),
+        Error::OutOfTime {
+            doing: format!("detaching volume {}", volume()),
+            waited_s: 5,
+            waited_for: format!("it is tried again in 55 s at the earliest, as it failed: {}", detach_errored()),
+        },
         out_of_time(
             format!("reading volume {}", volume()),
             "DigitalOcean answered 503: Service Unavailable (request id …)",
@@ -211,6 +218,13 @@ fn explained_messages() -> Vec<Error> {
             want: format!("{} (--mixed-access allows both)", access("read-only")),
         },
         Error::AttachLimit { droplet: droplet(3_164_445), volume: volume() },
+        Error::OtherRegion {
+            volume: volume(),
+            name: name(),
+            region: Region::parse("fra1").unwrap(),
+            droplet: droplet(3_164_445),
+            droplet_region: Region::parse("nyc1").unwrap(),
+        },
         Error::NotFound(Thing::Droplet("3164445".to_owned())),
         Error::StillAttached { volume: volume(), droplet: droplet(3_164_444) },
     ]

@@ -104,6 +104,8 @@ pub struct Times {
     pub create_visible_after: Duration,
     /// How long a deleted volume is still shown by get and list.
     pub deleted_lingers: Duration,
+    /// How long a new snapshot is hidden from get and lists.
+    pub snapshot_visible_after: Duration,
     /// From the creation of a snapshot until its `size_gigabytes` is more than 0.
     pub snapshot_sizing: Duration,
 }
@@ -125,6 +127,7 @@ impl Default for Times {
             device_lag: Duration::ZERO,
             create_visible_after: Duration::ZERO,
             deleted_lingers: Duration::ZERO,
+            snapshot_visible_after: Duration::ZERO,
             snapshot_sizing: brief,
         }
     }

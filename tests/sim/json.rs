@@ -8,6 +8,7 @@ use super::clock::rfc3339;
 use super::config::Switches;
 use super::refusal::Refusal;
 use super::state::{Action, ActionKind, ActionStatus, Droplet, DropletStatus, Snapshot, Volume};
+use super::tags::Tagged;
 
 /// Host of the links in paged replies. It is the real one, as it would be behind a proxy: a client that follows it
 /// instead of taking the page number from it leaves the simulator and fails its test.
@@ -128,13 +129,14 @@ pub fn droplet(droplet: &Droplet, volume_ids: &[String]) -> Value {
 }
 
 /// A tag (`tags.yml`; its `imgages` is a slip of the schema, godo reads `images`).
-pub fn tag(name: &str, volumes: usize) -> Value {
+pub fn tag(name: &str, tagged: Tagged) -> Value {
+    let Tagged { volumes, volume_snapshots } = tagged;
     json!({"name": name, "resources": {
-        "count": volumes,
+        "count": volumes + volume_snapshots,
         "droplets": {"count": 0},
         "images": {"count": 0},
         "volumes": {"count": volumes},
-        "volume_snapshots": {"count": 0},
+        "volume_snapshots": {"count": volume_snapshots},
         "databases": {"count": 0},
     }})
 }

@@ -207,7 +207,7 @@ impl Call<'_> {
     }
 
     fn get_snapshot(&self) -> Answered {
-        let snapshot = self.cloud.snapshot(self.matched.id())?;
+        let snapshot = self.cloud.shown_snapshot(self.now, self.matched.id())?;
         ok(200, json!({"snapshot": json::snapshot(snapshot, &self.cloud.rules.switches)}))
     }
 
@@ -227,7 +227,7 @@ impl Call<'_> {
 
     fn page_of_snapshots(&self, volume: Option<&str>) -> Answered {
         let switches = &self.cloud.rules.switches;
-        let snapshots = self.cloud.snapshots(volume);
+        let snapshots = self.cloud.shown_snapshots(self.now, volume);
         let items: Vec<Value> = snapshots.iter().map(|snapshot| json::snapshot(snapshot, switches)).collect();
         self.page_of("snapshots", &items, items.len())
     }
@@ -258,17 +258,17 @@ impl Call<'_> {
             return ok(400, json::tag_error(&name));
         }
         let name = self.cloud.create_tag(&name);
-        ok(201, json!({"tag": json::tag(&name, self.cloud.tag_count(&name)?)}))
+        ok(201, json!({"tag": json::tag(&name, self.cloud.tagged(&name)?)}))
     }
 
     fn get_tag(&self) -> Answered {
         let name = self.matched.id();
-        ok(200, json!({"tag": json::tag(name, self.cloud.tag_count(name)?)}))
+        ok(200, json!({"tag": json::tag(name, self.cloud.tagged(name)?)}))
     }
 
     fn tag_resources(&mut self, change: fn(&mut Cloud, &str, &[String]) -> Result<(), Refusal>) -> Answered {
         let name = self.matched.id();
-        self.cloud.tag_count(name)?;
+        self.cloud.tagged(name)?;
         let body = self.body()?;
         let resources = body["resources"].as_array().ok_or(Refusal::INVALID_PAYLOAD)?;
         let volumes = resources

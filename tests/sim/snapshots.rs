@@ -47,11 +47,25 @@ impl Cloud {
             size_gigabytes: 0.0,
             tags,
             created_at: now,
+            visible_from: now + self.rules.times.snapshot_visible_after,
         };
         self.snapshots.insert(id.clone(), snapshot);
         let sized_at = now + self.rules.times.snapshot_sizing;
         self.schedule(sized_at, Event::Sized { snapshot: id.clone() });
         Ok(id)
+    }
+
+    /// A snapshot as get shows it.
+    ///
+    /// # Errors
+    /// [`Refusal::NOT_FOUND`].
+    pub fn shown_snapshot(&self, now: Moment, id: &str) -> Result<&Snapshot, Refusal> {
+        self.snapshot(id).ok().filter(|snapshot| snapshot.visible_from <= now).ok_or(Refusal::NOT_FOUND)
+    }
+
+    /// All snapshots as lists show them, of one volume if one is named.
+    pub fn shown_snapshots(&self, now: Moment, volume: Option<&str>) -> Vec<Snapshot> {
+        self.snapshots(volume).into_iter().filter(|snapshot| snapshot.visible_from <= now).collect()
     }
 
     /// A snapshot by id.
@@ -138,6 +152,18 @@ mod tests {
         cloud.delete_snapshot(&id).expect("it exists");
         let next = cloud.create_snapshot(NOW + TEN_MINUTES / 2, &volume, "two", &[]);
         assert_eq!(next, Err(Refusal::SNAPSHOT_TOO_SOON));
+    }
+
+    #[test]
+    fn a_new_snapshot_may_be_hidden_for_a_while_and_counts_all_the_same() {
+        let (mut cloud, volume) = cloud_with_volume();
+        cloud.rules.times.snapshot_visible_after = Duration::from_secs(1);
+        let id = cloud.create_snapshot(NOW, &volume, "one", &[]).expect("the first one");
+        assert_eq!(cloud.create_snapshot(NOW, &volume, "two", &[]), Err(Refusal::SNAPSHOT_TOO_SOON));
+        for (at, shown) in [(NOW, 0), (NOW + Duration::from_secs(1), 1)] {
+            assert_eq!(cloud.shown_snapshots(at, Some(&volume)).len(), shown);
+            assert_eq!(cloud.shown_snapshot(at, &id).is_ok(), shown == 1);
+        }
     }
 
     #[test]

@@ -116,6 +116,8 @@ pub struct Snapshot {
     pub tags: Vec<String>,
     /// When the request came.
     pub created_at: Moment,
+    /// From when on get and lists show it.
+    pub visible_from: Moment,
 }
 
 /// What an action does.

@@ -1,10 +1,19 @@
-//! Rules for tags, as far as volumes carry them (contract's resource list, row 17).
+//! Rules for tags, as far as volumes and their snapshots carry them (contract's resource list, row 17).
 //!
 //! Their names are compared without regard to case, and keep the capitals of whoever was the first to write them
 //! (API reference, "Tags").
 
 use super::refusal::Refusal;
 use super::state::Cloud;
+
+/// How much carries a tag.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Tagged {
+    /// Volumes.
+    pub volumes: usize,
+    /// Snapshots of volumes.
+    pub volume_snapshots: usize,
+}
 
 impl Cloud {
     /// Makes a tag known, and gives it in the capitals in which it was the first time.
@@ -16,14 +25,17 @@ impl Cloud {
         })
     }
 
-    /// How many volumes carry a tag.
+    /// How much carries a tag.
     ///
     /// # Errors
     /// [`Refusal::NOT_FOUND`] if nobody has created it.
-    pub fn tag_count(&self, name: &str) -> Result<usize, Refusal> {
+    pub fn tagged(&self, name: &str) -> Result<Tagged, Refusal> {
         let name = self.canonical(name)?;
         let carries = |tags: &[String]| tags.iter().any(|tag| tag == name);
-        Ok(self.volumes.values().filter(|volume| carries(&volume.tags)).count())
+        Ok(Tagged {
+            volumes: self.volumes.values().filter(|volume| carries(&volume.tags)).count(),
+            volume_snapshots: self.snapshots.values().filter(|snapshot| carries(&snapshot.tags)).count(),
+        })
     }
 
     /// Puts a tag on volumes.
@@ -84,7 +96,7 @@ mod tests {
         assert_eq!(cloud.tag_volumes("k8s", &volumes), Ok(()));
         assert_eq!(cloud.volume(&id).map(|volume| volume.tags.len()), Ok(1));
         assert_eq!(cloud.untag_volumes("k8s", &volumes), Ok(()));
-        assert_eq!(cloud.tag_count("k8s"), Ok(0));
+        assert_eq!(cloud.tagged("k8s").map(|tagged| tagged.volumes), Ok(0));
         assert_eq!(cloud.tag_volumes("k8s", &["0".to_owned()]), Err(Refusal::NOT_FOUND));
     }
 
@@ -99,8 +111,9 @@ mod tests {
         for id in &ids {
             assert_eq!(cloud.volume(id).map(|volume| volume.tags.clone()), Ok(vec!["Prod".to_owned()]));
         }
-        assert_eq!(cloud.tag_count("PROD"), Ok(2));
+        assert_eq!(cloud.tagged("PROD"), Ok(Tagged { volumes: 2, volume_snapshots: 0 }));
+        cloud.create_snapshot(Duration::ZERO, &ids[0], "one", &["pRod".to_owned()]).expect("a good snapshot");
         assert_eq!(cloud.untag_volumes("prod", &ids), Ok(()));
-        assert_eq!(cloud.tag_count("Prod"), Ok(0));
+        assert_eq!(cloud.tagged("Prod"), Ok(Tagged { volumes: 0, volume_snapshots: 1 }));
     }
 }

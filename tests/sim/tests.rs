@@ -350,6 +350,8 @@ fn replies_have_the_fields_of_the_samples() {
     assert_same_shape(&snapshot, include_str!("../fixtures/api/snapshot.json"));
     let account = call(&sim, "GET", "/v2/account", "").json();
     assert_same_shape(&account, include_str!("../fixtures/api/account.json"));
+    let tag = call(&sim, "GET", "/v2/tags/nomad", "").json();
+    assert_same_shape(&tag, include_str!("../fixtures/api/tag.json"));
     let metadata = call(&sim, "GET", "/metadata/v1.json", "").json();
     assert_same_shape(&metadata, include_str!("../fixtures/api/metadata.json"));
 }
