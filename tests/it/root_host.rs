@@ -58,6 +58,8 @@ impl Disk {
         let control = File::open("/dev/loop-control").unwrap();
         control.lock().unwrap();
         self.node = PathBuf::from(ok("losetup", &["-f".as_ref(), "--show".as_ref(), self.file().as_os_str()]).trim());
+        // That it refuses writes outlives what a loop device was before.
+        ok("blockdev", &["--setrw".as_ref(), self.node.as_os_str()]);
         self.is_attached = true;
         let link = self.places().link(&self.name);
         fs::remove_file(&link).ok();

@@ -51,6 +51,8 @@ impl Loops {
         let device = PathBuf::from(printed.trim());
         let keeper = File::open(&device).map_err(|error| SimError::io("open", &device, &error))?;
         run("losetup", &["--detach".as_ref(), device.as_ref()])?;
+        // A new disk takes writes; a loop device refuses them if the one that had its number before did.
+        run("blockdev", &["--setrw".as_ref(), device.as_ref()])?;
         if is_half {
             remove(&backing)?;
         }
