@@ -52,7 +52,6 @@ struct Awaited {
     err: ApiError,
     /// For so long it is looked for.
     until: Instant,
-    is_open: bool,
 }
 
 impl Course {
@@ -89,18 +88,16 @@ impl Course {
     /// Looks once more, or, when an earlier try may have taken it, for as long as it may take to be shown.
     fn look_for_it(&mut self, time: &CallTime, pause: Duration, err: ApiError, doing: &str) -> Result<()> {
         let shown = if self.is_open { time.patience.shown() } else { Duration::ZERO };
-        let awaited = self.awaited.insert(Awaited { err, until: Instant::now() + shown, is_open: self.is_open });
+        let awaited = self.awaited.insert(Awaited { err, until: Instant::now() + shown });
         time.pause(pause, doing, &awaited.err)
     }
-}
 
-impl Awaited {
-    /// What to answer when the snapshot is not among its volume's after all.
-    fn refusal(self, time: &CallTime, new: NewSnapshot<'_>, all: &[Snapshot], doing: String) -> Error {
-        if is_too_soon(&self.err) {
-            limit(new.volume, all, doing, self.err)
+    /// What to answer when the snapshot is not among its volume's after all, for which this was the refusal.
+    fn refusal(&self, err: ApiError, time: &CallTime, new: NewSnapshot<'_>, all: &[Snapshot], doing: String) -> Error {
+        if is_too_soon(&err) {
+            limit(new.volume, all, doing, err)
         } else if self.is_open {
-            time.out_of_time(&doing, format!("{}; it may have been taken, and does not show", self.err))
+            time.out_of_time(&doing, format!("{err}; it may have been taken, and does not show"))
         } else {
             taken(new.name, new.volume)
         }
@@ -168,7 +165,7 @@ impl Controller {
                 }
                 None if let Some(awaited) = course.awaited.take() => {
                     if Instant::now() >= awaited.until {
-                        return Err(awaited.refusal(time, new, &all, doing));
+                        return Err(course.refusal(awaited.err, time, new, &all, doing));
                     }
                     time.pause(course.pauses.next_pause(), &doing, &awaited.err)?;
                     course.awaited = Some(awaited);

@@ -71,15 +71,9 @@ pub fn observe_container(runner: &dyn Runner, disk: &Device) -> Result<Container
     let head = match &content {
         Content::Encrypted(luks) if luks.version == Some(1) => return Ok(Container::Old),
         // Its first copy may just have been restored from the second one, so what it says is read after that.
-        Content::Encrypted(_) if luks::observe_is_whole(runner, disk)? => match observe_content(runner, disk)? {
-            Content::Encrypted(luks) => Head::Whole { is_new: is_new(&luks) },
-            Content::AllZero
-            | Content::Unrecognised { .. }
-            | Content::Filesystem(_)
-            | Content::Unfinished(_)
-            | Content::OtherSignature { .. }
-            | Content::Ambivalent { .. } => Head::Broken,
-        },
+        Content::Encrypted(_) if luks::observe_is_whole(runner, disk)? => {
+            observe_content(runner, disk)?.luks().map_or(Head::Broken, |luks| Head::Whole { is_new: is_new(luks) })
+        }
         Content::Encrypted(_) => Head::Broken,
         Content::Unrecognised { .. } if is_zero(disk, 0, HEADS)? => Head::Missing,
         Content::AllZero => return Ok(Container::Blank),
@@ -89,7 +83,8 @@ pub fn observe_container(runner: &dyn Runner, disk: &Device) -> Result<Container
         | Content::OtherSignature { .. }
         | Content::Ambivalent { .. } => return Ok(Container::Other(content)),
     };
-    let note = Note { is_there: has_note(disk)?, is_all: is_zero(disk, DATA_AT + NOTE_LENGTH, u64::MAX)? };
+    let is_there = has_note(disk)?;
+    let note = Note { is_there, is_all: is_there && is_zero(disk, DATA_AT + NOTE_LENGTH, u64::MAX)? };
     Ok(plan_content(head, note, content))
 }
 
@@ -106,15 +101,7 @@ pub fn observe_is_begun(runner: &dyn Runner, disk: &Device) -> Result<bool> {
     if disk.size().0 < HEADS || Disk::open(disk)?.read(0, magic)? != MAGIC {
         return Ok(false);
     }
-    match observe_content(runner, disk)? {
-        Content::Encrypted(luks) => Ok(is_new(&luks)),
-        Content::AllZero
-        | Content::Unrecognised { .. }
-        | Content::Filesystem(_)
-        | Content::Unfinished(_)
-        | Content::OtherSignature { .. }
-        | Content::Ambivalent { .. } => Ok(false),
-    }
+    Ok(observe_content(runner, disk)?.luks().is_some_and(is_new))
 }
 
 /// The head of an encrypted volume.
@@ -132,7 +119,7 @@ enum Head {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Note {
     is_there: bool,
-    /// Whether nothing was seen after it.
+    /// Whether it is there and nothing was seen after it.
     is_all: bool,
 }
 

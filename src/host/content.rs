@@ -118,6 +118,21 @@ pub enum Content {
     },
 }
 
+impl Content {
+    /// The head of an encrypted volume, if that is what is there.
+    pub(super) fn luks(&self) -> Option<&Luks> {
+        match self {
+            Content::Encrypted(luks) => Some(luks),
+            Content::AllZero
+            | Content::Unrecognised { .. }
+            | Content::Filesystem(_)
+            | Content::Unfinished(_)
+            | Content::OtherSignature { .. }
+            | Content::Ambivalent { .. } => None,
+        }
+    }
+}
+
 impl fmt::Display for Content {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -17,7 +17,7 @@ use crate::host::device::Device;
 use crate::host::luks::apply_close;
 use crate::host::mapper::{Under, Upon, number_under, observe_all_open, observe_is_open, observe_under, observe_upon};
 use crate::host::mount::observe_mounts;
-use crate::host::mountinfo::Mount;
+use crate::host::mountinfo::{DeviceNumber, Mount};
 use crate::host::run::{Runner, Until};
 use crate::lock::VolumeKey;
 
@@ -61,7 +61,7 @@ impl Node {
     }
 
     fn ensure_closed(&self, call: &Call<'_>, under: &Under) -> Result<Closing> {
-        if self.is_mounted(under)? {
+        if self.observe_mounted()?.contains(&under.number) {
             return Ok(Closing::WithLastMount);
         }
         let is_closed = || Ok(!observe_is_open(&self.places, under)?);
@@ -73,8 +73,10 @@ impl Node {
         Ok(if is_done { Closing::Done } else { Closing::Late })
     }
 
-    fn is_mounted(&self, under: &Under) -> Result<bool> {
-        Ok(observe_mounts()?.iter().any(|mount| self.under(mount).as_ref().is_some_and(|it| it.number == under.number)))
+    /// The numbers of all devices that are mounted somewhere.
+    fn observe_mounted(&self) -> Result<Vec<DeviceNumber>> {
+        let mounts = observe_mounts()?;
+        mounts.iter().filter_map(|mount| number_under(&self.places, mount).transpose()).collect()
     }
 
     /// Closes what a call that was killed has left open on a disk, which nothing has mounted; gives what cannot be closed, as
@@ -100,8 +102,12 @@ impl Node {
 
     /// What lies on a disk, once the kernel has done with what it is taking away.
     pub(super) fn observe_settled(&self, call: &Call<'_>, disk: &Device) -> Result<Upon> {
-        let is_settled = || Ok(!matches!(observe_upon(&self.places, disk)?, Upon::Closing(_)));
-        await_true(call.cap(CLOSE_BUDGET), is_settled)?;
+        let upon = observe_upon(&self.places, disk)?;
+        let is_closing = |upon: &Upon| matches!(upon, Upon::Closing(_));
+        if !is_closing(&upon) {
+            return Ok(upon);
+        }
+        await_true(call.cap(CLOSE_BUDGET), || Ok(!is_closing(&observe_upon(&self.places, disk)?)))?;
         observe_upon(&self.places, disk)
     }
 
@@ -142,12 +148,8 @@ impl Node {
 
     /// The names of the devices that are open and nowhere mounted.
     fn observe_left_open(&self) -> Result<Vec<String>> {
-        let mut left = observe_all_open(&self.places)?;
-        for mount in observe_mounts()?.iter() {
-            let used = number_under(&self.places, mount)?;
-            left.retain(|(_, number)| Some(*number) != used);
-        }
-        Ok(left.into_iter().map(|(name, _)| name).collect())
+        let (open, mounted) = (observe_all_open(&self.places)?, self.observe_mounted()?);
+        Ok(open.into_iter().filter(|(_, number)| !mounted.contains(number)).map(|(name, _)| name).collect())
     }
 }
 
