@@ -86,6 +86,25 @@ fn root_a_blank_disk_becomes_an_encrypted_volume_and_stays_one() {
 
 #[test]
 #[ignore = "needs root: make test-root"]
+fn root_a_mark_that_was_cut_off_while_it_was_written_says_what_the_disk_says() {
+    let (bench, disk) = (Bench::new(), Disk::new(GIB));
+    make(&bench, &disk, "key").unwrap();
+    disk.write(16 * MIB, &[7; 4096]);
+    let mut old = vec![0; 16 * 1024];
+    File::open(disk.file()).unwrap().read_exact_at(&mut old, 16 * 1024).unwrap();
+    apply_mark_used(&bench.guard, &bench.runner, &disk.device()).unwrap();
+    // The first copy was being written, and the second one is as it was.
+    disk.write(512, &[7; 64]);
+    disk.write(16 * 1024, &old);
+    assert_eq!(seen(&bench, &disk), Container::New);
+    assert_eq!(seen(&bench, &disk), Container::New);
+    apply_mark_used(&bench.guard, &bench.runner, &disk.device()).unwrap();
+    assert_eq!(seen(&bench, &disk), Container::Whole);
+    disk.close();
+}
+
+#[test]
+#[ignore = "needs root: make test-root"]
 fn root_a_disk_that_holds_anything_never_becomes_an_encrypted_volume() {
     let note = {
         let (bench, disk) = (Bench::new(), Disk::new(GIB));

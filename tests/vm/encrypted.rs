@@ -126,7 +126,7 @@ pub fn killed(yard: &mut Yard) -> Told<()> {
             // The call was over before the moment was seen.
             tries.next().ok_or_else(|| format!("never killed at: {moment}"))?;
             yard.off(A, &vol)?;
-            yard.sh(A, &format!("wipefs -aq {0} && blkdiscard -z {0}", vol.link()))?;
+            clear(yard, &vol)?;
         }
         yard.restart(A)?;
         nothing_is_open(yard, A)?;
@@ -135,9 +135,49 @@ pub fn killed(yard: &mut Yard) -> Told<()> {
         yard.put(A, &vol, "file", "content")?;
         yard.off(A, &vol)?;
         nothing_is_open(yard, A)?;
-        yard.sh(A, &format!("wipefs -aq {0} && blkdiscard -z {0}", vol.link()))?;
+        clear(yard, &vol)?;
     }
     Ok(())
+}
+
+/// Several at once, over and over: each is opened while others are closed, and the closing of what was left open looks at all.
+pub fn storm(yard: &mut Yard) -> Told<()> {
+    let mut vols = Vec::new();
+    for (name, fs) in [("storm-ext4", "ext4"), ("storm-xfs", "xfs"), ("storm-btrfs", "btrfs")] {
+        let (vol, disk) = (encrypted(yard.told(name, fs)?), yard.disk(name)?);
+        yard.plug(A, &disk)?;
+        yard.machine(A).prepare(&yard.staging(A, &vol), &yard.target(A, &vol))?;
+        vols.push(vol);
+    }
+    let client = yard.client(A)?;
+    let rounds = |vol: &Vol| -> Result<(), String> {
+        let (staging, target) = (yard.staging(A, vol), yard.target(A, vol));
+        let failed = |err: &dyn std::fmt::Display| format!("{}: {err}", vol.name);
+        for round in 0..4 {
+            client.stage(&vol.csi, &staging).map_err(|err| failed(&err))?;
+            client.publish(&vol.csi, &staging, &target, false).map_err(|err| failed(&err))?;
+            if round > 0 {
+                yard.says(A, vol, "file", &format!("round {}", round - 1)).map_err(|err| failed(&err))?;
+            }
+            yard.put(A, vol, "file", &format!("round {round}")).map_err(|err| failed(&err))?;
+            client.unpublish(&vol.csi.id, &target).map_err(|err| failed(&err))?;
+            client.unstage(&vol.csi.id, &staging).map_err(|err| failed(&err))?;
+        }
+        Ok(())
+    };
+    std::thread::scope(|scope| -> Told<()> {
+        let threads: Vec<_> = vols.iter().map(|vol| scope.spawn(|| rounds(vol))).collect();
+        for thread in threads {
+            thread.join().map_err(|_| "a call panicked")??;
+        }
+        Ok(())
+    })?;
+    nothing_is_open(yard, A)
+}
+
+/// Makes a volume's disk blank.
+fn clear(yard: &Yard, vol: &Vol) -> Told<()> {
+    yard.sh(A, &format!("wipefs -aq {0} && blkdiscard -z {0}", vol.link())).map(drop)
 }
 
 /// Stages a volume and kills the plugin as soon as a script succeeds; tells whether that was before the call was over.

@@ -120,8 +120,7 @@ pub fn left_open(yard: &mut Yard) -> Told<()> {
     yard.unstage(A, &vol)?;
     nothing_is_open(yard, A)?;
     open(yard, own)?;
-    let pid = yard.plugin_pid(A)?;
-    yard.sh(A, &format!("kill -9 {pid}"))?;
+    yard.kill(A)?;
     yard.restart(A)?;
     nothing_is_open(yard, A)?;
 
@@ -135,8 +134,7 @@ pub fn left_open(yard: &mut Yard) -> Told<()> {
     open(yard, "backup")?;
     refused(yard.stage(A, &vol)?, RpcStatusCode::FAILED_PRECONDITION, &["dm-", "cryptsetup close"])?;
     yard.unstage(A, &vol)?;
-    let pid = yard.plugin_pid(A)?;
-    yard.sh(A, &format!("kill -9 {pid}"))?;
+    yard.kill(A)?;
     yard.restart(A)?;
     yard.unstage(A, &vol)?;
     yard.sh(A, "cryptsetup close backup")?;

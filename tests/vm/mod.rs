@@ -157,6 +157,12 @@ const CASES: &[Case] = &[
         play: encrypted::killed,
     },
     Case {
+        name: "encrypted-storm",
+        needs: Machines,
+        says: "encrypted volumes that come and go at once do not close each other",
+        play: encrypted::storm,
+    },
+    Case {
         name: "encrypted-keys",
         needs: Machines,
         says: "a key that is wrong, late or missing is told from each other and harms nothing",

@@ -59,8 +59,7 @@ pub fn outlives_the_plugin(yard: &mut Yard) -> Told<()> {
     yard.up(A, &mut files)?;
     yard.up(A, &mut raw)?;
     yard.put(A, &files, "file", "before")?;
-    let pid = yard.plugin_pid(A)?;
-    yard.sh(A, &format!("kill -9 {pid}"))?;
+    yard.kill(A)?;
     yard.says(A, &files, "file", "before")?;
     yard.put(A, &files, "file", "without it")?;
     yard.restart(A)?;

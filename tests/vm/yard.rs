@@ -161,6 +161,11 @@ impl Yard {
         Ok(plugin.client.clone())
     }
 
+    /// Kills a machine's plugin without warning.
+    pub fn kill(&self, at: usize) -> Told<()> {
+        self.sh(at, &format!("kill -9 {}", self.plugin_pid(at)?)).map(drop)
+    }
+
     /// Starts a machine's plugin anew, after it was killed in the machine.
     pub fn restart(&mut self, at: usize) -> Told<Client> {
         if let Some(mut plugin) = self.plugins[at].take() {
