@@ -21,7 +21,9 @@ RUN mkdir src \
     && rm -r src
 COPY src src
 # Cargo tells by the time of a file whether it has changed, and the empty program is younger than what has been copied.
-RUN touch src/lib.rs src/main.rs && cargo build --release --locked --bin do-csi-plugin
+RUN touch src/lib.rs src/main.rs \
+    && cargo build --release --locked --bin do-csi-plugin \
+    && strip target/release/do-csi-plugin
 
 FROM ${TOOLS_BASE} AS tools
 # A base is as old as its tag; what Debian has corrected since then comes with the upgrade.

@@ -3,7 +3,7 @@
 
 .DEFAULT_GOAL := help
 .PHONY: help build check test test-root sanity demo bench image image-test test-droplets e2e-nomad droplet-test e2e-droplet clean
-.PHONY: root rust lints own compiler disk-tools csi-sanity docker network debootstrap machines bases tasks nomad
+.PHONY: plugin sim root rust lints own compiler disk-tools csi-sanity docker network debootstrap machines bases tasks nomad
 # A recipe is one script, so it can use functions, and its first failing line ends it.
 .ONESHELL:
 .SHELLFLAGS := -euc
@@ -11,10 +11,18 @@
 .NOTPARALLEL:
 unexport MAKEFLAGS
 
-# The C++ core of gRPC takes minutes to build. One target directory outside the clone, one profile and no RUSTFLAGS of
-# our own let all targets, and the next clone, share it.
+# The C++ core of gRPC takes minutes to build. One target directory outside the clone and no RUSTFLAGS of our own let all
+# targets, and the next clone, share it. What users get is built as SHIPPED, what tests it as FAST.
 export CARGO_TARGET_DIR ?= $(HOME)/.cache/do-csi-plugin/target
-SHARED := --release --locked
+SHIPPED := --release --locked
+FAST := --locked
+PLUGIN = $$CARGO_TARGET_DIR/do-csi-plugin
+SIM = $$CARGO_TARGET_DIR/debug/examples/do-sim
+
+# With a compiler cache the core is compiled once for both profiles.
+export CMAKE_C_COMPILER_LAUNCHER := ccache
+export CMAKE_CXX_COMPILER_LAUNCHER := ccache
+export CCACHE_DIR ?= $(HOME)/.cache/do-csi-plugin/ccache
 
 # Programs that are installed only for a test, such as csi-sanity.
 TOOLS := $(HOME)/.cache/do-csi-plugin/bin
@@ -27,23 +35,30 @@ RUST := $(shell sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
 help: ## Say what can be made (the default)
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 12
 
-build: rust own compiler ## Build the plugin
-	cargo build $(SHARED) --bin do-csi-plugin
-	ls -l "$$CARGO_TARGET_DIR/release/do-csi-plugin"
+build: plugin ## Build the plugin
+	ls -l "$(PLUGIN)"
+
+# Stripped here and not by cargo, so that what cargo leaves still tells where a crash was.
+plugin: rust own compiler
+	@cargo build $(SHIPPED) --bin do-csi-plugin
+	strip -o "$(PLUGIN)" "$$CARGO_TARGET_DIR/release/do-csi-plugin"
+
+sim: rust own compiler
+	@cargo build $(FAST) --example do-sim
 
 check: rust lints own compiler ## Check format, lints and documentation
 	cargo fmt --check
-	cargo clippy $(SHARED) --all-targets -- -D warnings
-	cargo rustdoc $(SHARED) --lib -- --document-private-items -D warnings
+	cargo clippy $(FAST) --all-targets -- -D warnings
+	cargo rustdoc $(FAST) --lib -- --document-private-items -D warnings
 
 test: rust own compiler disk-tools ## Run the unit and socket tests; no root needed
-	cargo test $(SHARED)
+	cargo test $(FAST)
 
 # In a mount namespace of its own, what a failed test leaves mounted goes away with the test. What is measured is measured
 # last, with no other test beside it.
 test-root: root rust own compiler disk-tools ## Run the kernel tests: loop devices, mkfs, mounts (as root)
-	cargo test $(SHARED) --test it --no-run
-	alone="unshare --mount --propagation private cargo test $(SHARED) --test it -- --ignored"
+	cargo test $(FAST) --test it --no-run
+	alone="unshare --mount --propagation private cargo test $(FAST) --test it -- --ignored"
 	$$alone root_ --skip root_figures
 	exec $$alone --nocapture --test-threads=1 root_figures
 
@@ -52,13 +67,12 @@ test-root: root rust own compiler disk-tools ## Run the kernel tests: loop devic
 # itself; the totals are checked, so that a capability that is lost does not pass for a skip.
 SANITY := 5.5.0
 SANITY_TOTALS := 89 Passed | 0 Failed | 1 Pending | 6 Skipped
-sanity: root rust own compiler disk-tools csi-sanity ## Run stock csi-sanity against the plugin (as root)
-	@cargo build $(SHARED) --bin do-csi-plugin --example do-sim
-	for access in mount block; do
+sanity: root plugin sim disk-tools csi-sanity ## Run stock csi-sanity against the plugin (as root)
+	@for access in mount block; do
 		echo "csi-sanity $(SANITY), access type $$access"
 		log=$$(mktemp)
 		trap 'rm -f "$$log"' EXIT
-		"$$CARGO_TARGET_DIR/release/examples/do-sim" serve "$$CARGO_TARGET_DIR/release/do-csi-plugin" \
+		"$(SIM)" serve "$(PLUGIN)" \
 			sh -c 'exec csi-sanity --ginkgo.no-color --csi.endpoint="$$CSI_ENDPOINT" \
 				--csi.mountdir="$$DROPLET_HOME/mount" --csi.stagingdir="$$DROPLET_HOME/staging" \
 				--csi.testvolumeaccesstype="$$0" --csi.testnodevolumeattachlimit \
@@ -70,13 +84,11 @@ sanity: root rust own compiler disk-tools csi-sanity ## Run stock csi-sanity aga
 	done
 
 # exec: a signal sent to make then reaches the demo itself, which cleans up.
-demo: root rust own compiler disk-tools ## Show a volume's whole life on this machine (as root)
-	cargo build $(SHARED) --bin do-csi-plugin --example do-sim
-	exec "$$CARGO_TARGET_DIR/release/examples/do-sim" demo "$$CARGO_TARGET_DIR/release/do-csi-plugin"
+demo: root plugin sim disk-tools ## Show a volume's whole life on this machine (as root)
+	exec "$(SIM)" demo "$(PLUGIN)"
 
-bench: root rust own compiler disk-tools ## Measure attaching, moving and sharing volumes (as root, two minutes)
-	cargo build $(SHARED) --bin do-csi-plugin --example do-sim
-	exec "$$CARGO_TARGET_DIR/release/examples/do-sim" bench "$$CARGO_TARGET_DIR/release/do-csi-plugin"
+bench: root plugin sim disk-tools ## Measure attaching, moving and sharing volumes (as root, two minutes)
+	exec "$(SIM)" bench "$(PLUGIN)"
 
 # With BASES=local the bases are made from this machine's own Debian packages and Rust, for where no registry is reached.
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml)
@@ -99,54 +111,50 @@ image: docker $(if $(filter local,$(BASES)),bases) ## Build the Docker image (PL
 
 # Everything that is started lives in namespaces that end with it: processes, mounts and network.
 APART := unshare --mount --propagation private --net --pid --fork --kill-child --mount-proc
-image-test: root rust own compiler disk-tools network image ## Run a volume's life through the image (as root)
-	@cargo build $(SHARED) --example do-sim
-	archive=$$(mktemp -d)
+image-test: root sim disk-tools network image ## Run a volume's life through the image (as root)
+	@archive=$$(mktemp -d)
 	trap 'rm -rf "$$archive"' EXIT
 	trap 'exit 130' INT TERM HUP
 	tests/image/engine docker save --output="$$archive/image.tar" $(IMAGE)
-	$(APART) "$$CARGO_TARGET_DIR/release/examples/do-sim" image $(IMAGE) "$$archive/image.tar"
+	$(APART) "$(SIM)" image $(IMAGE) "$$archive/image.tar"
 
 # What the machines boot from is made once; a change of the scripts that make it makes it anew. CASE plays one case alone,
 # and with DISKS=loop those that need no machine are played on loop devices.
 DROPLET_IMAGES := $(HOME)/.cache/do-csi-plugin/droplets
 CASE ?=
 DISKS ?= machines
-test-droplets: root rust own compiler disk-tools debootstrap machines ## Run the plugin in virtual machines (as root, CASE=name, DISKS=loop)
+test-droplets: root plugin sim disk-tools debootstrap machines ## Run the plugin in virtual machines (as root, CASE=name, DISKS=loop)
 	@images=loop
 	[ $(DISKS) = loop ] || images=$$(tests/vm/image $(RELEASE) "$(DROPLET_IMAGES)")
-	cargo build $(SHARED) --bin do-csi-plugin --example do-sim
-	exec "$$CARGO_TARGET_DIR/release/examples/do-sim" droplets "$$CARGO_TARGET_DIR/release/do-csi-plugin" \
+	exec "$(SIM)" droplets "$(PLUGIN)" \
 		"$$images" "$(DROPLET_IMAGES)/failed" $(CASE)
 
 # NOMAD=path names the program, if it is not on PATH.
 NOMAD ?= nomad
-e2e-nomad: root nomad rust own compiler disk-tools network image tasks ## Play the guide on a real Nomad (as root, NOMAD=path)
-	@cargo build $(SHARED) --bin do-csi-plugin --example do-sim
-	archive=$$(mktemp -d)
+e2e-nomad: root nomad plugin sim disk-tools network image tasks ## Play the guide on a real Nomad (as root, NOMAD=path)
+	@archive=$$(mktemp -d)
 	trap 'rm -rf "$$archive"' EXIT
 	trap 'exit 130' INT TERM HUP
 	tests/image/engine docker save --output="$$archive/images.tar" $(IMAGE) $(TASKS):busybox $(TASKS):postgres
-	$(APART) "$$CARGO_TARGET_DIR/release/examples/do-sim" nomad \
-		"$$CARGO_TARGET_DIR/release/do-csi-plugin" "$$archive/images.tar" "$$(command -v $(NOMAD))" nomad
+	$(APART) "$(SIM)" nomad \
+		"$(PLUGIN)" "$$archive/images.tar" "$$(command -v $(NOMAD))" nomad
 
 # The same against the simulated DigitalOcean, on a simulated droplet.
-droplet-test: root rust own compiler disk-tools ## Run what e2e-droplet runs on a simulated droplet (as root)
-	@cargo build $(SHARED) --bin do-csi-plugin --example do-sim
-	export CONFIRM=yes
-	set -- "$$CARGO_TARGET_DIR/release/examples/do-sim" "$$CARGO_TARGET_DIR/release/do-csi-plugin"
+droplet-test: root plugin sim disk-tools ## Run what e2e-droplet runs on a simulated droplet (as root)
+	@export CONFIRM=yes
+	set -- "$(SIM)" "$(PLUGIN)"
 	exec "$$1" serve "$$2" "$$1" droplet "$$2"
 
-e2e-droplet: root rust own compiler disk-tools ## Run a volume's life on this very droplet (as root, with a token)
-	cargo build $(SHARED) --bin do-csi-plugin --example do-sim
-	exec "$$CARGO_TARGET_DIR/release/examples/do-sim" droplet "$$CARGO_TARGET_DIR/release/do-csi-plugin"
+e2e-droplet: root plugin sim disk-tools ## Run a volume's life on this very droplet (as root, with a token)
+	exec "$(SIM)" droplet "$(PLUGIN)"
 
 # A target directory chosen by the user may hold other projects, so there only our own package goes.
 clean: ## Remove what was built
 ifeq ($(origin CARGO_TARGET_DIR),file)
 	rm -rf "$$CARGO_TARGET_DIR"
 else
-	cargo clean $(SHARED) --package do-csi-plugin
+	cargo clean --locked --package do-csi-plugin
+	cargo clean $(SHIPPED) --package do-csi-plugin
 endif
 
 root:
@@ -166,7 +174,8 @@ rust:
 own: rust
 	@mark=$$CARGO_TARGET_DIR/built-from
 	[ "$$(cat "$$mark" 2>/dev/null)" != "$(CURDIR)" ] || exit 0
-	[ ! -d "$$CARGO_TARGET_DIR/release" ] || cargo clean $(SHARED) --quiet --package do-csi-plugin
+	[ ! -d "$$CARGO_TARGET_DIR/release" ] || cargo clean $(SHIPPED) --quiet --package do-csi-plugin
+	[ ! -d "$$CARGO_TARGET_DIR/debug" ] || cargo clean $(FAST) --quiet --package do-csi-plugin
 	mkdir -p "$$CARGO_TARGET_DIR"
 	echo "$(CURDIR)" >"$$mark"
 
@@ -197,7 +206,7 @@ packages=$$(missing)
 endef
 
 compiler:
-	@$(call need,c++:g++ cmake:cmake)
+	@$(call need,c++:g++ cmake:cmake ccache:ccache strip:binutils)
 
 # The file systems' tools, which the plugin looks for when it starts, and what the simulated cloud makes disks with.
 disk-tools:
