@@ -39,7 +39,8 @@ pub fn observe_check_need(device: &Device, fs: FsKind) -> Result<Option<&'static
 ///
 /// # Errors
 /// [`Error::DamagedFilesystem`] when a person has to decide, [`Error::Command`] when the check itself failed,
-/// [`Error::Precondition`] when the disk is in use, [`Error::OutOfTime`] when too many others are checking.
+/// [`Error::Precondition`] when the disk is in use, or the file system is newer than the program that checks it,
+/// [`Error::OutOfTime`] when too many others are checking.
 /// Source: e2fsck(8), "EXIT CODE".
 pub fn apply_check(guard: &VolumeGuard, slots: &Slots, runner: &dyn Runner, device: &Device, fs: FsKind) -> Result<()> {
     match fs {
@@ -65,8 +66,27 @@ pub fn apply_check(guard: &VolumeGuard, slots: &Slots, runner: &dyn Runner, devi
             Err(damaged(device, fs, last.trim()))
         }
         Verdict::Unfinished => Err(unfinished(device, fs)),
+        Verdict::Failed if is_too_old(&out.stderr) => Err(too_old(device, fs, &out.stderr)),
         Verdict::Failed => Err(Error::Command { doing, source: out.into_error(&cmd) }),
     }
+}
+
+/// Whether e2fsck says that it does not know a feature of the file system, for which it has no exit code of its own.
+///
+/// Source: `main` in e2fsprogs' `e2fsck/unix.c`.
+fn is_too_old(stderr: &str) -> bool {
+    stderr.contains("Get a newer version of e2fsck!")
+}
+
+/// Nothing is wrong with the file system, and nothing was changed.
+fn too_old(device: &Device, fs: FsKind, said: &str) -> Error {
+    let (ByHand { first, path }, volume) = (device.by_hand(), device.volume());
+    let said = said.lines().find(|line| line.contains("feature")).unwrap_or_default().trim();
+    Error::Precondition(format!(
+        "the plugin's e2fsck is too old for {fs} of volume {volume}, which a newer system has made ({said}); nothing was \
+         changed: use an image of the plugin with newer e2fsprogs, or {first}run a newer `e2fsck -p {path}` while nothing has \
+         it mounted"
+    ))
 }
 
 /// A check that is ended has lost nothing: e2fsck ends in order when asked to, and begins anew the next time. Begun anew in
@@ -147,6 +167,18 @@ mod tests {
         for other in [Exit::Code(-1), Exit::Code(260), Exit::Code(i32::MAX), Exit::Signal(9), Exit::Stuck] {
             assert_eq!(verdict(other), Verdict::Failed, "{other:?}");
         }
+    }
+
+    #[test]
+    fn a_program_that_is_too_old_is_told_from_one_that_fails() {
+        // As e2fsck 1.47.0 printed it.
+        let old = "/dev/sda has unsupported feature(s): FEATURE_I27\ne2fsck: Get a newer version of e2fsck!\n";
+        let other =
+            "e2fsck: Permission denied while trying to open /dev/sda\nYou must have r/w access to the filesystem";
+        assert!(is_too_old(old) && !is_too_old(other) && !is_too_old(""));
+        let device = Device::fake("/dev/sda", super::super::mountinfo::DeviceNumber { major: 8, minor: 0 }, 1);
+        let told = too_old(&device, FsKind::Ext4, old).to_string();
+        assert!(told.contains("FEATURE_I27") && told.contains("too old") && !told.contains("repair"), "{told}");
     }
 
     #[test]

@@ -3,19 +3,16 @@
 //! Owns the only `Command::new` of this program, and the fate of a child that will not die. Which programs there are is
 //! `tools.rs`'s. A key reaches a program on its standard input and in no other way. What an exit code means is not known here: whoever asked for the run matches [`Exit`] in full.
 
+use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
 use std::fmt;
-use std::fs::File;
-use std::io::{Seek, Write};
-use std::os::fd::OwnedFd;
-use std::os::unix::fs::FileExt;
+use std::io::{ErrorKind, PipeReader, Read, Write};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use nix::fcntl::{FcntlArg, SealFlag, fcntl};
-use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 
@@ -24,10 +21,14 @@ use super::tools::CHILD_PATH;
 pub use super::tools::{MissingTool, Tool, Tools, find_tools};
 use crate::lock::VolumeGuard;
 
-/// No program run here has more to say; what goes beyond is refused to it and lost.
-const OUTPUT_LIMIT: u64 = 1024 * 1024;
-/// How much of the end of standard error an error message keeps.
+/// No program run here has more to say on standard output; what goes beyond is read and dropped.
+const OUTPUT_LIMIT: usize = 1024 * 1024;
+/// How much of the beginning and of the end of standard error an error message keeps. Some programs name the reason first
+/// and then print how they are used, others come to it last.
+const STDERR_HEAD: usize = 1024;
 const STDERR_TAIL: usize = 1024;
+/// How much is read from a child at once.
+const PIECE: usize = 16 * 1024;
 /// How long a child that was asked to end may take to do so before it is killed: e2fsck finishes what it is writing.
 const TERM_GRACE: Duration = Duration::from_secs(5);
 /// How much of a call's time must be left for a program that changes a disk to be started at all.
@@ -143,9 +144,9 @@ impl fmt::Display for Exit {
 pub struct Output {
     /// How it ended; to be matched in full.
     pub exit: Exit,
-    /// Its standard output, at most 1 MiB.
+    /// The first 1 MiB of its standard output.
     pub stdout: Vec<u8>,
-    /// The last 1 KiB of its standard error.
+    /// The first and the last 1 KiB of its standard error.
     pub stderr: String,
 }
 
@@ -172,13 +173,13 @@ impl Output {
 #[derive(Debug, thiserror::Error)]
 pub enum CommandError {
     /// It ran, and ended otherwise than it should.
-    #[error("`{command}` {exit}{}", quoted_tail(.stderr))]
+    #[error("`{command}` {exit}{}", after_colon(.stderr))]
     Failed {
         /// The command line.
         command: String,
         /// How it ended.
         exit: Exit,
-        /// The last 1 KiB of its standard error.
+        /// The first and the last 1 KiB of its standard error.
         stderr: String,
     },
     /// It is not installed.
@@ -213,7 +214,7 @@ impl CommandError {
     }
 }
 
-fn quoted_tail(stderr: &str) -> String {
+fn after_colon(stderr: &str) -> String {
     let text = stderr.trim();
     if text.is_empty() { String::new() } else { format!(": {text}") }
 }
@@ -264,7 +265,7 @@ impl Runner for Until<'_> {
 }
 
 /// Runs commands on this machine: absolute path, empty environment but `LC_ALL=C`, a fixed `PATH` and what the program
-/// always needs, nothing to read but a key, output to memory, own process group, and an end to waiting.
+/// always needs, nothing to read but a key, output read as it comes, own process group, and an end to waiting.
 #[derive(Debug, Clone)]
 pub struct SystemRunner {
     tools: Tools,
@@ -278,7 +279,8 @@ impl SystemRunner {
     }
 
     fn try_run(&self, cmd: &Cmd, path: &Path) -> std::io::Result<Output> {
-        let (stdout, stderr) = (Capture::new()?, Capture::new()?);
+        let (mut stdout, for_stdout) = Capture::new(OUTPUT_LIMIT, 0)?;
+        let (mut stderr, for_stderr) = Capture::new(STDERR_HEAD, STDERR_TAIL)?;
         // The standard library empties the child's signal mask and gives it the default SIGPIPE, so a mask that this
         // program sets for its own threads never reaches mkfs.
         let child = Command::new(path)
@@ -288,14 +290,13 @@ impl SystemRunner {
             .env("PATH", CHILD_PATH)
             .envs(cmd.tool.environment())
             .stdin(cmd.input.as_ref().map_or_else(|| Ok(Stdio::null()), readable)?)
-            .stdout(stdout.for_child()?)
-            .stderr(stderr.for_child()?)
+            .stdout(for_stdout)
+            .stderr(for_stderr)
             .current_dir("/")
             .process_group(0)
             .spawn()?;
-        let exit = wait_or_kill(child, cmd)?;
-        let tail = stderr.tail(STDERR_TAIL)?;
-        Ok(Output { exit, stdout: stdout.whole()?, stderr: String::from_utf8_lossy(&tail).into_owned() })
+        let exit = wait_or_kill(child, cmd, &mut [&mut stdout, &mut stderr])?;
+        Ok(Output { exit, stdout: stdout.head, stderr: stderr.text() })
     }
 }
 
@@ -321,68 +322,106 @@ fn readable(key: &Key) -> std::io::Result<Stdio> {
     Ok(Stdio::from(reader))
 }
 
-/// One output of a child: an anonymous file in memory, which no full pipe can block and which cannot outgrow its limit.
-struct Capture(File);
+/// One output of a child, read while it runs: nothing that the child writes can fill a pipe or memory. Its beginning and its
+/// end are kept.
+struct Capture {
+    pipe: PipeReader,
+    head: Vec<u8>,
+    most_head: usize,
+    tail: VecDeque<u8>,
+    most_tail: usize,
+    is_cut: bool,
+}
 
 impl Capture {
-    fn new() -> std::io::Result<Self> {
-        let fd = memfd_create(c"output", MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)?;
-        let file = File::from(fd);
-        file.set_len(OUTPUT_LIMIT)?;
-        // The file is as long as it may ever become, and empty pages cost nothing. See memfd_create(2), fcntl(2).
-        fcntl(&file, FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SHRINK))?;
-        Ok(Capture(file))
+    /// A capture, and what the child writes to.
+    fn new(most_head: usize, most_tail: usize) -> std::io::Result<(Self, Stdio)> {
+        let (pipe, writer) = std::io::pipe()?;
+        fcntl(&pipe, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+        let (head, tail) = (Vec::new(), VecDeque::new());
+        Ok((Capture { pipe, head, most_head, tail, most_tail, is_cut: false }, Stdio::from(writer)))
     }
 
-    fn for_child(&self) -> std::io::Result<Stdio> {
-        Ok(Stdio::from(OwnedFd::from(self.0.try_clone()?)))
+    /// Reads what there is at the moment, and says whether there was anything. It does not wait for the end: a process that
+    /// the child has left behind may keep the pipe open.
+    fn drain(&mut self) -> std::io::Result<bool> {
+        let mut piece = [0; PIECE];
+        let mut was_any = false;
+        loop {
+            match self.pipe.read(&mut piece) {
+                Ok(0) => return Ok(was_any),
+                Ok(length) => {
+                    self.keep(piece.get(..length).unwrap_or_default());
+                    was_any = true;
+                }
+                Err(err) if err.kind() == ErrorKind::WouldBlock => return Ok(was_any),
+                Err(err) if err.kind() == ErrorKind::Interrupted => {}
+                Err(err) => return Err(err),
+            }
+        }
     }
 
-    /// Everything written. The child's descriptor shares our file offset, which is therefore where the output ends.
-    fn whole(&self) -> std::io::Result<Vec<u8>> {
-        self.tail(usize::try_from(OUTPUT_LIMIT).unwrap_or(usize::MAX))
+    fn keep(&mut self, bytes: &[u8]) {
+        let room = self.most_head.saturating_sub(self.head.len()).min(bytes.len());
+        let (first, rest) = bytes.split_at(room);
+        self.head.extend(first);
+        self.tail.extend(rest);
+        let over = self.tail.len().saturating_sub(self.most_tail);
+        self.is_cut |= over > 0;
+        self.tail.drain(..over);
     }
 
-    fn tail(&self, at_most: usize) -> std::io::Result<Vec<u8>> {
-        let end = (&self.0).stream_position()?.min(OUTPUT_LIMIT);
-        let len = usize::try_from(end).unwrap_or(usize::MAX).min(at_most);
-        let mut bytes = vec![0; len];
-        self.0.read_exact_at(&mut bytes, end.saturating_sub(u64::try_from(len).unwrap_or(end)))?;
-        Ok(bytes)
+    /// What was kept, with a sign where something is missing.
+    fn text(self) -> String {
+        let tail: Vec<u8> = self.tail.into();
+        let gap: &[u8] = if self.is_cut { b"\n[...]\n" } else { b"" };
+        String::from_utf8_lossy(&[self.head.as_slice(), gap, tail.as_slice()].concat()).into_owned()
     }
 }
 
-fn wait_or_kill(mut child: Child, cmd: &Cmd) -> std::io::Result<Exit> {
-    if let Some(status) = wait_within(&mut child, cmd.budget)? {
+fn wait_or_kill(mut child: Child, cmd: &Cmd, outputs: &mut [&mut Capture]) -> std::io::Result<Exit> {
+    if let Some(status) = wait_within(&mut child, cmd.budget, outputs)? {
         return Ok(exit_of(status));
     }
     // Until it is waited for, a dead leader keeps its process id, so the group cannot be somebody else's.
     let group = i32::try_from(child.id()).map_err(std::io::Error::other)?;
     killpg(Pid::from_raw(group), Signal::SIGTERM)?;
-    if wait_within(&mut child, TERM_GRACE)?.is_some() {
+    if wait_within(&mut child, TERM_GRACE, outputs)?.is_some() {
         return Ok(Exit::TimedOut);
     }
     killpg(Pid::from_raw(group), Signal::SIGKILL)?;
-    if wait_within(&mut child, KILL_GRACE)?.is_some() {
+    if wait_within(&mut child, KILL_GRACE, outputs)?.is_some() {
         return Ok(Exit::TimedOut);
     }
     leave_to_reaper(child, cmd);
     Ok(Exit::Stuck)
 }
 
-/// Looks at the child, less and less often, until it has ended or the budget is used up.
-fn wait_within(child: &mut Child, budget: Duration) -> std::io::Result<Option<ExitStatus>> {
+/// Looks at the child, less and less often, until it has ended or the budget is used up, and reads what it writes.
+fn wait_within(
+    child: &mut Child,
+    budget: Duration,
+    outputs: &mut [&mut Capture],
+) -> std::io::Result<Option<ExitStatus>> {
     let started = Instant::now();
     loop {
-        if let Some(status) = child.try_wait()? {
-            return Ok(Some(status));
+        // What is written is in the pipe before the writer has ended, so nothing can come after this.
+        let ended = child.try_wait()?;
+        let mut was_any = false;
+        for output in outputs.iter_mut() {
+            was_any |= output.drain()?;
+        }
+        if ended.is_some() {
+            return Ok(ended);
         }
         let elapsed = started.elapsed();
         let left = budget.saturating_sub(elapsed);
         if left.is_zero() {
             return Ok(None);
         }
-        std::thread::sleep((elapsed / 8).clamp(SHORTEST_PAUSE, LONGEST_PAUSE).min(left));
+        // Who writes much must not wait long for room.
+        let pause = if was_any { SHORTEST_PAUSE } else { (elapsed / 8).clamp(SHORTEST_PAUSE, LONGEST_PAUSE) };
+        std::thread::sleep(pause.min(left));
     }
 }
 
@@ -534,11 +573,32 @@ mod tests {
     }
 
     #[test]
-    fn output_is_bounded_and_the_end_of_stderr_is_kept() {
-        let out = run("head -c 3000000 /dev/zero; for i in $(seq 1 1000); do echo line $i >&2; done; exit 3");
-        assert_eq!(u64::try_from(out.stdout.len()).unwrap(), OUTPUT_LIMIT);
-        assert_eq!(out.stderr.len(), STDERR_TAIL);
-        assert!(out.stderr.ends_with("line 999\nline 1000\n"), "{}", out.stderr);
+    fn a_program_with_much_to_say_ends_as_it_would_and_its_first_and_last_words_are_kept() {
+        let out = run("set -e; head -c 3000000 /dev/zero; for i in $(seq 1 40000); do echo line $i >&2; done; exit 3");
+        assert_eq!((out.exit, out.stdout.len()), (Exit::Code(3), OUTPUT_LIMIT));
+        assert!(out.stderr.starts_with("line 1\nline 2\n"), "{}", out.stderr);
+        assert!(out.stderr.ends_with("line 39999\nline 40000\n"), "{}", out.stderr);
+        assert!(
+            out.stderr.contains("\n[...]\n") && out.stderr.len() < STDERR_HEAD + STDERR_TAIL + 20,
+            "{}",
+            out.stderr
+        );
+        // Nothing is missing where nothing was left out.
+        for lines in [1, 100, 150, 200] {
+            let out = run(&format!("for i in $(seq 1 {lines}); do echo line $i >&2; done"));
+            let all: String = (1..=lines).map(|line| format!("line {line}\n")).collect();
+            assert_eq!(out.stderr, all);
+        }
+    }
+
+    #[test]
+    fn a_process_that_is_left_behind_with_the_output_open_is_not_waited_for() {
+        let started = Instant::now();
+        let out = run("setsid sleep 60 & echo $!; echo said >&2");
+        assert!(started.elapsed() < Duration::from_secs(30));
+        assert_eq!((out.exit, out.stderr.as_str()), (Exit::Code(0), "said\n"));
+        let left = String::from_utf8(out.stdout).unwrap().trim().parse().unwrap();
+        nix::sys::signal::kill(Pid::from_raw(left), Signal::SIGKILL).unwrap();
     }
 
     #[test]
