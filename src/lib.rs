@@ -13,7 +13,7 @@
 //!
 //! # The map, in reading order
 //! - [`config`]: flags, environment, budgets of time
-//! - [`error`], [`id`], [`size`], [`line`](mod@line), [`lock`]: the words that everything else is written in
+//! - [`error`], [`id`], [`size`], [`line`](mod@line), [`lock`], [`spelling`]: the words that everything else is written in
 //! - [`request`]: wire messages into types, checked once
 //! - [`rpc`]: the gRPC server, its worker threads, status codes; the three CSI services, each a thin passage
 //! - [`controller`]: volumes and attachments at DigitalOcean: create, delete, attach, detach, list
@@ -60,5 +60,6 @@ pub mod request;
 pub mod rpc;
 pub mod run;
 pub mod size;
+pub mod spelling;
 
 pub use run::run;

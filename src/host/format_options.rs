@@ -28,6 +28,9 @@ pub struct FormatOptions {
 }
 
 impl FormatOptions {
+    /// The names of all parameters.
+    pub const NAMES: [&str; 6] = ["block-size", "inode-size", "inode-ratio", "reserved-percent", "reflink", "label"];
+
     /// Reads parameters by name:
     ///
     /// | name | value | for |

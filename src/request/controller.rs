@@ -8,8 +8,9 @@ use crate::error::{Error, Result};
 use crate::id::{DropletId, SnapshotId, VolumeId};
 use crate::request::capability::{Access, AccessMode, Capability};
 use crate::request::node::ContextKeys;
-use crate::request::parameters::{Parameters, TagChange};
+use crate::request::parameters::{PARAMETERS, Parameters, TagChange};
 use crate::request::secrets::Secrets;
+use crate::request::settings::CONTEXT;
 use crate::request::{droplet_id, required, volume_id};
 use crate::rpc::proto::csi;
 use crate::size::SizeRange;
@@ -56,20 +57,19 @@ impl CreateVolume {
     /// # Errors
     /// [`Error::Invalid`], [`Error::Unsupported`]; [`Error::NotFound`] for a source that cannot exist.
     pub fn parse(wire: csi::CreateVolumeRequest, keys: &ContextKeys) -> Result<CreateVolume> {
-        const PARAMETERS: &str = "parameters";
         let secrets = Secrets::new(wire.secrets);
         let range = wire.capacity_range.into_option().unwrap_or_default();
         let topology = wire.accessibility_requirements.into_option().unwrap_or_default();
         let name = csi_name("name", wire.name)?;
         let capabilities = Capability::parse_all("volume_capabilities", wire.volume_capabilities)?;
-        let settings = keys.settings(PARAMETERS, &wire.parameters, &capabilities)?;
+        let settings = keys.settings(&name, PARAMETERS, &wire.parameters, &capabilities)?;
         secrets.key_for(settings.is_encrypted)?;
         Ok(CreateVolume {
             name,
             capabilities,
             range: size_range(&range)?,
             regions: requisite_regions(topology)?,
-            parameters: Parameters::parse(PARAMETERS, &wire.parameters)?,
+            parameters: Parameters::parse(&wire.parameters)?,
             context: keys.carry(&wire.parameters),
             mutable: TagChange::parse(&wire.mutable_parameters)?,
             // Last, as an id that cannot exist is no fault of the request's form.
@@ -250,9 +250,9 @@ fn check_rest(
     keys: &ContextKeys,
     capabilities: &[Capability],
 ) -> Result<()> {
-    keys.settings("volume_context", &wire.volume_context, capabilities)?;
-    keys.settings("parameters", &wire.parameters, capabilities)?;
-    Parameters::parse("parameters", &wire.parameters)?;
+    keys.settings(&wire.volume_id, CONTEXT, &wire.volume_context, capabilities)?;
+    keys.settings(&wire.volume_id, PARAMETERS, &wire.parameters, capabilities)?;
+    Parameters::parse(&wire.parameters)?;
     TagChange::parse(&wire.mutable_parameters)?;
     Ok(())
 }
@@ -272,7 +272,7 @@ impl Capacity {
     /// # Errors
     /// [`Error::Invalid`] when something is malformed.
     pub fn parse(wire: csi::GetCapacityRequest) -> Result<Capacity> {
-        Parameters::parse("parameters", &wire.parameters)?;
+        Parameters::parse(&wire.parameters)?;
         let capabilities =
             wire.volume_capabilities.into_iter().map(|one| Capability::parse("volume_capabilities", Some(one)));
         // A topology without segments is no restriction, and one with a foreign key is nowhere.

@@ -12,6 +12,9 @@ pub mod secrets;
 pub mod settings;
 pub mod snapshot;
 
+mod names;
+mod unknown;
+
 use std::collections::HashMap;
 use std::path::{Component, Path, PathBuf};
 

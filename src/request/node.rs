@@ -12,7 +12,8 @@ use crate::id::VolumeName;
 use crate::request::capability::Capability;
 use crate::request::controller::size_range;
 use crate::request::secrets::Secrets;
-use crate::request::settings::{Settings, carried};
+use crate::request::settings::{CONTEXT, Settings, carried};
+use crate::request::unknown::Warned;
 use crate::request::{absolute_path, lookup, required};
 use crate::rpc::proto::csi;
 use crate::size::{Gib, SizeRange};
@@ -37,6 +38,8 @@ pub struct ContextKeys {
     name: String,
     size: String,
     read_only: String,
+    /// Which names without effect the log has told of already.
+    warned: Warned,
 }
 
 impl ContextKeys {
@@ -49,20 +52,24 @@ impl ContextKeys {
             name: key("volume-name"),
             size: key("size-gigabytes"),
             read_only: key("read-only"),
+            warned: Warned::default(),
         }
     }
 
-    /// The settings among the entries of `field`, which fit all of these ways of using the volume.
+    /// The settings among the entries of `field`, which fit all of these ways of using the volume. The log tells, once for each
+    /// volume, of entries that nobody is known to read.
     ///
     /// # Errors
     /// As [`Settings::parse`] and [`Settings::check_for`].
     pub(super) fn settings(
         &self,
+        volume: &str,
         field: &str,
         entries: &HashMap<String, String>,
         capabilities: &[Capability],
     ) -> Result<Settings> {
         let settings = Settings::parse(field, entries, &self.driver_name)?;
+        self.warned.warn_of_unknown(volume, field, entries, &self.driver_name);
         capabilities.iter().try_for_each(|capability| settings.check_for(field, &capability.access))?;
         Ok(settings)
     }
@@ -123,9 +130,10 @@ impl Stage {
         let secrets = Secrets::new(wire.secrets);
         let attached = keys.read(&wire.publish_context)?;
         let capability = Capability::parse("volume_capability", wire.volume_capability.into_option())?;
-        let settings = keys.settings("volume_context", &wire.volume_context, std::slice::from_ref(&capability))?;
+        let volume = required("volume_id", wire.volume_id)?;
+        let settings = keys.settings(&volume, CONTEXT, &wire.volume_context, std::slice::from_ref(&capability))?;
         Ok(Stage {
-            volume: required("volume_id", wire.volume_id)?,
+            volume,
             staging: absolute_path("staging_target_path", wire.staging_target_path)?,
             capability: capability.settled(attached.is_read_only),
             attached,
@@ -189,7 +197,7 @@ impl Publish {
         let attached = keys.read(&wire.publish_context)?;
         let capability = capability.settled(attached.is_read_only);
         let is_read_only = wire.readonly || attached.is_read_only || capability.is_read_only();
-        let settings = keys.settings("volume_context", &wire.volume_context, std::slice::from_ref(&capability))?;
+        let settings = keys.settings(&volume, CONTEXT, &wire.volume_context, std::slice::from_ref(&capability))?;
         let key = secrets.key_for(settings.is_encrypted)?;
         Ok(Publish { stage: Stage { volume, attached, staging, capability, settings, key }, target, is_read_only })
     }

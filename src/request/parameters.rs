@@ -2,13 +2,18 @@
 //! and `remove-tags` at any time.
 //!
 //! Owns their names and forms. Parameters of other names are none of this driver's and are ignored, as the official driver
-//! ignores all; mutable parameters of other names are refused, because the caller asks for a change.
+//! ignores all, unless they are ours in another spelling; mutable parameters of other names are refused, because the caller
+//! asks for a change.
 
 use std::collections::HashMap;
 
 use crate::cloud::tag::Tag;
 use crate::error::{Error, Result};
 use crate::request::lookup;
+use crate::request::names::same_name;
+
+/// The field of a request that holds them.
+pub const PARAMETERS: &str = "parameters";
 
 /// Tags that a volume or snapshot gets, separated by commas.
 pub const TAGS: &str = "tags";
@@ -16,6 +21,11 @@ pub const TAGS: &str = "tags";
 pub const REMOVE_TAGS: &str = "remove-tags";
 /// What a volume's description says besides what this driver writes there.
 pub const DESCRIPTION: &str = "description";
+
+/// The names that are read without a prefix among the entries of a field.
+pub(super) fn names_beside(field: &str) -> &'static [&'static str] {
+    if field == PARAMETERS { &[TAGS, DESCRIPTION] } else { &[] }
+}
 
 /// Most bytes of a description: the volume's full name and source stand beside it, and DigitalOcean takes 1,024.
 const MAX_DESCRIPTION: usize = 400;
@@ -33,10 +43,15 @@ impl Parameters {
     /// Reads the settings; those that are not known are ignored.
     ///
     /// # Errors
-    /// [`Error::Invalid`] when a known one is malformed.
-    pub fn parse(field: &str, wire: &HashMap<String, String>) -> Result<Parameters> {
-        let description = lookup(wire, DESCRIPTION).map(|text| parse_description(field, text)).transpose()?;
-        Ok(Parameters { tags: parse_tags(field, wire, TAGS)?, description })
+    /// [`Error::Invalid`] when a known one is malformed, or written in another way than it is read.
+    pub fn parse(wire: &HashMap<String, String>) -> Result<Parameters> {
+        let meant = |key: &str| names_beside(PARAMETERS).iter().find(|name| **name != key && same_name(name, key));
+        if let Some((key, meant)) = wire.keys().filter_map(|key| Some((key, meant(key)?))).min() {
+            let why = format!("would have no effect under this name; did you mean {meant:?}?");
+            return Err(Error::invalid(format!("{PARAMETERS}[{key}]"), why));
+        }
+        let description = lookup(wire, DESCRIPTION).map(|text| parse_description(PARAMETERS, text)).transpose()?;
+        Ok(Parameters { tags: parse_tags(PARAMETERS, wire, TAGS)?, description })
     }
 }
 
@@ -112,13 +127,10 @@ mod tests {
     #[test]
     fn known_parameters_are_read_and_unknown_ones_ignored() {
         let wire = map(&[("tags", " a, b:c ,,a,B:C"), ("description", "Ein Blog"), ("fstype", "ext4")]);
-        let read = Parameters::parse("parameters", &wire).unwrap();
+        let read = Parameters::parse(&wire).unwrap();
         assert_eq!(names(&read.tags), ["a", "b:c"]);
         assert_eq!(read.description.as_deref(), Some("Ein Blog"));
-        assert_eq!(
-            Parameters::parse("parameters", &map(&[("tags", ""), ("description", "")])).unwrap(),
-            Parameters::default()
-        );
+        assert_eq!(Parameters::parse(&map(&[("tags", ""), ("description", "")])).unwrap(), Parameters::default());
     }
 
     #[test]
@@ -127,8 +139,12 @@ mod tests {
         for (key, value) in
             [("tags", "a b"), ("tags", "ok,sch\u{f6}n"), ("description", "a\nb"), ("description", &long)]
         {
-            let err = Parameters::parse("parameters", &map(&[(key, value)])).unwrap_err();
+            let err = Parameters::parse(&map(&[(key, value)])).unwrap_err();
             assert!(matches!(&err, Error::Invalid { field, .. } if *field == format!("parameters[{key}]")), "{err}");
+        }
+        for key in ["Tags", "TAGS", "Description"] {
+            let err = Parameters::parse(&map(&[(key, "a")])).unwrap_err().to_string();
+            assert!(err.contains(key) && err.contains(&format!("did you mean {:?}", key.to_lowercase())), "{err}");
         }
     }
 

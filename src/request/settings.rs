@@ -1,20 +1,22 @@
 //! What a volume carries with it in its volume context: whether and how it may be formatted, and who may use its files.
 //!
 //! A volume that is created through CSI gets them from the parameters it is created with, as Nomad takes over the volume
-//! context that the answer has. Owns the names and values of these settings. A setting under one of our prefixes that is not understood is refused, as a
-//! misspelt `noformat` must not end in a formatted disk; settings of others are none of our business.
+//! context that the answer has. Owns the values of these settings; which names are ours is `names.rs`'s. What is under one of
+//! our prefixes and not understood is refused, and so is a name of ours without its prefix: a misspelt `noformat` must not end
+//! in a formatted disk.
 
 use std::collections::HashMap;
 use std::fmt::Display;
 
-use crate::config::DRIVER_NAME;
 use crate::error::{Error, Result};
 use crate::host::flags::SelinuxLabel;
 use crate::host::format_options::{FormatOptions, set};
 use crate::request::capability::Access;
+use crate::request::names::{Name, classify, nearest};
+use crate::request::parameters::names_beside;
 
-/// The prefixes that the official driver's documentation and code use for `noformat`.
-const OFFICIAL_PREFIXES: [&str; 3] = [DRIVER_NAME, "com.digitalocean.csi", "com.digitalocean.csi.dobs"];
+/// The field of a request that holds a volume's settings.
+pub const CONTEXT: &str = "volume_context";
 
 /// Who may do what with the root folder of a fresh file system; what is not set stays as mkfs leaves it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -43,8 +45,8 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// Reads a volume context, or parameters; `field` names which. Each setting is `<prefix>/<name>`, with the driver's name or one of the official driver's
-    /// spellings of it as prefix:
+    /// Reads a volume context, or parameters; `field` names which. Each setting is `<prefix>/<name>`, with the driver's name or
+    /// one of the official driver's spellings of it as prefix:
     ///
     /// | name | value |
     /// |---|---|
@@ -55,18 +57,26 @@ impl Settings {
     /// | `selinux-label` | `user:role:type:level` |
     /// | what [`FormatOptions::parse`] names | a parameter for mkfs |
     ///
+    /// Names of others are left out.
+    ///
     /// # Errors
-    /// [`Error::Invalid`] naming the key.
+    /// [`Error::Invalid`] naming the key, also for one that is nearly ours, with the one that was probably meant.
     pub fn parse(field: &str, context: &HashMap<String, String>, driver_name: &str) -> Result<Settings> {
         let mut settings = Settings::default();
         let mut format = Vec::new();
         let mut is_encrypted = None;
         // In a fixed order, so that the same context always gives the same answer.
-        let mut pairs: Vec<_> =
-            context.iter().filter_map(|(key, value)| Some((own(key, driver_name)?, key, value))).collect();
+        let mut pairs: Vec<_> = context.iter().collect();
         pairs.sort();
-        for (name, key, value) in pairs {
+        for (key, value) in pairs {
             let bad = |why: &dyn Display| Error::invalid(format!("{field}[{key}]"), why);
+            let name = match classify(key, driver_name, names_beside(field)) {
+                Name::Setting(name) => name,
+                Name::Misspelt { meant } => {
+                    return Err(bad(&format!("would have no effect under this name; did you mean {meant:?}?")));
+                }
+                Name::Foreign | Name::Unknown { .. } => continue,
+            };
             match name {
                 // Said in two spellings, one "never" is enough.
                 "noformat" => settings.is_never_formatted |= parse_bool(value).map_err(|why| bad(&why))?,
@@ -77,7 +87,8 @@ impl Settings {
                     set(&mut is_encrypted, parse_told_bool(value)).map_err(|why| bad(&why))?;
                 }
                 "selinux-label" => set(&mut settings.label, SelinuxLabel::parse(value)).map_err(|why| bad(&why))?,
-                other => format.push((other, value.as_str())),
+                other if FormatOptions::NAMES.contains(&other) => format.push((other, value.as_str())),
+                other => return Err(bad(&no_setting(other, driver_name, field))),
             }
         }
         settings.is_encrypted = is_encrypted.unwrap_or(false);
@@ -110,22 +121,37 @@ impl Settings {
     }
 }
 
-/// A setting's name that counts without a prefix too, as other drivers have it.
-const ENCRYPTED: &str = "encrypted";
+/// Why a name under one of our prefixes is refused.
+fn no_setting(name: &str, driver_name: &str, field: &str) -> String {
+    let beside = names_beside(field);
+    match nearest(name, beside) {
+        Some((meant, _)) if beside.contains(&meant) => format!("is written without a prefix: {meant:?}"),
+        Some((meant, _)) => format!("is no setting; did you mean \"{driver_name}/{meant}\"?"),
+        None => "is no setting of a volume".to_owned(),
+    }
+}
 
 /// The settings among a new volume's parameters, which become its volume context.
 pub(super) fn carried(parameters: &HashMap<String, String>, driver_name: &str) -> HashMap<String, String> {
-    let ours = parameters.iter().filter(|(key, _)| own(key, driver_name).is_some());
+    let is_ours = |key: &str| matches!(classify(key, driver_name, &[]), Name::Setting(_));
+    let ours = parameters.iter().filter(|(key, _)| is_ours(key));
     ours.map(|(key, value)| (key.clone(), value.clone())).collect()
 }
 
-/// A setting's name, when the key is one of ours.
-fn own<'a>(key: &'a str, driver_name: &str) -> Option<&'a str> {
-    if key == ENCRYPTED {
-        return Some(key);
-    }
-    let (prefix, name) = key.split_once('/')?;
-    (prefix == driver_name || OFFICIAL_PREFIXES.contains(&prefix)).then_some(name)
+/// The names in a volume context, or among parameters, that neither this driver nor an orchestrator is known to read; each
+/// with the name that was perhaps meant.
+pub(super) fn unknown_names<'a>(
+    field: &str,
+    entries: &'a HashMap<String, String>,
+    driver_name: &str,
+) -> Vec<(&'a str, Option<String>)> {
+    let unknown = entries.keys().filter_map(|key| match classify(key, driver_name, names_beside(field)) {
+        Name::Unknown { meant } => Some((key.as_str(), meant)),
+        Name::Setting(_) | Name::Foreign | Name::Misspelt { .. } => None,
+    });
+    let mut unknown: Vec<_> = unknown.collect();
+    unknown.sort();
+    unknown
 }
 
 fn parse_bool(text: &str) -> Result<bool, &'static str> {
@@ -192,10 +218,35 @@ mod tests {
         let others = [
             ("storage.kubernetes.io/csiProvisionerIdentity", "1-dobs.csi.digitalocean.com"),
             ("csi.storage.k8s.io/pod.name", "blog"),
-            ("noformat", "true"),
             ("other.name/noformat", "true"),
+            ("colour", "blue"),
         ];
         assert_eq!(parse(&others).unwrap(), Settings::default());
+        let context = others.map(|(key, value)| (key.to_owned(), value.to_owned())).into();
+        let unknown = unknown_names("volume_context", &context, "our.name");
+        assert_eq!(unknown, [("colour", None), ("other.name/noformat", None)]);
+    }
+
+    #[test]
+    fn a_setting_without_its_prefix_is_refused_with_the_name_that_was_meant() {
+        for name in super::super::names::SETTINGS.into_iter().filter(|name| *name != "encrypted") {
+            let refused = parse(&[(name, "1")]).unwrap_err().to_string();
+            assert!(refused.starts_with(&format!("volume_context[{name}]: ")), "{refused}");
+            assert!(refused.ends_with(&format!("did you mean \"our.name/{name}\"?")), "{refused}");
+        }
+        let near = parse(&[("our.name/noformatt", "true")]).unwrap_err().to_string();
+        assert!(near.contains("did you mean \"our.name/noformat\""), "{near}");
+        let parameters = [("our.name/tags".to_owned(), "a".to_owned())].into();
+        let prefixed = Settings::parse("parameters", &parameters, "our.name").unwrap_err().to_string();
+        assert!(prefixed.contains("without a prefix: \"tags\""), "{prefixed}");
+    }
+
+    #[test]
+    fn every_name_that_is_known_is_read() {
+        for name in super::super::names::SETTINGS {
+            let refused = parse(&[(&format!("our.name/{name}"), "?")]).unwrap_err().to_string();
+            assert!(!refused.contains("no setting"), "{refused}");
+        }
     }
 
     #[test]

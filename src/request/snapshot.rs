@@ -27,7 +27,7 @@ impl TryFrom<csi::CreateSnapshotRequest> for CreateSnapshot {
     fn try_from(wire: csi::CreateSnapshotRequest) -> Result<Self> {
         let name = csi_name("name", wire.name)?;
         let source = required("source_volume_id", wire.source_volume_id)?;
-        let tags = Parameters::parse("parameters", &wire.parameters)?.tags;
+        let tags = Parameters::parse(&wire.parameters)?.tags;
         Ok(CreateSnapshot { name, source: volume_id("source_volume_id", source)?, tags })
     }
 }

@@ -12,7 +12,7 @@ use volume_capability::access_mode::Mode;
 
 use crate::PROGRAM;
 use crate::sim::NewVolume;
-use crate::support::client::{Client, Refusal, Volume, capability, option};
+use crate::support::client::{Client, Refusal, Volume, capability, option, text_map};
 use crate::support::plugin::Plugin;
 use crate::support::solo::{DROPLET, Solo};
 
@@ -123,6 +123,19 @@ const BAD_SETTINGS: [(&str, &str); 5] = [
     ("label", "longer-than-16-letters"),
 ];
 
+/// Names of ours that are written otherwise than they are read, and what the refusal has to suggest.
+const NEARLY_OURS: [(&str, &str); 9] = [
+    ("noformat", "dobs.csi.digitalocean.com/noformat"),
+    ("no_format", "dobs.csi.digitalocean.com/noformat"),
+    ("NoFormat", "dobs.csi.digitalocean.com/noformat"),
+    ("nofromat", "dobs.csi.digitalocean.com/noformat"),
+    ("owner", "dobs.csi.digitalocean.com/owner"),
+    ("mode", "dobs.csi.digitalocean.com/mode"),
+    ("encryption", "dobs.csi.digitalocean.com/encrypted"),
+    ("csi.digitalocean.com/noformat", "dobs.csi.digitalocean.com/noformat"),
+    ("dobs.csi.digitalocean.com/noformatt", "dobs.csi.digitalocean.com/noformat"),
+];
+
 fn setting(name: &str, value: &str) -> HashMap<String, String> {
     HashMap::from([(format!("dobs.csi.digitalocean.com/{name}"), value.to_owned())])
 }
@@ -191,6 +204,14 @@ fn a_volume_is_not_created_from_a_bad_request() {
     table.extend(
         BAD_SETTINGS
             .map(|(name, value)| spoil(name, move |request: &mut Request| request.parameters = setting(name, value))),
+    );
+    table.extend(NEARLY_OURS.map(|(name, meant)| {
+        spoil(meant, move |request: &mut Request| request.parameters = text_map(&[(name, "true")]))
+    }));
+    table.extend(
+        [("Tags", "tags"), ("TAGS", "tags"), ("discription", "description")].map(|(name, meant)| {
+            spoil(meant, move |request: &mut Request| request.parameters = text_map(&[(name, "x")]))
+        }),
     );
     bench.refuses(create_volume, &good, table);
     create_volume(bench.client(), &good).unwrap();
@@ -361,6 +382,14 @@ fn a_question_about_a_volume_needs_its_id_and_well_formed_capabilities() {
         for request in [of_context, of_parameters] {
             let answer = ask(bench.client(), &request).unwrap();
             assert!(answer.confirmed.is_none() && answer.message.contains(name), "{name}={value}: {answer}");
+        }
+    }
+    for (name, meant) in NEARLY_OURS {
+        let of_context = Request { volume_context: text_map(&[(name, "true")]), ..good.clone() };
+        let of_parameters = Request { parameters: text_map(&[(name, "true")]), ..good.clone() };
+        for request in [of_context, of_parameters] {
+            let answer = ask(bench.client(), &request).unwrap();
+            assert!(answer.confirmed.is_none() && answer.message.contains(meant), "{name}: {answer}");
         }
     }
     let mut table = malformed;

@@ -315,6 +315,32 @@ fn tags_and_description_reach_the_cloud_and_settings_come_back_as_context() {
     assert_eq!(fleet.sim.snapshots()[0].tags, ["keep"]);
 }
 
+#[test]
+fn names_that_nobody_reads_are_told_of_once_for_each_volume_and_those_of_kubernetes_never() {
+    let (_fleet, plugin) = started_with(&["--call-budget=10"]);
+    let parameters = [
+        ("colour", "blue"),
+        ("labels", "a"),
+        ("fsType", "ext4"),
+        ("tags", "a"),
+        ("csi.storage.k8s.io/pvc/name", "data"),
+        ("storage.kubernetes.io/csiProvisionerIdentity", "x"),
+    ];
+    for name in ["one", "two", "one"] {
+        let request = csi::CreateVolumeRequest { parameters: text_map(&parameters), ..new_volume(name, 1 << 30) };
+        plugin.client.create(&request).unwrap();
+    }
+    let log = plugin.log();
+    let told: Vec<&str> = log.lines().filter(|line| line.contains("has no effect")).collect();
+    assert_eq!(told.len(), 4, "{told:#?}");
+    for name in ["one", "two"] {
+        let of_volume = |words: &str| {
+            told.iter().filter(|line| line.ends_with(&format!("volume={name}")) && line.contains(words)).count()
+        };
+        assert_eq!((of_volume("\"colour\""), of_volume("did you mean \"dobs.csi.digitalocean.com/label\"")), (1, 1));
+    }
+}
+
 fn capacity(client: &Client, segments: &[(&str, &str)]) -> csi::GetCapacityResponse {
     let topology = csi::Topology { segments: text_map(segments), ..Default::default() };
     let request = csi::GetCapacityRequest { accessible_topology: Some(topology).into(), ..Default::default() };
