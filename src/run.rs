@@ -20,6 +20,7 @@ use crate::cloud::token::Token;
 use crate::config::{self, Config, Mode};
 use crate::controller::Controller;
 use crate::health;
+use crate::host::mountable::observe_abilities;
 use crate::host::run::{SystemRunner, find_tools};
 use crate::logging;
 use crate::node::Node;
@@ -125,6 +126,7 @@ fn services(config: &Arc<Config>, token: Option<Token>, own_droplet: &Arc<OwnDro
     }
     if config.mode.has_node() {
         let tools = find_tools().map_err(|missing| missing.to_string())?;
+        info!("this droplet has {} encrypted_volumes={}", observe_abilities(), tools.can_encrypt());
         let node = Arc::new(Node::new(config, Box::new(SystemRunner::new(tools))));
         node.close_left_open().map_err(no_thread)?;
         let pool = Pool::new("node", config::NODE_WORKERS, config::QUEUE_LENGTH);

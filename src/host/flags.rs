@@ -14,7 +14,7 @@ const DATA_LIMIT: usize = 4000;
 
 /// A part of a mount that can be one way or another, but not two ways at once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Topic {
+pub(super) enum Topic {
     Writing,
     Setuid,
     Devices,
@@ -32,7 +32,7 @@ enum Topic {
 /// Flags that the kernel itself understands: word, topic, and the bits that say it; none for what holds without a bit.
 ///
 /// Source: mount(8), "FILESYSTEM-INDEPENDENT MOUNT OPTIONS"; mount(2).
-const KNOWN: [(&str, Topic, MsFlags); 28] = [
+pub(super) const KNOWN: [(&str, Topic, MsFlags); 28] = [
     ("rw", Topic::Writing, MsFlags::empty()),
     ("ro", Topic::Writing, MsFlags::MS_RDONLY),
     ("suid", Topic::Setuid, MsFlags::empty()),
@@ -128,7 +128,10 @@ const OWN: MsFlags = MsFlags::MS_RDONLY
     .union(MsFlags::MS_STRICTATIME);
 
 /// Options for SELinux, the only ones that may be quoted, as a label can hold a comma.
-const LABELS: [&str; 4] = ["context", "fscontext", "defcontext", "rootcontext"];
+pub(super) const LABELS: [&str; 4] = ["context", "fscontext", "defcontext", "rootcontext"];
+
+/// With this an xfs is mounted beside another one that has its UUID.
+pub const NO_UUID: &str = "nouuid";
 
 /// An SELinux label that everything on a file system gets, in place of labels of its own.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -236,6 +239,22 @@ impl MountOptions {
     /// The flags for mount(2).
     pub(super) fn flags(&self) -> MsFlags {
         self.flags
+    }
+
+    /// The words for the file system. May hold secrets.
+    pub(super) fn words(&self) -> impl Iterator<Item = &str> {
+        self.data.iter().map(String::as_str)
+    }
+
+    /// A text of the kernel about these options, without the values that they have, which may be secrets.
+    pub(super) fn without_values(&self, text: &str) -> String {
+        let values = self.words().filter_map(|word| Some((word, word.split_once('=')?.1.trim_matches('"'))));
+        values.filter(|(_, value)| !value.is_empty()).fold(text.to_owned(), |text, (word, value)| {
+            let key = word.split('=').next().unwrap_or_default();
+            text.replace(word, &format!("{key}=..."))
+                .replace(&format!("'{value}'"), "...")
+                .replace(&format!("\"{value}\""), "...")
+        })
     }
 
     /// The text for the file system. May hold secrets.
@@ -599,6 +618,12 @@ mod tests {
     fn nothing_that_is_printed_shows_a_flag() {
         let secret = "password=hunter2";
         assert!(!format!("{:?}", parse(secret).unwrap()).contains("hunter2"));
+        for said in
+            ["Unrecognized mount option \"password=hunter2\"", "Bad value 'hunter2'", "unknown \"hunter2\" there"]
+        {
+            let told = parse(secret).unwrap().without_values(said);
+            assert!(!told.contains("hunter2") && told.contains("..."), "{told}");
+        }
         for bad in ["device=hunter2", "hunter2/x", "hunter2=\"", "errors=panic,hunter2 "] {
             assert!(!parse(bad).unwrap_err().to_string().contains("hunter2"), "{bad}");
         }

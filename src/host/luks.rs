@@ -24,6 +24,40 @@ const KEY_MEMORY: &str = "32768";
 /// For how long, in milliseconds, making a key is to take on the droplet on which the volume is made.
 const KEY_TIME: &str = "1000";
 
+/// Sees that this kernel can open encrypted volumes, before a disk is made one. cryptsetup is asked for the state of a name
+/// that there is not, for which it needs the device mapper as it does for opening, and has the kernel load its module.
+/// Whether the kernel also has what encrypts (dm-crypt) shows only at the first opening.
+///
+/// # Errors
+/// [`Error::Precondition`] when the kernel has no device mapper, [`Error::Command`] when cryptsetup does not answer.
+/// Source: `action_status` in cryptsetup's `src/cryptsetup.c`.
+pub fn check_has_mapper(runner: &dyn Runner, disk: &Device) -> Result<()> {
+    let cmd = Cmd::new(Tool::Cryptsetup, BUDGET).args(["status", NO_NAME]);
+    let doing = || format!("asking for the device mapper before volume {} is encrypted", disk.volume());
+    let out = runner.run(&cmd).map_err(|source| Error::Command { doing: doing(), source })?;
+    plan_has_mapper(out, &cmd, disk.volume(), doing)
+}
+
+/// A name under which nothing is ever open: those of volumes go on otherwise.
+const NO_NAME: &str = "do-csi-.asks";
+
+/// What the end of cryptsetup means that was asked for the state of a name. Pure.
+///
+/// Source: cryptsetup(8), "RETURN CODES"; 4 is a device that does not exist, 1 is what it ends with without a device mapper.
+fn plan_has_mapper(out: Output, cmd: &Cmd, volume: &VolumeName, doing: impl Fn() -> String) -> Result<()> {
+    match out.exit {
+        Exit::Code(0 | 4) => Ok(()),
+        Exit::Code(1) => Err(Error::Precondition(format!(
+            "volume {volume} is not encrypted and its disk is as it was, because the kernel of this droplet could not open it: \
+             {}; it needs the modules dm-mod and dm-crypt (`modprobe dm-crypt` must work on the droplet)",
+            out.into_error(cmd)
+        ))),
+        Exit::Code(_) | Exit::Signal(_) | Exit::TimedOut | Exit::Stuck => {
+            Err(Error::Command { doing: doing(), source: out.into_error(cmd) })
+        }
+    }
+}
+
 /// Makes an encrypted volume on a disk, which is known to be blank. What is made is marked as not yet used.
 ///
 /// # Errors
@@ -205,6 +239,22 @@ mod tests {
             assert!(matches!(&err, Error::Precondition(why) if why.contains("memory")), "{err}");
         }
         for exit in [Exit::Code(1), Exit::Code(4), Exit::Code(5), Exit::Signal(11), Exit::TimedOut, Exit::Stuck] {
+            assert!(matches!(end(exit), Err(Error::Command { .. })), "{exit}");
+        }
+    }
+
+    #[test]
+    fn only_one_end_of_cryptsetup_says_that_there_is_no_device_mapper() {
+        let cmd = Cmd::new(Tool::Cryptsetup, BUDGET).arg("status");
+        let volume = VolumeName::parse("blog").unwrap();
+        let end = |exit| {
+            let stderr = "Cannot initialize device-mapper.".into();
+            plan_has_mapper(Output { exit, stdout: Vec::new(), stderr }, &cmd, &volume, || "asking".into())
+        };
+        assert!(end(Exit::Code(4)).is_ok() && end(Exit::Code(0)).is_ok());
+        let none = end(Exit::Code(1)).unwrap_err();
+        assert!(matches!(&none, Error::Precondition(why) if why.contains("device-mapper")), "{none}");
+        for exit in [Exit::Code(2), Exit::Code(3), Exit::Code(5), Exit::Signal(9), Exit::TimedOut, Exit::Stuck] {
             assert!(matches!(end(exit), Err(Error::Command { .. })), "{exit}");
         }
     }

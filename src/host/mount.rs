@@ -14,11 +14,12 @@ use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use super::KERNEL_RELEASE;
 use super::busy::{or_in_use, retry_while_busy};
 use super::content::FsKind;
 use super::device::Device;
-use super::flags::MountOptions;
+use super::flags::{MountOptions, NO_UUID};
+use super::kernel_log::KernelLog;
+use super::mountable::{kernel_release, no_filesystem, observe_mountable, plan_mountable};
 use super::mountinfo::MountTable;
 use super::protect::{Flagged, observe_is_protected};
 use crate::error::{Error, Result};
@@ -84,8 +85,9 @@ fn read_undisturbed(mut read: impl FnMut(usize) -> std::io::Result<bool>) -> std
 /// A second call puts a second mount on top: the caller looks first.
 ///
 /// # Errors
-/// [`Error::DamagedFilesystem`] when the file system says so itself, [`Error::Io`] for any other refusal,
-/// [`Error::WrongDevice`] when the disk is no longer the one that was found.
+/// [`Error::DamagedFilesystem`] when the file system says so itself, [`Error::Invalid`] for an option that it does not take,
+/// [`Error::Precondition`] when the kernel is too old for it, [`Error::Io`] for any other refusal, [`Error::WrongDevice`] when
+/// the disk is no longer the one that was found.
 /// Source: mount(2).
 pub fn apply_mount(
     _guard: &VolumeGuard,
@@ -98,8 +100,9 @@ pub fn apply_mount(
     let data = options.data();
     retry_while_busy(budget, || {
         let _pin = device.open()?;
+        let log = KernelLog::observe_from_now();
         mount(Some(device.path()), target, Some(fs.name()), options.flags(), Some(data.as_str()))
-            .map_err(|errno| refused(device, fs, target, errno))
+            .map_err(|errno| refused(device, fs, target, options, errno, log))
     })
     .map_err(or_in_use(device, "the mount"))?;
     observe_mounted(device, target).inspect_err(|_| take_back(target))?;
@@ -242,7 +245,7 @@ fn not_seen(device: &Device, target: &Path, what: &str) -> Error {
     }
 }
 
-fn refused(device: &Device, fs: FsKind, target: &Path, errno: Errno) -> Error {
+fn refused(device: &Device, fs: FsKind, target: &Path, options: &MountOptions, errno: Errno, log: KernelLog) -> Error {
     let is_protected = || observe_is_protected(&Flagged::from(device)).unwrap_or(false);
     match super::fsck::damage(device, fs, errno) {
         Some(damaged) => damaged,
@@ -256,20 +259,69 @@ fn refused(device: &Device, fs: FsKind, target: &Path, errno: Errno) -> Error {
                 path = device.path().display()
             ))
         }
-        None if errno == Errno::EINVAL => Error::Precondition(format!(
-            "{fs} of volume {} cannot be mounted from {} ({errno}): the kernel ({}) does not know a mount option, or is too \
-             old for a feature of this file system, which a newer one has made; `dmesg` says which",
-            device.volume(),
-            device.path().display(),
-            std::fs::read_to_string(KERNEL_RELEASE).unwrap_or_default().trim()
-        )),
+        None if errno == Errno::ENODEV => no_filesystem(fs),
+        None if errno == Errno::EINVAL => {
+            match plan_mountable(fs, options, &observe_mountable(fs, options, target), false) {
+                Err(named) => named,
+                Ok(()) => not_mountable(device, fs, options, &log.about(device)),
+            }
+        }
         None => Error::errno("mounting at", target)(errno),
     }
+}
+
+/// The error for a file system that is refused although every option is one that it has: a value or a combination of them
+/// that it does not take, or a feature of the file system on the disk. The kernel's log says which.
+fn not_mountable(device: &Device, fs: FsKind, options: &MountOptions, said: &[String]) -> Error {
+    let has_options = options.words().any(|word| word != NO_UUID);
+    let reason = match (said, has_options) {
+        ([], false) => {
+            "it is too old for a feature of this file system, which a newer one has made; `dmesg` says which"
+        }
+        ([], true) => {
+            "it does not take the value of a mount flag, or is too old for a feature of this file system, which a newer one \
+             has made; `dmesg` says which"
+        }
+        ([..], false) => "so it is too old for this file system, which a newer one has made",
+        ([..], true) => {
+            "so correct the mount flag that it names; if it names a feature, it is too old for this file system, which a \
+             newer one has made"
+        }
+    };
+    let said = match said {
+        [] => String::new(),
+        lines => format!(" says: {}", options.without_values(&lines.join("; "))),
+    };
+    Error::Precondition(format!(
+        "{fs} of volume {} cannot be mounted from {} (EINVAL): the kernel ({}){said}; {reason}",
+        device.volume(),
+        device.path().display(),
+        kernel_release()
+    ))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_wrong_value_is_told_from_an_old_kernel_as_far_as_the_kernel_says() {
+        let device = Device::fake("/dev/sda", super::super::mountinfo::DeviceNumber { major: 8, minor: 0 }, 1);
+        let options = |flags: &[&str]| MountOptions::parse(flags.iter().copied()).unwrap();
+        let told = |flags: &[&str], said: &[&str]| {
+            let said: Vec<String> = said.iter().map(|line| (*line).to_owned()).collect();
+            not_mountable(&device, FsKind::Xfs, &options(flags), &said).to_string()
+        };
+        let feature = "XFS (sda): Superblock has unknown incompatible features (0x80) enabled.";
+        let old = told(&[NO_UUID], &[feature]);
+        assert!(old.contains(feature) && old.contains("too old") && !old.contains("flag"), "{old}");
+        let silent = told(&[], &[]);
+        assert!(silent.contains("too old") && silent.contains("dmesg") && !silent.contains("flag"), "{silent}");
+        let both = told(&["logbsize=7k"], &[]);
+        assert!(both.contains("too old") && both.contains("dmesg") && both.contains("flag"), "{both}");
+        let value = told(&["logbsize=7k"], &["XFS (sda): logbsize=7k is wrong"]);
+        assert!(value.contains("correct the mount flag") && !value.contains("7k"), "{value}");
+    }
 
     #[test]
     fn a_table_counts_only_when_nothing_changed_while_it_was_read() {

@@ -126,6 +126,12 @@ pub fn find_tools() -> Result<Tools, MissingTool> {
 }
 
 impl Tools {
+    /// Whether encrypted volumes can be used, as far as programs go.
+    #[must_use]
+    pub fn can_encrypt(&self) -> bool {
+        self.path(Tool::Cryptsetup).is_ok()
+    }
+
     /// Where a program is.
     pub(super) fn path(&self, tool: Tool) -> Result<&Path, MissingTool> {
         let found = self.found.iter().find(|(have, _)| *have == tool);

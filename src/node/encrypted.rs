@@ -21,10 +21,13 @@ use crate::host::container::{
 };
 use crate::host::device::Device;
 use crate::host::key::Key;
-use crate::host::luks::{apply_close, apply_mark_used, apply_open, apply_resize};
+use crate::host::luks::{apply_close, apply_mark_used, apply_open, apply_resize, check_has_mapper};
 use crate::host::mapper::{Upon, is_short, observe_names, observe_open_as, observe_upon};
 use crate::host::mount::observe_mounts;
+use crate::host::mountable::{observe_mountable, plan_mountable};
+use crate::request::capability::Access;
 use crate::request::node::Stage;
+use crate::request::settings::CONTEXT;
 
 /// The device on which a volume's file system is or will be.
 #[derive(Debug)]
@@ -149,6 +152,10 @@ impl Node {
         let mounts = observe_mounts()?;
         plan_company(disk.volume(), false, used_otherwise(&mounts, disk, false))?;
         let plan = plan_container(disk, formatting, &observe_container(&call.runner, disk)?)?;
+        match plan {
+            ContainerPlan::MakeThenOpen => self.check_before_encrypting(call, want, disk)?,
+            ContainerPlan::Open | ContainerPlan::OpenNew => {}
+        }
         if formatting != Formatting::ReadOnly {
             self.ensure_protection(call, &mounts, disk, &want.staging, false)?;
         }
@@ -162,6 +169,16 @@ impl Node {
             ContainerPlan::OpenNew | ContainerPlan::MakeThenOpen => true,
         };
         Ok(Opened { device, new_on: is_new.then(|| disk.clone()), _pin: Some(pin), _lock: None })
+    }
+
+    /// Sees, while the disk is blank, that it can be opened and mounted as asked when it is encrypted and formatted.
+    fn check_before_encrypting(&self, call: &Call<'_>, want: &Stage, disk: &Device) -> Result<()> {
+        if let Access::Mount { fs, flags } = &want.capability.access {
+            let (fs, options) = (fs.unwrap_or(self.default_fs), self.labelled(flags, want));
+            want.settings.format.check_for(fs).map_err(|bad| Error::invalid(CONTEXT, bad))?;
+            plan_mountable(fs, &options, &observe_mountable(fs, &options, &want.staging), true)?;
+        }
+        check_has_mapper(&call.runner, disk)
     }
 
     /// Does what takes the memory of a key, when it is this volume's turn.

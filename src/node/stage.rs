@@ -24,13 +24,14 @@ use crate::host::LOOK_BUDGET;
 use crate::host::content::{FsKind, observe_content};
 use crate::host::device::Device;
 use crate::host::find::await_device;
-use crate::host::flags::MountOptions;
+use crate::host::flags::{MountOptions, NO_UUID};
 use crate::host::fsck::{apply_check, observe_check_need};
 use crate::host::grow::{ensure_grown, observe_is_smaller};
 use crate::host::mkfs::apply_format;
 use crate::host::mount::{
     Unmount, apply_bind, apply_mount, apply_own_flags, apply_unmount, apply_writable, observe_mounts,
 };
+use crate::host::mountable::{observe_mountable, plan_mountable};
 use crate::host::mountinfo::{Mount, MountTable};
 use crate::request::capability::Access;
 use crate::request::node::Stage;
@@ -193,8 +194,12 @@ impl Node {
         let device = want.device;
         let content = observe_content(&call.runner, device)?;
         let fs = match plan_disk(device, want.fs, self.default_fs, want.formatting(), &content)? {
-            DiskPlan::Mount(fs) => fs,
+            DiskPlan::Mount(fs) => {
+                check_mountable(want, fs, false)?;
+                fs
+            }
             DiskPlan::FormatThenMount(fs) => {
+                check_mountable(want, fs, true)?;
                 info!("formatting volume={} device={} fs={fs}", device.volume(), device.path().display());
                 let options = &want.stage.settings.format;
                 apply_format(&call.guard, &self.slots, &call.runner, device, fs, options)?;
@@ -238,6 +243,11 @@ fn ensure_staging_place(call: &Call<'_>, staging: &Path) -> Result<PathBuf> {
     place::ensure_place(&call.guard, staging, Shape::Folder)
 }
 
+/// Sees, before anything is written to the disk, that the kernel can mount this file system with the options asked for.
+fn check_mountable(want: &Wanted<'_>, fs: FsKind, is_to_be_made: bool) -> Result<()> {
+    plan_mountable(fs, &want.options, &observe_mountable(fs, &want.options, want.staging), is_to_be_made)
+}
+
 /// Says that a file system that is about to be mounted is mounted already where this program does not see it. If both mounts
 /// are for writing, the kernel lets them share it, and whoever is on call would learn nothing of the other one.
 fn warn_if_used(call: &Call<'_>, device: &Device) -> Result<()> {
@@ -256,7 +266,7 @@ fn apply_mount_of(call: &Call<'_>, device: &Device, fs: FsKind, at: &Path, optio
     let budget = call.cap(MOUNT_BUDGET);
     match fs {
         // A restored snapshot has its source's UUID, and both may be mounted on one droplet.
-        FsKind::Xfs => apply_mount(&call.guard, device, fs, at, &options.clone().with_data("nouuid"), budget),
+        FsKind::Xfs => apply_mount(&call.guard, device, fs, at, &options.clone().with_data(NO_UUID), budget),
         FsKind::Ext4 | FsKind::Ext3 | FsKind::Btrfs => apply_mount(&call.guard, device, fs, at, options, budget),
     }
 }

@@ -39,6 +39,7 @@ mod proto;
 mod retry;
 mod rig;
 mod root_chaos;
+mod root_checks;
 mod root_demo;
 mod root_expand;
 mod root_figures;

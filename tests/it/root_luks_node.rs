@@ -26,10 +26,11 @@ fn open_on(rig: &Rig, vol: &Vol) -> Vec<String> {
     holders.map(|holder| fs::read_to_string(holder.join("dm/name")).unwrap().trim().to_owned()).collect()
 }
 
-/// What there is to see where the kernel opens no encrypted volume: that is said, and nothing is mounted.
+/// What there is to see where the kernel opens no encrypted volume: that is said, and the disk stays as it is.
 fn refuses_to_open(rig: Rig, vol: &Vol) {
-    refused(rig.stage(vol), RpcStatusCode::INTERNAL, &["opening the encrypted volume", "device-mapper"]);
-    assert!(rig.mount_at(&rig.staging(vol)).is_none());
+    let before = rig.bytes(vol);
+    refused(rig.stage(vol), RpcStatusCode::FAILED_PRECONDITION, &["device-mapper", "disk is as it was"]);
+    assert!(rig.mount_at(&rig.staging(vol)).is_none() && before.are_still_there());
     close(rig);
 }
 

@@ -345,7 +345,7 @@ fn root_an_selinux_label_is_a_mount_option_where_there_is_selinux() {
         let staged = rig.stage(&vol);
         assert_eq!(staged.is_err(), is_labelled, "{args:?} {context:?}: {staged:?}");
         if is_labelled {
-            refused(staged, RpcStatusCode::FAILED_PRECONDITION, &["mounted from", "Invalid argument", "dmesg"]);
+            refused(staged, RpcStatusCode::INVALID_ARGUMENT, &["the SELinux label", "\"context\"", "refused by xfs"]);
             let twice = vol.flags(&["context=a:b:c"]).context("dobs.csi.digitalocean.com/selinux-label", label);
             refused(rig.stage(&twice), RpcStatusCode::INVALID_ARGUMENT, &["SELinux label"]);
         } else {

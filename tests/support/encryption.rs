@@ -2,7 +2,8 @@
 //!
 //! Owns nothing but the look. The life of encrypted volumes is played on virtual machines, which have a device mapper.
 
-use std::io::Write;
+use std::fs::File;
+use std::io::{Read, Write};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -14,7 +15,7 @@ use crate::sim::NewVolume;
 const KEY: &str = "correct horse battery staple";
 
 /// Has a plugin make an encrypted volume on a droplet, and opens it with this machine's cryptsetup; says what was seen.
-/// Where the kernel has no device mapper, the plugin can make it and not open it, which must be what it says.
+/// Where the kernel has no device mapper, the plugin's cryptsetup must say so, and the disk stays blank.
 pub fn is_made(cloud: &Cloud, machine: &Machine, client: &Client) -> Told<String> {
     let id = cloud.sim.add_volume(&NewVolume::new("secret", 1, "fra1"))?;
     let mut volume = Volume::mounted(&id, "ext4");
@@ -24,18 +25,27 @@ pub fn is_made(cloud: &Cloud, machine: &Machine, client: &Client) -> Told<String
     machine.prepare(&staging, &target)?;
     client.controller_publish(&mut volume, &machine.node_id())?;
     let staged = client.stage(&volume, &staging);
-    let opened = if Path::new("/sys/class/misc/device-mapper").exists() {
-        staged.map(|()| "opened and mounted")?
+    let disk = cloud.sim.backing_file(&id);
+    let seen = if Path::new("/sys/class/misc/device-mapper").exists() {
+        staged?;
+        ensure(opens(&disk, KEY)? && !opens(&disk, "another")?, || "its key does not open the volume".to_owned())?;
+        "made, opened and mounted"
     } else {
         let refusal = staged.err().ok_or("opened without a device mapper")?;
         ensure(refusal.message.contains("device-mapper"), || refusal.to_string())?;
-        "not opened, as this kernel has no device mapper"
+        ensure(is_blank(&disk)?, || "something was written to the disk".to_owned())?;
+        "not made, as this kernel has no device mapper"
     };
     client.unstage(&id, &staging)?;
-    let disk = cloud.sim.backing_file(&id);
-    ensure(opens(&disk, KEY)? && !opens(&disk, "another")?, || "its key does not open the volume".to_owned())?;
     client.controller_unpublish(&id, &machine.node_id())?;
-    Ok(format!("encrypted volume: made, {opened}"))
+    Ok(format!("encrypted volume: {seen}"))
+}
+
+/// Whether there is nothing where an encrypted volume begins.
+fn is_blank(file: &Path) -> Told<bool> {
+    let mut head = Vec::new();
+    File::open(file)?.take(32 << 20).read_to_end(&mut head)?;
+    Ok(head.iter().all(|byte| *byte == 0))
 }
 
 /// Whether a key opens the encrypted volume in a file.
