@@ -1,6 +1,7 @@
 //! Publishing: a staged volume is shown to one workload.
 //!
-//! Owns the bind mounts at target paths. For a file system no program is run here: every step is a system call.
+//! Owns the bind mounts at target paths. For a file system that was staged to the end no program is run here: every step is a
+//! system call.
 
 use std::path::{Path, PathBuf};
 
@@ -109,6 +110,9 @@ impl Node {
                 how.or_else(|| is_too_read_only(mount).then(|| "is read-only".to_owned()))
             };
             if self.observe_at(&mounts, &staging, &device, difference)? == MountAt::Fits {
+                if mounts.at(&staging).is_some_and(|mount| !mount.is_read_only()) {
+                    self.ensure_finished(call, &device, stage, &staging)?;
+                }
                 return Ok((device, staging, mounts));
             }
         }

@@ -1,7 +1,8 @@
-//! The owner, group and permissions of a fresh file system's root folder.
+//! The owner, group and permissions of a file system's root folder.
 //!
 //! Owns the decision that a file system is fresh, and the change. Nomad has nothing like Kubernetes' fsGroup, so a task that
-//! does not run as root could not write to a new volume. What somebody has used is never changed.
+//! does not run as root could not write to a new volume. What somebody has used is changed only when the volume's settings say
+//! so, and then the root folder alone: nothing below it is ever touched.
 
 use std::fs::{File, Permissions};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, fchown};
@@ -25,28 +26,51 @@ struct Found {
     is_empty: bool,
 }
 
-/// Gives the root folder of a mounted file system its owner, group and permissions, when the file system is fresh.
+/// What has become of a root folder.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Root {
+    /// It is as asked.
+    AsAsked,
+    /// It is otherwise, because the file system was used before.
+    LeftAlone {
+        /// Its owner.
+        owner: u32,
+        /// Its group.
+        group: u32,
+        /// Its permission bits.
+        mode: u32,
+    },
+}
+
+/// Gives the root folder of a mounted file system its owner, group and permissions, when the file system is fresh or the
+/// settings say that this does not matter.
 ///
 /// A second call changes nothing. One that was cut off half way is completed by the next: a root folder counts as fresh as
 /// long as everything about it is either as mkfs made it or as asked for.
 ///
 /// # Errors
 /// [`Error::Io`].
-pub(super) fn ensure_root(_guard: &VolumeGuard, mounted_at: &Path, want: RootSettings) -> Result<()> {
+pub(super) fn ensure_root(_guard: &VolumeGuard, mounted_at: &Path, want: RootSettings) -> Result<Root> {
     if want == RootSettings::default() {
-        return Ok(());
+        return Ok(Root::AsAsked);
     }
     let folder = File::open(mounted_at).map_err(Error::io("opening", mounted_at))?;
     let found = observe_root(&folder, mounted_at)?;
-    let Some(change) = plan_root(found, want) else { return Ok(()) };
+    match plan_root(found, want) {
+        RootPlan::Keep => return Ok(Root::AsAsked),
+        RootPlan::Leave => {
+            return Ok(Root::LeftAlone { owner: found.owner, group: found.group, mode: found.mode });
+        }
+        RootPlan::Change => {}
+    }
     // chown(2) may clear the bits of set-group-ID, so the permissions come last.
-    fchown(&folder, change.owner, change.group).map_err(Error::io("changing the owner of", mounted_at))?;
-    if let Some(mode) = change.mode {
+    fchown(&folder, want.owner, want.group).map_err(Error::io("changing the owner of", mounted_at))?;
+    if let Some(mode) = want.mode {
         folder.set_permissions(Permissions::from_mode(mode)).map_err(Error::io("changing the mode of", mounted_at))?;
     }
     folder.sync_all().map_err(Error::io("flushing", mounted_at))?;
     info!("set owner and mode of the root folder path={} {want:?}", mounted_at.display());
-    Ok(())
+    Ok(Root::AsAsked)
 }
 
 fn observe_root(folder: &File, path: &Path) -> Result<Found> {
@@ -60,8 +84,19 @@ fn observe_root(folder: &File, path: &Path) -> Result<Found> {
     Ok(Found { owner: found.uid(), group: found.gid(), mode: found.mode() & 0o7777, is_empty })
 }
 
-/// Decides what is to be changed; `None`: the file system is not fresh, or nothing is left to change. Pure.
-fn plan_root(found: Found, want: RootSettings) -> Option<RootSettings> {
+/// What is to be done with a root folder.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum RootPlan {
+    /// Nothing, it is as asked.
+    Keep,
+    /// Nothing, although it is otherwise: somebody has used the file system.
+    Leave,
+    /// Make it as asked.
+    Change,
+}
+
+/// Decides what is to be done. Pure.
+fn plan_root(found: Found, want: RootSettings) -> RootPlan {
     let is_fresh = |have: u32, made: u32, want: Option<u32>| have == made || Some(have) == want;
     let fresh = found.is_empty
         && is_fresh(found.owner, 0, want.owner)
@@ -70,7 +105,11 @@ fn plan_root(found: Found, want: RootSettings) -> Option<RootSettings> {
     let is_done = want.owner.is_none_or(|owner| owner == found.owner)
         && want.group.is_none_or(|group| group == found.group)
         && want.mode.is_none_or(|mode| mode == found.mode);
-    (fresh && !is_done).then_some(want)
+    match (is_done, fresh || want.is_always) {
+        (true, _) => RootPlan::Keep,
+        (false, true) => RootPlan::Change,
+        (false, false) => RootPlan::Leave,
+    }
 }
 
 #[cfg(test)]
@@ -80,7 +119,8 @@ mod tests {
     #[test]
     fn only_a_fresh_file_system_is_changed_and_a_half_done_change_is_completed() {
         let fresh = Found { owner: 0, group: 0, mode: 0o755, is_empty: true };
-        let want = RootSettings { owner: Some(1000), group: Some(2000), mode: Some(0o2770) };
+        let want = RootSettings { owner: Some(1000), group: Some(2000), mode: Some(0o2770), is_always: false };
+        let always = RootSettings { is_always: true, ..want };
         let changed = [
             fresh,
             Found { owner: 1000, ..fresh },
@@ -88,7 +128,8 @@ mod tests {
             Found { mode: 0o2770, ..fresh },
         ];
         for found in changed {
-            assert_eq!(plan_root(found, want), Some(want), "{found:?}");
+            assert_eq!(plan_root(found, want), RootPlan::Change, "{found:?}");
+            assert_eq!(plan_root(found, always), RootPlan::Change, "{found:?}");
         }
         let left = [
             Found { is_empty: false, ..fresh },
@@ -96,14 +137,18 @@ mod tests {
             Found { group: 1, ..fresh },
             Found { mode: 0o700, ..fresh },
             Found { mode: 0o4755, ..fresh },
-            Found { owner: 1000, group: 2000, mode: 0o2770, is_empty: true },
         ];
         for found in left {
-            assert_eq!(plan_root(found, want), None, "{found:?}");
+            assert_eq!(plan_root(found, want), RootPlan::Leave, "{found:?}");
+            assert_eq!(plan_root(found, always), RootPlan::Change, "{found:?}");
+        }
+        for is_empty in [false, true] {
+            let done = Found { owner: 1000, group: 2000, mode: 0o2770, is_empty };
+            assert_eq!((plan_root(done, want), plan_root(done, always)), (RootPlan::Keep, RootPlan::Keep));
         }
         // What is not asked for must be as mkfs made it: somebody else's choice is nobody's mistake.
         let owner_only = RootSettings { owner: Some(1000), ..RootSettings::default() };
-        assert_eq!(plan_root(fresh, owner_only), Some(owner_only));
-        assert_eq!(plan_root(Found { mode: 0o700, ..fresh }, owner_only), None);
+        assert_eq!(plan_root(fresh, owner_only), RootPlan::Change);
+        assert_eq!(plan_root(Found { mode: 0o700, ..fresh }, owner_only), RootPlan::Leave);
     }
 }

@@ -15,7 +15,7 @@ use super::plan::{
     DiskPlan, Formatting, MountPlan, PlacePlan, plan_company, plan_disk, plan_mount, plan_mounted, plan_place,
 };
 use super::raw::refuse_unfinished;
-use super::root::ensure_root;
+use super::root::{Root, ensure_root};
 use super::see::{fs_difference, used_otherwise};
 use super::{Call, Node};
 use crate::config::{DEVICE_BUDGET, MOUNT_BUDGET};
@@ -134,8 +134,31 @@ impl Node {
         if want.options.is_read_only() {
             return Ok(());
         }
-        self.ensure_full_size(call, want);
-        ensure_root(&call.guard, want.staging, want.stage.settings.root)
+        match self.ensure_finished(call, want.device, want.stage, want.staging)? {
+            Root::AsAsked => {}
+            Root::LeftAlone { owner, group, mode } => info!(
+                "the root folder keeps its owner and mode, as the volume was used before: it has {owner}:{group} {mode:04o}, \
+                 asked was {}; with the setting owner-policy=always it is changed volume={}",
+                want.stage.settings.root, want.stage.volume
+            ),
+        }
+        Ok(())
+    }
+
+    /// Does what a volume that is mounted for writing is still owed: its disk's full size, and owner and mode of its root
+    /// folder. A call that was killed after the mount has left it undone, and Nomad does not stage again what it sees mounted,
+    /// so publishing does it too.
+    ///
+    /// A second call changes nothing.
+    pub(super) fn ensure_finished(
+        &self,
+        call: &Call<'_>,
+        device: &Device,
+        stage: &Stage,
+        staging: &Path,
+    ) -> Result<Root> {
+        self.ensure_full_size(call, device, staging);
+        ensure_root(&call.guard, staging, stage.settings.root)
     }
 
     /// Mounts the volume and sees that it is there as asked, and alive: a file system that was shut down and is still in
@@ -217,12 +240,12 @@ impl Node {
 
     /// Grows a file system that is smaller than its disk, as that of a restored snapshot. One that cannot be grown is used
     /// as it is: nothing is lost by that, and NodeExpandVolume says why.
-    fn ensure_full_size(&self, call: &Call<'_>, want: &Wanted<'_>) {
+    fn ensure_full_size(&self, call: &Call<'_>, device: &Device, staging: &Path) {
         let grown = observe_mounts().and_then(|mounts| {
-            let fs = mounts.at(want.staging).and_then(|mount| FsKind::parse(&mount.fstype));
+            let fs = mounts.at(staging).and_then(|mount| FsKind::parse(&mount.fstype));
             match fs {
-                Some(fs) if observe_is_smaller(want.device, fs)? => {
-                    ensure_grown(&call.guard, &self.slots, &call.runner, want.device, fs, want.staging)
+                Some(fs) if observe_is_smaller(device, fs)? => {
+                    ensure_grown(&call.guard, &self.slots, &call.runner, device, fs, staging)
                 }
                 Some(_) | None => Ok(false),
             }

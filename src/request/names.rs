@@ -13,11 +13,12 @@ const OFFICIAL_PREFIXES: [&str; 3] = [DRIVER_NAME, "com.digitalocean.csi", "com.
 const ENCRYPTED: &str = "encrypted";
 
 /// The settings that are read with a prefix.
-pub(super) const SETTINGS: [&str; 13] = [
+pub(super) const SETTINGS: [&str; 14] = [
     "noformat",
     "owner",
     "group",
     "mode",
+    "owner-policy",
     ENCRYPTED,
     "luks-encrypted",
     "selinux-label",

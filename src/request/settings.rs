@@ -6,7 +6,7 @@
 //! in a formatted disk.
 
 use std::collections::HashMap;
-use std::fmt::Display;
+use std::fmt::{self, Display};
 
 use crate::error::{Error, Result};
 use crate::host::flags::SelinuxLabel;
@@ -18,7 +18,7 @@ use crate::request::parameters::names_beside;
 /// The field of a request that holds a volume's settings.
 pub const CONTEXT: &str = "volume_context";
 
-/// Who may do what with the root folder of a fresh file system; what is not set stays as mkfs leaves it.
+/// Who may do what with the root folder of a file system; what is not set stays as it is.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct RootSettings {
     /// The owner's number.
@@ -27,6 +27,16 @@ pub struct RootSettings {
     pub group: Option<u32>,
     /// The permission bits.
     pub mode: Option<u32>,
+    /// Whether they are set also when the file system was used before.
+    pub is_always: bool,
+}
+
+impl fmt::Display for RootSettings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let id = |id: Option<u32>| id.map_or_else(|| "-".to_owned(), |id| id.to_string());
+        let mode = self.mode.map_or_else(|| "-".to_owned(), |mode| format!("{mode:04o}"));
+        write!(f, "{}:{} {mode}", id(self.owner), id(self.group))
+    }
 }
 
 /// A volume's settings.
@@ -36,7 +46,7 @@ pub struct Settings {
     pub is_never_formatted: bool,
     /// How it is formatted when it is blank.
     pub format: FormatOptions,
-    /// What its root folder is like when the file system is fresh.
+    /// What its root folder is to be like.
     pub root: RootSettings,
     /// Whether the volume is encrypted.
     pub is_encrypted: bool,
@@ -53,6 +63,7 @@ impl Settings {
     /// | `noformat` | true or false; the official driver took any value, even `false`, for true |
     /// | `owner`, `group` | a number |
     /// | `mode` | octal permission bits such as `0770` |
+    /// | `owner-policy` | `fresh` or `always`: when the three above are set; the former, unless said |
     /// | `encrypted`, `luks-encrypted` | true or false; the former also without a prefix, as other drivers have it |
     /// | `selinux-label` | `user:role:type:level` |
     /// | what [`FormatOptions::parse`] names | a parameter for mkfs |
@@ -64,7 +75,7 @@ impl Settings {
     pub fn parse(field: &str, context: &HashMap<String, String>, driver_name: &str) -> Result<Settings> {
         let mut settings = Settings::default();
         let mut format = Vec::new();
-        let mut is_encrypted = None;
+        let (mut is_encrypted, mut is_always) = (None, None);
         // In a fixed order, so that the same context always gives the same answer.
         let mut pairs: Vec<_> = context.iter().collect();
         pairs.sort();
@@ -83,6 +94,7 @@ impl Settings {
                 "owner" => set(&mut settings.root.owner, parse_id(value)).map_err(|why| bad(&why))?,
                 "group" => set(&mut settings.root.group, parse_id(value)).map_err(|why| bad(&why))?,
                 "mode" => set(&mut settings.root.mode, parse_mode(value)).map_err(|why| bad(&why))?,
+                "owner-policy" => set(&mut is_always, parse_policy(value)).map_err(|why| bad(&why))?,
                 "encrypted" | "luks-encrypted" => {
                     set(&mut is_encrypted, parse_told_bool(value)).map_err(|why| bad(&why))?;
                 }
@@ -92,6 +104,10 @@ impl Settings {
             }
         }
         settings.is_encrypted = is_encrypted.unwrap_or(false);
+        if is_always.is_some() && settings.root == RootSettings::default() {
+            return Err(Error::invalid(field, "have owner-policy, which says nothing without owner, group or mode"));
+        }
+        settings.root.is_always = is_always.unwrap_or(false);
         settings.format = FormatOptions::parse(format).map_err(|bad| Error::invalid(field, bad))?;
         Ok(settings)
     }
@@ -174,6 +190,15 @@ fn parse_id(text: &str) -> Result<u32, &'static str> {
     number.filter(|id| *id != u32::MAX).ok_or("must be a number (a droplet does not know the names in a container)")
 }
 
+/// Whether owner and mode are set also when the file system was used before.
+fn parse_policy(text: &str) -> Result<bool, &'static str> {
+    match text {
+        "fresh" => Ok(false),
+        "always" => Ok(true),
+        _ => Err("must be fresh or always"),
+    }
+}
+
 fn parse_mode(text: &str) -> Result<u32, &'static str> {
     let is_octal = (3..=5).contains(&text.len()) && text.bytes().all(|byte| (b'0'..=b'7').contains(&byte));
     let mode = is_octal.then(|| u32::from_str_radix(text, 8).ok()).flatten();
@@ -252,10 +277,18 @@ mod tests {
     #[test]
     fn owner_group_and_mode_are_numbers() {
         let good = parse(&[("our.name/owner", "1000"), ("our.name/group", "0"), ("our.name/mode", "02770")]).unwrap();
-        assert_eq!(good.root, RootSettings { owner: Some(1000), group: Some(0), mode: Some(0o2770) });
+        assert_eq!(good.root, RootSettings { owner: Some(1000), group: Some(0), mode: Some(0o2770), is_always: false });
+        for (policy, is_always) in [("fresh", false), ("always", true)] {
+            let read = parse(&[("our.name/mode", "0770"), ("our.name/owner-policy", policy)]).unwrap();
+            assert_eq!(read.root, RootSettings { mode: Some(0o770), is_always, ..RootSettings::default() });
+        }
+        assert!(
+            parse(&[("our.name/owner-policy", "always")]).unwrap_err().to_string().contains("says nothing without")
+        );
         let bad = [
             ("owner", vec!["", "root", "-1", "+1", "4294967295", "4294967296", "1 "]),
             ("group", vec!["", "staff"]),
+            ("owner-policy", vec!["", "never", "true"]),
             ("mode", vec!["", "7", "77", "0888", "u+x", "17777", "000777", "-777"]),
         ];
         for (name, values) in bad {

@@ -2,7 +2,9 @@
 //!
 //! Needs root, and strace for kernels that are older, or lack something.
 
+use std::fs;
 use std::io::{BufRead, BufReader};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -11,10 +13,11 @@ use do_csi_plugin::host::FORMAT_BUDGET;
 use do_csi_plugin::host::run::{Cmd, Runner, SystemRunner, Tool, find_tools};
 use grpcio::RpcStatusCode;
 
-use crate::rig::{Rig, refused};
+use crate::rig::{Rig, Vol, refused};
 use crate::support::wait_for;
 
 const FILESYSTEMS: [&str; 4] = ["xfs", "ext4", "ext3", "btrfs"];
+const MIB: u64 = 1 << 20;
 const KEY: &str = "correct horse battery staple";
 
 /// A plugin whose system calls are tampered with, until this is dropped.
@@ -39,8 +42,18 @@ impl Tampered {
     }
 }
 
+impl Tampered {
+    /// Waits until the plugin has ended, as strace does; asked to let go of a process that is dying it would wait for ever.
+    fn until_the_end(mut self) {
+        self.0.wait().unwrap();
+    }
+}
+
 impl Drop for Tampered {
     fn drop(&mut self) {
+        if self.0.try_wait().unwrap().is_some() {
+            return;
+        }
         let pid = nix::unistd::Pid::from_raw(i32::try_from(self.0.id()).unwrap());
         nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).ok();
         self.0.wait().ok();
@@ -196,6 +209,79 @@ fn root_a_setting_without_its_prefix_is_refused_and_the_disk_stays_blank() {
     let told: Vec<&str> = log.lines().filter(|line| line.contains("has no effect")).collect();
     assert!(told.len() == 1 && told[0].contains("colour"), "{told:?}");
     rig.unstage(&vol).unwrap();
+    rig.close();
+}
+
+fn root_folder(rig: &Rig, vol: &Vol) -> (u32, u32, u32) {
+    let found = fs::metadata(rig.file(&rig.staging(vol), ".")).unwrap();
+    (found.uid(), found.gid(), found.mode() & 0o7777)
+}
+
+#[test]
+#[ignore = "needs root: make test-root"]
+fn root_owner_and_mode_of_a_used_volume_are_changed_when_that_is_asked_for_and_else_it_is_said() {
+    let rig = Rig::start();
+    for fs in FILESYSTEMS {
+        let vol = rig.volume(&format!("vol-{fs}"), "").fs(fs);
+        rig.stage(&vol).unwrap();
+        rig.write(&rig.staging(&vol), "file", "mine").unwrap();
+        rig.unstage(&vol).unwrap();
+        let asked = vol.context(&ours("owner"), "1000").context(&ours("mode"), "02770");
+        rig.stage(&asked).unwrap();
+        assert_eq!(root_folder(&rig, &vol), (0, 0, 0o755), "{fs}");
+        let said = "it has 0:0 0755, asked was 1000:- 2770; with the setting owner-policy=always";
+        let log = rig.plugin().log();
+        assert!(log.lines().any(|line| line.contains(said) && line.contains(&vol.csi.id)), "{log}");
+        rig.unstage(&vol).unwrap();
+        for _ in 0..2 {
+            rig.stage(&asked.context(&ours("owner-policy"), "always")).unwrap();
+            assert_eq!(root_folder(&rig, &vol), (1000, 0, 0o2770), "{fs}");
+        }
+        // What is in it stays as it is.
+        let file = fs::metadata(rig.file(&rig.staging(&vol), "file")).unwrap();
+        assert_eq!((file.uid(), file.gid()), (0, 0), "{fs}");
+        rig.unstage(&vol).unwrap();
+    }
+    rig.close();
+}
+
+#[test]
+#[ignore = "needs root: make test-root"]
+fn root_what_a_killed_stage_still_owes_is_done_when_the_volume_is_published() {
+    let mut rig = Rig::start();
+    for (fs, call) in FILESYSTEMS.into_iter().zip(["fchown", "fchmod", "fchown", "fchmod"]) {
+        let vol = rig.volume(&format!("vol-{fs}"), "").fs(fs);
+        let vol = vol.context(&ours("owner"), "1000").context(&ours("group"), "2000").context(&ours("mode"), "02770");
+        // The mount is there, and the plugin is killed before the next step.
+        let tampered =
+            Tampered::with(&rig, &["-e", &format!("trace={call}"), "-e", &format!("inject={call}:signal=KILL")]);
+        rig.stage(&vol).unwrap_err();
+        tampered.until_the_end();
+        rig.restart();
+        assert!(rig.mount_at(&rig.staging(&vol)).is_some(), "{fs}");
+        assert_ne!(root_folder(&rig, &vol), (1000, 2000, 0o2770), "{fs}");
+        // Nomad sees the mount, and goes on with this.
+        rig.publish(&vol, "a").unwrap();
+        assert_eq!(root_folder(&rig, &vol), (1000, 2000, 0o2770), "{fs}");
+        rig.unpublish(&vol, "a").unwrap();
+        rig.unstage(&vol).unwrap();
+    }
+    // As it is left by a kill between the mount and the growth of a volume that has become larger.
+    for fs in ["xfs", "btrfs"] {
+        let vol = rig.volume(&format!("small-{fs}"), "").fs(fs);
+        rig.stage(&vol).unwrap();
+        rig.unstage(&vol).unwrap();
+        rig.resize(&vol, 2);
+        let mut vol = vol;
+        vol.csi.publish_context = rig.context(&vol.name, 2);
+        let (staging, node) = (rig.staging(&vol), rig.node(&vol));
+        rig.run("mount", &["-t", fs, &node.to_string_lossy(), &staging.to_string_lossy()]);
+        assert!(rig.fs_size(&staging) < 1100 * MIB);
+        rig.publish(&vol, "a").unwrap();
+        assert!(rig.fs_size(&rig.target(&vol, "a")) > 1900 * MIB, "{fs}");
+        rig.unpublish(&vol, "a").unwrap();
+        rig.unstage(&vol).unwrap();
+    }
     rig.close();
 }
 
