@@ -12,6 +12,11 @@ variable "api_url" {
   default = "https://api.digitalocean.com/"
 }
 
+variable "owner" {
+  type        = string
+  description = "A name of this cluster that no other has with your DigitalOcean account: letters, digits, :, - and _"
+}
+
 variable "region" {
   type        = string
   description = "The region of the volumes, such as fra1"
@@ -39,7 +44,8 @@ job "do-csi-controller" {
 
       config {
         image = var.image
-        args  = ["--mode=controller", "--region=${var.region}"]
+        # Volumes carry this name, so that no other cluster takes them for its own or deletes them.
+        args = ["--mode=controller", "--region=${var.region}", "--do-tag=${var.owner}"]
       }
 
       # nomad var put nomad/jobs/do-csi-controller token=dop_v1_...

@@ -15,6 +15,11 @@ variable "api_url" {
   default = "https://api.digitalocean.com/"
 }
 
+variable "owner" {
+  type        = string
+  description = "A name of this cluster that no other has with your DigitalOcean account: letters, digits, :, - and _"
+}
+
 variable "log" {
   type        = string
   default     = "info"
@@ -51,6 +56,8 @@ job "do-csi-plugin" {
       config {
         image      = var.image
         privileged = true
+        # Volumes carry this name, so that no other cluster takes them for its own or deletes them.
+        args = ["--do-tag=${var.owner}"]
       }
 
       # nomad var put nomad/jobs/do-csi-plugin token=dop_v1_...

@@ -80,7 +80,8 @@ struct Flags {
     /// Region of the volumes, such as fra1; default: the droplet's own, from the metadata service
     #[arg(long, env = "DIGITALOCEAN_REGION", default_value = "", hide_default_value = true)]
     region: String,
-    /// Tag to put on every volume that is created or attached
+    /// Tag to put on every volume that is created or attached, and the name of the cluster that they belong to: volumes that
+    /// bear another cluster's are neither taken for this one's nor deleted
     #[arg(long, default_value = "", hide_default_value = true)]
     do_tag: String,
     /// CSI name of this driver
@@ -193,7 +194,7 @@ pub struct Config {
     pub metadata_url: BaseUrl,
     /// Region given by the operator; otherwise the droplet's own.
     pub region: Option<Region>,
-    /// Tag for every volume that is created or attached.
+    /// Tag for every volume that is created or attached, and the owner's name.
     pub tag: Option<Tag>,
     /// Where to answer health checks.
     pub debug_addr: Option<SocketAddr>,

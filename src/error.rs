@@ -67,6 +67,39 @@ pub enum Error {
         /// The property asked for.
         want: String,
     },
+    /// A thing of that name exists, and nothing shows that an earlier call made it.
+    #[error("{thing} is there already and is not adopted: {why}; {cure}")]
+    NotAdopted {
+        /// What is there, with its name and id.
+        thing: String,
+        /// What speaks against it, as a sentence.
+        why: String,
+        /// What the operator can do.
+        cure: String,
+    },
+    /// The thing is another owner's, or was not made by a CSI driver at all.
+    #[error("{thing} is not {done}: {why}; {cure}")]
+    NotOurs {
+        /// The thing, with its name and id.
+        thing: String,
+        /// What was asked for, as a participle: "deleted".
+        done: String,
+        /// Whose it is, as a sentence.
+        why: String,
+        /// What the operator can do.
+        cure: String,
+    },
+    /// Nothing is found of what is asked for, and the token is of another account.
+    #[error(
+        "{what} is not found, and the access token does not see droplet {own} either, on which this plugin runs: it is of \
+         another account or team; give the plugin a token of this droplet's"
+    )]
+    OtherAccount {
+        /// What was looked for.
+        what: String,
+        /// The droplet that the plugin runs on.
+        own: DropletId,
+    },
     /// No size fits the asked range and the limits.
     #[error("size: {0}")]
     SizeOutOfRange(String),

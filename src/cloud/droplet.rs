@@ -3,6 +3,7 @@
 //! Owns reading them. This program never changes a droplet or an account.
 
 use super::call::{Call, Method};
+use super::page::{Listed, Page};
 use super::quota::Class;
 use super::region::Region;
 use super::{ApiResult, Cloud, json as wire};
@@ -40,6 +41,29 @@ pub enum DropletStatus {
     Other(String),
 }
 
+/// The kinds of droplets, of which each has a list of its own.
+///
+/// Source: API reference, "List All Droplets", `type`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DropletKind {
+    /// Those without a GPU.
+    Plain,
+    /// Those with one.
+    Gpu,
+}
+
+impl DropletKind {
+    /// All of them.
+    pub const ALL: [DropletKind; 2] = [DropletKind::Plain, DropletKind::Gpu];
+
+    fn as_str(self) -> &'static str {
+        match self {
+            DropletKind::Plain => "droplets",
+            DropletKind::Gpu => "gpus",
+        }
+    }
+}
+
 /// The account that the token belongs to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Account {
@@ -65,6 +89,16 @@ impl Cloud {
             Some(droplet) if droplet.id == id => Ok(droplet),
             Some(_) | None => Err(reply.unusable("it is about another droplet")),
         }
+    }
+
+    /// Lists one page of the account's droplets of one kind. The volumes of a droplet may be older here than in its own
+    /// record.
+    ///
+    /// Source: API reference, "List All Droplets"; `api-v2` issue 157.
+    pub fn list_droplets(&self, kind: DropletKind, page: Page) -> ApiResult<Listed<Droplet>> {
+        let call = Call::new(Method::Get, "droplets", Class::Essential).query("type", kind.as_str());
+        let wire::DropletsReply { droplets, paging } = self.send(&page.ask(call))?.json()?;
+        Ok(Listed::new(droplets.into_iter().filter_map(Droplet::read).collect(), page, &paging))
     }
 
     /// Reads the account; also the cheapest proof that token and API work.

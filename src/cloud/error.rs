@@ -275,8 +275,9 @@ fn kind_of(status: u16, id: &str, message: &str, wait: Option<Duration>) -> ApiE
         401 => ApiErrorKind::Unauthorized,
         403 if message.contains("capacity limit exceeded") => ApiErrorKind::CapacityLimit,
         403 => ApiErrorKind::Forbidden,
-        // "Gone" is believed from DigitalOcean alone: a wrong base URL must not make volumes look deleted.
-        404 if id == "not_found" || message.contains("could not be found") => ApiErrorKind::NotFound,
+        // "Gone" is believed from DigitalOcean alone, whose error has both: a wrong base URL, or a gateway that has lost its
+        // route, must not make volumes look deleted.
+        404 if id == "not_found" && !message.is_empty() => ApiErrorKind::NotFound,
         404 => ApiErrorKind::BadReply,
         409 => kind_of_conflict(id, message),
         422 => kind_of_unprocessable(message),

@@ -155,6 +155,14 @@ pub(super) struct DropletReply {
 }
 
 #[derive(Debug, Deserialize)]
+pub(super) struct DropletsReply {
+    #[serde(default, deserialize_with = "readable_entries")]
+    pub(super) droplets: Vec<Droplet>,
+    #[serde(flatten)]
+    pub(super) paging: Paging,
+}
+
+#[derive(Debug, Deserialize)]
 pub(super) struct Droplet {
     pub(super) id: u64,
     #[serde(default, deserialize_with = "or_default")]

@@ -52,7 +52,20 @@ impl Cloud {
     ///
     /// Source: API reference, "Retrieve an Existing Volume Snapshot".
     pub fn get_snapshot(&self, id: &SnapshotId) -> ApiResult<Snapshot> {
-        let path = format_args!("volumes/snapshots/{id}");
+        self.get_snapshot_at(&format!("volumes/snapshots/{id}"), id)
+    }
+
+    /// Reads one snapshot by the path of snapshots of every kind.
+    ///
+    /// # Errors
+    /// As [`Cloud::get_snapshot`].
+    ///
+    /// Source: API reference, "Retrieve an Existing Snapshot".
+    pub fn get_snapshot_of_any_kind(&self, id: &SnapshotId) -> ApiResult<Snapshot> {
+        self.get_snapshot_at(&format!("snapshots/{id}"), id)
+    }
+
+    fn get_snapshot_at(&self, path: &str, id: &SnapshotId) -> ApiResult<Snapshot> {
         let reply = self.send(&Call::new(Method::Get, path, Class::Essential))?;
         let wire::SnapshotReply { snapshot } = reply.json()?;
         let snapshot = Snapshot::try_from(snapshot).map_err(|bad| reply.unusable(&bad.to_string()))?;

@@ -180,7 +180,7 @@ impl Controller {
     /// [`Error::NotFound`] when there is no such volume, [`Error::OutOfTime`] or [`Error::Api`].
     pub(super) fn observe_moves(&self, time: &CallTime, id: &VolumeId) -> Result<Moves> {
         let doing = format!("reading the latest actions of volume {id}");
-        let actions = time.ask(&doing, super::no_volume(id, || doing.clone()), |cloud| cloud.newest_actions(id))?;
+        let actions = time.ask_of_volume(id, &doing, |cloud| cloud.newest_actions(id))?;
         let now = SystemTime::now();
         let age = |action: &Action| action.started_at.and_then(|started| now.duration_since(started).ok());
         Ok(plan_moves(&actions, |action| age(action).is_some_and(|age| age >= time.patience.overdue())))

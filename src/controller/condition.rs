@@ -26,7 +26,7 @@ impl Controller {
     pub fn examine_volume(&self, time: &CallTime, id: &VolumeId) -> Result<(Volume, Condition)> {
         let volume = time.observe_volume(id)?;
         let condition = match volume.droplets.as_slice() {
-            [holder] => plan_condition(*holder, self.observe_droplet(time, *holder)?.as_ref()),
+            [holder] => plan_condition(*holder, time.observe_droplet(*holder)?.as_ref()),
             [] | [_, ..] => plan_listed_condition(&volume.droplets),
         };
         Ok((volume, condition))

@@ -24,7 +24,8 @@ impl Controller {
     /// Creates a volume, or finds the one that an earlier call with this name created.
     ///
     /// # Errors
-    /// [`Error::Mismatch`] when a volume of that name is there but not as asked, [`Error::SizeOutOfRange`],
+    /// [`Error::Mismatch`] when a volume of that name is there but not as asked, [`Error::NotAdopted`] when it may be
+    /// somebody else's, [`Error::SizeOutOfRange`],
     /// [`Error::RegionUnavailable`], [`Error::AccountLimit`], [`Error::NotReady`] while the region is unknown; with a
     /// source also [`Error::NotFound`] and, for a clone, [`Error::SnapshotTooSoon`].
     pub fn create_volume(&self, time: &CallTime, want: &CreateVolume) -> Result<Volume> {
@@ -48,19 +49,25 @@ impl Controller {
         let name = plan_name(&want.name);
         let name = VolumeName::parse(&name).map_err(|bad| Error::Bug(bad.to_string()))?;
         let text = want.parameters.description.as_deref();
-        let description = plan_description(&want.name, &name, want.source.as_ref(), text);
+        let description = plan_description(&want.name, &name, want.source.as_ref(), self.owner.name(), text);
         Ok(NewVolume { name, size, region, description, tags: self.plan_tags(want), snapshot: None })
     }
 
     /// The operator's tag, the class's tags and the volume's, each once.
     fn plan_tags(&self, want: &CreateVolume) -> Vec<Tag> {
         let mut tags: Vec<Tag> = Vec::new();
-        for tag in self.tag.iter().chain(&want.parameters.tags).chain(&want.mutable.put) {
+        for tag in self.owner.tag().into_iter().chain(&want.parameters.tags).chain(&want.mutable.put) {
             if !tags.iter().any(|have| tag.is(have.as_str())) {
                 tags.push(tag.clone());
             }
         }
         tags
+    }
+
+    /// Compares what is there with what was asked, but for the size.
+    pub(super) fn compare(&self, want: &CreateVolume, have: Volume) -> Result<Volume> {
+        self.owner.check_adoption(&have)?;
+        compare(want, have)
     }
 
     /// Creates a volume, or finds the one of that name, and sees that it was made for this request. Its size is the
@@ -87,7 +94,7 @@ impl Controller {
                 && let Some(found) = observe_named(time, new)?
             {
                 info!("found volume={} name={} size={}", found.id, found.name, found.size);
-                return compare(want, found);
+                return self.compare(want, found);
             }
             match verdict {
                 // A name can be taken by a volume that does not show yet, or by one that is just going away.
@@ -99,7 +106,10 @@ impl Controller {
                 Verdict::OutOfTime => return Err(time.out_of_time(&doing, err.to_string())),
                 Verdict::Limit => return Err(Error::AccountLimit { doing, source: err }),
                 Verdict::Missing if let Some(snapshot) = &new.snapshot => {
-                    return Err(Error::NotFound(Thing::Snapshot(snapshot.to_string())));
+                    if time.observe_snapshot_if_there(snapshot)?.is_none() {
+                        return Err(Error::NotFound(Thing::Snapshot(snapshot.to_string())));
+                    }
+                    time.pause(pauses.after(&err), &doing, &err)?;
                 }
                 Verdict::Missing | Verdict::Odd | Verdict::Refused => return Err(Error::Api { doing, source: err }),
             }
@@ -129,8 +139,7 @@ fn check_region(want: &CreateVolume, ours: &Region) -> Result<()> {
     Err(Error::RegionUnavailable { asked: want.regions.join(", "), ours: ours.to_string() })
 }
 
-/// Compares what is there with what was asked, but for the size.
-pub(super) fn compare(want: &CreateVolume, have: Volume) -> Result<Volume> {
+fn compare(want: &CreateVolume, have: Volume) -> Result<Volume> {
     if !is_made_for(&want.name, &have.name, &have.description) {
         let description = format!("the description {:?}", have.description);
         return Err(mismatch(&have, description, format!("the CSI name {:?}", want.name)));

@@ -14,7 +14,7 @@ use super::verdict::{Verdict, plan_verdict};
 use crate::cloud::error::{ApiError, ApiErrorKind};
 use crate::cloud::pace::ActionKind;
 use crate::cloud::volume::Volume;
-use crate::error::{Error, Result, Thing};
+use crate::error::{Error, Result};
 use crate::id::VolumeId;
 use crate::lock::{VolumeGuard, VolumeKey};
 use crate::request::change::Expand;
@@ -26,11 +26,12 @@ impl Controller {
     /// A second call sees the size and changes nothing.
     ///
     /// # Errors
-    /// [`Error::NotFound`], [`Error::SizeOutOfRange`] when it is larger than asked already, or would have to become larger
+    /// [`Error::NotFound`], [`Error::NotOurs`], [`Error::SizeOutOfRange`] when it is larger than asked already, or would have to become larger
     /// than a volume may be, [`Error::AccountLimit`], [`Error::OutOfTime`].
     pub fn expand(&self, time: &CallTime, want: &Expand) -> Result<Volume> {
         let guard = self.hold(time, VolumeKey::Id(want.volume.to_string()))?;
         let volume = time.observe_volume(&want.volume)?;
+        self.owner.check_change(&volume, "grown")?;
         match plan_growth(volume.size, &want.range, &self.limits).map_err(Error::SizeOutOfRange)? {
             None => Ok(volume),
             Some(size) => self.ensure_size(&guard, time, volume, size),
@@ -108,11 +109,11 @@ impl Controller {
             };
             match plan_verdict(&err) {
                 Verdict::Busy => time.pause(pauses.after(&err), doing, &err)?,
-                Verdict::Unclear | Verdict::Conflict => {
+                // Whether the volume is gone, reading it tells.
+                Verdict::Unclear | Verdict::Conflict | Verdict::Missing => {
                     warn!("resize unclear, reading the volume again doing={doing}: {err}");
                     return Ok(Ended::Errored);
                 }
-                Verdict::Missing => return Err(Error::NotFound(Thing::Volume(volume.id.to_string()))),
                 Verdict::Limit => return Err(Error::AccountLimit { doing: doing.to_owned(), source: err }),
                 Verdict::OutOfTime => return Err(time.out_of_time(doing, err.to_string())),
                 Verdict::Odd | Verdict::Refused => {

@@ -1,7 +1,8 @@
 //! What to do about another droplet that has the volume.
 //!
 //! Owns the decision whether it may be taken from there, and the patience with which that is found out. A volume is taken
-//! only from a droplet that cannot use it: one that is gone, or that was seen off, or archived, twice and some time apart.
+//! only from a droplet that cannot use it: one that was seen off, archived, or gone from its own record and from the list of
+//! all droplets, twice and some time apart. And only a volume that is not another owner's.
 
 use std::time::{Duration, Instant};
 
@@ -12,7 +13,6 @@ use super::action::Moves;
 use super::publish::Round;
 use super::time::{CallTime, Patience};
 use super::unpublish::{Sent, WhenBusy};
-use super::verdict::{Verdict, plan_verdict};
 use crate::cloud::droplet::{Droplet, DropletStatus};
 use crate::cloud::volume::Volume;
 use crate::error::{Error, Holder, Result};
@@ -24,7 +24,7 @@ use crate::lock::VolumeGuard;
 enum HolderPlan {
     /// It cannot use the volume: take it away.
     Take,
-    /// It is off or archived; look again in a while, as a reboot passes through `off`.
+    /// It is off, archived or gone; look again in a while, as a reboot passes through `off`, and answers can be wrong.
     LookAgain,
     /// It may be using the volume: leave it alone.
     Respect,
@@ -37,7 +37,8 @@ enum HolderPlan {
 struct Sight<'a> {
     /// None: DigitalOcean does not know it any more.
     droplet: Option<&'a Droplet>,
-    off_for: Option<Duration>,
+    /// For how long it has not been able to use the volume.
+    unusable_for: Option<Duration>,
     /// The volume was detached long enough ago, and the droplet's own record agrees.
     is_contradicted: bool,
 }
@@ -46,9 +47,8 @@ struct Sight<'a> {
 fn plan_holder(sight: Sight<'_>, patience: Patience, takeover: bool) -> HolderPlan {
     match sight.droplet.map(|droplet| &droplet.status) {
         Some(_) | None if sight.is_contradicted => HolderPlan::Ignore,
-        None => HolderPlan::Take,
-        Some(_) if takeover => HolderPlan::Take,
-        Some(DropletStatus::Off | DropletStatus::Archive) => match sight.off_for {
+        Some(_) | None if takeover => HolderPlan::Take,
+        Some(DropletStatus::Off | DropletStatus::Archive) | None => match sight.unusable_for {
             Some(time) if time >= patience.off() => HolderPlan::Take,
             Some(_) | None => HolderPlan::LookAgain,
         },
@@ -61,7 +61,7 @@ fn plan_holder(sight: Sight<'_>, patience: Patience, takeover: bool) -> HolderPl
 pub(super) struct Watch {
     holder: Option<DropletId>,
     running_since: Option<Instant>,
-    off_since: Option<Instant>,
+    unusable_since: Option<Instant>,
     stale_since: Option<Instant>,
 }
 
@@ -79,7 +79,7 @@ impl Watch {
             let left = wait.checked_sub(since?.elapsed());
             left.filter(|left| !left.is_zero())
         };
-        left(self.running_since, patience.holder()).max(left(self.off_since, patience.off()))
+        left(self.running_since, patience.holder()).max(left(self.unusable_since, patience.off()))
     }
 
     /// The pause until the next look: that look is not to come later than it can tell something.
@@ -115,22 +115,27 @@ impl Controller {
             // Whether the droplet can use the volume decides, as ever: a detach that does not end proves nothing.
             Moves::Attached(..) | Moves::Stuck(_) | Moves::Unknown => false,
         };
-        let droplet = self.observe_droplet(time, holder)?;
+        let droplet = time.observe_droplet(holder)?;
         let droplet = droplet.as_ref();
         let is_contradicted = is_detached && lacks(droplet, &volume.id);
-        let sight = Sight { droplet, off_for: watch.off_since.map(|since| since.elapsed()), is_contradicted };
+        let unusable_for = watch.unusable_since.map(|since| since.elapsed());
+        let sight = Sight { droplet, unusable_for, is_contradicted };
         match plan_holder(sight, time.patience, self.takeover) {
             HolderPlan::Ignore => {
                 warn!("volume={} is still listed on droplet={holder}, which does not have it", volume.id);
                 Ok(None)
             }
-            HolderPlan::Take => self.take(guard, time, volume, droplet, holder, wanted),
+            HolderPlan::Take => {
+                self.owner.check_change(volume, &format!("taken from droplet {holder}"))?;
+                self.take(guard, time, volume, droplet, holder, wanted)
+            }
             HolderPlan::LookAgain => {
-                (watch.running_since, watch.off_since) = (None, Some(Instant::now()));
+                (watch.running_since, watch.unusable_since) =
+                    (None, watch.unusable_since.or_else(|| Some(Instant::now())));
                 Ok(Some(Round::Watch(format!("droplet {holder} has it and is not running"))))
             }
             HolderPlan::Respect if watch.running_since.is_none() => {
-                (watch.running_since, watch.off_since) = (Some(Instant::now()), None);
+                (watch.running_since, watch.unusable_since) = (Some(Instant::now()), None);
                 Ok(Some(Round::Watch(why)))
             }
             HolderPlan::Respect => {
@@ -179,28 +184,12 @@ impl Controller {
 
     /// Whether a droplet says that it has the volume: its record and the volume's are kept apart.
     pub(super) fn has_volume(&self, time: &CallTime, droplet: DropletId, id: &VolumeId) -> Result<bool> {
-        Ok(self.observe_droplet(time, droplet)?.is_some_and(|droplet| droplet.volumes.contains(id)))
-    }
-
-    /// Reads a droplet; none: it does not exist. That is believed only when it was not found twice, some time apart, as a
-    /// volume may be taken from a droplet that does not exist.
-    pub(super) fn observe_droplet(&self, time: &CallTime, id: DropletId) -> Result<Option<Droplet>> {
-        let doing = format!("reading droplet {id}");
-        let look = || match time.ask(&doing, Error::api(doing.clone()), |cloud| cloud.get_droplet(id)) {
-            Ok(droplet) => Ok(Some(droplet)),
-            Err(Error::Api { source, .. }) if plan_verdict(&source) == Verdict::Missing => Ok(None),
-            Err(err) => Err(err),
-        };
-        if let Some(droplet) = look()? {
-            return Ok(Some(droplet));
-        }
-        time.pause(time.patience.watch(), &doing, &"DigitalOcean does not find it")?;
-        look()
+        Ok(time.observe_droplet(droplet)?.is_some_and(|droplet| droplet.volumes.contains(id)))
     }
 }
 
 /// Whether a droplet is gone, or does not say that it has the volume.
-fn lacks(droplet: Option<&Droplet>, id: &VolumeId) -> bool {
+pub(super) fn lacks(droplet: Option<&Droplet>, id: &VolumeId) -> bool {
     droplet.is_none_or(|droplet| !droplet.volumes.contains(id))
 }
 
@@ -235,8 +224,8 @@ mod tests {
             ((None, ago(4)), Some(6)),
             ((None, ago(11)), None),
         ];
-        for ((running_since, off_since), want) in table {
-            let watch = Watch { running_since, off_since, ..Watch::default() };
+        for ((running_since, unusable_since), want) in table {
+            let watch = Watch { running_since, unusable_since, ..Watch::default() };
             let rounded = |time: Duration| (time + Duration::from_millis(500)).as_secs();
             let left = watch.left(patience).map(rounded);
             assert_eq!(left, want, "{watch:?}");
@@ -250,7 +239,10 @@ mod tests {
         let patience = Patience::of(Duration::from_secs(100));
         let long = Some(patience.off());
         let table = [
-            (None, None, false, HolderPlan::Take),
+            (None, None, false, HolderPlan::LookAgain),
+            (None, Some(Duration::ZERO), false, HolderPlan::LookAgain),
+            (None, long, false, HolderPlan::Take),
+            (None, None, true, HolderPlan::Take),
             (Some(DropletStatus::Active), long, false, HolderPlan::Respect),
             (Some(DropletStatus::New), long, false, HolderPlan::Respect),
             (Some(DropletStatus::Other("locked".into())), long, false, HolderPlan::Respect),
@@ -262,10 +254,10 @@ mod tests {
             (Some(DropletStatus::Active), None, true, HolderPlan::Take),
             (Some(DropletStatus::Off), None, true, HolderPlan::Take),
         ];
-        for (status, off_for, takeover, want) in table {
+        for (status, unusable_for, takeover, want) in table {
             let holder = status.clone().map(droplet);
-            let sight = Sight { droplet: holder.as_ref(), off_for, is_contradicted: false };
-            assert_eq!(plan_holder(sight, patience, takeover), want, "{status:?} {off_for:?} {takeover}");
+            let sight = Sight { droplet: holder.as_ref(), unusable_for, is_contradicted: false };
+            assert_eq!(plan_holder(sight, patience, takeover), want, "{status:?} {unusable_for:?} {takeover}");
             let contradicted = Sight { is_contradicted: true, ..sight };
             assert_eq!(plan_holder(contradicted, patience, takeover), HolderPlan::Ignore, "{status:?}");
         }

@@ -17,6 +17,8 @@
 //! | [`action`] | waiting for an action |
 //! | [`setback`] | pauses between calls that keep failing |
 //! | [`verdict`] | what a failed API call calls for |
+//! | `owner` | whose a volume or a snapshot is |
+//! | `gone` | what has to be known before something counts as gone |
 //! | [`name`], [`describe`] | CSI names into DigitalOcean names, and what a description keeps |
 
 pub mod action;
@@ -26,10 +28,12 @@ pub mod create;
 pub mod delete;
 pub mod describe;
 pub mod expand;
+mod gone;
 pub mod holder;
 pub mod list;
 pub mod modify;
 pub mod name;
+mod owner;
 pub mod publish;
 pub mod setback;
 pub mod snapshot;
@@ -45,24 +49,22 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::cloud::Cloud;
-use crate::cloud::error::ApiError;
 use crate::cloud::pace::Pace;
-use crate::cloud::tag::Tag;
 use crate::cloud::volume::Volume;
 use crate::config::Config;
-use crate::error::{Error, Result, Thing};
+use crate::error::Result;
 use crate::id::{DropletId, VolumeId};
 use crate::line::{Lines, Place};
 use crate::lock::{VolumeGuard, VolumeKey, VolumeLocks};
 use crate::own_droplet::OwnDroplet;
 use crate::size::SizeLimits;
 
+use owner::Owner;
 use setback::{Pair, Setbacks};
 use taken_names::TakenNames;
 use temporary::Sweeper;
 use time::{CallTime, Patience};
 use usage::Usages;
-use verdict::{Verdict, plan_verdict};
 
 /// How many calls may be ahead of a publish: every node of a small cluster may ask for it at once, and a
 /// storm of calls for one volume must leave threads for the others.
@@ -74,7 +76,9 @@ pub struct Controller {
     cloud: Cloud,
     own_droplet: Arc<OwnDroplet>,
     limits: SizeLimits,
-    tag: Option<Tag>,
+    owner: Owner,
+    /// Whether the droplet that this process runs on is one of those that it attaches volumes to.
+    is_on_own_droplet: bool,
     takeover: bool,
     mixed_access: bool,
     locks: VolumeLocks,
@@ -97,11 +101,12 @@ impl Controller {
     pub fn new(config: &Config, cloud: Cloud, own_droplet: Arc<OwnDroplet>) -> Controller {
         let patience = Patience::of(config.call_budget);
         Controller {
-            sweeper: Sweeper::start(cloud.clone()),
+            sweeper: Sweeper::start(cloud.clone(), Owner::new(config.tag.clone())),
             cloud,
             own_droplet,
             limits: SizeLimits { max: config.max_volume_size, ..SizeLimits::DIGITALOCEAN },
-            tag: config.tag.clone(),
+            owner: Owner::new(config.tag.clone()),
+            is_on_own_droplet: config.mode.has_node(),
             takeover: config.takeover,
             mixed_access: config.mixed_access,
             locks: VolumeLocks::new(),
@@ -118,7 +123,7 @@ impl Controller {
     /// Reads a volume.
     ///
     /// # Errors
-    /// [`Error::NotFound`] when there is none, [`Error::OutOfTime`] or [`Error::Api`] when DigitalOcean does not tell.
+    /// As [`CallTime::observe_volume`].
     pub fn find_volume(&self, time: &CallTime, id: &VolumeId) -> Result<Volume> {
         time.observe_volume(id)
     }
@@ -126,7 +131,8 @@ impl Controller {
     /// The time of a call that came then, whatever it has done since.
     #[must_use]
     pub fn time_of_call(&self, came: Instant) -> CallTime {
-        CallTime::since(came, &self.cloud, self.patience)
+        let own = self.own_droplet.facts().ok().filter(|_| self.is_on_own_droplet).map(|facts| facts.id);
+        CallTime::since(came, &self.cloud, self.patience).on_droplet(own)
     }
 
     /// Locks a volume for a call whose caller is better off asking again than waiting long.
@@ -143,16 +149,5 @@ impl Controller {
     fn take_turn(&self, time: &CallTime, droplet: DropletId, doing: &str) -> Result<Place<DropletId>> {
         let busy = |_| time.out_of_time(doing, "earlier calls for this droplet are still running");
         self.turns.wait(droplet, usize::MAX, time.deadline()).map_err(busy)
-    }
-}
-
-/// A volume that DigitalOcean does not know is the caller's business; everything else is told as it came.
-fn no_volume(id: &VolumeId, doing: impl FnOnce() -> String) -> impl FnOnce(ApiError) -> Error {
-    move |source| {
-        if plan_verdict(&source) == Verdict::Missing {
-            Error::NotFound(Thing::Volume(id.to_string()))
-        } else {
-            Error::Api { doing: doing(), source }
-        }
     }
 }

@@ -37,7 +37,7 @@ impl Controller {
     /// A second call sees the tags and changes nothing.
     ///
     /// # Errors
-    /// [`Error::NotFound`], [`Error::OutOfTime`], [`Error::Api`].
+    /// [`Error::NotFound`], [`Error::NotOurs`], [`Error::OutOfTime`], [`Error::Api`].
     pub fn modify(&self, time: &CallTime, want: &Modify) -> Result<()> {
         let guard = self.hold(time, VolumeKey::Id(want.volume.to_string()))?;
         let doing = format!("changing the tags of volume {}", want.volume);
@@ -45,6 +45,7 @@ impl Controller {
         let mut is_first = true;
         loop {
             let volume = time.observe_volume(&want.volume)?;
+            self.owner.check_change(&volume, "changed")?;
             let changes = plan_changes(&volume.tags, &want.tags);
             if changes.is_empty() {
                 return Ok(());

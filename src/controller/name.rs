@@ -62,11 +62,13 @@ fn hash(text: &str) -> String {
     digits
 }
 
-/// The name of the snapshot through which a volume of this CSI name is cloned: always the same, so that it is found again
-/// after a crash.
+/// The name of the snapshot through which a volume of this CSI name is cloned: always the same for one owner, so that it is
+/// found again after a crash, and by nobody else's clone of that name.
 #[must_use]
-pub fn plan_clone_name(csi: &str) -> String {
-    format!("{CLONE_PREFIX}{}", hash(csi))
+pub fn plan_clone_name(csi: &str, owner: Option<&str>) -> String {
+    // No CSI name has that character.
+    let named = owner.map_or_else(|| csi.to_owned(), |owner| format!("{csi}\u{0}{owner}"));
+    format!("{CLONE_PREFIX}{}", hash(&named))
 }
 
 /// Whether a snapshot's name is one of [`plan_clone_name`]. No CSI name leads to such a one: it is legal and looks mapped,
@@ -125,7 +127,9 @@ mod tests {
 
     #[test]
     fn no_snapshot_that_somebody_asked_for_has_a_clones_name() {
-        let clone = plan_clone_name("redis[0]");
+        let clone = plan_clone_name("redis[0]", None);
+        assert_ne!(clone, plan_clone_name("redis[0]", Some("a")));
+        assert_ne!(plan_clone_name("redis[0]", Some("b")), plan_clone_name("redis[0]", Some("a")));
         assert!(is_clone_name(&clone) && is_legal(&clone), "{clone}");
         for csi in ["redis[0]", &clone, "do-csi-clone-1", "do-csi-clone-", "do-csi-clone", "DO-CSI-CLONE-1"] {
             assert!(!is_clone_name(&plan_name(csi)), "{csi}");

@@ -364,7 +364,7 @@ impl Controller {
 
     /// Finds out what an attach was refused for. The droplet is read only now: attaches that work need no look at it.
     fn explain_refusal(&self, time: &CallTime, volume: &Volume, want: &Publish, refused: ApiError) -> Result<Tried> {
-        let droplet = self.observe_droplet(time, want.droplet)?;
+        let droplet = time.observe_droplet(want.droplet)?;
         match plan_cause(volume.region.as_ref(), droplet.as_ref()) {
             Cause::NoDroplet => Err(Error::NotFound(Thing::Droplet(want.droplet.to_string()))),
             Cause::OtherRegion { volume: region, droplet: droplet_region } => Err(Error::OtherRegion {
@@ -378,10 +378,13 @@ impl Controller {
         }
     }
 
-    /// Puts the operator's tag on a volume that does not have it. The volume is attached by now, so what goes wrong with
-    /// the tag is no failure of the call; the next one tries again.
+    /// Puts the owner's tag on a volume that does not have it. The volume is attached by now, so what goes wrong with
+    /// the tag is no failure of the call; the next one tries again. One that is another owner's is used and stays theirs.
     fn apply_tag(&self, _guard: &VolumeGuard, time: &CallTime, volume: &Volume) {
-        let Some(tag) = self.tag.as_ref().filter(|tag| !volume.tags.iter().any(|have| tag.is(have))) else { return };
+        let Some(tag) = self.owner.tag().filter(|tag| !volume.tags.iter().any(|have| tag.is(have))) else { return };
+        if self.owner.is_foreign(volume) {
+            return;
+        }
         if let Err(err) = time.cloud.tag_volume(&volume.id, tag) {
             warn!("not tagged volume={} tag={}: {err}", volume.id, tag.as_str());
         }

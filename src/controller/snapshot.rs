@@ -33,6 +33,8 @@ pub(super) struct NewSnapshot<'a> {
     pub(super) name: &'a str,
     /// Its tags.
     pub(super) tags: &'a [Tag],
+    /// The tags that it cannot do without; the others are left off when the token may not put tags on.
+    pub(super) asked_tags: &'a [Tag],
     /// Whether another volume may have a snapshot of that name.
     pub(super) may_share_name: bool,
 }
@@ -75,7 +77,8 @@ impl Course {
             }
             Verdict::Conflict => self.look_for_it(time, pause, err, doing),
             Verdict::Limit if self.is_open && is_too_soon(&err) => self.look_for_it(time, pause, err, doing),
-            Verdict::Missing => Err(Error::NotFound(Thing::Volume(volume.to_string()))),
+            // Whether the volume is gone, the next look at its snapshots tells.
+            Verdict::Missing => time.pause(pause, doing, &err),
             Verdict::OutOfTime => Err(time.out_of_time(doing, err.to_string())),
             Verdict::Limit => Err(limit(volume, all, doing.to_owned(), err)),
             Verdict::Odd if all.len() >= MOST_OF_A_VOLUME => {
@@ -114,21 +117,29 @@ impl Controller {
     ///
     /// # Errors
     /// [`Error::NotFound`] when there is no such volume, [`Error::Mismatch`] when another volume has a snapshot of that
-    /// name, [`Error::SnapshotTooSoon`], [`Error::AccountLimit`], [`Error::OutOfTime`].
+    /// name, [`Error::NotAdopted`] when the volume has one that may be somebody else's, [`Error::SnapshotTooSoon`],
+    /// [`Error::AccountLimit`], [`Error::OutOfTime`].
     pub fn create_snapshot(&self, time: &CallTime, want: &CreateSnapshot) -> Result<Snapshot> {
         let guard = self.hold(time, VolumeKey::Name(format!("{} (a snapshot)", want.name)))?;
         let name = plan_name(&want.name);
-        let new = NewSnapshot { volume: &want.source, name: &name, tags: &want.tags, may_share_name: false };
-        self.ensure_snapshot(&guard, time, new, |_| true)
+        let mut tags = self.owner.snapshot_tags();
+        let is_new = |tag: &&Tag| !self.owner.snapshot_tags().iter().any(|own| own.is(tag.as_str()));
+        tags.extend(want.tags.iter().filter(is_new).cloned());
+        let (volume, asked_tags) = (&want.source, want.tags.as_slice());
+        let new = NewSnapshot { volume, name: &name, tags: &tags, asked_tags, may_share_name: false };
+        self.ensure_snapshot(&guard, time, new, |found| self.owner.check_snapshot_adoption(found).map(|()| true))
     }
 
     /// Deletes a snapshot. One that does not exist, or an id that cannot be one, is deleted already.
     ///
     /// # Errors
-    /// [`Error::Precondition`] when DigitalOcean says that it is in use, [`Error::OutOfTime`], [`Error::Api`].
+    /// [`Error::NotOurs`] when it is another owner's, [`Error::Precondition`] when DigitalOcean says that it is in use,
+    /// [`Error::OtherAccount`], [`Error::OutOfTime`], [`Error::Api`].
     pub fn delete_snapshot(&self, time: &CallTime, id: &str) -> Result<()> {
         let Ok(id) = SnapshotId::parse(id) else { return Ok(()) };
         let guard = self.hold(time, VolumeKey::Id(id.to_string()))?;
+        let Some(snapshot) = time.observe_snapshot_if_there(&id)? else { return Ok(()) };
+        self.owner.check_snapshot_deletion(&snapshot)?;
         self.ensure_snapshot_deleted(&guard, time, &id)
     }
 
@@ -141,21 +152,21 @@ impl Controller {
         found.ok_or_else(|| Error::NotFound(Thing::Snapshot(id.to_string())))
     }
 
-    /// Takes a snapshot, with its name locked. One of that name which `is_usable` refuses is replaced.
+    /// Takes a snapshot, with its name locked. One of that name which is not `is_usable` is replaced.
     pub(super) fn ensure_snapshot(
         &self,
         guard: &VolumeGuard,
         time: &CallTime,
         new: NewSnapshot<'_>,
-        is_usable: impl Fn(&Snapshot) -> bool,
+        is_usable: impl Fn(&Snapshot) -> Result<bool>,
     ) -> Result<Snapshot> {
-        let NewSnapshot { volume, name, tags, may_share_name } = new;
+        let NewSnapshot { volume, name, mut tags, asked_tags, may_share_name } = new;
         let doing = format!("taking snapshot {name} of volume {volume}");
         let mut course = Course { pauses: time.pauses(), is_open: false, awaited: None };
         loop {
             let all = time.observe_snapshots_of(volume)?;
             match all.iter().find(|snapshot| snapshot.name == name) {
-                Some(found) if is_usable(found) => {
+                Some(found) if is_usable(found)? => {
                     self.taken_names.enter(found);
                     return Ok(found.clone());
                 }
@@ -180,6 +191,10 @@ impl Controller {
                     self.taken_names.enter(&taken);
                     return time.observe_new_snapshot(&taken.id);
                 }
+                Err(err) if err.kind() == ApiErrorKind::Forbidden && tags.len() > asked_tags.len() => {
+                    warn!("trying without this driver's own tags, which the token may not put on doing={doing}: {err}");
+                    tags = asked_tags;
+                }
                 Err(err) => course.go_on_after(err, time, volume, &all, &doing)?,
             }
         }
@@ -198,8 +213,11 @@ impl Controller {
                 Err(err) => err,
             };
             match plan_verdict(&err) {
-                Verdict::Missing => return Ok(()),
-                Verdict::Busy | Verdict::Unclear => {
+                Verdict::Missing if time.observe_snapshot_if_there(id)?.is_none() => {
+                    self.taken_names.forget(id);
+                    return Ok(());
+                }
+                Verdict::Missing | Verdict::Busy | Verdict::Unclear => {
                     warn!("snapshot not deleted, trying again doing={doing}: {err}");
                     time.pause(pauses.after(&err), &doing, &err)?;
                 }
@@ -212,22 +230,12 @@ impl Controller {
 }
 
 impl CallTime {
-    /// Reads a snapshot; a missing one is an answer.
-    pub(super) fn observe_snapshot_if_there(&self, id: &SnapshotId) -> Result<Option<Snapshot>> {
-        let doing = format!("reading snapshot {id}");
-        match self.ask(&doing, Error::api(doing.clone()), |cloud| cloud.get_snapshot(id)) {
-            Ok(snapshot) => Ok(Some(snapshot)),
-            Err(Error::Api { source, .. }) if plan_verdict(&source) == Verdict::Missing => Ok(None),
-            Err(err) => Err(err),
-        }
-    }
-
     /// Reads a snapshot that has just been taken and may take a moment to be shown.
     fn observe_new_snapshot(&self, id: &SnapshotId) -> Result<Snapshot> {
         let doing = format!("taking snapshot {id}");
         let (since, mut pauses) = (Instant::now(), self.pauses());
         loop {
-            match self.observe_snapshot_if_there(id)? {
+            match self.look_at_snapshot(id)? {
                 Some(snapshot) => return Ok(snapshot),
                 None if since.elapsed() > self.patience.shown() => {
                     return Err(self.out_of_time(&doing, DOES_NOT_SHOW));
@@ -240,17 +248,13 @@ impl CallTime {
     /// Reads all snapshots of a volume, of which there are few.
     pub(super) fn observe_snapshots_of(&self, volume: &VolumeId) -> Result<Vec<Snapshot>> {
         let doing = format!("reading the snapshots of volume {volume}");
-        let fetch = |page| {
-            let refused = super::no_volume(volume, || doing.clone());
-            self.ask(&doing, refused, |cloud| cloud.list_snapshots_of(volume, page))
-        };
-        every_page(fetch, |_| true)
+        every_page(|page| self.ask_of_volume(volume, &doing, |cloud| cloud.list_snapshots_of(volume, page)), |_| true)
     }
 }
 
 /// Reads a list to its end and keeps what is wanted of it.
 pub(super) fn every_page<T, E>(
-    fetch: impl Fn(Page) -> Result<Listed<T>, E>,
+    mut fetch: impl FnMut(Page) -> Result<Listed<T>, E>,
     is_wanted: impl Fn(&T) -> bool,
 ) -> Result<Vec<T>, E> {
     let mut all = Vec::new();

@@ -5,7 +5,7 @@
 //! is made through a temporary snapshot, which [`temporary`](super::temporary) takes and takes away.
 
 use super::Controller;
-use super::create::{check_size, compare, observe_named};
+use super::create::{check_size, observe_named};
 use super::name::plan_clone_name;
 use super::time::CallTime;
 use crate::cloud::region::Region;
@@ -30,7 +30,7 @@ impl Controller {
             // It may have been deleted since an earlier call restored it.
             let restored =
                 observe_named(time, &new)?.ok_or_else(|| Error::NotFound(Thing::Snapshot(id.to_string())))?;
-            return self.ensure_asked_size(guard, time, want, compare(want, restored)?);
+            return self.ensure_asked_size(guard, time, want, self.compare(want, restored)?);
         };
         plan_copy_size(&want.range, &self.limits, snapshot.min_size).map_err(Error::SizeOutOfRange)?;
         if !snapshot.regions.contains(&new.region) {
@@ -49,9 +49,9 @@ impl Controller {
         new: NewVolume,
         id: &VolumeId,
     ) -> Result<Volume> {
-        let temporary = plan_clone_name(&want.name);
+        let temporary = plan_clone_name(&want.name, self.owner.name());
         if let Some(cloned) = observe_named(time, &new)? {
-            let volume = self.ensure_asked_size(guard, time, want, compare(want, cloned)?)?;
+            let volume = self.ensure_asked_size(guard, time, want, self.compare(want, cloned)?)?;
             self.clear_temporary_of(guard, time, id, &temporary);
             return Ok(volume);
         }

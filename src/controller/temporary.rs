@@ -13,6 +13,7 @@ use log::{info, warn};
 
 use super::Controller;
 use super::name::is_clone_name;
+use super::owner::Owner;
 use super::snapshot::{NewSnapshot, every_page};
 use super::time::CallTime;
 use super::verdict::{Verdict, plan_verdict};
@@ -47,10 +48,12 @@ impl Controller {
         volume: &VolumeId,
         name: &str,
     ) -> Result<Snapshot> {
-        let tag = Tag::parse(TAG).map_err(|bad| Error::Bug(bad.to_string()))?;
+        let mut tags = vec![Tag::parse(TAG).map_err(|bad| Error::Bug(bad.to_string()))?];
+        let asked_tags = tags.clone();
+        tags.extend(self.owner.snapshot_mark());
         // Nobody finds these by their name alone, and a clone of the same name may have been tried from another volume.
-        let new = NewSnapshot { volume, name, tags: &[tag], may_share_name: true };
-        self.ensure_snapshot(guard, time, new, |found| age(found).is_some_and(|age| age < FRESH))
+        let new = NewSnapshot { volume, name, tags: &tags, asked_tags: &asked_tags, may_share_name: true };
+        self.ensure_snapshot(guard, time, new, |found| Ok(age(found).is_some_and(|age| age < FRESH)))
     }
 
     /// Removes the snapshot. The clone is there, so a failure is not its caller's business.
@@ -88,9 +91,9 @@ pub struct Sweeper {
 impl Sweeper {
     /// Starts the thread; it ends when the sweeper is dropped.
     #[must_use]
-    pub fn start(cloud: Cloud) -> Sweeper {
+    pub(super) fn start(cloud: Cloud, owner: Owner) -> Sweeper {
         let (wake, woken) = bounded(1);
-        let started = thread::Builder::new().name("sweeper".to_owned()).spawn(move || work(&cloud, &woken));
+        let started = thread::Builder::new().name("sweeper".to_owned()).spawn(move || work(&cloud, &owner, &woken));
         if let Err(err) = started {
             warn!("the system gives no thread, temporary snapshots that are left behind stay: {err}");
         }
@@ -104,7 +107,7 @@ impl Sweeper {
     }
 }
 
-fn work(cloud: &Cloud, woken: &Receiver<()>) {
+fn work(cloud: &Cloud, owner: &Owner, woken: &Receiver<()>) {
     let mut next = Some(Instant::now() + FIRST_LOOK);
     loop {
         let heard = match next {
@@ -113,14 +116,14 @@ fn work(cloud: &Cloud, woken: &Receiver<()>) {
         };
         match heard {
             Ok(()) => next = next.or_else(|| Some(Instant::now() + LEFT_BEHIND)),
-            Err(RecvTimeoutError::Timeout) => next = sweep(cloud).map(|after| Instant::now() + after),
+            Err(RecvTimeoutError::Timeout) => next = sweep(cloud, owner).map(|after| Instant::now() + after),
             Err(RecvTimeoutError::Disconnected) => return,
         }
     }
 }
 
 /// Removes what is left behind and says when the next is due, if there is one.
-fn sweep(cloud: &Cloud) -> Option<Duration> {
+fn sweep(cloud: &Cloud, owner: &Owner) -> Option<Duration> {
     let cloud = cloud.until(Instant::now() + LOOK_BUDGET);
     let found = match observe_temporary(&cloud) {
         Ok(found) => found,
@@ -130,7 +133,9 @@ fn sweep(cloud: &Cloud) -> Option<Duration> {
             return next;
         }
     };
-    found.iter().filter_map(|snapshot| sweep_one(&cloud, snapshot)).min()
+    // Another owner's plugins remove their own.
+    let own = found.iter().filter(|snapshot| owner.check_snapshot_deletion(snapshot).is_ok());
+    own.filter_map(|snapshot| sweep_one(&cloud, snapshot)).min()
 }
 
 fn sweep_one(cloud: &Cloud, snapshot: &Snapshot) -> Option<Duration> {

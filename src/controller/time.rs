@@ -11,8 +11,8 @@ use log::warn;
 use crate::cloud::error::{ApiError, ApiErrorKind};
 use crate::cloud::volume::Volume;
 use crate::cloud::{ApiResult, Cloud};
-use crate::error::{Error, Result, Thing};
-use crate::id::VolumeId;
+use crate::error::{Error, Result};
+use crate::id::{DropletId, VolumeId};
 
 /// What is said of something that DigitalOcean has just made, and does not find.
 pub(super) const DOES_NOT_SHOW: &str = "DigitalOcean has made it, and it does not show";
@@ -122,6 +122,8 @@ pub struct CallTime {
     started: Instant,
     deadline: Instant,
     has_failed_before: bool,
+    /// The droplet that this process runs on, where that is one of the token's account for certain.
+    pub(super) own: Option<DropletId>,
 }
 
 impl CallTime {
@@ -129,7 +131,13 @@ impl CallTime {
     #[must_use]
     pub fn since(started: Instant, cloud: &Cloud, patience: Patience) -> CallTime {
         let deadline = started + patience.call();
-        CallTime { cloud: cloud.until(deadline), patience, started, deadline, has_failed_before: false }
+        CallTime { cloud: cloud.until(deadline), patience, started, deadline, has_failed_before: false, own: None }
+    }
+
+    /// The same call, by a process on that droplet.
+    #[must_use]
+    pub fn on_droplet(self, own: Option<DropletId>) -> CallTime {
+        CallTime { own, ..self }
     }
 
     /// The same call, to end earlier and to try less often, because what it does has failed before.
@@ -218,27 +226,6 @@ impl CallTime {
         }
     }
 
-    /// Reads a volume, asking until there is an answer.
-    ///
-    /// # Errors
-    /// [`Error::NotFound`], [`Error::OutOfTime`] or [`Error::Api`].
-    pub fn observe_volume(&self, id: &VolumeId) -> Result<Volume> {
-        let doing = format!("reading volume {id}");
-        self.ask(&doing, super::no_volume(id, || doing.clone()), |cloud| cloud.get_volume(id))
-    }
-
-    /// As [`CallTime::observe_volume`], for those to whom a missing volume is an answer.
-    ///
-    /// # Errors
-    /// [`Error::OutOfTime`] or [`Error::Api`].
-    pub fn observe_volume_if_there(&self, id: &VolumeId) -> Result<Option<Volume>> {
-        match self.observe_volume(id) {
-            Ok(volume) => Ok(Some(volume)),
-            Err(Error::NotFound(Thing::Volume(_))) => Ok(None),
-            Err(err) => Err(err),
-        }
-    }
-
     /// As [`CallTime::observe_volume`], for a volume that has just been created and may take a moment to be shown.
     ///
     /// # Errors
@@ -247,7 +234,7 @@ impl CallTime {
         let doing = format!("creating volume {id}");
         let (since, mut pauses) = (Instant::now(), self.pauses());
         loop {
-            match self.observe_volume_if_there(id)? {
+            match self.look_at_volume(id)? {
                 Some(volume) => return Ok(volume),
                 None if since.elapsed() > self.patience.shown() => {
                     return Err(self.out_of_time(&doing, DOES_NOT_SHOW));

@@ -64,10 +64,8 @@ struct Try {
 /// How long a call has been trying to detach a volume.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Age {
-    /// This was the first detach.
-    First,
-    /// One was sent before.
-    Repeated,
+    /// Not long: a record may still be of before the volume was attached.
+    Early,
     /// So long that what was attached before it would be shown by now.
     Late,
 }
@@ -118,7 +116,6 @@ fn plan_next(sent: &Sent, facts: &Facts) -> Next {
         (sent, Listing::Here) if sent.proves_nothing_attached() => Next::AskDroplet,
         (Sent::Open(_), Listing::Here | Listing::Nowhere) if is_another(facts) => Next::Open,
         (_, Listing::Here | Listing::Nowhere) if facts.age == Age::Late => Next::AskDroplet,
-        (_, Listing::Here) if facts.age == Age::Repeated => Next::AskDroplet,
         (_, Listing::Here | Listing::Nowhere) => Next::Again,
     }
 }
@@ -231,6 +228,10 @@ impl Controller {
         let (mut pauses, mut waits) = (time.retries(), Waits::new(time));
         loop {
             let Some(volume) = time.observe_volume_if_there(id)? else { return Ok(()) };
+            if !volume.droplets.is_empty() {
+                // The caller names no droplet, so it may be one of the owner's.
+                self.owner.check_change(&volume, "detached from wherever it is")?;
+            }
             // The list may be old: the volume can be on another droplet than the ones that it has just been detached from.
             let detach = |droplet: &DropletId| self.ensure_detached(guard, time, id, *droplet);
             volume.droplets.iter().try_for_each(detach)?;
@@ -254,7 +255,7 @@ impl Controller {
     fn ensure_detached(&self, guard: &VolumeGuard, time: &CallTime, id: &VolumeId, droplet: DropletId) -> Result<()> {
         let mut meant = self.usages.attached_by(id, droplet);
         let mut pauses = time.retries();
-        let (begun, mut age) = (Instant::now(), Age::First);
+        let (begun, mut age) = (Instant::now(), Age::Early);
         loop {
             let sent_at = SystemTime::now();
             let sent = self.apply_detach(guard, time, id, droplet, WhenBusy::Wait)?;
@@ -263,7 +264,7 @@ impl Controller {
                 return Ok(());
             }
             time.pause(pauses.next_pause(), &detaching(id, droplet), &tried.sent.in_words())?;
-            age = if begun.elapsed() < time.patience.shown() { Age::Repeated } else { Age::Late };
+            age = if begun.elapsed() < time.patience.shown() { Age::Early } else { Age::Late };
         }
     }
 
@@ -436,40 +437,40 @@ mod tests {
         let stuck = || Moves::Stuck(action("detach_volume"));
         let (same, older) = (Some(ActionId(5)), Some(ActionId(3)));
         let table = [
-            (not_found(), Nowhere, attached(), None, Age::First, Next::Done),
-            (not_found(), Here, attached(), None, Age::First, Next::AskDroplet),
-            (not_found(), Here, Detached, None, Age::First, Next::AskDroplet),
-            (not_found(), Elsewhere, attached(), older, Age::First, Next::Done),
-            (odd(), Nowhere, attached(), None, Age::First, Next::Again),
-            (odd(), Nowhere, attached(), None, Age::Repeated, Next::Again),
+            (not_found(), Nowhere, attached(), None, Age::Early, Next::Done),
+            (not_found(), Here, attached(), None, Age::Early, Next::AskDroplet),
+            (not_found(), Here, Detached, None, Age::Early, Next::AskDroplet),
+            (not_found(), Elsewhere, attached(), older, Age::Early, Next::Done),
+            (odd(), Nowhere, attached(), None, Age::Early, Next::Again),
+            (odd(), Here, attached(), None, Age::Late, Next::AskDroplet),
             (odd(), Nowhere, attached(), None, Age::Late, Next::AskDroplet),
-            (odd(), Nowhere, Detached, None, Age::First, Next::Done),
-            (odd(), Here, Detached, None, Age::First, Next::AwaitShown),
-            (Sent::Errored, Here, attached(), older, Age::First, Next::Again),
-            (Sent::Errored, Here, attached(), None, Age::Repeated, Next::AskDroplet),
-            (Sent::Errored, Nowhere, Unknown, None, Age::First, Next::Done),
-            (open(), Here, attached(), None, Age::First, Next::Again),
-            (open(), Here, attached(), same, Age::First, Next::Again),
-            (open(), Here, begun(999), None, Age::First, Next::Again),
-            (open(), Here, begun(1001), None, Age::First, Next::Open),
+            (odd(), Nowhere, Detached, None, Age::Early, Next::Done),
+            (odd(), Here, Detached, None, Age::Early, Next::AwaitShown),
+            (Sent::Errored, Here, attached(), older, Age::Early, Next::Again),
+            (Sent::Errored, Here, attached(), None, Age::Late, Next::AskDroplet),
+            (Sent::Errored, Nowhere, Unknown, None, Age::Early, Next::Done),
+            (open(), Here, attached(), None, Age::Early, Next::Again),
+            (open(), Here, attached(), same, Age::Early, Next::Again),
+            (open(), Here, begun(999), None, Age::Early, Next::Again),
+            (open(), Here, begun(1001), None, Age::Early, Next::Open),
             (open(), Nowhere, begun(1001), None, Age::Late, Next::Open),
-            (open(), Here, begun(1001), same, Age::First, Next::Again),
-            (Sent::Errored, Here, begun(1001), None, Age::First, Next::Again),
-            (open(), Here, attached(), older, Age::First, Next::Open),
+            (open(), Here, begun(1001), same, Age::Early, Next::Again),
+            (Sent::Errored, Here, begun(1001), None, Age::Early, Next::Again),
+            (open(), Here, attached(), older, Age::Early, Next::Open),
             (open(), Nowhere, attached(), older, Age::Late, Next::Open),
-            (open(), Here, attached(), same, Age::Repeated, Next::AskDroplet),
-            (open(), Elsewhere, attached(), older, Age::First, Next::Done),
-            (open(), Here, Unknown, None, Age::First, Next::Again),
-            (open(), Here, Detached, None, Age::First, Next::AwaitShown),
-            (open(), Nowhere, Detached, None, Age::First, Next::Done),
-            (not_found(), Nowhere, stuck(), None, Age::First, Next::Done),
-            (not_found(), Elsewhere, stuck(), None, Age::First, Next::Done),
-            (not_found(), Here, stuck(), None, Age::First, Next::AskDroplet),
-            (Sent::Overdue, Nowhere, stuck(), None, Age::First, Next::AskDroplet),
+            (open(), Here, attached(), same, Age::Late, Next::AskDroplet),
+            (open(), Elsewhere, attached(), older, Age::Early, Next::Done),
+            (open(), Here, Unknown, None, Age::Early, Next::Again),
+            (open(), Here, Detached, None, Age::Early, Next::AwaitShown),
+            (open(), Nowhere, Detached, None, Age::Early, Next::Done),
+            (not_found(), Nowhere, stuck(), None, Age::Early, Next::Done),
+            (not_found(), Elsewhere, stuck(), None, Age::Early, Next::Done),
+            (not_found(), Here, stuck(), None, Age::Early, Next::AskDroplet),
+            (Sent::Overdue, Nowhere, stuck(), None, Age::Early, Next::AskDroplet),
             (odd(), Elsewhere, stuck(), None, Age::Late, Next::AskDroplet),
             (Sent::Overdue, Here, stuck(), None, Age::Late, Next::Await(action("detach_volume"))),
-            (Sent::Overdue, Here, Detached, None, Age::First, Next::AwaitShown),
-            (Sent::Overdue, Here, attached(), None, Age::First, Next::Again),
+            (Sent::Overdue, Here, Detached, None, Age::Early, Next::AwaitShown),
+            (Sent::Overdue, Here, attached(), None, Age::Early, Next::Again),
         ];
         for (sent, listing, moves, meant, age, want) in table {
             let facts = Facts { listing, moves, meant, sent_at, age };
@@ -482,7 +483,7 @@ mod tests {
         for listing in [Listing::Here, Listing::Elsewhere, Listing::Nowhere] {
             for sent in [open(), Sent::Errored, refused(ApiErrorKind::AttachmentNotFound)] {
                 let moves = Moves::Running(action("detach_volume"));
-                let facts = Facts { listing, moves, meant: None, sent_at: SystemTime::UNIX_EPOCH, age: Age::First };
+                let facts = Facts { listing, moves, meant: None, sent_at: SystemTime::UNIX_EPOCH, age: Age::Early };
                 assert_eq!(plan_next(&sent, &facts), Next::Await(action("detach_volume")));
             }
         }

@@ -33,7 +33,9 @@ fn code(err: &Error) -> RpcStatusCode {
         // repeat the attach for a day, and the job would not be placed anywhere else meanwhile.
         Error::Invalid { .. } | Error::Unsupported(_) | Error::OtherRegion { .. } => RpcStatusCode::INVALID_ARGUMENT,
         Error::NotFound(_) => RpcStatusCode::NOT_FOUND,
-        Error::Mismatch { .. } | Error::MountedOtherwise { .. } => RpcStatusCode::ALREADY_EXISTS,
+        Error::Mismatch { .. } | Error::NotAdopted { .. } | Error::MountedOtherwise { .. } => {
+            RpcStatusCode::ALREADY_EXISTS
+        }
         Error::SizeOutOfRange(_) => RpcStatusCode::OUT_OF_RANGE,
         Error::RegionUnavailable { .. }
         | Error::AttachLimit { .. }
@@ -43,12 +45,14 @@ fn code(err: &Error) -> RpcStatusCode {
         Error::NotYet(_)
         | Error::AttachedElsewhere { .. }
         | Error::StillAttached { .. }
+        | Error::NotOurs { .. }
         | Error::WillNotFormat { .. }
         | Error::WrongFilesystem { .. }
         | Error::DamagedFilesystem { .. }
         | Error::WrongDevice { .. }
         | Error::TargetTaken { .. }
         | Error::Precondition(_) => RpcStatusCode::FAILED_PRECONDITION,
+        Error::OtherAccount { .. } => RpcStatusCode::UNAUTHENTICATED,
         Error::Locked(_) | Error::BadPageToken(_) => RpcStatusCode::ABORTED,
         Error::OutOfTime { .. }
         | Error::DeviceMissing { .. }

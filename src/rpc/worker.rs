@@ -235,6 +235,7 @@ fn level_of(err: &Error) -> Level {
         | Error::DeviceMissing { .. }
         | Error::Api { .. }
         | Error::AccountLimit { .. }
+        | Error::OtherAccount { .. }
         | Error::Command { .. }
         | Error::Io { .. }
         | Error::NoThread(_)
@@ -243,6 +244,8 @@ fn level_of(err: &Error) -> Level {
         | Error::Unsupported(_)
         | Error::NotFound(_)
         | Error::Mismatch { .. }
+        | Error::NotAdopted { .. }
+        | Error::NotOurs { .. }
         | Error::SizeOutOfRange(_)
         | Error::RegionUnavailable { .. }
         | Error::AttachLimit { .. }

@@ -274,8 +274,9 @@ fn a_volume_that_stays_listed_on_a_destroyed_droplet_goes_where_it_is_wanted() {
     fleet.sim.reset_calls();
     assert_eq!(publish(&plugin.client, &id, B), Ok(()), "asked again");
     assert_eq!(publish_read_only(&plugin.client, &id, B).unwrap_err().code, RpcStatusCode::ALREADY_EXISTS);
+    // Each of the two looks for the droplet in its record and in two lists, twice.
     let calls = fleet.sim.calls();
-    assert!(calls.total() < 20, "{calls}");
+    assert!(calls.total() < 60, "{calls}");
     assert_eq!(fleet.sim.attached_to(&id), Some(B));
     assert_eq!(detaches(&fleet), []);
 }

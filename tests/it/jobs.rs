@@ -101,6 +101,14 @@ fn plugin_jobs_use_settings_that_the_program_has_and_keep_the_token_out_of_argum
         let [config] = blocks(&task.body, "config")[..] else { panic!("{name} has no config") };
         let arguments = attribute(&config.body, "args").map(ToString::to_string).unwrap_or_default();
         assert!(!arguments.contains("token"), "{name}: {arguments}");
+        // Who makes volumes says for whom, and no two clusters have one name because nobody thought of it.
+        let kind = text(&blocks(&task.body, "csi_plugin")[0].body, "type").unwrap();
+        assert_eq!(arguments.contains("--do-tag=${var.owner}"), kind != "node", "{name}: {arguments}");
+        let (_, body) = files.iter().find(|(file, _)| file == name).unwrap();
+        let variables = blocks(body, "variable");
+        let owner = variables.iter().find(|block| block.labels()[0].as_str() == "owner");
+        assert_eq!(owner.is_some(), kind != "node", "{name}");
+        assert!(owner.is_none_or(|block| attribute(&block.body, "default").is_none()), "{name}");
         let flags: BTreeSet<&str> =
             arguments.split(['"', '=', ' ', ',', '[', ']']).filter(|word| word.starts_with("--")).collect();
         for flag in flags {
@@ -112,7 +120,6 @@ fn plugin_jobs_use_settings_that_the_program_has_and_keep_the_token_out_of_argum
             }
         }
         // Who may mount is privileged, and nobody else; who talks to DigitalOcean has the token, and nobody else.
-        let kind = text(&blocks(&task.body, "csi_plugin")[0].body, "type").unwrap();
         let is_privileged = text(&config.body, "privileged").is_some_and(|value| value == "true");
         let is_in_docker = text(&task.body, "driver").unwrap() == "docker";
         assert_eq!(is_privileged, is_in_docker && kind != "controller", "{name}");

@@ -38,7 +38,7 @@ fn fill(fleet: &Fleet, count: usize) {
     for number in 0..count {
         let name = format!("pvc-6c7d1b0e-3c4e-4d5b-9a52-{number:012}");
         let description = format!("Created by DigitalOcean CSI driver for \"redis[{number}]\"");
-        let tags = vec!["production".to_owned(), "k8s:0f3a".to_owned()];
+        let tags = vec!["production".to_owned(), "env:0f3a".to_owned()];
         let size = i64::try_from(number % 7 + 1).unwrap();
         let new = NewVolume { description, tags, ..NewVolume::new(&name, size, "fra1") };
         fleet.sim.add_volume(&new).unwrap();

@@ -154,7 +154,8 @@ fn the_readme_knows_every_flag_and_no_other() {
         quoted(text).iter().flat_map(|code| words(code)).filter(|word| word.starts_with("--")).collect()
     };
     for flag in ours(&readme.replace("```", "")) {
-        assert!(flags.contains(&flag), "README has {flag}, which --help does not");
+        // doctl has flags of its own.
+        assert!(flag == "--resource" || flags.contains(&flag), "README has {flag}, which --help does not");
     }
 }
 
@@ -227,6 +228,26 @@ fn explained_messages() -> Vec<Error> {
         },
         Error::NotFound(Thing::Droplet("3164445".to_owned())),
         Error::StillAttached { volume: volume(), droplet: droplet(3_164_444) },
+        Error::NotAdopted {
+            thing: format!("volume blog ({})", volume()),
+            why: "it carries no mark of a CSI driver".to_owned(),
+            cure: format!(
+                "to use it here, register it instead (`nomad volume register`, with external_id = \"{}\"); to have a volume \
+                 of your own, choose another name",
+                volume()
+            ),
+        },
+        Error::NotOurs {
+            thing: format!("volume blog ({})", volume()),
+            done: "deleted".to_owned(),
+            why: "it is \"prod\"'s, and this plugin works for \"test\" (--do-tag)".to_owned(),
+            cure: format!(
+                "if it is to be this cluster's, put that tag on it (`doctl compute tag apply test --resource \
+                 do:volume:{}`) and try again",
+                volume()
+            ),
+        },
+        Error::OtherAccount { what: format!("volume {}", volume()), own: droplet(3_164_444) },
     ]
 }
 

@@ -207,7 +207,9 @@ impl Cloud {
 
     /// Lets `droplet_ids` show the truth, late if so scripted; what an earlier action had scheduled is overtaken.
     fn list_truth(&mut self, at: Moment, action: &Action) {
-        self.unschedule(|event| matches!(event, Event::List { volume } if *volume == action.volume));
+        let is_its = |id: &String| *id == action.volume;
+        self.unschedule(|event| matches!(event, Event::List { volume } | Event::Record { volume } if is_its(volume)));
+        self.schedule(at + action.twists.record_late, Event::Record { volume: action.volume.clone() });
         let event = Event::List { volume: action.volume.clone() };
         self.schedule(at + action.twists.ids_late, event);
     }
@@ -243,6 +245,7 @@ impl Cloud {
     pub(super) fn let_go(&mut self, at: Moment, id: &str, keeps_link: bool) {
         let Some(volume) = self.volumes.get_mut(id) else { return };
         volume.attached_to = None;
+        self.schedule(at, Event::Record { volume: id.to_owned() });
         // What the droplet has not seen yet, it will never see.
         self.unschedule(|event| {
             matches!(event, Event::Device { volume, effect: Effect::Attach { .. } }

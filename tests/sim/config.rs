@@ -12,8 +12,10 @@ use std::time::Duration;
 pub struct SimConfig {
     /// Where to listen; port 0 takes a free one.
     pub listen: SocketAddr,
-    /// The only token that is accepted.
+    /// The token of the account.
     pub token: String,
+    /// The token of another account, which has nothing.
+    pub other_token: Option<String>,
     /// Region slugs that have block storage.
     pub regions: Vec<String>,
     /// Region slugs without block storage: creating a volume there is refused.
@@ -31,6 +33,7 @@ impl Default for SimConfig {
         SimConfig {
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
             token: "dop_v1_simulated".to_owned(),
+            other_token: None,
             regions: vec!["fra1".to_owned()],
             regions_without_storage: Vec::new(),
             droplets: vec![DropletSpec::new(3_164_444, "node-1", "fra1")],
@@ -51,12 +54,14 @@ pub struct DropletSpec {
     pub region: String,
     /// From where it asks, if it has a network of its own: its metadata service then knows it by that.
     pub address: Option<IpAddr>,
+    /// Whether it has a GPU. Such droplets are listed apart (`droplets_list.yml`, `type`).
+    pub has_gpu: bool,
 }
 
 impl DropletSpec {
     /// Names a droplet in one line.
     pub fn new(id: u64, name: &str, region: &str) -> DropletSpec {
-        DropletSpec { id, name: name.to_owned(), region: region.to_owned(), address: None }
+        DropletSpec { id, name: name.to_owned(), region: region.to_owned(), address: None, has_gpu: false }
     }
 }
 
@@ -100,6 +105,8 @@ pub struct Times {
     pub resize: Duration,
     /// From `completed` of an attach or a resize until the droplet sees it. Users wait up to 60 s for it.
     pub device_lag: Duration,
+    /// From the end of a droplet until the detaches begin that follow it.
+    pub destroyed_release_lag: Duration,
     /// How long a new volume is hidden from get and list.
     pub create_visible_after: Duration,
     /// How long a deleted volume is still shown by get and list.
@@ -125,6 +132,7 @@ impl Default for Times {
             detach: brief,
             resize: brief,
             device_lag: Duration::ZERO,
+            destroyed_release_lag: Duration::ZERO,
             create_visible_after: Duration::ZERO,
             deleted_lingers: Duration::ZERO,
             snapshot_visible_after: Duration::ZERO,
@@ -202,6 +210,8 @@ pub struct Switches {
     pub duplicate_snapshot_names_are_accepted: bool,
     /// A destroyed droplet's volumes are detached without an action, and stay listed on it until they are moved again.
     pub destroyed_leave_no_action: bool,
+    /// The token has no scope for tags: a create with tags is refused, and replies leave tags out.
+    pub token_lacks_tags: bool,
     /// The link below `by-id` keeps only so many characters of the volume's name.
     pub link_name_cut_at: Option<usize>,
 }

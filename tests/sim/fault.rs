@@ -63,6 +63,16 @@ impl Fault {
         Fault::answered(502, "text/html", EDGE_PAGE)
     }
 
+    /// A gateway that has lost its route answers 404 in its own words; the request has no effect.
+    pub fn no_route_at_gateway() -> Fault {
+        Fault::answered(404, "application/json", r#"{"message":"no Route matched with those values"}"#)
+    }
+
+    /// The API itself does not find what is there, as it has been seen to do (`droplet_kit` issue 94).
+    pub fn not_found() -> Fault {
+        Fault::refused(Refusal::NOT_FOUND)
+    }
+
     /// The request has its effect, but the edge answers 504 with an HTML page.
     pub fn html_page_after_effect() -> Fault {
         let page = Reply::new(504, "text/html", EDGE_PAGE);
@@ -216,6 +226,11 @@ impl ActionFault {
     /// `droplet_ids` changes as soon as the action starts.
     pub fn droplet_ids_early() -> ActionFault {
         ActionFault::new(Twists { ids_early: true, ..Twists::default() })
+    }
+
+    /// `volume_ids` of the droplet changes only this long after the action has completed.
+    pub fn droplet_record_late(by: Duration) -> ActionFault {
+        ActionFault::new(Twists { record_late: by, ..Twists::default() })
     }
 
     /// The new size of a volume is shown only this long after its resize has completed.

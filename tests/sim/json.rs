@@ -32,7 +32,7 @@ pub fn volume(volume: &Volume, switches: &Switches) -> Value {
         "filesystem_label": volume.filesystem_label,
         "created_at": rfc3339(volume.created_at),
         "droplet_ids": array(droplets, switches),
-        "tags": array(volume.tags.iter().map(|tag| json!(tag)).collect(), switches),
+        "tags": tags(&volume.tags, switches),
     })
 }
 
@@ -73,7 +73,7 @@ pub fn snapshot(snapshot: &Snapshot, switches: &Switches) -> Value {
         "resource_type": "volume",
         "min_disk_size": snapshot.min_disk_size,
         "size_gigabytes": snapshot.size_gigabytes,
-        "tags": array(snapshot.tags.iter().map(|tag| json!(tag)).collect(), switches),
+        "tags": tags(&snapshot.tags, switches),
     })
 }
 
@@ -193,6 +193,12 @@ fn region(slug: &str) -> Value {
         "features": ["private_networking", "backups", "ipv6", "metadata", "storage"],
         "available": true,
     })
+}
+
+/// The tags, as far as the token may read them (`tags_array_read.yml`).
+fn tags(tags: &[String], switches: &Switches) -> Value {
+    let shown = tags.iter().filter(|_| !switches.token_lacks_tags).map(|tag| json!(tag)).collect();
+    array(shown, switches)
 }
 
 /// An array that is nullable in the schema.

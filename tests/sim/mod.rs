@@ -186,6 +186,17 @@ impl Sim {
         self.service.with_cloud_and_devices(|cloud, now| cloud.create_volume(now, new))
     }
 
+    /// Puts a tag on a volume without a request, as `doctl compute tag apply` does.
+    ///
+    /// # Errors
+    /// There is no such volume.
+    pub fn tag_volume(&self, id: &str, tag: &str) -> std::result::Result<(), Refusal> {
+        self.service.with_cloud(|cloud, _| {
+            cloud.create_tag(tag);
+            cloud.tag_volumes(tag, &[id.to_owned()])
+        })
+    }
+
     /// A volume by id or name, whether or not requests can see it yet.
     pub fn volume(&self, id_or_name: &str) -> Option<Volume> {
         self.volumes().into_iter().find(|volume| volume.id == id_or_name || volume.name == id_or_name)

@@ -100,7 +100,7 @@ impl Call<'_> {
             snapshot_id: Some(text(&body, "snapshot_id")?).filter(|id| !id.is_empty()),
             filesystem_type: text(&body, "filesystem_type")?,
             filesystem_label: text(&body, "filesystem_label")?,
-            tags: texts(&body, "tags")?,
+            tags: self.tags_of(&body)?,
         };
         let id = self.cloud.create_volume(self.now, &new)?;
         let volume = json::volume(self.cloud.volume(&id)?, &self.cloud.rules.switches);
@@ -200,7 +200,7 @@ impl Call<'_> {
         let volume = self.matched.id();
         self.cloud.volume(volume)?;
         let body = self.body()?;
-        let (name, tags) = (text(&body, "name")?, texts(&body, "tags")?);
+        let (name, tags) = (text(&body, "name")?, self.tags_of(&body)?);
         let id = self.cloud.create_snapshot(self.now, volume, &name, &tags)?;
         let snapshot = json::snapshot(self.cloud.snapshot(&id)?, &self.cloud.rules.switches);
         ok(201, json!({"snapshot": snapshot}))
@@ -234,21 +234,23 @@ impl Call<'_> {
 
     fn list_droplets(&self) -> Answered {
         let name = self.request.param("name");
+        let wants_gpu = self.request.param("type").as_deref() == Some("gpus");
         let items: Vec<Value> = self
             .cloud
             .droplets()
             .iter()
             .filter(|droplet| name.as_ref().is_none_or(|name| droplet.name == *name))
+            .filter(|droplet| droplet.has_gpu == wants_gpu)
             // No droplet of the simulator carries a tag.
             .filter(|_| self.request.param("tag_name").is_none())
-            .map(|droplet| json::droplet(droplet, &self.cloud.volume_ids(droplet.id)))
+            .map(|droplet| json::droplet(droplet, &self.cloud.recorded_ids(droplet.id)))
             .collect();
         self.page_of("droplets", &items, items.len())
     }
 
     fn get_droplet(&self) -> Answered {
         let droplet = self.cloud.droplet(self.matched.number())?;
-        let volume_ids = self.cloud.volume_ids(droplet.id);
+        let volume_ids = self.cloud.recorded_ids(droplet.id);
         ok(200, json!({"droplet": json::droplet(droplet, &volume_ids)}))
     }
 
@@ -278,6 +280,13 @@ impl Call<'_> {
             .collect::<Result<Vec<String>, Refusal>>()?;
         change(self.cloud, name, &volumes)?;
         Ok(no_content())
+    }
+
+    /// The tags of what is to be created, for which a token needs `tag:create` (`tags_array.yml`).
+    fn tags_of(&self, body: &Value) -> Result<Vec<String>, Refusal> {
+        let tags = texts(body, "tags")?;
+        let is_refused = self.cloud.rules.switches.token_lacks_tags && !tags.is_empty();
+        if is_refused { Err(Refusal::FORBIDDEN) } else { Ok(tags) }
     }
 
     fn body(&self) -> Result<Value, Refusal> {

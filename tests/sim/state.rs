@@ -59,6 +59,8 @@ pub struct Volume {
     pub attached_to: Option<u64>,
     /// The droplet that `droplet_ids` shows, which may lag behind [`Volume::attached_to`] or run ahead of it.
     pub listed_on: Option<u64>,
+    /// The droplet whose `volume_ids` show it, which may lag behind as well (`api-v2` issue 157).
+    pub recorded_on: Option<u64>,
 }
 
 /// `status` of a droplet (`droplet.yml`).
@@ -95,6 +97,8 @@ pub struct Droplet {
     pub metadata_delay: Duration,
     /// From where it asks, if it has a network of its own.
     pub address: Option<IpAddr>,
+    /// It has a GPU, so that it is in another list.
+    pub has_gpu: bool,
 }
 
 /// A snapshot of a volume.
@@ -189,6 +193,8 @@ pub struct Twists {
     pub ids_late: Duration,
     /// `droplet_ids` changes when it starts.
     pub ids_early: bool,
+    /// `volume_ids` of the droplet changes this long after it ended.
+    pub record_late: Duration,
     /// The new size is shown this long after it ended.
     pub size_late: Duration,
     /// It has its effect, and says for ever that it is in progress.
@@ -266,6 +272,10 @@ pub(super) enum Event {
     End { action: u64 },
     /// `droplet_ids` of a volume changes to what is true.
     List { volume: String },
+    /// `volume_ids` of a droplet changes to what is true.
+    Record { volume: String },
+    /// A droplet that is no more lets go of a volume.
+    Release { volume: String, droplet: u64, twists: Twists },
     /// The size that is shown of a volume changes to what is true.
     ListSize { volume: String },
     /// A droplet notices a change of its devices.
@@ -346,6 +356,12 @@ impl Cloud {
             .collect()
     }
 
+    /// Ids of the volumes that a droplet's own record shows.
+    pub fn recorded_ids(&self, droplet: u64) -> Vec<String> {
+        let is_recorded = |volume: &&Volume| volume.recorded_on == Some(droplet);
+        self.volumes.values().filter(is_recorded).map(|volume| volume.id.clone()).collect()
+    }
+
     /// A new droplet, or the old one again under a number that was destroyed.
     pub fn add_droplet(&mut self, spec: &DropletSpec) {
         self.droplets.insert(spec.id, new_droplet(spec));
@@ -366,7 +382,13 @@ impl Cloud {
                 self.let_go(now, &volume, false);
                 continue;
             }
-            self.start_detach(now, &volume, id, twists(&volume));
+            let lag = self.rules.times.destroyed_release_lag;
+            if lag.is_zero() {
+                self.start_detach(now, &volume, id, twists(&volume));
+            } else {
+                let twists = twists(&volume);
+                self.schedule(now + lag, Event::Release { volume, droplet: id, twists });
+            }
         }
     }
 
@@ -399,6 +421,16 @@ impl Cloud {
                     volume.listed_on = volume.attached_to;
                 }
             }
+            Event::Record { volume } => {
+                if let Some(volume) = self.volumes.get_mut(&volume) {
+                    volume.recorded_on = volume.attached_to;
+                }
+            }
+            Event::Release { volume, droplet, twists } => {
+                if self.volumes.get(&volume).is_some_and(|volume| volume.attached_to == Some(droplet)) {
+                    self.start_detach(at, &volume, droplet, twists);
+                }
+            }
             Event::ListSize { volume } => {
                 if let Some(volume) = self.volumes.get_mut(&volume) {
                     volume.listed_gigabytes = volume.size_gigabytes;
@@ -424,5 +456,6 @@ fn new_droplet(spec: &DropletSpec) -> Droplet {
         metadata_down_until: Moment::ZERO,
         metadata_delay: Duration::ZERO,
         address: spec.address,
+        has_gpu: spec.has_gpu,
     }
 }

@@ -5,6 +5,9 @@ use super::refusal::Refusal;
 use super::state::{ActionKind, Cloud, Effect, Event, Volume};
 use super::tags::is_tag;
 
+/// The description of every volume that the official driver makes (`csi-digitalocean` `driver/controller.go`).
+pub const OFFICIAL_DRIVERS: &str = "Created by DigitalOcean CSI driver";
+
 /// What a create request asks for.
 #[derive(Debug, Clone, Default)]
 pub struct NewVolume {
@@ -27,9 +30,26 @@ pub struct NewVolume {
 }
 
 impl NewVolume {
-    /// A volume as most tests want it: a name, a size in GiB and a region.
+    /// A volume as most tests want it: a name, a size in GiB and a region, made by the official driver.
     pub fn new(name: &str, size_gigabytes: i64, region: &str) -> NewVolume {
-        NewVolume { name: name.to_owned(), size_gigabytes, region: region.to_owned(), ..NewVolume::default() }
+        let description = OFFICIAL_DRIVERS.to_owned();
+        NewVolume {
+            name: name.to_owned(),
+            size_gigabytes,
+            region: region.to_owned(),
+            description,
+            ..NewVolume::default()
+        }
+    }
+
+    /// The same, with another description: of Terraform, or of a person.
+    pub fn described(self, description: &str) -> NewVolume {
+        NewVolume { description: description.to_owned(), ..self }
+    }
+
+    /// The same, with these tags.
+    pub fn tagged(self, tags: &[&str]) -> NewVolume {
+        NewVolume { tags: tags.iter().map(|tag| (*tag).to_owned()).collect(), ..self }
     }
 
     /// The same, formatted before its first attach, as other tools of the same account do.
@@ -74,6 +94,7 @@ impl Cloud {
             visible_from: now + self.rules.times.create_visible_after,
             attached_to: None,
             listed_on: None,
+            recorded_on: None,
         };
         self.volumes.insert(id.clone(), volume);
         Ok(id)

@@ -160,6 +160,7 @@ impl Nomad {
             .current_dir(&self.folder)
             .env("NOMAD_ADDR", format!("http://{CLOUD}:4646"))
             .env("NO_COLOR", "1")
+            .env("NOMAD_VAR_owner", "simulated-cluster")
             .output()?;
         let printed = String::from_utf8_lossy(&output.stdout).into_owned();
         if output.status.success() {

@@ -1,0 +1,226 @@
+//! What has to be known before a volume, a snapshot or a droplet counts as gone.
+//!
+//! Owns these questions. A 404 to one request proves little: DigitalOcean has been seen to answer one for a droplet that
+//! runs, a gateway may, and the token of another account gets one for everything. So what is not found by its id, twice and
+//! some time apart, is looked for in another place too: in the account's list, or by another path. And where the process
+//! runs on a droplet of the account, the token has to see that droplet: if it does not, it is not this account's.
+//!
+//! Source: `droplet_kit` issue 94 ("could not be found" of a droplet that exists).
+
+use super::snapshot::every_page;
+use super::time::CallTime;
+use super::verdict::{Verdict, plan_verdict};
+use crate::cloud::ApiResult;
+use crate::cloud::Cloud;
+use crate::cloud::droplet::{Droplet, DropletKind};
+use crate::cloud::page::{Listed, Page};
+use crate::cloud::snapshot::Snapshot;
+use crate::cloud::volume::Volume;
+use crate::error::{Error, Result, Thing};
+use crate::id::{DropletId, SnapshotId, VolumeId};
+
+/// Whether the token sees the droplet that this process runs on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum OwnDroplet {
+    /// It does, so what it does not see of this account is not there.
+    Seen,
+    /// It does not, although the droplet runs: this very program runs on it.
+    Unseen,
+    /// Which droplet it is, is not known, or may be of another account, or the token may not read droplets.
+    Unknown,
+}
+
+/// What follows when something is found neither by its id nor elsewhere.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum GonePlan {
+    /// It is gone.
+    Believe,
+    /// The token sees another account's.
+    OtherAccount,
+}
+
+/// Decides about something that was found nowhere.
+fn plan_gone(own: OwnDroplet) -> GonePlan {
+    match own {
+        OwnDroplet::Seen | OwnDroplet::Unknown => GonePlan::Believe,
+        OwnDroplet::Unseen => GonePlan::OtherAccount,
+    }
+}
+
+impl CallTime {
+    /// Reads a volume, asking until there is an answer.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] for one that is certainly gone, [`Error::OtherAccount`], [`Error::OutOfTime`] or [`Error::Api`].
+    pub fn observe_volume(&self, id: &VolumeId) -> Result<Volume> {
+        self.observe_volume_if_there(id)?.ok_or_else(|| Error::NotFound(Thing::Volume(id.to_string())))
+    }
+
+    /// As [`CallTime::observe_volume`], for those to whom a missing volume is an answer.
+    ///
+    /// # Errors
+    /// [`Error::OtherAccount`], [`Error::OutOfTime`] or [`Error::Api`].
+    pub fn observe_volume_if_there(&self, id: &VolumeId) -> Result<Option<Volume>> {
+        self.find(&format!("volume {id}"), || self.look_at_volume(id), || self.find_listed_volume(id))
+    }
+
+    /// Reads a snapshot; a missing one is an answer.
+    ///
+    /// # Errors
+    /// As [`CallTime::observe_volume_if_there`].
+    pub(super) fn observe_snapshot_if_there(&self, id: &SnapshotId) -> Result<Option<Snapshot>> {
+        let doing = format!("reading snapshot {id}");
+        let elsewhere = || self.look(&doing, |cloud| cloud.get_snapshot_of_any_kind(id));
+        self.find(&format!("snapshot {id}"), || self.look_at_snapshot(id), elsewhere)
+    }
+
+    /// Reads a droplet; none: it does not exist. Whether the token sees the account is no question here: who asks has seen
+    /// a volume of it.
+    ///
+    /// # Errors
+    /// [`Error::OutOfTime`] or [`Error::Api`].
+    pub(super) fn observe_droplet(&self, id: DropletId) -> Result<Option<Droplet>> {
+        let doing = format!("reading droplet {id}");
+        self.look_twice(&doing, || self.look(&doing, |cloud| cloud.get_droplet(id)), || self.find_listed_droplet(id))
+    }
+
+    /// Asks about a volume. That the volume is not found there is believed only when it is gone.
+    ///
+    /// # Errors
+    /// As [`CallTime::observe_volume`].
+    pub(super) fn ask_of_volume<T>(
+        &self,
+        id: &VolumeId,
+        doing: &str,
+        question: impl Fn(&Cloud) -> ApiResult<T>,
+    ) -> Result<T> {
+        let mut pauses = self.pauses();
+        loop {
+            if let Some(answer) = self.look(doing, &question)? {
+                return Ok(answer);
+            }
+            self.observe_volume(id)?;
+            self.pause(pauses.next_pause(), doing, &"DigitalOcean does not find the volume")?;
+        }
+    }
+
+    /// Looks once for a volume by its id. That it is not found proves nothing.
+    pub(super) fn look_at_volume(&self, id: &VolumeId) -> Result<Option<Volume>> {
+        self.look(&format!("reading volume {id}"), |cloud| cloud.get_volume(id))
+    }
+
+    /// Looks once for a snapshot by its id. That it is not found proves nothing.
+    pub(super) fn look_at_snapshot(&self, id: &SnapshotId) -> Result<Option<Snapshot>> {
+        self.look(&format!("reading snapshot {id}"), |cloud| cloud.get_snapshot(id))
+    }
+
+    fn find<T>(
+        &self,
+        what: &str,
+        by_id: impl Fn() -> Result<Option<T>>,
+        elsewhere: impl FnOnce() -> Result<Option<T>>,
+    ) -> Result<Option<T>> {
+        let found = self.look_twice(&format!("reading {what}"), by_id, elsewhere)?;
+        if found.is_some() {
+            return Ok(found);
+        }
+        match (plan_gone(self.observe_own_droplet()?), self.own) {
+            (GonePlan::OtherAccount, Some(own)) => Err(Error::OtherAccount { what: what.to_owned(), own }),
+            (GonePlan::OtherAccount, None) | (GonePlan::Believe, _) => Ok(None),
+        }
+    }
+
+    fn look_twice<T>(
+        &self,
+        doing: &str,
+        by_id: impl Fn() -> Result<Option<T>>,
+        elsewhere: impl FnOnce() -> Result<Option<T>>,
+    ) -> Result<Option<T>> {
+        if let Some(found) = by_id()? {
+            return Ok(Some(found));
+        }
+        self.pause(self.patience.watch(), doing, &"DigitalOcean does not find it")?;
+        match by_id()? {
+            Some(found) => Ok(Some(found)),
+            None => elsewhere(),
+        }
+    }
+
+    fn observe_own_droplet(&self) -> Result<OwnDroplet> {
+        let Some(own) = self.own else { return Ok(OwnDroplet::Unknown) };
+        match self.look("reading the droplet that this runs on", |cloud| cloud.get_droplet(own)) {
+            Ok(Some(_)) => Ok(OwnDroplet::Seen),
+            Ok(None) => Ok(OwnDroplet::Unseen),
+            // A token need not have the scope for droplets.
+            Err(Error::Api { source, .. }) if plan_verdict(&source) == Verdict::Refused => Ok(OwnDroplet::Unknown),
+            Err(err) => Err(err),
+        }
+    }
+
+    fn find_listed_volume(&self, id: &VolumeId) -> Result<Option<Volume>> {
+        let doing = format!("looking for volume {id} among all");
+        self.find_listed(&doing, |cloud, page| cloud.list_volumes(None, page), |volume| volume.id == *id)
+    }
+
+    fn find_listed_droplet(&self, id: DropletId) -> Result<Option<Droplet>> {
+        let doing = format!("looking for droplet {id} among all");
+        for kind in DropletKind::ALL {
+            let is_it = |droplet: &Droplet| droplet.id == id;
+            let found = self.find_listed(&doing, |cloud, page| cloud.list_droplets(kind, page), is_it)?;
+            if found.is_some() {
+                return Ok(found);
+            }
+        }
+        Ok(None)
+    }
+
+    /// Looks for an entry of a list. When the list becomes shorter while its pages are read, an entry can slip from one page
+    /// to the one before it, so it is read again then.
+    fn find_listed<T>(
+        &self,
+        doing: &str,
+        fetch: impl Fn(&Cloud, Page) -> ApiResult<Listed<T>>,
+        is_wanted: impl Fn(&T) -> bool,
+    ) -> Result<Option<T>> {
+        let mut pauses = self.pauses();
+        loop {
+            let mut totals = Vec::new();
+            let read = |page| {
+                let listed = self.ask(doing, Error::api(doing), |cloud| fetch(cloud, page))?;
+                totals.push(listed.total);
+                Ok::<_, Error>(listed)
+            };
+            let found = every_page(read, &is_wanted)?.into_iter().next();
+            if found.is_some() || totals.windows(2).all(|pair| pair.first() == pair.last()) {
+                return Ok(found);
+            }
+            self.pause(pauses.next_pause(), doing, &"the list changes while it is read")?;
+        }
+    }
+
+    /// Asks until there is an answer, of which "not found" is one.
+    fn look<T>(&self, doing: &str, question: impl Fn(&Cloud) -> ApiResult<T>) -> Result<Option<T>> {
+        match self.ask(doing, Error::api(doing), question) {
+            Ok(found) => Ok(Some(found)),
+            Err(Error::Api { source, .. }) if plan_verdict(&source) == Verdict::Missing => Ok(None),
+            Err(err) => Err(err),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_found_nowhere_is_gone_unless_the_token_does_not_see_the_droplet_it_is_used_on() {
+        let table = [
+            (OwnDroplet::Seen, GonePlan::Believe),
+            (OwnDroplet::Unknown, GonePlan::Believe),
+            (OwnDroplet::Unseen, GonePlan::OtherAccount),
+        ];
+        for (own, want) in table {
+            assert_eq!(plan_gone(own), want, "{own:?}");
+        }
+    }
+}

@@ -1,0 +1,340 @@
+//! Whose a volume or a snapshot is, and what may be done to what is not this plugin's.
+//!
+//! Owns the marks and the rules that follow from them. An account holds more than one cluster's volumes, and names are
+//! typed by people, so a name proves nothing. What does:
+//!
+//! - that a CSI driver made a volume, its description: both this driver and the official one write the same beginning, in
+//!   the create itself, and DigitalOcean offers no way to change it;
+//! - for which cluster, the owner's name (`--do-tag`): in that description, where this driver writes it, and as a tag, which
+//!   the official driver puts on too. A tag can be put on by people, which is how a volume is handed over;
+//! - a snapshot has no description, so this driver marks it by a tag. The official driver leaves no mark on one but its
+//!   `--do-tag`.
+//!
+//! No moment passes between a create and its mark, so a plugin that is killed knows its own volume again.
+
+use super::describe::{Made, made_by};
+use crate::cloud::snapshot::Snapshot;
+use crate::cloud::tag::Tag;
+use crate::cloud::volume::Volume;
+use crate::error::{Error, Result};
+
+/// The tag of a snapshot that this driver took: alone, or with the owner's name behind a colon.
+const SNAPSHOT_MARK: &str = "do-csi";
+/// What the tags of Kubernetes clusters begin with that DigitalOcean runs.
+///
+/// Source: `digitalocean-cloud-controller-manager` pull 178, and `csi-digitalocean` `driver_test.go`.
+const KUBERNETES: &str = "k8s:";
+/// What Kubernetes' snapshotter calls a snapshot, before a UUID that nobody else could have thought of.
+const SNAPSHOTTER: &str = "snapshot-";
+
+/// Whose something is, as far as its marks tell.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Claim {
+    /// A CSI driver made it, for this plugin's owner.
+    Ours,
+    /// A CSI driver made it, and no owner's mark is on it. It may have tags that mean nothing to this plugin.
+    Unclaimed {
+        /// Its tags.
+        tags: Vec<String>,
+    },
+    /// No CSI driver made it: it is Terraform's, or was made in the control panel.
+    Unmarked,
+    /// Another owner's mark is on it.
+    Foreign(String),
+}
+
+/// The owner that this plugin works for; none: every volume that no owner's mark is on is its own.
+#[derive(Debug, Clone)]
+pub(super) struct Owner(Option<Tag>);
+
+/// Decides whose something is. `made` is `None` for what no CSI driver made.
+fn plan_claim(made: Option<&Made>, tags: &[String], own: Option<&Tag>) -> Claim {
+    let is_own = |name: &str| own.is_some_and(|own| own.is(name));
+    if tags.iter().any(|tag| is_own(tag)) {
+        return if made.is_some() { Claim::Ours } else { Claim::Unmarked };
+    }
+    let by_maker = made.and_then(|made| made.owner.as_deref());
+    match by_maker {
+        Some(owner) if is_own(owner) => return Claim::Ours,
+        Some(owner) => return Claim::Foreign(owner.to_owned()),
+        None => {}
+    }
+    match (tags.iter().find(|tag| tag.starts_with(KUBERNETES)), made) {
+        (Some(cluster), _) => Claim::Foreign(cluster.clone()),
+        (None, Some(_)) => Claim::Unclaimed { tags: tags.to_vec() },
+        (None, None) => Claim::Unmarked,
+    }
+}
+
+/// Why something is not adopted by its name; none: it may be.
+fn plan_adoption(claim: &Claim, own: Option<&Tag>) -> Option<String> {
+    match (claim, own) {
+        (Claim::Ours, _) | (Claim::Unclaimed { .. }, None) => None,
+        (Claim::Unclaimed { tags }, Some(own)) => Some(unclaimed(tags, own)),
+        (Claim::Unmarked, _) => Some("it carries no mark of a CSI driver".to_owned()),
+        (Claim::Foreign(owner), _) => Some(foreign(owner, own)),
+    }
+}
+
+/// Why a volume is not deleted; none: it may be. A volume from before the owner had a name has no tags, most likely.
+fn plan_deletion(claim: &Claim, own: Option<&Tag>) -> Option<String> {
+    match (claim, own) {
+        (Claim::Ours, _) | (Claim::Unclaimed { .. }, None) => None,
+        (Claim::Unclaimed { tags }, Some(_)) if tags.is_empty() => None,
+        (Claim::Unclaimed { tags }, Some(own)) => Some(unclaimed(tags, own)),
+        (Claim::Unmarked, _) => Some("no CSI driver has made it".to_owned()),
+        (Claim::Foreign(owner), _) => Some(foreign(owner, own)),
+    }
+}
+
+/// Why something is not changed, or a snapshot not deleted; none: it may be. Who registers a volume, or names a snapshot's
+/// id, means it.
+fn plan_change(claim: &Claim, own: Option<&Tag>) -> Option<String> {
+    match claim {
+        Claim::Ours | Claim::Unclaimed { .. } | Claim::Unmarked => None,
+        Claim::Foreign(owner) => Some(foreign(owner, own)),
+    }
+}
+
+fn foreign(owner: &str, own: Option<&Tag>) -> String {
+    match own {
+        Some(own) => format!("it is {owner:?}'s, and this plugin works for {:?} (--do-tag)", own.as_str()),
+        None => format!("it is {owner:?}'s, and this plugin has no --do-tag"),
+    }
+}
+
+fn unclaimed(tags: &[String], own: &Tag) -> String {
+    let own = own.as_str();
+    match tags {
+        [] => format!("a CSI driver has made it, but not for {own:?} (--do-tag)"),
+        [_, ..] => format!("its tags ({}) do not name {own:?} (--do-tag)", tags.join(", ")),
+    }
+}
+
+impl Owner {
+    /// The owner of this name.
+    pub(super) fn new(tag: Option<Tag>) -> Owner {
+        Owner(tag)
+    }
+
+    /// The tag that says so.
+    pub(super) fn tag(&self) -> Option<&Tag> {
+        self.0.as_ref()
+    }
+
+    /// The owner's name.
+    pub(super) fn name(&self) -> Option<&str> {
+        self.tag().map(Tag::as_str)
+    }
+
+    /// The tags of a snapshot that this plugin takes: the owner's, as the official driver puts it on, and this driver's own.
+    pub(super) fn snapshot_tags(&self) -> Vec<Tag> {
+        self.tag().cloned().into_iter().chain(self.snapshot_mark()).collect()
+    }
+
+    /// This driver's own mark on a snapshot; none for a name so long that no tag can hold it.
+    pub(super) fn snapshot_mark(&self) -> Option<Tag> {
+        match self.name() {
+            Some(name) => Tag::parse(&format!("{SNAPSHOT_MARK}:{name}")),
+            None => Tag::parse(SNAPSHOT_MARK),
+        }
+        .ok()
+    }
+
+    /// Whose a volume is.
+    pub(super) fn claim(&self, volume: &Volume) -> Claim {
+        plan_claim(made_by(&volume.description).as_ref(), &volume.tags, self.tag())
+    }
+
+    /// Whether another owner's mark is on a volume.
+    pub(super) fn is_foreign(&self, volume: &Volume) -> bool {
+        matches!(self.claim(volume), Claim::Foreign(_))
+    }
+
+    /// Whose a snapshot is.
+    pub(super) fn claim_snapshot(&self, snapshot: &Snapshot) -> Claim {
+        // The official driver's only mark is the owner's tag.
+        let is_owners = self.tag().is_some_and(|own| snapshot.tags.iter().any(|tag| own.is(tag)));
+        let made = taken_by(snapshot).or_else(|| is_owners.then_some(Made { owner: None }));
+        plan_claim(made.as_ref(), &snapshot.tags, self.tag())
+    }
+
+    /// Sees that a volume of the name that was asked for may be taken for the one that an earlier call made.
+    ///
+    /// # Errors
+    /// [`Error::NotAdopted`].
+    pub(super) fn check_adoption(&self, volume: &Volume) -> Result<()> {
+        let Some(why) = plan_adoption(&self.claim(volume), self.tag()) else { return Ok(()) };
+        let (name, id) = (&volume.name, &volume.id);
+        let cure = format!(
+            "to use it here, register it instead (`nomad volume register`, with external_id = \"{id}\"); to have a volume \
+             of your own, choose another name"
+        );
+        Err(Error::NotAdopted { thing: format!("volume {name} ({id})"), why, cure })
+    }
+
+    /// The same for a snapshot. One that Kubernetes named is known by that name alone.
+    ///
+    /// # Errors
+    /// [`Error::NotAdopted`].
+    pub(super) fn check_snapshot_adoption(&self, snapshot: &Snapshot) -> Result<()> {
+        let claim = self.claim_snapshot(snapshot);
+        if is_snapshotters(&snapshot.name) && !matches!(claim, Claim::Foreign(_)) {
+            return Ok(());
+        }
+        let Some(why) = plan_adoption(&claim, self.tag()) else { return Ok(()) };
+        let cure = format!(
+            "it was taken at {} and can be restored by its id; to take another one, choose another name",
+            snapshot.created_at
+        );
+        Err(Error::NotAdopted { thing: shown(snapshot), why, cure })
+    }
+
+    /// Sees that a volume may be deleted.
+    ///
+    /// # Errors
+    /// [`Error::NotOurs`].
+    pub(super) fn check_deletion(&self, volume: &Volume) -> Result<()> {
+        let claim = self.claim(volume);
+        let Some(why) = plan_deletion(&claim, self.tag()) else { return Ok(()) };
+        let id = &volume.id;
+        let cure = match claim {
+            Claim::Unmarked => format!(
+                "`nomad volume deregister` makes Nomad forget it; delete it where it was made (`terraform destroy`), or by \
+                 `doctl compute volume delete {id}`"
+            ),
+            Claim::Ours | Claim::Unclaimed { .. } | Claim::Foreign(_) => self.cure(&format!("do:volume:{id}")),
+        };
+        Err(not_ours(volume, "deleted", why, cure))
+    }
+
+    /// Sees that a volume may be changed; `done` says what is not done otherwise, as a participle.
+    ///
+    /// # Errors
+    /// [`Error::NotOurs`].
+    pub(super) fn check_change(&self, volume: &Volume, done: &str) -> Result<()> {
+        let Some(why) = plan_change(&self.claim(volume), self.tag()) else { return Ok(()) };
+        Err(not_ours(volume, done, why, self.cure(&format!("do:volume:{}", volume.id))))
+    }
+
+    /// Sees that a snapshot may be deleted. One without a mark may: the official driver leaves none.
+    ///
+    /// # Errors
+    /// [`Error::NotOurs`].
+    pub(super) fn check_snapshot_deletion(&self, snapshot: &Snapshot) -> Result<()> {
+        let Some(why) = plan_change(&self.claim_snapshot(snapshot), self.tag()) else { return Ok(()) };
+        let cure = self.cure(&format!("do:volumesnapshot:{}", snapshot.id));
+        Err(Error::NotOurs { thing: shown(snapshot), done: "deleted".to_owned(), why, cure })
+    }
+
+    /// How to hand something over to this plugin's owner.
+    fn cure(&self, resource: &str) -> String {
+        match self.name() {
+            Some(own) => format!(
+                "if it is to be this cluster's, put that tag on it (`doctl compute tag apply {own} --resource {resource}`) \
+                 and try again"
+            ),
+            None => {
+                "ask the plugin of that cluster, or start this one with that --do-tag if they are the same".to_owned()
+            }
+        }
+    }
+}
+
+fn not_ours(volume: &Volume, done: &str, why: String, cure: String) -> Error {
+    let thing = format!("volume {} ({})", volume.name, volume.id);
+    Error::NotOurs { thing, done: done.to_owned(), why, cure }
+}
+
+fn shown(snapshot: &Snapshot) -> String {
+    format!("snapshot {} ({})", snapshot.name, snapshot.id)
+}
+
+/// For whom this driver took a snapshot; none: its mark is not on it.
+fn taken_by(snapshot: &Snapshot) -> Option<Made> {
+    let mark = |tag: &String| match tag.strip_prefix(SNAPSHOT_MARK) {
+        Some("") => Some(Made { owner: None }),
+        Some(rest) => rest.strip_prefix(':').map(|owner| Made { owner: Some(owner.to_owned()) }),
+        None => None,
+    };
+    snapshot.tags.iter().find_map(mark)
+}
+
+/// Whether a name is of Kubernetes' snapshotter: what it made is its own, as nobody else can have chosen that name.
+fn is_snapshotters(name: &str) -> bool {
+    name.strip_prefix(SNAPSHOTTER).is_some_and(|uuid| crate::id::SnapshotId::parse(uuid).is_ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tags(names: &[&str]) -> Vec<String> {
+        names.iter().map(|name| (*name).to_owned()).collect()
+    }
+
+    #[test]
+    fn whose_a_thing_is_follows_from_who_made_it_and_its_tags() {
+        let own = Tag::parse("a").unwrap();
+        let by = |owner: Option<&str>| Some(Made { owner: owner.map(str::to_owned) });
+        let unclaimed = |names: &[&str]| Claim::Unclaimed { tags: tags(names) };
+        let foreign = |owner: &str| Claim::Foreign(owner.to_owned());
+        let table = [
+            (None, &[][..], Claim::Unmarked, Claim::Unmarked),
+            (None, &["x"], Claim::Unmarked, Claim::Unmarked),
+            // Attached by the plugin, which puts the tag on, and made by Terraform.
+            (None, &["a"], Claim::Unmarked, Claim::Unmarked),
+            (None, &["k8s:b"], foreign("k8s:b"), foreign("k8s:b")),
+            (None, &["k8s:b", "a"], Claim::Unmarked, foreign("k8s:b")),
+            (by(None), &[], unclaimed(&[]), unclaimed(&[])),
+            (by(None), &["x"], unclaimed(&["x"]), unclaimed(&["x"])),
+            (by(None), &["x", "A"], Claim::Ours, unclaimed(&["x", "A"])),
+            (by(None), &["k8s:b"], foreign("k8s:b"), foreign("k8s:b")),
+            (by(None), &["k8s:b", "a"], Claim::Ours, foreign("k8s:b")),
+            (by(Some("a")), &[], Claim::Ours, foreign("a")),
+            (by(Some("A")), &["x"], Claim::Ours, foreign("A")),
+            (by(Some("b")), &[], foreign("b"), foreign("b")),
+            (by(Some("b")), &["b"], foreign("b"), foreign("b")),
+            // Handed over.
+            (by(Some("b")), &["b", "a"], Claim::Ours, foreign("b")),
+        ];
+        for (made, names, with_owner, without) in table {
+            let shown = format!("{made:?} {names:?}");
+            assert_eq!(plan_claim(made.as_ref(), &tags(names), Some(&own)), with_owner, "{shown}");
+            assert_eq!(plan_claim(made.as_ref(), &tags(names), None), without, "{shown}");
+        }
+    }
+
+    #[test]
+    fn what_may_be_done_follows_from_whose_a_thing_is() {
+        let own = Tag::parse("a").unwrap();
+        let untagged = Claim::Unclaimed { tags: Vec::new() };
+        let tagged = Claim::Unclaimed { tags: tags(&["x"]) };
+        // May it be adopted, deleted, changed: by a plugin with an owner, and by one without.
+        let table = [
+            (Claim::Ours, [true, true, true], [true, true, true]),
+            (untagged, [false, true, true], [true, true, true]),
+            (tagged, [false, false, true], [true, true, true]),
+            (Claim::Unmarked, [false, false, true], [false, false, true]),
+            (Claim::Foreign("b".to_owned()), [false, false, false], [false, false, false]),
+        ];
+        for (claim, with_owner, without) in table {
+            let may = |own| {
+                [plan_adoption(&claim, own), plan_deletion(&claim, own), plan_change(&claim, own)]
+                    .map(|refusal| refusal.is_none())
+            };
+            assert_eq!(may(Some(&own)), with_owner, "{claim:?}");
+            assert_eq!(may(None), without, "{claim:?}");
+        }
+    }
+
+    #[test]
+    fn a_snapshots_mark_is_a_tag_with_the_owners_name() {
+        let owner = |name: &str| Owner::new(Some(Tag::parse(name).unwrap()));
+        assert_eq!(owner("k8s:a").snapshot_mark(), Tag::parse("do-csi:k8s:a").ok());
+        assert_eq!(Owner::new(None).snapshot_mark(), Tag::parse("do-csi").ok());
+        assert_eq!(owner(&"x".repeat(255)).snapshot_mark(), None);
+        let official = "snapshot-8eb4d51a-8f02-11f0-bdcd-0a58ac14d1e2";
+        assert!(is_snapshotters(official) && !is_snapshotters("snapshot-1") && !is_snapshotters("nightly"));
+    }
+}
