@@ -210,7 +210,7 @@ compiler:
 
 # The file systems' tools, which the plugin looks for when it starts, and what the simulated cloud makes disks with.
 disk-tools:
-	@$(call need,blkid:util-linux blockdev:util-linux losetup:mount mke2fs:e2fsprogs mkfs.xfs:xfsprogs mkfs.btrfs:btrfs-progs cryptsetup:cryptsetup-bin)
+	@$(call need,blkid:util-linux blockdev:util-linux losetup:mount mke2fs:e2fsprogs mkfs.xfs:xfsprogs mkfs.btrfs:btrfs-progs cryptsetup:cryptsetup-bin strace:strace)
 
 # Installed by its version from source, checked by Go's own sums. One that is found has to be that version too, which Go
 # writes into its programs; csi-sanity itself says "(dev)".

@@ -29,6 +29,8 @@
 //! - The node side never talks to DigitalOcean's API, and the controller side never touches a disk.
 //! - Nothing is kept on disk: every call starts from what DigitalOcean, the mount table and the disk say.
 //! - A disk is formatted only when it has been read and is blank; what is not known is never taken for blank.
+//! - What cannot be read is never taken for absent (`host/presence.rs`), and no mount that is in use is torn away before two
+//!   looks agree that it is dead (`host/liveness.rs`).
 //! - No error text is ever taken for success.
 //! - Ending the program unmounts and detaches nothing.
 

@@ -19,9 +19,11 @@ use crate::cloud::quota::Quota;
 use crate::cloud::token::Token;
 use crate::config::{self, Config, Mode};
 use crate::controller::Controller;
+use crate::error::Chain;
 use crate::health;
 use crate::host::mountable::observe_abilities;
 use crate::host::run::{SystemRunner, find_tools};
+use crate::host::sysfs::check_is_sysfs;
 use crate::logging;
 use crate::node::Node;
 use crate::own_droplet::OwnDroplet;
@@ -125,6 +127,7 @@ fn services(config: &Arc<Config>, token: Option<Token>, own_droplet: &Arc<OwnDro
         warn!("--debug-addr has no effect: health is that of the controller service, which is not offered");
     }
     if config.mode.has_node() {
+        check_is_sysfs(&config.sys_dir).map_err(|err| format!("--sys-dir: {}", Chain(&err)))?;
         let tools = find_tools().map_err(|missing| missing.to_string())?;
         info!("this droplet has {} encrypted_volumes={}", observe_abilities(), tools.can_encrypt());
         let node = Arc::new(Node::new(config, Box::new(SystemRunner::new(tools))));

@@ -14,6 +14,7 @@ use nix::fcntl::{Flock, FlockArg, OFlag};
 use super::busy::{is_busy, or_in_use, retry_while_busy};
 use super::identity::Identity;
 use super::mountinfo::DeviceNumber;
+use super::presence::observe_is_there;
 use super::sysfs::{is_going, read_attribute};
 use crate::error::{Error, Result};
 use crate::id::VolumeName;
@@ -84,7 +85,7 @@ pub(super) struct Traits {
     /// What the kernel says of a SCSI disk: `running`, `offline`.
     pub(super) state: Option<String>,
     /// A number that no other disk gets until the next boot, even one of the same name; since Linux 5.15.
-    sequence: Option<u64>,
+    sequence: Option<String>,
 }
 
 impl Traits {
@@ -94,7 +95,7 @@ impl Traits {
             identity: Identity::read(sysfs)?,
             is_partition: read_attribute(&sysfs.join("partition"))?.is_some(),
             state: read_attribute(&sysfs.join("device/state"))?,
-            sequence: read_attribute(&sysfs.join("diskseq"))?.and_then(|text| text.parse().ok()),
+            sequence: read_attribute(&sysfs.join("diskseq"))?,
         })
     }
 
@@ -245,7 +246,7 @@ impl Device {
         if !opened.file_type().is_block_device() || DeviceNumber::from_raw(opened.rdev()) != self.number {
             return Err(self.changed("its device node now belongs to another disk"));
         }
-        if !self.sysfs.exists() {
+        if !observe_is_there(&self.sysfs)? {
             return Err(self.changed("sysfs does not show it any more"));
         }
         let now = Traits::read(&self.sysfs)
@@ -277,15 +278,15 @@ mod tests {
 
     #[test]
     fn a_disk_is_the_same_while_all_that_makes_it_that_disk_is() {
-        let state = |state: Option<&str>| state.map(str::to_owned);
-        let was = Traits { state: state(Some("running")), sequence: Some(7), ..Traits::default() };
+        let text = |text: &str| Some(text.to_owned());
+        let was = Traits { state: text("running"), sequence: text("7"), ..Traits::default() };
         assert_eq!(was.difference(&was), None);
         let changed = [
-            (Traits { sequence: Some(8), ..was.clone() }, "sequence"),
+            (Traits { sequence: text("8"), ..was.clone() }, "sequence"),
             (Traits { sequence: None, ..was.clone() }, "sequence"),
             (Traits { is_partition: true, ..was.clone() }, "another one"),
             (Traits { identity: Identity::fake("other"), ..was.clone() }, "another one"),
-            (Traits { state: state(Some("offline")), ..was.clone() }, "offline"),
+            (Traits { state: text("offline"), ..was.clone() }, "offline"),
             (Traits { state: None, ..was.clone() }, "no state any more"),
         ];
         for (now, words) in changed {
@@ -294,6 +295,6 @@ mod tests {
         // A loop device has no state and no identity; one that gets a state is still judged by it.
         let bare = Traits::default();
         assert_eq!(bare.difference(&bare), None);
-        assert!(Traits { state: state(Some("blocked")), ..bare.clone() }.difference(&bare).is_some());
+        assert!(Traits { state: text("blocked"), ..bare.clone() }.difference(&bare).is_some());
     }
 }

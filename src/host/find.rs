@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use super::device::{Device, DevicePlaces, Traits};
 use super::identity::{Identity, Proof};
 use super::mountinfo::DeviceNumber;
+use super::presence::{observe_if_there, observe_is_there, observe_metadata, observe_names, observe_real};
 use super::sysfs::{is_going, read_attribute};
 use crate::error::{Chain, Error, Result};
 use crate::id::VolumeName;
@@ -92,10 +93,10 @@ impl fmt::Display for Sighting {
 /// `size` is what the cloud says, when known; a larger disk is right too, as it may have been resized since.
 ///
 /// # Errors
-/// [`Error::Io`] when something that is there cannot be read, and no disk carries the name.
+/// [`Error::Io`] when something that is there cannot be read, and the choice could depend on it.
 pub fn observe_device(places: &DevicePlaces, volume: &VolumeName, size: Option<Gib>) -> Result<Sighting> {
     let look = Looker { places, volume, size };
-    let mut names = disks_named(places, volume)?;
+    let Named { mut names, unread } = disks_named(places, volume)?;
     let linked = match look.by_link() {
         Ok(linked) => linked,
         // The link may be stale, and then what it leads to has nothing to do with the volume.
@@ -106,17 +107,20 @@ pub fn observe_device(places: &DevicePlaces, volume: &VolumeName, size: Option<G
         }
         Err(err) => return Err(err),
     };
-    let is_linked = |name: &String| linked.number.is_some() && linked.number == look.listed_number(name);
-    let by_name = match names.as_slice() {
-        [] => ByName::Nobody,
-        [one] if is_linked(one) => ByName::TheLinks,
-        [_] => ByName::Another,
-        [_, _, ..] => ByName::Several,
+    let is_linked =
+        |name: &str| -> Result<bool> { Ok(linked.number.is_some() && linked.number == look.listed_number(name)?) };
+    let by_name = match (names.as_slice(), &unread) {
+        ([], None) => ByName::Nobody,
+        ([], Some(_)) => ByName::Unread,
+        ([one], _) if is_linked(one)? => ByName::TheLinks,
+        ([_], _) => ByName::Another,
+        ([_, _, ..], _) => ByName::Several,
     };
-    match (plan_choice(linked.by_link, by_name), names.pop()) {
-        (Choice::ByName, Some(name)) => Ok(look.by_name(&name)?.sighting),
-        (Choice::ByLink, _) | (Choice::ByName, None) => Ok(linked.sighting),
-        (Choice::Neither, _) => Ok(Sighting::OtherVolume {
+    match (plan_choice(linked.by_link, by_name), names.pop(), unread) {
+        (Choice::ByName, Some(name), _) => Ok(look.by_name(&name)?.sighting),
+        (Choice::Unclear, _, Some(err)) => Err(err),
+        (Choice::ByLink, _, _) | (Choice::ByName, None, _) => Ok(linked.sighting),
+        (Choice::Neither, _, _) | (Choice::Unclear, _, None) => Ok(Sighting::OtherVolume {
             path: places.link(volume),
             found: format!("several disks carry the name {volume}, and none can be told to be the right one"),
         }),
@@ -149,6 +153,8 @@ enum ByName {
     Another,
     /// More than one.
     Several,
+    /// None of those that could be read, and one could not be.
+    Unread,
 }
 
 /// Which disk is judged.
@@ -160,12 +166,14 @@ enum Choice {
     ByName,
     /// None: they contradict each other.
     Neither,
+    /// None: a disk that cannot be read may be the volume, and the one that the link leads to need not be.
+    Unclear,
 }
 
 /// Decides between the disk that udev linked and the one that carries the name. Pure.
 ///
-/// A link may be stale, so it counts only as long as no other disk carries the name. A linked disk that carries the name was
-/// looked at already.
+/// A link may be stale, so it counts only as long as no other disk carries the name, or could. A linked disk that carries the
+/// name was looked at already.
 fn plan_choice(by_link: ByLink, by_name: ByName) -> Choice {
     match (by_link, by_name) {
         (ByLink::Nowhere | ByLink::Other | ByLink::Silent | ByLink::Compatible | ByLink::Same, ByName::Several)
@@ -173,7 +181,9 @@ fn plan_choice(by_link: ByLink, by_name: ByName) -> Choice {
         (ByLink::Nowhere | ByLink::Other | ByLink::Silent | ByLink::Compatible, ByName::Another | ByName::TheLinks) => {
             Choice::ByName
         }
+        (ByLink::Silent | ByLink::Compatible, ByName::Unread) => Choice::Unclear,
         (ByLink::Same, ByName::TheLinks)
+        | (ByLink::Nowhere | ByLink::Other | ByLink::Same, ByName::Unread)
         | (ByLink::Nowhere | ByLink::Other | ByLink::Silent | ByLink::Compatible | ByLink::Same, ByName::Nobody) => {
             Choice::ByLink
         }
@@ -264,11 +274,7 @@ pub fn rescan_or_warn(guard: &VolumeGuard, device: &Device) {
 /// Source: `store_rescan_field` in the kernel's `drivers/scsi/scsi_sysfs.c`.
 fn apply_rescan(_guard: &VolumeGuard, device: &Device) -> Result<()> {
     let file = device.sysfs.join("device/rescan");
-    match std::fs::write(&file, "1") {
-        Ok(()) => Ok(()),
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(Error::io("rescanning", file)(error)),
-    }
+    observe_if_there("rescanning", &file, || std::fs::write(&file, "1")).map(|_| ())
 }
 
 /// What was seen of one disk.
@@ -297,19 +303,21 @@ impl Looker<'_> {
     fn by_link(&self) -> Result<Look> {
         let link = self.places.link(self.volume);
         let missing = |link: PathBuf| Ok(Look::nowhere(link.clone(), Sighting::Missing { link }));
-        match std::fs::canonicalize(&link) {
-            Ok(path) => self.at(path),
+        match observe_real(&link) {
+            Ok(Some(path)) => self.at(path),
+            Ok(None) => missing(link),
             // A name too long for a file name is a link that cannot exist; the disk may.
-            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::InvalidFilename) => missing(link),
-            Err(error) => Err(Error::io("resolving", link)(error)),
+            Err(Error::Io { source, .. }) if source.kind() == ErrorKind::InvalidFilename => missing(link),
+            Err(err) => Err(err),
         }
     }
 
     /// Looks at the disk that sysfs calls by a name; its node of that name must be the same disk's.
     fn by_name(&self, kernel_name: &str) -> Result<Look> {
         let look = self.at(self.places.nodes.join(kernel_name))?;
-        let listed = self.listed_number(kernel_name);
-        let is_same = std::fs::metadata(&look.path).is_ok_and(|node| listed == Some(number_of(&node)));
+        let listed = self.listed_number(kernel_name)?;
+        let node = observe_metadata(&look.path)?;
+        let is_same = node.is_some_and(|node| listed == Some(number_of(&node)));
         let state = match (&look.sighting, look.by_link, is_same) {
             (_, ByLink::Same, true) => return Ok(look),
             (Sighting::Missing { .. }, _, _) => "in sysfs, but without a device node",
@@ -321,40 +329,37 @@ impl Looker<'_> {
     }
 
     /// The number that sysfs lists for a disk; `None` also while the disk goes away.
-    fn listed_number(&self, kernel_name: &str) -> Option<DeviceNumber> {
-        let listed = read_attribute(&self.places.sysfs.join("block").join(kernel_name).join("dev"));
-        listed.ok().flatten().and_then(|text| DeviceNumber::parse(&text))
+    fn listed_number(&self, kernel_name: &str) -> Result<Option<DeviceNumber>> {
+        match read_attribute(&self.places.sysfs.join("block").join(kernel_name).join("dev")) {
+            Ok(listed) => Ok(listed.and_then(|text| DeviceNumber::parse(&text))),
+            Err(err) if is_going(&err) => Ok(None),
+            Err(err) => Err(err),
+        }
     }
 
     fn by_number(&self, number: DeviceNumber) -> Result<Sighting> {
         let link = self.places.sysfs.join(format!("dev/block/{number}"));
-        let folder = match std::fs::canonicalize(&link) {
-            Ok(folder) => folder,
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Sighting::Missing { link }),
-            Err(error) => return Err(Error::io("resolving", link)(error)),
-        };
-        let Some(name) = folder.file_name() else { return Ok(Sighting::Missing { link }) };
+        let folder = observe_real(&link)?;
+        let Some(name) = folder.as_deref().and_then(Path::file_name) else { return Ok(Sighting::Missing { link }) };
         let path = self.places.nodes.join(name);
-        match OpenedDisk::open(self.places, &path)? {
-            Some(disk) if disk.number == number => match Traits::read(&disk.sysfs) {
+        match AtNode::open(self.places, &path)? {
+            AtNode::Disk(disk) if disk.number == number => match Traits::read(&disk.sysfs) {
                 Ok(traits) => Ok(self.judge(disk, traits)),
                 Err(err) => going(path, err),
             },
-            Some(_) | None => Ok(Sighting::Missing { link }),
+            AtNode::Disk(_) | AtNode::Nothing | AtNode::NoDisk => Ok(Sighting::Missing { link }),
         }
     }
 
     /// Looks at the disk of a device node: it is opened first, and what it says is read while it is held open.
     fn at(&self, path: PathBuf) -> Result<Look> {
-        let Some(disk) = OpenedDisk::open(self.places, &path)? else {
-            let sighting = if path.exists() {
-                Sighting::NotABlockDevice { path: path.clone() }
-            } else {
-                Sighting::Missing { link: path.clone() }
-            };
-            return Ok(Look::nowhere(path, sighting));
+        let nowhere = |sighting| Ok(Look::nowhere(path.clone(), sighting));
+        let disk = match AtNode::open(self.places, &path)? {
+            AtNode::Disk(disk) => disk,
+            AtNode::Nothing => return nowhere(Sighting::Missing { link: path.clone() }),
+            AtNode::NoDisk => return nowhere(Sighting::NotABlockDevice { path: path.clone() }),
         };
-        if !disk.sysfs.exists() {
+        if !observe_is_there(&disk.sysfs)? {
             // Every disk has its place there. Where it cannot be seen, nor can what the disk says of itself.
             let state = format!("without a place in {}", self.places.sysfs.display());
             return Ok(Look::nowhere(path.clone(), Sighting::NotRunning { path, state }));
@@ -400,6 +405,16 @@ impl Looker<'_> {
     }
 }
 
+/// What is at the path of a device node.
+enum AtNode {
+    /// Nothing.
+    Nothing,
+    /// Something that is no block device.
+    NoDisk,
+    /// A block device.
+    Disk(OpenedDisk),
+}
+
 /// A block device with its node held open, so that its number stays its own; or the reason why it does not open.
 struct OpenedDisk {
     path: PathBuf,
@@ -408,23 +423,18 @@ struct OpenedDisk {
     file: std::io::Result<File>,
 }
 
-impl OpenedDisk {
-    /// `None` when there is no block device.
-    fn open(places: &DevicePlaces, path: &Path) -> Result<Option<OpenedDisk>> {
-        let node = match std::fs::metadata(path) {
-            Ok(node) => node,
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(Error::io("examining", path)(error)),
-        };
+impl AtNode {
+    fn open(places: &DevicePlaces, path: &Path) -> Result<AtNode> {
+        let Some(node) = observe_metadata(path)? else { return Ok(AtNode::Nothing) };
         if !node.file_type().is_block_device() {
-            return Ok(None);
+            return Ok(AtNode::NoDisk);
         }
         let file = File::open(path);
         // By what was opened, not by what was there before.
         let opened = file.as_ref().ok().map(File::metadata).transpose().map_err(Error::io("examining", path))?;
         let number = number_of(opened.as_ref().unwrap_or(&node));
         let sysfs = places.sysfs.join(format!("dev/block/{number}"));
-        Ok(Some(OpenedDisk { path: path.to_owned(), number, sysfs, file }))
+        Ok(AtNode::Disk(OpenedDisk { path: path.to_owned(), number, sysfs, file }))
     }
 }
 
@@ -441,29 +451,40 @@ fn going(path: PathBuf, err: Error) -> Result<Sighting> {
 /// list them, none is taken for one.
 ///
 /// Source: `virtual_device_parent` in the kernel's `drivers/base/core.c`.
-fn virtual_disks(sysfs: &Path) -> HashSet<OsString> {
-    let listed = std::fs::read_dir(sysfs.join("devices/virtual/block"));
-    listed.into_iter().flatten().flatten().map(|entry| entry.file_name()).collect()
+fn virtual_disks(sysfs: &Path) -> Result<HashSet<OsString>> {
+    let listed = observe_names(&sysfs.join("devices/virtual/block"))?;
+    Ok(listed.unwrap_or_default().into_iter().collect())
 }
 
-/// The kernel names of all disks that carry this volume's name, in order.
-fn disks_named(places: &DevicePlaces, volume: &VolumeName) -> Result<Vec<String>> {
+/// The disks that carry a volume's name.
+struct Named {
+    /// Their kernel names, in order.
+    names: Vec<String>,
+    /// Why a disk could not be read that may be one of them.
+    unread: Option<Error>,
+}
+
+fn disks_named(places: &DevicePlaces, volume: &VolumeName) -> Result<Named> {
     let folder = places.sysfs.join("block");
-    let without_hardware = virtual_disks(&places.sysfs);
-    let mut found = Vec::new();
-    for entry in std::fs::read_dir(&folder).map_err(Error::io("listing", &folder))? {
-        let name = entry.map_err(Error::io("listing", &folder))?.file_name();
+    let without_hardware = virtual_disks(&places.sysfs)?;
+    let mut found = Named { names: Vec::new(), unread: None };
+    let not_there = || Error::io("listing", &folder)(ErrorKind::NotFound.into());
+    for name in observe_names(&folder)?.ok_or_else(not_there)? {
         if without_hardware.contains(&name) {
             continue;
         }
         match Identity::read(&folder.join(&name)).map(|identity| identity.proves(volume)) {
-            Ok(Proof::Same) => found.extend(name.into_string().ok()),
+            Ok(Proof::Same) => found.names.push(name.to_string_lossy().into_owned()),
             Ok(Proof::Other(_) | Proof::Compatible | Proof::Silent) => {}
-            // One disk that cannot be read, or goes away, says nothing of the others.
-            Err(err) => log::debug!("passed over in the search for volume {volume}: {}", Chain(&err)),
+            // A disk that goes away is not the one that is looked for.
+            Err(err) if is_going(&err) => {}
+            // One disk that cannot be read says nothing of the others.
+            Err(err) => {
+                log::debug!("passed over in the search for volume {volume}: {}", Chain(&err));
+                found.unread = Some(err);
+            }
         }
     }
-    found.sort();
     Ok(found)
 }
 
@@ -474,15 +495,15 @@ mod tests {
     #[test]
     fn the_choice_between_the_link_and_the_name_in_full() {
         use ByLink::{Compatible, Nowhere, Other, Same, Silent};
-        use ByName::{Another, Nobody, Several, TheLinks};
-        let (link, name, neither) = (Choice::ByLink, Choice::ByName, Choice::Neither);
-        let by_name = [Nobody, TheLinks, Another, Several];
+        use ByName::{Another, Nobody, Several, TheLinks, Unread};
+        let (link, name, neither, unclear) = (Choice::ByLink, Choice::ByName, Choice::Neither, Choice::Unclear);
+        let by_name = [Nobody, TheLinks, Another, Several, Unread];
         let table = [
-            (Nowhere, [link, name, name, neither]),
-            (Other, [link, name, name, neither]),
-            (Silent, [link, name, name, neither]),
-            (Compatible, [link, name, name, neither]),
-            (Same, [link, link, neither, neither]),
+            (Nowhere, [link, name, name, neither, link]),
+            (Other, [link, name, name, neither, link]),
+            (Silent, [link, name, name, neither, unclear]),
+            (Compatible, [link, name, name, neither, unclear]),
+            (Same, [link, link, neither, neither, link]),
         ];
         for (by_link, wants) in table {
             for (by_name, want) in by_name.into_iter().zip(wants) {
@@ -493,10 +514,10 @@ mod tests {
     #[test]
     fn only_disks_that_sysfs_lists_as_virtual_are_left_out() {
         let dir = tempfile::tempdir().unwrap();
-        assert!(virtual_disks(dir.path()).is_empty());
+        assert!(virtual_disks(dir.path()).unwrap().is_empty());
         for disk in ["devices/virtual/block/loop0", "block/loop0", "block/sda"] {
             std::fs::create_dir_all(dir.path().join(disk)).unwrap();
         }
-        assert_eq!(virtual_disks(dir.path()), HashSet::from([OsString::from("loop0")]));
+        assert_eq!(virtual_disks(dir.path()).unwrap(), HashSet::from([OsString::from("loop0")]));
     }
 }

@@ -4,7 +4,7 @@
 //! A volume that nothing uses is not counted: whether CSI is going to use it cannot be seen.
 
 use std::collections::BTreeSet;
-use std::fs::{self, OpenOptions};
+use std::fs::OpenOptions;
 use std::io::ErrorKind;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
@@ -13,7 +13,8 @@ use nix::fcntl::OFlag;
 
 use super::device::{DevicePlaces, LINK_PREFIX};
 use super::mountinfo::{DeviceNumber, Mount, MountTable};
-use crate::error::{Error, Result};
+use super::presence::{observe_if_there, observe_is_there, observe_metadata, observe_names, observe_real};
+use crate::error::Result;
 
 /// What was seen of one volume's disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,23 +46,15 @@ pub fn observe_foreign(places: &DevicePlaces, mounts: &MountTable) -> Result<u32
 
 /// The disks behind all links of volumes, each once. Partitions have links of their own and count with their disk.
 fn observe_volumes(places: &DevicePlaces) -> Result<BTreeSet<DeviceNumber>> {
-    let links = match fs::read_dir(&places.links) {
-        Ok(links) => links,
-        // There is no such folder as long as no disk has a name.
-        Err(err) if err.kind() == ErrorKind::NotFound => return Ok(BTreeSet::new()),
-        Err(err) => return Err(Error::io("listing", &places.links)(err)),
-    };
     let mut disks = BTreeSet::new();
-    for link in links {
-        let link = link.map_err(Error::io("listing", &places.links))?;
-        if !link.file_name().to_string_lossy().starts_with(LINK_PREFIX) {
+    // There is no such folder as long as no disk has a name.
+    for link in observe_names(&places.links)?.unwrap_or_default() {
+        if !link.to_string_lossy().starts_with(LINK_PREFIX) {
             continue;
         }
         // A link that leads nowhere is no disk.
-        let Ok(node) = fs::metadata(link.path()) else { continue };
-        let number = DeviceNumber::from_raw(node.rdev());
-        let is_partition = places.sysfs.join(format!("dev/block/{number}/partition")).exists();
-        if node.file_type().is_block_device() && !is_partition {
+        let Some(number) = observe_node(&places.links.join(link))? else { continue };
+        if !observe_is_there(&places.sysfs.join(format!("dev/block/{number}/partition")))? {
             disks.insert(number);
         }
     }
@@ -70,32 +63,41 @@ fn observe_volumes(places: &DevicePlaces) -> Result<BTreeSet<DeviceNumber>> {
 
 fn observe_use(places: &DevicePlaces, mounts: &MountTable, disk: DeviceNumber) -> Result<Seen> {
     // Below a disk's folder in sysfs are its partitions'. A disk that is gone by now uses nothing.
-    let folder = |number: DeviceNumber| fs::canonicalize(places.sysfs.join(format!("dev/block/{number}"))).ok();
-    let Some(own) = folder(disk) else { return Ok(Seen::Free) };
-    // What lies on the disk, such as an encrypted volume that is open, is in the folder of its holders.
-    let is_upon = |of_mount: &Path| of_mount.file_name().is_some_and(|name| own.join("holders").join(name).exists());
-    let is_of_disk = |mount: &&Mount| {
-        let of_mount = observe_number(mount).and_then(folder);
-        of_mount.is_some_and(|of_mount| of_mount.starts_with(&own) || is_upon(&of_mount))
-    };
-    let targets: Vec<&Path> = mounts.iter().filter(is_of_disk).map(|mount| mount.target.as_path()).collect();
+    let folder = |number: DeviceNumber| observe_real(&places.sysfs.join(format!("dev/block/{number}")));
+    let Some(own) = folder(disk)? else { return Ok(Seen::Free) };
+    let mut targets = Vec::new();
+    for mount in mounts.iter() {
+        let of_mount = observe_number(mount)?.map(folder).transpose()?.flatten();
+        if let Some(of_mount) = of_mount
+            && (of_mount.starts_with(&own) || observe_is_upon(&own, &of_mount)?)
+        {
+            targets.push(mount.target.as_path());
+        }
+    }
     match plan_use(&targets) {
         Seen::Free if is_taken(places, &own)? => Ok(Seen::Hidden),
         seen @ (Seen::Free | Seen::ByCsi | Seen::Elsewhere | Seen::Hidden) => Ok(seen),
     }
 }
 
+/// Whether a device lies on a disk, as an encrypted volume that is open: then it is in the folder of the disk's holders.
+fn observe_is_upon(disk: &Path, device: &Path) -> Result<bool> {
+    device.file_name().map_or(Ok(false), |name| observe_is_there(&disk.join("holders").join(name)))
+}
+
 /// The number of the disk under a mount; btrfs has numbers of its own, and a device node is a file of `/dev`.
-fn observe_number(mount: &Mount) -> Option<DeviceNumber> {
-    let node = |path: &Path| {
-        let found = fs::metadata(path).ok()?;
-        found.file_type().is_block_device().then(|| DeviceNumber::from_raw(found.rdev()))
-    };
+fn observe_number(mount: &Mount) -> Result<Option<DeviceNumber>> {
     match mount.fstype.as_str() {
-        "btrfs" => node(Path::new(&mount.source)),
-        "devtmpfs" => node(&mount.target),
-        _ => Some(mount.device),
+        "btrfs" => observe_node(Path::new(&mount.source)),
+        "devtmpfs" => observe_node(&mount.target),
+        _ => Ok((mount.device.major != 0).then_some(mount.device)),
     }
+}
+
+/// The number of the disk whose node is at a path.
+fn observe_node(path: &Path) -> Result<Option<DeviceNumber>> {
+    let block = observe_metadata(path)?.filter(|found| found.file_type().is_block_device());
+    Ok(block.map(|found| DeviceNumber::from_raw(found.rdev())))
 }
 
 /// Decides by where a disk is mounted.
@@ -137,17 +139,31 @@ fn is_taken(places: &DevicePlaces, folder: &Path) -> Result<bool> {
     let Some(name) = folder.file_name() else { return Ok(false) };
     let node = places.nodes.join(name);
     let flags = OFlag::O_EXCL | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK;
-    match OpenOptions::new().read(true).custom_flags(flags.bits()).open(&node) {
+    let claim = || match OpenOptions::new().read(true).custom_flags(flags.bits()).open(&node) {
         Ok(_) => Ok(false),
         Err(err) if err.kind() == ErrorKind::ResourceBusy => Ok(true),
-        Err(err) if err.kind() == ErrorKind::NotFound => Ok(false),
-        Err(err) => Err(Error::io("opening", node)(err)),
-    }
+        Err(err) => Err(err),
+    };
+    Ok(observe_if_there("opening", &node, claim)?.unwrap_or(false))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_link_that_leads_nowhere_is_no_volume_and_one_that_cannot_be_followed_is_an_error() {
+        let dir = tempfile::tempdir().unwrap();
+        let places = DevicePlaces { links: dir.path().join("by-id"), ..DevicePlaces::default() };
+        assert_eq!(observe_volumes(&places).unwrap(), BTreeSet::new());
+        std::fs::create_dir(&places.links).unwrap();
+        let link = |name: &str, to: &str| std::os::unix::fs::symlink(to, places.links.join(name)).unwrap();
+        link("scsi-0DO_Volume_stale", "../sdz");
+        link("other-ring", "other-ring");
+        assert_eq!(observe_volumes(&places).unwrap(), BTreeSet::new());
+        link("scsi-0DO_Volume_ring", "scsi-0DO_Volume_ring");
+        assert!(observe_volumes(&places).is_err());
+    }
 
     #[test]
     fn a_volume_is_csis_where_orchestrators_mount_it() {

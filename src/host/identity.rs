@@ -5,6 +5,7 @@
 
 use std::path::Path;
 
+use super::presence::observe_is_there;
 use super::sysfs::{read_attribute, read_bytes};
 use crate::error::Result;
 use crate::id::VolumeName;
@@ -45,7 +46,7 @@ impl Identity {
     /// Reads what sysfs shows below a disk's folder (`/sys/block/sda`).
     pub(super) fn read(disk: &Path) -> Result<Self> {
         let device = disk.join("device");
-        if !device.exists() {
+        if !observe_is_there(&device)? {
             return Ok(Identity::default());
         }
         let names = read_bytes(&device.join("vpd_pg83"))?.map(|page| parse_names(&page)).unwrap_or_default();
@@ -239,6 +240,15 @@ mod tests {
             let found = proof(tree, name);
             assert!(matches!(&found, Proof::Other(found) if found.contains(words)), "{tree} {name}: {found:?}");
         }
+    }
+
+    #[test]
+    fn a_disk_whose_hardware_cannot_be_looked_at_is_not_one_without() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(Identity::read(dir.path()).unwrap(), Identity::default());
+        // A link to itself, which answers ELOOP to all who follow it.
+        std::os::unix::fs::symlink("device", dir.path().join("device")).unwrap();
+        assert!(Identity::read(dir.path()).is_err());
     }
 
     #[test]

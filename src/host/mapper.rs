@@ -3,13 +3,13 @@
 //! Owns the names of these devices and the proof that one lies on a certain disk and on no other. Nothing is looked up by a
 //! name alone: a device counts only when the disk itself lists it as its holder. It opens and closes none; `luks.rs` does.
 
-use std::io::ErrorKind;
 use std::path::Path;
 
 use sha2::{Digest, Sha256};
 
 use super::device::{Device, DevicePlaces, Mapped, Traits};
 use super::mountinfo::{DeviceNumber, Mount};
+use super::presence;
 use super::sysfs::read_attribute;
 use crate::error::{Error, Result};
 use crate::id::VolumeName;
@@ -168,7 +168,7 @@ pub fn observe_under(places: &DevicePlaces, mount: &Mount) -> Result<Option<Unde
     let Some(name) = observe_our_name(&sysfs)? else { return Ok(None) };
     let below = names_in(&sysfs.join("slaves"))?;
     let disk = match below.as_slice() {
-        [one] if !is_lower_gone(places, number)? => observe_number(&sysfs.join("slaves").join(one))?,
+        [one] if observe_lost(places, number)?.is_none() => observe_number(&sysfs.join("slaves").join(one))?,
         [] | [_, ..] => None,
     };
     Ok(Some(Under { name, number, disk }))
@@ -182,27 +182,32 @@ pub fn observe_under(places: &DevicePlaces, mount: &Mount) -> Result<Option<Unde
 pub fn observe_is_open(places: &DevicePlaces, under: &Under) -> Result<bool> {
     let sysfs = places.sysfs.join(format!("dev/block/{}", under.number));
     let is_named = read_attribute(&sysfs.join("dm/uuid"))?.is_some();
-    Ok(if is_named { observe_our_name(&sysfs)?.as_ref() == Some(&under.name) } else { sysfs.exists() })
+    Ok(if is_named {
+        observe_our_name(&sysfs)?.as_ref() == Some(&under.name)
+    } else {
+        presence::observe_is_there(&sysfs)?
+    })
 }
 
-/// Whether the disk below an open encrypted volume is gone. Its device stays as long as anything uses it, and goes on
-/// naming the disk; but a disk that came in the place of the old one does not name the device.
+/// The kernel's name of the disk below an open encrypted volume, when that is gone. The volume's device stays as long as
+/// anything uses it, and goes on naming the disk; but a disk that came in the place of the old one does not name the device.
 ///
 /// # Errors
 /// [`Error::Io`] when sysfs cannot be read.
-pub(super) fn is_lower_gone(places: &DevicePlaces, number: DeviceNumber) -> Result<bool> {
+pub(super) fn observe_lost(places: &DevicePlaces, number: DeviceNumber) -> Result<Option<String>> {
     let sysfs = places.sysfs.join(format!("dev/block/{number}"));
     if observe_our_name(&sysfs)?.is_none() {
-        return Ok(false);
+        return Ok(None);
     }
-    let folder = match std::fs::canonicalize(&sysfs) {
-        Ok(folder) => folder,
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(true),
-        Err(error) => return Err(Error::io("resolving", sysfs)(error)),
-    };
+    // A device that goes away itself has lost nothing.
+    let Some(folder) = presence::observe_real(&sysfs)? else { return Ok(None) };
     let own = folder.file_name().unwrap_or_default();
-    let below = names_in(&folder.join("slaves"))?;
-    Ok(below.iter().any(|disk| !folder.join("slaves").join(disk).join("holders").join(own).exists()))
+    for disk in names_in(&folder.join("slaves"))? {
+        if !presence::observe_is_there(&folder.join("slaves").join(&disk).join("holders").join(own))? {
+            return Ok(Some(disk));
+        }
+    }
+    Ok(None)
 }
 
 /// The number of the device under a mount: the mount's own, or, for btrfs, which has numbers of its own, that of the device
@@ -301,16 +306,8 @@ fn mapped_in(all: &Path) -> Result<impl Iterator<Item = String>> {
 
 /// The names in a folder of sysfs, in order; none when there is no such folder.
 fn names_in(folder: &Path) -> Result<Vec<String>> {
-    let entries = match std::fs::read_dir(folder) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(Error::io("listing", folder)(error)),
-    };
-    let name = |entry: std::io::Result<std::fs::DirEntry>| Ok(entry?.file_name().to_string_lossy().into_owned());
-    let mut names: Vec<String> =
-        entries.map(name).collect::<std::io::Result<_>>().map_err(Error::io("listing", folder))?;
-    names.sort();
-    Ok(names)
+    let names = presence::observe_names(folder)?.unwrap_or_default();
+    Ok(names.into_iter().map(|name| name.to_string_lossy().into_owned()).collect())
 }
 
 #[cfg(test)]

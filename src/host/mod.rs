@@ -22,9 +22,11 @@ pub mod mkfs;
 pub mod mount;
 pub mod mountable;
 pub mod mountinfo;
+pub mod presence;
 pub mod protect;
 pub mod run;
 pub mod slots;
+pub mod sysfs;
 
 mod blkid;
 mod busy;
@@ -34,7 +36,6 @@ mod kernel_log;
 mod marker;
 mod mount_words;
 mod superblock;
-mod sysfs;
 mod tools;
 mod xfs_features;
 

@@ -21,6 +21,7 @@ use super::flags::{MountOptions, NO_UUID};
 use super::kernel_log::KernelLog;
 use super::mountable::{kernel_release, no_filesystem, observe_mountable, plan_mountable};
 use super::mountinfo::MountTable;
+use super::presence::observe_is_there;
 use super::protect::{Flagged, observe_is_protected};
 use crate::error::{Error, Result};
 use crate::lock::VolumeGuard;
@@ -205,7 +206,7 @@ pub fn apply_unmount(_guard: &VolumeGuard, target: &Path, how: Unmount) -> Resul
             log::info!("unmounted target={}", target.display());
             Ok(true)
         }
-        Err(Errno::ENOENT) => Ok(false),
+        Err(Errno::ENOENT) if !observe_is_there(target)? => Ok(false),
         // Not a mount point; or one that the kernel keeps locked, which must not pass for gone.
         Err(Errno::EINVAL) if observe_mounts()?.at(target).is_none() => Ok(false),
         Err(errno) => Err(Error::errno("unmounting", target)(errno)),

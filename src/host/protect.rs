@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use super::device::{Device, DevicePlaces};
 use super::mountinfo::Mount;
+use super::presence::observe_is_there;
 use super::run::{Cmd, Runner, Tool};
 use super::sysfs::read_attribute;
 use crate::error::{Error, Result};
@@ -32,20 +33,26 @@ impl From<&Device> for Flagged {
 
 impl Flagged {
     /// The disk whose node is bound at some place; `None` for any other mount, and when the node is gone.
-    #[must_use]
-    pub fn bound_at(places: &DevicePlaces, mount: &Mount) -> Option<Self> {
-        let name = mount.root.strip_prefix("/").ok().filter(|_| mount.is_node())?;
+    ///
+    /// # Errors
+    /// [`Error::Io`] when it cannot be told whether the disk is there.
+    pub fn observe_bound_at(places: &DevicePlaces, mount: &Mount) -> Result<Option<Self>> {
+        let Some(name) = mount.root.strip_prefix("/").ok().filter(|_| mount.is_node()) else { return Ok(None) };
         let (node, sysfs) = (places.nodes.join(name), places.sysfs.join("class/block").join(name));
-        (node.exists() && sysfs.exists()).then_some(Flagged { node, sysfs })
+        let is_there = observe_is_there(&node)? && observe_is_there(&sysfs)?;
+        Ok(is_there.then_some(Flagged { node, sysfs }))
     }
 }
 
 /// Whether a disk refuses writes.
 ///
 /// # Errors
-/// [`Error::Io`] when sysfs cannot be read.
+/// [`Error::Io`] when sysfs cannot be read, or does not say.
 pub fn observe_is_protected(disk: &Flagged) -> Result<bool> {
-    Ok(read_attribute(&disk.sysfs.join("ro"))?.is_some_and(|text| text != "0"))
+    let file = disk.sysfs.join("ro");
+    // Every disk has it: one that has not is no longer there.
+    let unsaid = || Error::io("reading", &file)(std::io::ErrorKind::NotFound.into());
+    read_attribute(&file)?.map(|text| text != "0").ok_or_else(unsaid)
 }
 
 /// Makes a disk refuse writes, or take them again, and sees that it does.

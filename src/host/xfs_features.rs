@@ -36,11 +36,12 @@ const FEATURES: [Feature; 5] = [
 /// The arguments with which mkfs.xfs makes what this kernel mounts. Which version it is is asked only where it matters.
 ///
 /// # Errors
-/// [`Error::Io`] when the kernel does not tell its version, [`Error::Command`] when mkfs.xfs does not tell its own.
+/// [`Error::Io`] when the kernel's version cannot be read, [`Error::Command`] when mkfs.xfs does not answer,
+/// [`Error::Precondition`] when its answer is not understood.
 pub(super) fn observe_arguments(runner: &dyn Runner) -> Result<Vec<&'static str>> {
     let text = fs::read_to_string(KERNEL_RELEASE).map_err(Error::io("reading", KERNEL_RELEASE))?;
-    // A kernel whose version is not understood is newer than this program.
-    let Some(kernel) = parse(&text) else { return Ok(Vec::new()) };
+    // A kernel whose version is not understood may be any: what the oldest one mounts, all do.
+    let kernel = parse(&text).unwrap_or_default();
     if missing(kernel).next().is_none() {
         return Ok(Vec::new());
     }
@@ -48,8 +49,15 @@ pub(super) fn observe_arguments(runner: &dyn Runner) -> Result<Vec<&'static str>
     let out = runner.run(&cmd).and_then(|out| out.success(&cmd));
     let doing = || "asking mkfs.xfs for its version".to_owned();
     let printed = out.map_err(|source| Error::Command { doing: doing(), source })?;
-    let tool = String::from_utf8_lossy(&printed).split_whitespace().find_map(parse);
-    Ok(tool.map_or_else(Vec::new, |tool| plan_arguments(kernel, tool)))
+    let lossy = String::from_utf8_lossy(&printed);
+    let tool = lossy.split_whitespace().find_map(parse);
+    let unknown = || {
+        Error::Precondition(format!(
+            "the version in what mkfs.xfs says of itself is not understood: {:?}",
+            lossy.trim()
+        ))
+    };
+    Ok(plan_arguments(kernel, tool.ok_or_else(unknown)?))
 }
 
 /// What to leave out for this kernel, as this version of mkfs.xfs understands it. Pure.
@@ -103,6 +111,8 @@ mod tests {
             ((5, 19), (6, 9), &[]),
             ((6, 9), (6, 10), &all[6..]),
             ((6, 10), (6, 15), &[]),
+            // A kernel that does not tell which it is.
+            (Version::default(), (6, 13), &all[..]),
         ] {
             assert_eq!(plan_arguments(kernel, tool), want, "{kernel:?} {tool:?}");
         }

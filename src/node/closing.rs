@@ -15,9 +15,9 @@ use crate::config::NODE_BUDGET;
 use crate::error::{Chain, Error, Result};
 use crate::host::device::Device;
 use crate::host::luks::apply_close;
-use crate::host::mapper::{Under, Upon, number_under, observe_all_open, observe_is_open, observe_under, observe_upon};
+use crate::host::mapper::{Under, Upon, number_under, observe_all_open, observe_is_open, observe_upon};
 use crate::host::mount::observe_mounts;
-use crate::host::mountinfo::{DeviceNumber, Mount};
+use crate::host::mountinfo::DeviceNumber;
 use crate::host::run::{Runner, Until};
 use crate::lock::VolumeKey;
 
@@ -37,27 +37,22 @@ enum Closing {
 }
 
 impl Node {
-    /// What lies under a mount, when that is an open encrypted volume. What cannot be seen is none.
-    pub(super) fn under(&self, mount: &Mount) -> Option<Under> {
-        observe_under(&self.places, mount).unwrap_or_else(|err| {
-            warn!("cannot tell whether a mount is of an encrypted volume: {}", Chain(&err));
-            None
-        })
-    }
-
     /// Sees that an encrypted volume is closed after a mount of it was taken away, unless it is mounted elsewhere. One that
     /// stays open for another reason is nothing that would keep the volume from being let go of.
-    pub(super) fn ensure_closed_after(&self, call: &Call<'_>, volume: &str, under: &Under) {
-        match self.ensure_closed(call, under) {
-            Ok(Closing::Done) => info!("closed mapper={} volume={volume}", under.name),
-            Ok(Closing::WithLastMount) => info!("mounted elsewhere, stays open mapper={} volume={volume}", under.name),
-            Ok(Closing::Late) => warn!(
+    ///
+    /// # Errors
+    /// It cannot be told whether it is closed.
+    pub(super) fn ensure_closed_after(&self, call: &Call<'_>, volume: &str, under: &Under) -> Result<()> {
+        match self.ensure_closed(call, under)? {
+            Closing::Done => info!("closed mapper={} volume={volume}", under.name),
+            Closing::WithLastMount => info!("mounted elsewhere, stays open mapper={} volume={volume}", under.name),
+            Closing::Late => warn!(
                 "an encrypted volume stays open until something that is not seen from here lets go of it volume={volume} \
                  mapper={}",
                 under.name
             ),
-            Err(err) => warn!("cannot tell whether an encrypted volume is closed: {}", Chain(&err)),
         }
+        Ok(())
     }
 
     fn ensure_closed(&self, call: &Call<'_>, under: &Under) -> Result<Closing> {

@@ -4,7 +4,6 @@
 //! mounted. A raw block device needs no more than its disk. A second call finds everything grown and changes nothing.
 
 use std::fs;
-use std::io::ErrorKind;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
@@ -17,10 +16,11 @@ use crate::host::device::Device;
 use crate::host::find::{await_numbered, rescan_or_warn};
 use crate::host::grow::ensure_grown;
 use crate::host::key::Key;
-use crate::host::liveness::Health;
-use crate::host::mapper::{Under, is_short};
+use crate::host::liveness::{Health, observe_health};
+use crate::host::mapper::{Under, is_short, observe_under};
 use crate::host::mount::observe_mounts;
 use crate::host::mountinfo::{DeviceNumber, Mount, MountTable};
+use crate::host::presence::observe_metadata;
 use crate::id::VolumeName;
 use crate::request::node::Expand;
 use crate::request::secrets::NAMES;
@@ -37,12 +37,12 @@ impl Node {
         let call = self.begin(&want.volume)?;
         let name = VolumeName::parse(&want.volume).map_err(|bad| Error::invalid("volume_id", bad))?;
         let (place, mount) = observe_volume_at(&want.path)?;
-        let health = self.health(&mount);
+        let health = observe_health(&self.places, &mount)?;
         if health != Health::Alive {
             // Behind the node of a raw disk that is gone there may be another one by now.
             return Err(Error::Precondition(format!("the volume at {} is dead: {health}", want.path.display())));
         }
-        let under = self.under(&mount);
+        let under = observe_under(&self.places, &mount)?;
         let number = match &under {
             Some(under) => under.disk.ok_or_else(|| Error::NotFound(Thing::VolumeAt(want.path.clone())))?,
             None => observe_number(&want.path, &mount)?,
@@ -93,10 +93,9 @@ fn observe_volume_at(path: &Path) -> Result<(PathBuf, Mount)> {
 /// The number of the disk behind a mount: of the device node itself, of the file system, or, where the file system has a
 /// number of its own as btrfs does, of what it was mounted from.
 fn observe_number(path: &Path, mount: &Mount) -> Result<DeviceNumber> {
-    let node = |path: &Path| match fs::metadata(path) {
-        Ok(found) => Ok(found.file_type().is_block_device().then(|| DeviceNumber::from_raw(found.rdev()))),
-        Err(err) if err.kind() == ErrorKind::NotFound => Ok(None),
-        Err(err) => Err(Error::io("examining", path)(err)),
+    let node = |path: &Path| -> Result<Option<DeviceNumber>> {
+        let block = observe_metadata(path)?.filter(|found| found.file_type().is_block_device());
+        Ok(block.map(|found| DeviceNumber::from_raw(found.rdev())))
     };
     let disk = match node(path)? {
         Some(number) => Some(number),

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use log::warn;
 
 use crate::error::{Error, Result};
+use crate::host::presence::{observe_entry, observe_real};
 use crate::lock::VolumeGuard;
 
 /// What has to be at a path before something can be mounted there.
@@ -31,11 +32,7 @@ pub fn observe_real_path(path: &Path) -> Result<Option<PathBuf>> {
     let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
         return Err(Error::invalid("path", format!("{} has no parent", path.display())));
     };
-    match fs::canonicalize(parent) {
-        Ok(parent) => Ok(Some(parent.join(name))),
-        Err(err) if matches!(err.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => Ok(None),
-        Err(err) => Err(Error::io("resolving", parent)(err)),
-    }
+    Ok(observe_real(parent)?.map(|parent| parent.join(name)))
 }
 
 /// Makes the way to a path, and the folder or file at its end, unless they are there; returns the real path.
@@ -104,7 +101,8 @@ pub fn observe_is_empty(real: &Path) -> Result<bool> {
     if !found.is_dir() {
         return Ok(found.len() == 0);
     }
-    Ok(fs::read_dir(real).map_err(Error::io("listing", real))?.next().is_none())
+    let first = fs::read_dir(real).and_then(|mut entries| entries.next().transpose());
+    Ok(first.map_err(Error::io("listing", real))?.is_none())
 }
 
 /// Removes the folder or file at a path, when it is there and empty. What has content is left, and said.
@@ -114,11 +112,7 @@ pub fn observe_is_empty(real: &Path) -> Result<bool> {
 /// # Errors
 /// [`Error::Io`] when the system refuses for another reason.
 pub fn apply_remove_place(_guard: &VolumeGuard, real: &Path) -> Result<()> {
-    let found = match fs::symlink_metadata(real) {
-        Ok(found) => found,
-        Err(err) if err.kind() == ErrorKind::NotFound => return Ok(()),
-        Err(err) => return Err(Error::io("examining", real)(err)),
-    };
+    let Some(found) = observe_entry(real)? else { return Ok(()) };
     let removed = if found.is_dir() {
         fs::remove_dir(real)
     } else if found.is_file() && found.len() == 0 {
@@ -129,7 +123,7 @@ pub fn apply_remove_place(_guard: &VolumeGuard, real: &Path) -> Result<()> {
     };
     match removed {
         Ok(()) => Ok(()),
-        Err(err) if err.kind() == ErrorKind::NotFound => Ok(()),
+        Err(err) if err.kind() == ErrorKind::NotFound && observe_entry(real)?.is_none() => Ok(()),
         Err(err) if err.kind() == ErrorKind::DirectoryNotEmpty => {
             warn!("leaving the target folder, it has files in it target={}", real.display());
             Ok(())

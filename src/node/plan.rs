@@ -39,8 +39,8 @@ pub enum PlacePlan {
     Keep,
     /// Mount it.
     Mount,
-    /// Take the dead mount away first, then mount it.
-    ClearThenMount,
+    /// Take the dead mount away first, which is so; then mount it.
+    ClearThenMount(Health),
 }
 
 /// Decides about a place. `place` names it in messages.
@@ -52,7 +52,7 @@ pub fn plan_place(place: &Path, at: &MountAt) -> Result<PlacePlan> {
     match at {
         MountAt::Free => Ok(PlacePlan::Mount),
         MountAt::Fits => Ok(PlacePlan::Keep),
-        MountAt::Dead(_) => Ok(PlacePlan::ClearThenMount),
+        MountAt::Dead(health) => Ok(PlacePlan::ClearThenMount(*health)),
         MountAt::Other { what } => Err(Error::TargetTaken { path: place.to_owned(), by: what.clone() }),
         MountAt::Differs(how) => Err(Error::MountedOtherwise { path: place.to_owned(), how: how.clone() }),
         MountAt::Broken => Err(Error::Precondition(format!("the mount at {} {BROKEN}", place.display()))),

@@ -12,6 +12,7 @@ use super::place::{self, Shape};
 use super::plan::{MountAt, PlacePlan, plan_company, plan_mounted, plan_place, plan_target};
 use super::raw::check_raw;
 use super::see::{elsewhere, fs_difference, used_otherwise};
+use super::take_down::apply_clear;
 use super::{Call, Node};
 use crate::config::DEVICE_BUDGET;
 use crate::error::{Chain, Error, Result};
@@ -71,7 +72,7 @@ impl Node {
                 self.ensure_shown(&call, &mounts, &shown)
             }
             Access::Mount { fs, flags } => {
-                let flags = self.labelled(flags, &want.stage);
+                let flags = self.labelled(flags, &want.stage)?;
                 let (device, source, mounts) = self.ensure_staging(&call, want, *fs, &flags, mounts)?;
                 let options = if want.is_read_only { flags.read_only() } else { flags };
                 let shown =
@@ -129,9 +130,8 @@ impl Node {
         match plan_place(&shown.want.target, &at)? {
             PlacePlan::Keep => self.ensure_access(call, mounts, shown),
             PlacePlan::Mount => self.apply_show(call, mounts, shown),
-            PlacePlan::ClearThenMount => {
-                warn!("clearing a dead mount target={}: {at:?}", shown.want.target.display());
-                apply_unmount(&call.guard, target.unwrap_or(&shown.want.target), Unmount::DiskGone)?;
+            PlacePlan::ClearThenMount(health) => {
+                apply_clear(call, target.unwrap_or(&shown.want.target), health)?;
                 // What was hidden below is looked at in turn.
                 self.ensure_shown(call, &observe_mounts()?, shown)
             }

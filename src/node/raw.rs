@@ -52,8 +52,13 @@ impl Node {
     /// Makes a disk take writes again when a place where it was shown is gone, and that was the last one.
     pub(super) fn apply_unprotect_after(&self, call: &Call<'_>, was: &Mount) -> Result<()> {
         let is_used = observe_mounts()?.iter().any(|mount| mount.is_node() && mount.root == was.root);
-        if let Some(disk) = Flagged::bound_at(&self.places, was).filter(|_| !is_used) {
-            self.apply_unprotect(call, &disk);
+        if is_used {
+            return Ok(());
+        }
+        match Flagged::observe_bound_at(&self.places, was) {
+            Ok(Some(disk)) => self.apply_unprotect(call, &disk),
+            Ok(None) => {}
+            Err(err) => warn!("cannot tell whether the disk is there, and leave its read-only flag: {}", Chain(&err)),
         }
         Ok(())
     }

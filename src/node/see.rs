@@ -30,11 +30,18 @@ impl Node {
     }
 
     /// Sees what the kernel has of a disk's file system already, not counting what is mounted at `apart`.
-    pub(super) fn observe_superblock(&self, mounts: &MountTable, device: &Device, apart: &[&Path]) -> Superblock {
+    ///
+    /// # Errors
+    /// As [`observe_health`].
+    pub(super) fn observe_superblock(
+        &self,
+        mounts: &MountTable,
+        device: &Device,
+        apart: &[&Path],
+    ) -> Result<Superblock> {
         let others = elsewhere(mounts, device, apart).filter(|mount| !mount.is_node());
-        // A mount point that cannot be examined is no proof of a dead file system; the new mount is examined anyway.
-        let seen = others.map(|mount| (mount, observe_health(&self.places, mount).unwrap_or(Health::Alive)));
-        see_superblock(&seen.collect::<Vec<_>>())
+        let seen = others.map(|mount| Ok((mount, observe_health(&self.places, mount)?)));
+        Ok(see_superblock(&seen.collect::<Result<Vec<_>>>()?))
     }
 }
 
@@ -60,8 +67,9 @@ pub(super) fn is_of_our_making(mount: &Mount) -> bool {
 fn see_mount(mount: &Mount, health: Health, device: &Device, difference: impl Fn(&Mount) -> Option<String>) -> MountAt {
     let is_volume = mount.is_node_of(device) || (mount.is_of(device) && mount.is_whole());
     match (health, is_volume) {
-        (Health::DiskGone | Health::ShutDown, _) if is_of_our_making(mount) => MountAt::Dead(health),
-        (Health::Alive | Health::DiskGone | Health::ShutDown, false) | (Health::DiskGone | Health::ShutDown, true) => {
+        (Health::DiskGone | Health::ShutDown | Health::NodeGone, _) if is_of_our_making(mount) => MountAt::Dead(health),
+        (Health::Alive | Health::DiskGone | Health::ShutDown | Health::NodeGone, false)
+        | (Health::DiskGone | Health::ShutDown | Health::NodeGone, true) => {
             let what = format!("{} ({}) is mounted there", mount.source.to_string_lossy(), mount.fstype);
             MountAt::Other { what }
         }

@@ -17,6 +17,7 @@ use super::plan::{
 use super::raw::refuse_unfinished;
 use super::root::{Root, ensure_root};
 use super::see::{fs_difference, used_otherwise};
+use super::take_down::apply_clear;
 use super::{Call, Node};
 use crate::config::{DEVICE_BUDGET, MOUNT_BUDGET};
 use crate::error::{Chain, Error, Result};
@@ -33,6 +34,7 @@ use crate::host::mount::{
 };
 use crate::host::mountable::{observe_mountable, plan_mountable};
 use crate::host::mountinfo::{Mount, MountTable};
+use crate::host::presence::observe_is_there;
 use crate::request::capability::Access;
 use crate::request::node::Stage;
 
@@ -98,7 +100,7 @@ impl Node {
             Access::Block => Ok(Some(device)),
             Access::Mount { fs, flags } => {
                 let staging = ensure_staging_place(call, &want.staging)?;
-                let options = self.labelled(flags, want);
+                let options = self.labelled(flags, want)?;
                 let opened = self.ensure_opened(call, want, formatting(want, &options), device)?;
                 let Some(Opened { device, new_on, .. }) = &opened else { return Ok(None) };
                 let new_on = new_on.as_ref();
@@ -111,11 +113,12 @@ impl Node {
 
     /// The mount options with the volume's SELinux label, or else the plugin's. On a droplet without SELinux labels mean
     /// nothing and the kernel would refuse them, so mount(8) leaves them out there, and so does this.
-    pub(super) fn labelled(&self, flags: &MountOptions, want: &Stage) -> MountOptions {
-        let has_selinux = self.places.sysfs.join("fs/selinux").exists();
-        match want.settings.label.as_ref().or(self.label.as_ref()).filter(|_| has_selinux) {
-            Some(label) => flags.clone().with_label(label),
-            None => flags.clone(),
+    pub(super) fn labelled(&self, flags: &MountOptions, want: &Stage) -> Result<MountOptions> {
+        match want.settings.label.as_ref().or(self.label.as_ref()) {
+            Some(label) if observe_is_there(&self.places.sysfs.join("fs/selinux"))? => {
+                Ok(flags.clone().with_label(label))
+            }
+            Some(_) | None => Ok(flags.clone()),
         }
     }
 
@@ -124,9 +127,8 @@ impl Node {
         match plan_place(want.staging, &at)? {
             PlacePlan::Keep => {}
             PlacePlan::Mount => self.apply_mount_seen(call, want)?,
-            PlacePlan::ClearThenMount => {
-                warn!("clearing a dead mount staging={}: {at:?}", want.staging.display());
-                apply_unmount(&call.guard, want.staging, Unmount::DiskGone)?;
+            PlacePlan::ClearThenMount(health) => {
+                apply_clear(call, want.staging, health)?;
                 // What was hidden below is looked at in turn.
                 return self.ensure_mounted(call, want);
             }
@@ -184,7 +186,7 @@ impl Node {
         aside::apply_clean(&call.guard, want.staging)?;
         let mounts = observe_mounts()?;
         plan_company(want.device.volume(), false, used_otherwise(&mounts, want.device, false))?;
-        let superblock = self.observe_superblock(&mounts, want.device, &[want.staging]);
+        let superblock = self.observe_superblock(&mounts, want.device, &[want.staging])?;
         match plan_mount(want.device, want.fs, want.options.is_read_only(), &superblock)? {
             MountPlan::First => {
                 if !want.options.is_read_only() {

@@ -62,7 +62,8 @@ impl Node {
     /// whether it works.
     ///
     /// # Errors
-    /// [`Error::NotFound`] when no volume is at the path, [`Error::Io`] when it does not answer for an unknown reason.
+    /// [`Error::NotFound`] when no volume is at the path, [`Error::Io`] when it does not answer for an unknown reason,
+    /// [`Error::Precondition`] when it cannot be told whether it works.
     pub fn stats(&self, want: &Stats) -> Result<Report> {
         let not_there = || Error::NotFound(Thing::VolumeAt(want.path.clone()));
         let real = place::observe_real_path(&want.path)?.ok_or_else(not_there)?;
@@ -81,7 +82,7 @@ impl Node {
 /// Decides what a mount's state means. A read-only mount of a broken file system is told by the mounts beside it. Pure.
 fn plan_condition(mount: &Mount, health: Health, mounts: &MountTable) -> Condition {
     match health {
-        Health::DiskGone | Health::ShutDown => Condition::Dead(health),
+        Health::DiskGone | Health::ShutDown | Health::NodeGone => Condition::Dead(health),
         Health::Alive => {
             let is_same = |other: &&Mount| other.device == mount.device && !other.is_node();
             let is_read_only = !mount.is_node() && mounts.iter().filter(is_same).any(is_broken);

@@ -1,7 +1,8 @@
 //! Unpublishing and unstaging: a volume is taken away from a path.
 //!
 //! Owns the order of flushing, unmounting and removing, and the decision when a mount may be torn out of its users' hands:
-//! only when it is dead, so that nothing they write could reach the disk any more. Other mounts of the same volume stay.
+//! only when it is certainly dead, so that nothing they write could reach the disk any more, and then only when it does not
+//! go in the usual way. Other mounts of the same volume stay.
 
 use std::path::Path;
 
@@ -13,6 +14,7 @@ use super::{aside, place};
 use crate::config::UNMOUNT_BUDGET;
 use crate::error::{Chain, Error, Result};
 use crate::host::liveness::{Health, observe_health};
+use crate::host::mapper::observe_under;
 use crate::host::mount::{Unmount, apply_flush, apply_unmount, apply_unmount_within, observe_mounts};
 use crate::host::mountinfo::{Mount, MountTable};
 use crate::request::node::{Unpublish, Unstage};
@@ -43,6 +45,25 @@ fn take_all_down(path: &Path, mut apply_one: impl FnMut(&Mount) -> Result<()>) -
         }
     }
     Err(too_many(path))
+}
+
+/// Decides how a mount is taken away that does not go in the usual way. Pure.
+fn plan_removal(health: Health) -> Unmount {
+    match health {
+        Health::DiskGone | Health::ShutDown => Unmount::DiskGone,
+        // Whoever has a node open whose number another disk may have writes to some disk.
+        Health::Alive | Health::NodeGone => Unmount::WhenFree,
+    }
+}
+
+/// Takes away the mount at a path, which is so: in the usual way if it goes, else as [`plan_removal`] says.
+pub(super) fn apply_clear(call: &Call<'_>, path: &Path, health: Health) -> Result<()> {
+    warn!("taking away a dead mount path={}: {health}", path.display());
+    match (apply_unmount(&call.guard, path, Unmount::WhenFree), plan_removal(health)) {
+        (Ok(_), _) => Ok(()),
+        (Err(_), Unmount::DiskGone) => apply_unmount(&call.guard, path, Unmount::DiskGone).map(drop),
+        (Err(err), Unmount::WhenFree) => Err(err),
+    }
 }
 
 impl Node {
@@ -89,12 +110,10 @@ impl Node {
                 // To keep the volume mounted would not bring back what cannot be written.
                 flush_or_say(call, staging);
             }
-            let under = self.under(mount);
+            let under = observe_under(&self.places, mount);
             self.apply_take_down(call, mount, staging)?;
-            if let Some(under) = under {
-                self.ensure_closed_after(call, volume, &under);
-            }
-            Ok(())
+            // Also where nothing could be seen the mount had to go first; but then the volume may still be open.
+            under?.map_or(Ok(()), |under| self.ensure_closed_after(call, volume, &under))
         })?;
         aside::apply_clean(&call.guard, staging)
     }
@@ -105,9 +124,10 @@ impl Node {
         aside::apply_clean(&call.guard, real)?;
         for _ in 0..MOST_MOUNTS {
             let mounts = observe_mounts()?;
-            match mounts.at(real).filter(|mount| is_of_our_making(mount) && self.health(mount) != Health::Alive) {
-                Some(dead) => self.apply_tear_down(call, dead, &dead.target)?,
-                None => return Ok(mounts),
+            let Some(mount) = mounts.at(real).filter(|mount| is_of_our_making(mount)) else { return Ok(mounts) };
+            match observe_health(&self.places, mount)? {
+                Health::Alive => return Ok(mounts),
+                health @ (Health::DiskGone | Health::ShutDown | Health::NodeGone) => apply_clear(call, real, health)?,
             }
         }
         Err(too_many(real))
@@ -118,32 +138,43 @@ impl Node {
             let by = format!("{} ({}) is mounted there, which is no volume", mount.source.display(), mount.fstype);
             return Err(Error::TargetTaken { path: path.to_owned(), by });
         }
-        if self.health(mount) != Health::Alive {
-            return self.apply_tear_down(call, mount, path);
+        let health = self.observe_or_assume_alive(mount);
+        if plan_removal(health) == Unmount::DiskGone {
+            return apply_clear(call, path, health);
         }
-        let unmounted = apply_unmount_within(&call.guard, path, call.cap(UNMOUNT_BUDGET));
-        match unmounted {
-            Ok(_) => Ok(()),
-            // The disk may have gone in the meantime.
-            Err(_) if self.health(mount) != Health::Alive => self.apply_tear_down(call, mount, path),
-            Err(err) => {
-                // Nomad has the disk detached also after this failed, and then what is in memory is lost.
-                flush_or_say(call, path);
-                Err(err)
-            }
+        let Err(err) = apply_unmount_within(&call.guard, path, call.cap(UNMOUNT_BUDGET)) else { return Ok(()) };
+        // The disk may have gone in the meantime.
+        let health = self.observe_or_assume_alive(mount);
+        if plan_removal(health) == Unmount::DiskGone {
+            return apply_clear(call, path, health);
         }
+        // Nomad has the disk detached also after this failed, and then what is in memory is lost.
+        flush_or_say(call, path);
+        Err(err)
     }
 
-    fn apply_tear_down(&self, call: &Call<'_>, mount: &Mount, path: &Path) -> Result<()> {
-        warn!("taking away a dead mount path={}: {}", path.display(), self.health(mount));
-        apply_unmount(&call.guard, path, Unmount::DiskGone).map(drop)
-    }
-
-    /// A mount that cannot be examined is taken for alive: then it is not torn down.
-    pub(super) fn health(&self, mount: &Mount) -> Health {
+    /// How a mount is; alive where that cannot be told, so that it is not torn out of anybody's hands.
+    fn observe_or_assume_alive(&self, mount: &Mount) -> Health {
         observe_health(&self.places, mount).unwrap_or_else(|err| {
-            warn!("cannot tell whether a mount is alive: {}", Chain(&err));
+            warn!("a mount is taken away only when nothing uses it: {}", Chain(&err));
             Health::Alive
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_is_certainly_dead_is_torn_out_of_its_users_hands() {
+        for (health, want) in [
+            (Health::Alive, Unmount::WhenFree),
+            (Health::NodeGone, Unmount::WhenFree),
+            (Health::DiskGone, Unmount::DiskGone),
+            (Health::ShutDown, Unmount::DiskGone),
+        ] {
+            assert_eq!(plan_removal(health), want, "{health:?}");
+        }
     }
 }

@@ -40,6 +40,7 @@ mod program;
 mod proto;
 mod retry;
 mod rig;
+mod root_answers;
 mod root_chaos;
 mod root_checks;
 mod root_demo;

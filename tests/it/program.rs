@@ -134,6 +134,19 @@ fn a_flag_that_cannot_work_is_one_line_and_exit_code_2() {
 }
 
 #[test]
+fn a_folder_that_is_no_sysfs_is_refused_where_disks_are_looked_for() {
+    let solo = Solo::new(PROGRAM);
+    for folder in [".", "/proc", "/no/such/folder"] {
+        let flag = format!("--sys-dir={folder}");
+        for mode in ["--mode=node", "--mode=monolith"] {
+            let line = refused(&solo, &[&flag, mode, "--token=t", "--endpoint=unix://csi.sock"], &[]);
+            assert!(line.contains("--sys-dir: ") && line.contains(folder), "{line}");
+        }
+    }
+    assert_eq!(solo.files(), [""; 0]);
+}
+
+#[test]
 fn a_variable_that_cannot_work_is_one_line_that_names_its_flag() {
     let solo = Solo::new(PROGRAM);
     for (name, value, flag) in [

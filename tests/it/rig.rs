@@ -18,6 +18,7 @@ use do_csi_plugin::rpc::proto::csi::volume_capability::access_mode::Mode;
 use do_csi_plugin::rpc::proto::csi::volume_capability::{Access_type, AccessMode, BlockVolume, MountVolume};
 use do_csi_plugin::size::Gib;
 use grpcio::RpcStatusCode;
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use tempfile::TempDir;
 
 use crate::PROGRAM;
@@ -303,6 +304,19 @@ impl Rig {
         fs::rename(&fresh, node).unwrap();
     }
 
+    /// Hides the node of a disk that is in use from the plugin, as devtmpfs does when the disk goes. It is part of what a pulled
+    /// disk is: a loop device that is in use cannot be pulled.
+    pub fn hide_node(&self, node: &Path) {
+        self.run("mount", &["--bind", "/dev/null", &node.to_string_lossy()]);
+    }
+
+    /// Shows the node of a disk, if it is hidden: another disk may have got its name.
+    pub fn show_node(&self, node: &Path) {
+        while self.mount_at(node).is_some() {
+            self.run("umount", &[&node.to_string_lossy()]);
+        }
+    }
+
     /// All bytes of a volume's disk.
     pub fn bytes(&self, vol: &Vol) -> Bytes {
         Bytes::of(&self.cloud.sim.backing_file(&vol.csi.id), &self.node(vol))
@@ -400,30 +414,41 @@ pub fn may_grow_ext() -> bool {
     u64::from_str_radix(bits, 16).unwrap() & (1 << 24) != 0
 }
 
-/// A sysfs of our own, which shows only the disks it is told to, with or without a SCSI identity.
+/// The kernel's sysfs at another place, which shows only the disks it is told to, with or without a SCSI identity: where it
+/// lists disks, and file systems, there are folders of our own.
 #[derive(Debug)]
 pub struct Sysfs {
     root: TempDir,
 }
 
 impl Sysfs {
-    /// Makes one without disks.
+    /// The folders that are our own.
+    const OWN: [&str; 5] = ["block", "dev/block", "class/block", "devices/virtual/block", "fs"];
+
+    /// Makes one without disks. Start the plugin after it: then its mounts are the plugin's too.
     pub fn new() -> Sysfs {
-        let root = TempDir::new().unwrap();
-        for folder in ["block", "dev/block", "class/block"] {
-            fs::create_dir_all(root.path().join(folder)).unwrap();
+        let sysfs = Sysfs { root: TempDir::new().unwrap() };
+        let bind = |from: &Path, to: &Path| {
+            mount(Some(from), to, None::<&str>, MsFlags::MS_BIND, None::<&str>).unwrap();
+        };
+        fs::create_dir(sysfs.path()).unwrap();
+        bind(Path::new("/sys"), &sysfs.path());
+        for folder in Sysfs::OWN {
+            let own = sysfs.root.path().join("own").join(folder);
+            fs::create_dir_all(&own).unwrap();
+            bind(&own, &sysfs.path().join(folder));
         }
-        Sysfs { root }
+        sysfs
     }
 
     /// Its mount point.
-    pub fn path(&self) -> &Path {
-        self.root.path()
+    pub fn path(&self) -> PathBuf {
+        self.root.path().join("sys")
     }
 
     /// The flag that makes a plugin use it.
     pub fn flag(&self) -> String {
-        format!("--sys-dir={}", self.root.path().display())
+        format!("--sys-dir={}", self.path().display())
     }
 
     /// Shows a disk as the real sysfs does.
@@ -483,6 +508,12 @@ impl Sysfs {
     }
 
     fn number_file(&self, name: &OsStr) -> PathBuf {
-        self.path().join(format!("number-of-{}", name.to_string_lossy()))
+        self.root.path().join(format!("number-of-{}", name.to_string_lossy()))
+    }
+}
+
+impl Drop for Sysfs {
+    fn drop(&mut self) {
+        umount2(&self.path(), MntFlags::MNT_DETACH).ok();
     }
 }

@@ -275,6 +275,9 @@ impl Chaos {
         self.rig.detach(&self.volumes[index].vol);
         self.volumes[index].is_attached = false;
         self.sysfs.hide(&node);
+        if !self.volumes[index].is_raw {
+            self.rig.hide_node(&node);
+        }
         "OK".to_owned()
     }
 
@@ -286,6 +289,7 @@ impl Chaos {
         self.rig.attach(&vol.csi.id, &vol.name);
         self.volumes[index].is_attached = true;
         let node = self.node_of(index);
+        self.rig.show_node(&node);
         self.sysfs.show_scsi(&node, &vol.name, "running\n");
         node.display().to_string()
     }

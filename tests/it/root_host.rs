@@ -987,7 +987,7 @@ impl ScsiTree for Sysfs {
     }
 
     fn places(&self, disk: &Disk) -> DevicePlaces {
-        DevicePlaces { sysfs: self.path().to_owned(), ..disk.places() }
+        DevicePlaces { sysfs: self.path(), ..disk.places() }
     }
 }
 
@@ -1080,10 +1080,13 @@ fn root_a_link_counts_only_while_no_other_disk_carries_the_name() {
     // One that carries the name goes first also when it cannot be used yet.
     tree.show_disk(&named, "vol", "offline\n");
     assert!(matches!(observe(&linked.name), Sighting::NotRunning { path, .. } if path == named.node));
-    // A disk that cannot be read has nothing to do with the search for another one.
+    // A disk that cannot be read may be the one with the name, so one that says nothing of itself does not go before it.
     let unreadable = tree.show_disk(&named, "other", "running\n").join("vpd_pg83");
     fs::remove_file(&unreadable).unwrap();
     fs::create_dir(&unreadable).unwrap();
+    assert!(observe_device(&tree.places(&linked), &linked.name, None).is_err());
+    // With the search for a disk that carries its name it has nothing to do.
+    tree.show_disk(&linked, "vol", "running\n");
     assert!(matches!(observe(&linked.name), Sighting::Ready(device) if device.path() == linked.node));
     fs::remove_dir(&unreadable).unwrap();
     // Nor does one behind a stale link that cannot be read keep the right one from being used.

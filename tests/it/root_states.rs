@@ -537,12 +537,19 @@ fn root_a_mount_whose_disk_was_pulled_is_cleared_and_redone_and_nothing_synced_i
         // The cloud takes the disk away under the mounts, and gives it back as another device.
         rig.detach(&vol);
         sysfs.hide(&first);
+        // As long as only one place says that the disk is gone, the mounts stay, and no call says that all is well.
+        let mounts = rig.machine().droplet.mounts();
+        refused(rig.client().stats(&vol.csi.id, &rig.target(&vol, "alloc")), PRECONDITION, &["cannot tell"]);
+        refused(rig.publish(&vol, "alloc"), PRECONDITION, &["cannot tell"]);
+        assert_eq!(rig.machine().droplet.mounts(), mounts, "{fs}");
+        rig.hide_node(&first);
         let dead = rig.client().stats(&vol.csi.id, &rig.target(&vol, "alloc")).unwrap();
         assert!(
             dead.volume_condition.abnormal && dead.volume_condition.message.contains("gone") && dead.usage.is_empty()
         );
         rig.attach(&vol.csi.id, &vol.name);
         assert_ne!(rig.node(&vol), first);
+        rig.show_node(&rig.node(&vol));
         sysfs.show(&rig.node(&vol));
         // Nomad does not stage again while anything is mounted there, so publish alone has to put it right.
         rig.publish(&vol, "alloc").unwrap();
@@ -557,12 +564,14 @@ fn root_a_mount_whose_disk_was_pulled_is_cleared_and_redone_and_nothing_synced_i
         let node = rig.node(&vol);
         rig.detach(&vol);
         sysfs.hide(&node);
+        rig.hide_node(&node);
         for _ in 0..2 {
             rig.unpublish(&vol, "alloc").unwrap();
             rig.unstage(&vol).unwrap();
         }
         assert!(rig.machine().droplet.mounts().iter().all(|line| !line.contains("/vol/")), "{fs}");
         rig.attach(&vol.csi.id, &vol.name);
+        rig.show_node(&rig.node(&vol));
         sysfs.show(&rig.node(&vol));
         rig.stage(&vol).unwrap();
         assert_eq!(rig.read(&rig.staging(&vol), "file").unwrap(), "more", "{fs}");
@@ -890,6 +899,7 @@ fn root_a_disk_pulled_while_its_unmount_is_waited_for_ends_the_wait() {
         std::thread::sleep(std::time::Duration::from_millis(300));
         assert!(!call.is_finished());
         sysfs.hide(&node);
+        rig.hide_node(&node);
         call.join().unwrap().unwrap();
     });
     assert_eq!(count_at(&rig, &rig.staging(&vol)), 0);

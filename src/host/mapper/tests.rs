@@ -194,14 +194,14 @@ fn a_mount_leads_to_the_device_and_the_disk_below() {
 fn a_disk_that_is_gone_is_not_taken_for_the_one_that_came_in_its_place() {
     let tree = Tree::ours();
     let number = DeviceNumber { major: 253, minor: 0 };
-    assert!(!is_lower_gone(&tree.places, number).unwrap());
-    assert!(!is_lower_gone(&tree.places, DeviceNumber { major: 8, minor: 0 }).unwrap());
+    assert_eq!(observe_lost(&tree.places, number).unwrap(), None);
+    assert_eq!(observe_lost(&tree.places, DeviceNumber { major: 8, minor: 0 }).unwrap(), None);
     tree.replace_disk();
-    assert!(is_lower_gone(&tree.places, number).unwrap());
+    assert_eq!(observe_lost(&tree.places, number).unwrap().as_deref(), Some("sda"));
     let under = observe_under(&tree.places, &mount("253:0", "xfs /dev/dm-0")).unwrap().unwrap();
     assert_eq!(under.disk, None);
     std::fs::remove_dir_all(tree.path("devices/sda")).unwrap();
-    assert!(is_lower_gone(&tree.places, number).unwrap());
+    assert_eq!(observe_lost(&tree.places, number).unwrap().as_deref(), Some("sda"));
     drop(tree.dir);
 }
 

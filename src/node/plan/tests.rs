@@ -103,8 +103,9 @@ fn the_decision_about_a_place_in_full() {
     let table = [
         (MountAt::Free, Ok(PlacePlan::Mount)),
         (MountAt::Fits, Ok(PlacePlan::Keep)),
-        (MountAt::Dead(Health::DiskGone), Ok(PlacePlan::ClearThenMount)),
-        (MountAt::Dead(Health::ShutDown), Ok(PlacePlan::ClearThenMount)),
+        (MountAt::Dead(Health::DiskGone), Ok(PlacePlan::ClearThenMount(Health::DiskGone))),
+        (MountAt::Dead(Health::ShutDown), Ok(PlacePlan::ClearThenMount(Health::ShutDown))),
+        (MountAt::Dead(Health::NodeGone), Ok(PlacePlan::ClearThenMount(Health::NodeGone))),
         (MountAt::Differs("is mounted without noexec".into()), Err("is mounted without noexec")),
         (MountAt::Broken, Err("the kernel has seen errors")),
         (MountAt::Other { what: "/dev/sdb (xfs) is mounted there".into() }, Err("taken: /dev/sdb (xfs)")),
