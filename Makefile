@@ -2,8 +2,8 @@
 # On Debian and Ubuntu root gets missing packages installed; anyone else is told their names.
 
 .DEFAULT_GOAL := help
-.PHONY: help build check test test-root sanity demo bench image image-test test-droplets e2e-nomad droplet-test e2e-droplet clean
-.PHONY: plugin sim root rust lints own compiler disk-tools csi-sanity docker network debootstrap machines bases tasks nomad
+.PHONY: help build check test test-root test-faults sanity demo bench image image-test test-droplets e2e-nomad droplet-test e2e-droplet clean
+.PHONY: plugin sim root rust lints own compiler disk-tools strace csi-sanity docker network debootstrap machines bases tasks nomad
 # A recipe is one script, so it can use functions, and its first failing line ends it.
 .ONESHELL:
 .SHELLFLAGS := -euc
@@ -59,8 +59,21 @@ test: rust own compiler disk-tools ## Run the unit and socket tests; no root nee
 test-root: root rust own compiler disk-tools ## Run the kernel tests: loop devices, mkfs, mounts (as root)
 	cargo test $(FAST) --test it --no-run
 	alone="unshare --mount --propagation private cargo test $(FAST) --test it -- --ignored"
-	$$alone root_ --skip root_figures
+	$$alone root_ --skip root_figures --skip root_faults
 	exec $$alone --nocapture --test-threads=1 root_figures
+
+# FAULTS=sample plays every 100th fault, beginning with another one each day; what is printed as FAULTS=K/N plays the same
+# ones again, and CASE="Publish xfs" only those of the cases that have this in their names. IN=programs plays those of mkfs,
+# blkid and the like instead of the plugin's own.
+FAULTS ?= all
+test-faults: root rust own compiler disk-tools strace ## Let each system call of the node calls fail once (as root, FAULTS=sample)
+	cargo test $(FAST) --test it --no-run
+	case "$(FAULTS)" in
+	all) FAULTS=1/1 ;;
+	sample) FAULTS=$$(($$(date +%s) / 86400 % 100))/100 ;;
+	esac
+	export FAULTS CASE IN
+	exec unshare --mount --propagation private cargo test $(FAST) --test it -- --ignored --nocapture root_faults
 
 # The stock suite against the built plugin, on a simulated droplet with loop devices: once with file systems, once with
 # raw block volumes. Only the specs of group snapshots, which DigitalOcean does not have, are skipped, and by the suite
@@ -211,6 +224,9 @@ compiler:
 # The file systems' tools, which the plugin looks for when it starts, and what the simulated cloud makes disks with.
 disk-tools:
 	@$(call need,blkid:util-linux blockdev:util-linux losetup:mount mke2fs:e2fsprogs mkfs.xfs:xfsprogs mkfs.btrfs:btrfs-progs cryptsetup:cryptsetup-bin strace:strace)
+
+strace:
+	@$(call need,strace:strace)
 
 # Installed by its version from source, checked by Go's own sums. One that is found has to be that version too, which Go
 # writes into its programs; csi-sanity itself says "(dev)".

@@ -45,6 +45,7 @@ mod root_chaos;
 mod root_checks;
 mod root_demo;
 mod root_expand;
+mod root_faults;
 mod root_figures;
 mod root_grow;
 mod root_host;
