@@ -27,6 +27,15 @@ pub enum Thing {
     Droplet(String),
     /// A path at which a volume should be staged or published.
     VolumeAt(PathBuf),
+    /// A volume at a path at which something else is.
+    VolumeNotAt {
+        /// The volume, by the id as it came in the request.
+        volume: String,
+        /// The path.
+        path: PathBuf,
+        /// What is there, as a sentence.
+        found: String,
+    },
 }
 
 impl fmt::Display for Thing {
@@ -36,6 +45,9 @@ impl fmt::Display for Thing {
             Thing::Snapshot(id) => write!(f, "snapshot {id:?}"),
             Thing::Droplet(id) => write!(f, "droplet (node id) {id:?}"),
             Thing::VolumeAt(path) => write!(f, "volume at {}", path.display()),
+            Thing::VolumeNotAt { volume, path, found } => {
+                write!(f, "volume {volume:?} at {} ({found})", path.display())
+            }
         }
     }
 }

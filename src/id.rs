@@ -7,6 +7,8 @@
 use std::fmt;
 use std::num::NonZeroU64;
 
+use sha2::{Digest, Sha256};
+
 /// Why a text is not an identifier of the kind asked for.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{text:?} is not {expected}")]
@@ -64,6 +66,18 @@ impl SnapshotId {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+}
+
+/// A text as part of a name that the system takes: the text itself where it has nothing but letters, digits and `-`, and no
+/// more bytes than `most`; else a hash of it, which begins with `+`.
+#[must_use]
+pub fn plain_or_hash(text: &str, most: usize) -> String {
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
+    if text.len() <= most && text.bytes().all(is_plain) {
+        return text.to_owned();
+    }
+    let hash: String = Sha256::digest(text).iter().take(16).map(|byte| format!("{byte:02x}")).collect();
+    format!("+{hash}")
 }
 
 fn parse_uuid(text: &str) -> Option<String> {

@@ -27,7 +27,8 @@
 //!
 //! # Invariants
 //! - The node side never talks to DigitalOcean's API, and the controller side never touches a disk.
-//! - Nothing is kept on disk: every call starts from what DigitalOcean, the mount table and the disk say.
+//! - Nothing is kept on disk: every call starts from what DigitalOcean, the mount table and the disk say. Which id belongs to
+//!   which volume's name is kept in `/dev`, and no longer than the mounts are.
 //! - A disk is formatted only when it has been read and is blank; what is not known is never taken for blank.
 //! - What cannot be read is never taken for absent (`host/presence.rs`), and no mount that is in use is torn away before two
 //!   looks agree that it is dead (`host/liveness.rs`).

@@ -1,9 +1,11 @@
-//! One change at a time for each volume.
+//! One change at a time for each volume, and for each path.
 //!
-//! Owns what can be locked, and the guard: the permission that every changing function takes as its first argument, so
-//! that an unlocked change does not compile. It does not know what a change is.
+//! Owns what can be locked, the order in which several are locked, and the guard: the permission that every changing function
+//! takes as its first argument, so that an unlocked change does not compile. It does not know what a change is.
 
+use std::collections::BTreeSet;
 use std::fmt;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -11,31 +13,38 @@ use crate::line::{Lines, NoPlace, Place};
 
 /// What is locked: the volume's name while it is being created, its id afterwards.
 ///
-/// On a node the id is whatever the orchestrator sends; old Nomads send their own id there. What is open of an encrypted
-/// volume, and left, is known by the name of its device alone.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+/// On a node the id is whatever the orchestrator sends; old Nomads send their own id there, so two ids may be one disk's. What
+/// is open of an encrypted volume, and left, is known by the name of its device alone.
+///
+/// A call that needs several takes them in the order in which they are listed here, so that no two calls wait for each
+/// other. Paths come first: whoever waits for a path keeps no volume from those who need it elsewhere.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum VolumeKey {
-    /// A volume (or snapshot) that may not exist yet, by its CSI name.
-    Name(String),
+    /// A place on this node at which something is mounted or unmounted, without links on the way.
+    Path(PathBuf),
     /// A volume (or snapshot) that exists, by the id in the request.
     Id(String),
+    /// A volume (or snapshot) that may not exist yet, by its CSI name; on a node a disk, by the name that it carries.
+    Name(String),
 }
 
 impl fmt::Display for VolumeKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            VolumeKey::Name(name) => write!(f, "volume named {name}"),
+            VolumeKey::Path(path) => write!(f, "the path {}", path.display()),
             VolumeKey::Id(id) => write!(f, "volume {id}"),
+            VolumeKey::Name(name) => write!(f, "volume named {name}"),
         }
     }
 }
 
 /// Why a volume could not be locked.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("another call for {key} is still running{detail}")]
+#[error("another call for {key} is still running{detail}{for_whom}")]
 pub struct Locked {
     key: VolumeKey,
     detail: &'static str,
+    for_whom: String,
 }
 
 impl Locked {
@@ -46,7 +55,18 @@ impl Locked {
             NoPlace::Full => ", and others wait for it",
             NoPlace::TooLate => " after a wait",
         };
-        Locked { key, detail }
+        Locked { key, detail, for_whom: String::new() }
+    }
+
+    /// Says which volume was asked for, where what is locked does not say it.
+    #[must_use]
+    pub fn asked_for(self, volume: &str) -> Locked {
+        match self.key {
+            VolumeKey::Id(_) => self,
+            VolumeKey::Path(_) | VolumeKey::Name(_) => {
+                Locked { for_whom: format!("; nothing was done to volume {volume}"), ..self }
+            }
+        }
     }
 }
 
@@ -77,16 +97,31 @@ impl VolumeLocks {
     /// # Errors
     /// [`Locked`] at once when there are more, or when the deadline came first.
     pub fn hold_in_line(&self, key: VolumeKey, most_ahead: usize, deadline: Instant) -> Result<VolumeGuard, Locked> {
-        match self.0.wait(key.clone(), most_ahead, deadline) {
-            Ok(place) => Ok(VolumeGuard(Arc::new(place))),
-            Err(why) => Err(Locked::new(key, why)),
-        }
+        self.hold_all([key], most_ahead, deadline)
+    }
+
+    /// Locks all of these, each as [`VolumeLocks::hold_in_line`] does, whatever their order. While it waits for one it holds
+    /// those before it.
+    ///
+    /// # Errors
+    /// As [`VolumeLocks::hold_in_line`], for the first that could not be locked; then none is.
+    pub fn hold_all(
+        &self,
+        keys: impl IntoIterator<Item = VolumeKey>,
+        most_ahead: usize,
+        deadline: Instant,
+    ) -> Result<VolumeGuard, Locked> {
+        let keys: BTreeSet<VolumeKey> = keys.into_iter().collect();
+        let hold = |key: VolumeKey| self.0.wait(key.clone(), most_ahead, deadline).map_err(|why| Locked::new(key, why));
+        let places = keys.into_iter().map(hold).collect::<Result<Vec<_>, _>>()?;
+        Ok(VolumeGuard(Arc::new(places)))
     }
 }
 
-/// Permission to change one volume. The volume is free again when the last clone is dropped.
+/// Permission to change one volume, at the paths that were locked with it. They are free again when the last clone is
+/// dropped.
 #[derive(Debug, Clone)]
-pub struct VolumeGuard(#[expect(dead_code, reason = "held for its Drop")] Arc<Place<VolumeKey>>);
+pub struct VolumeGuard(#[expect(dead_code, reason = "held for its Drop")] Arc<Vec<Place<VolumeKey>>>);
 
 #[cfg(test)]
 mod tests {
@@ -138,6 +173,44 @@ mod tests {
         assert!(asked.elapsed() < Duration::from_secs(5));
         drop(first);
         assert_eq!(waiter.join().unwrap(), Ok(()));
+    }
+
+    #[test]
+    fn several_are_locked_as_one_and_in_whatever_order_they_are_named_nobody_waits_for_ever() {
+        let key = |number: usize| match number {
+            0 | 1 => VolumeKey::Path(format!("/{number}").into()),
+            2 | 3 => VolumeKey::Id(number.to_string()),
+            _ => VolumeKey::Name(number.to_string()),
+        };
+        let locks = VolumeLocks::new();
+        let inside = Arc::new([const { std::sync::atomic::AtomicBool::new(false) }; 6]);
+        let threads: Vec<_> = (0..8)
+            .map(|seed| {
+                let (locks, inside) = (locks.clone(), Arc::clone(&inside));
+                thread::spawn(move || {
+                    let mut rng = fastrand::Rng::with_seed(seed);
+                    for _ in 0..200 {
+                        let wanted: Vec<usize> = (0..3).map(|_| rng.usize(..6)).collect();
+                        let deadline = Instant::now() + Duration::from_secs(60);
+                        let _guard = locks.hold_all(wanted.iter().map(|one| key(*one)), 100, deadline).unwrap();
+                        let once: BTreeSet<usize> = wanted.into_iter().collect();
+                        for one in &once {
+                            assert!(!inside[*one].swap(true, std::sync::atomic::Ordering::SeqCst));
+                        }
+                        thread::yield_now();
+                        for one in &once {
+                            inside[*one].store(false, std::sync::atomic::Ordering::SeqCst);
+                        }
+                    }
+                })
+            })
+            .collect();
+        threads.into_iter().for_each(|thread| thread.join().unwrap());
+        // What could not be had leaves nothing locked.
+        let last = locks.hold(key(5), Duration::ZERO).unwrap();
+        assert!(locks.hold_all([key(5), key(0)], 1, Instant::now()).is_err());
+        assert!(locks.hold(key(0), Duration::ZERO).is_ok());
+        drop(last);
     }
 
     #[test]

@@ -42,6 +42,17 @@ pub(super) enum Proof {
     Other(String),
 }
 
+/// What kind of disk an identity is of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Make {
+    /// A volume of DigitalOcean's.
+    Volume,
+    /// A disk without hardware, which says nothing.
+    Unknown,
+    /// Another disk, in words.
+    Other(String),
+}
+
 impl Identity {
     /// Reads what sysfs shows below a disk's folder (`/sys/block/sda`).
     pub(super) fn read(disk: &Path) -> Result<Self> {
@@ -60,11 +71,10 @@ impl Identity {
 
     /// Decides whether the disk carries this volume's name. Pure.
     pub(super) fn proves(&self, volume: &VolumeName) -> Proof {
-        if !self.has_hardware {
-            return Proof::Silent;
-        }
-        if self.vendor.as_deref() != Some(VENDOR) || self.model.as_deref() != Some(MODEL) {
-            return Proof::Other(format!("{}, which is no DigitalOcean volume", self.described()));
+        match self.make() {
+            Make::Unknown => return Proof::Silent,
+            Make::Volume => {}
+            Make::Other(found) => return Proof::Other(found),
         }
         let carries = |name: &String| name == volume.as_str();
         // The page that udev makes the link from goes first; the other one may be cut.
@@ -76,6 +86,22 @@ impl Identity {
             (true, Some(serial)) => Proof::Other(format!("the volume with the serial number {serial:?}")),
             (true, None) => Proof::Silent,
         }
+    }
+
+    /// What kind of disk it is. Pure.
+    pub(super) fn make(&self) -> Make {
+        if !self.has_hardware {
+            return Make::Unknown;
+        }
+        if self.vendor.as_deref() != Some(VENDOR) || self.model.as_deref() != Some(MODEL) {
+            return Make::Other(format!("{}, which is no DigitalOcean volume", self.described()));
+        }
+        Make::Volume
+    }
+
+    /// The names that the disk carries; where there are none its serial number, which is the name or the beginning of it.
+    pub(super) fn names(&self) -> Vec<String> {
+        self.names.iter().chain(&self.serial).cloned().collect()
     }
 
     #[cfg(test)]

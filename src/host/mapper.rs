@@ -5,14 +5,12 @@
 
 use std::path::Path;
 
-use sha2::{Digest, Sha256};
-
 use super::device::{Device, DevicePlaces, Mapped, Traits};
 use super::mountinfo::{DeviceNumber, Mount};
 use super::presence;
 use super::sysfs::read_attribute;
 use crate::error::{Error, Result};
-use crate::id::VolumeName;
+use crate::id::{VolumeName, plain_or_hash};
 use crate::size::Bytes;
 
 /// What the names of our devices begin with.
@@ -275,14 +273,7 @@ pub fn is_short(open: &Device, disk: &Device) -> bool {
 /// The name of a volume's device. What DigitalOcean takes for a volume's name the device mapper takes too; any other name,
 /// of which there should be none, becomes a hash. Pure.
 fn name_of(volume: &VolumeName, number: usize) -> String {
-    let text = volume.as_str();
-    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
-    let own = if text.len() <= MOST_OF_NAME && text.bytes().all(is_plain) {
-        text.to_owned()
-    } else {
-        let hash: String = Sha256::digest(text).iter().take(16).map(|byte| format!("{byte:02x}")).collect();
-        format!("+{hash}")
-    };
+    let own = plain_or_hash(volume.as_str(), MOST_OF_NAME);
     match number {
         1 => format!("{PREFIX}{own}"),
         _ => format!("{PREFIX}{own}.{number}"),

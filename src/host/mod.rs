@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+pub mod bind;
 pub mod container;
 pub mod content;
 pub mod device;
@@ -14,6 +15,7 @@ pub mod foreign;
 pub mod format_options;
 pub mod fsck;
 pub mod grow;
+pub mod id_link;
 pub mod key;
 pub mod liveness;
 pub mod luks;
@@ -22,6 +24,7 @@ pub mod mkfs;
 pub mod mount;
 pub mod mountable;
 pub mod mountinfo;
+pub mod owner;
 pub mod presence;
 pub mod protect;
 pub mod run;

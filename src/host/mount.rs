@@ -1,4 +1,4 @@
-//! Changing the mount table: mount, bind, read-only, unmount, flush.
+//! Changing the mount table: mount, read-only, unmount, flush. Bind mounts are `bind.rs`'s.
 //!
 //! Owns the calls to mount(2), umount2(2) and syncfs(2), and reads back what came of them. What should be mounted where is
 //! decided elsewhere; whether what is mounted still works is `liveness.rs`'s. Everything here goes to the kernel directly: no program is run.
@@ -126,17 +126,6 @@ fn take_back(target: &Path) {
     }
 }
 
-/// Makes what is at `source`, a folder or a device node, appear at `target` too, which exists and is of the same sort.
-///
-/// # Errors
-/// [`Error::Io`] with the kernel's answer.
-/// Source: mount(2), "Creating a bind mount".
-pub fn apply_bind(_guard: &VolumeGuard, source: &Path, target: &Path) -> Result<()> {
-    bind(source, target).map_err(Error::errno("bind-mounting at", target))?;
-    log::info!("bound source={} target={}", source.display(), target.display());
-    Ok(())
-}
-
 /// Gives one mount, whatever the file system below it is, exactly those flags that belong to a mount alone: read-only,
 /// nosuid, nodev, noexec, and how access times are kept. Copies of it in other mount namespaces stay as they are.
 ///
@@ -233,10 +222,6 @@ pub fn apply_flush(_guard: &VolumeGuard, target: &Path) -> Result<()> {
         return opened.sync_all().map_err(Error::io("flushing", target));
     }
     nix::unistd::syncfs(&opened).map_err(Error::errno("flushing", target))
-}
-
-fn bind(source: &Path, target: &Path) -> nix::Result<()> {
-    mount(Some(source), target, None::<&str>, MsFlags::MS_BIND, None::<&str>)
 }
 
 fn not_seen(device: &Device, target: &Path, what: &str) -> Error {

@@ -1,12 +1,14 @@
 //! A hidden place beside a path, where a mount is prepared before it appears at the path itself.
 //!
-//! Owns that place and its removal. A mount has to be changed after it was made, to read-only for one; at the path itself
-//! the orchestrator would see it in between, and the copy of it that the kernel makes in the host's mount namespace would
-//! stay as it was first. A call that was killed leaves the place behind, and the next call for the path clears it away.
+//! Owns that place and its removal, and the copying of a mount by way of it. A mount has to be changed after it was made, to
+//! read-only for one; at the path itself the orchestrator would see it in between, and the copy of it that the kernel makes in
+//! the host's mount namespace would stay as it was first. A call that was killed leaves the place behind, and the next call for
+//! the path clears it away.
 
 use std::ffi::{OsStr, OsString};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use log::warn;
@@ -14,8 +16,67 @@ use log::warn;
 use super::place::{self, Shape};
 use super::take_down::{MOST_MOUNTS, too_many};
 use crate::error::{Chain, Error, Result};
-use crate::host::mount::{Unmount, apply_unmount};
+use crate::host::bind::{Held, apply_alone, apply_bind};
+use crate::host::device::Device;
+use crate::host::flags::MountOptions;
+use crate::host::mount::{Unmount, apply_own_flags, apply_unmount, observe_mounts};
+use crate::host::mountinfo::{DeviceNumber, Mount, MountTable};
 use crate::lock::VolumeGuard;
+
+/// A mount, or a device's node, that is to be seen at one more place.
+#[derive(Debug)]
+pub(super) struct Copied<'a> {
+    /// The volume's device.
+    pub(super) device: &'a Device,
+    /// Where its file system is mounted; or its node.
+    pub(super) source: &'a Path,
+    /// What is at these places: a folder, or a device's node.
+    pub(super) shape: Shape,
+    /// The flags of the new mount; none: as they come.
+    pub(super) options: Option<&'a MountOptions>,
+}
+
+/// Makes a mount appear at a target, which is real, with the flags asked for from the first moment on, and seen to be the
+/// volume's before anybody else sees it.
+///
+/// What is mounted inside it later is seen in no other place of the volume: each is of a peer group of its own. In one group a
+/// mount that a task makes in its target would appear at all others, and nothing could be unmounted any more.
+///
+/// # Errors
+/// [`Error::WrongDevice`] when something else is at the source by now, [`Error::Io`].
+pub(super) fn apply_copied(guard: &VolumeGuard, what: &Copied<'_>, target: &Path) -> Result<()> {
+    let aside = Aside::open(guard, target, what.shape)?;
+    apply_bind(guard, &Held::open(what.source)?, &Held::open(aside.path())?)?;
+    // What is held cannot be unmounted, so it is let go of before the place is cleared away.
+    let copy = Held::open(aside.path())?;
+    let mounts = observe_mounts()?;
+    let mount = check_copy(what, &copy, &mounts)?;
+    apply_alone(guard, &copy)?;
+    if let Some(options) = what.options.filter(|options| options.differs_at(mount).is_some()) {
+        apply_own_flags(guard, aside.path(), options)?;
+    }
+    apply_bind(guard, &copy, &Held::open(target)?)
+}
+
+/// Sees that a copy shows what it should: the source may have been unmounted, or replaced, before it was bound.
+fn check_copy<'a>(what: &Copied<'_>, copy: &Held, mounts: &'a MountTable) -> Result<&'a Mount> {
+    let mount = copy.mount(mounts)?.filter(|mount| mount.target == copy.path());
+    let number = DeviceNumber::from_raw(copy.metadata()?.rdev());
+    let is_right = |mount: &Mount| match what.shape {
+        Shape::Folder => mount.is_of(what.device),
+        Shape::File => mount.is_node_of(what.device) && number == what.device.number(),
+    };
+    mount.filter(|mount| is_right(mount)).ok_or_else(|| {
+        let found = mount.map_or_else(
+            || "nothing".to_owned(),
+            |mount| format!("{} ({}, {})", mount.source.display(), mount.fstype, mount.root.display()),
+        );
+        Error::WrongDevice {
+            volume: what.device.volume().clone(),
+            found: format!("{} shows {found} now; nothing was shown to anybody, try again", what.source.display()),
+        }
+    })
+}
 
 /// A place beside a path, in use until it is dropped.
 #[derive(Debug)]

@@ -112,6 +112,7 @@ impl Node {
         if !want.settings.is_encrypted {
             return Ok(Some(Opened::plain(disk)));
         }
+        check_not_clear(&disk)?;
         if let Some(opened) = self.observe_in_use(call, want, &disk)? {
             return Ok(Some(opened));
         }
@@ -280,6 +281,16 @@ impl Node {
             found: format!("the open encrypted volume {name} does not lie on {}", disk.path().display()),
         })
     }
+}
+
+/// Refuses a volume that is to be used encrypted and is in use in clear, also while its key is still waited for.
+fn check_not_clear(disk: &Device) -> Result<()> {
+    let mounts = observe_mounts()?;
+    plan_company(disk.volume(), false, used_otherwise(&mounts, disk, false))?;
+    mounts.of_device(disk).next().map_or(Ok(()), |mount| {
+        let how = "is mounted in clear, and an encrypted one was asked for".to_owned();
+        Err(Error::MountedOtherwise { path: mount.target.clone(), how })
+    })
 }
 
 /// Uses an open encrypted volume that something which is not seen from here keeps open: most likely a container with a mount

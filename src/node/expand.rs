@@ -4,10 +4,11 @@
 //! mounted. A raw block device needs no more than its disk. A second call finds everything grown and changes nothing.
 
 use std::fs;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
 use super::place;
+use super::whose::Whose;
 use super::{Call, Node};
 use crate::config::DEVICE_BUDGET;
 use crate::error::{Error, Result, Thing};
@@ -19,8 +20,8 @@ use crate::host::key::Key;
 use crate::host::liveness::{Health, observe_health};
 use crate::host::mapper::{Under, is_short, observe_under};
 use crate::host::mount::observe_mounts;
-use crate::host::mountinfo::{DeviceNumber, Mount, MountTable};
-use crate::host::presence::observe_metadata;
+use crate::host::mountinfo::{Mount, MountTable};
+use crate::host::owner::{self, observe_disk};
 use crate::id::VolumeName;
 use crate::request::node::Expand;
 use crate::request::secrets::NAMES;
@@ -34,18 +35,23 @@ impl Node {
     /// as asked, [`Error::SizeOutOfRange`] when it is larger, [`Error::Precondition`] when the mount is dead, or the file
     /// system is mounted read-only or of a kind that cannot be grown, or when growing an encrypted volume needs its key.
     pub fn expand(&self, want: &Expand) -> Result<Bytes> {
-        let call = self.begin(&want.volume)?;
-        let name = VolumeName::parse(&want.volume).map_err(|bad| Error::invalid("volume_id", bad))?;
+        let call = self.begin(&want.volume, None, &[&want.path])?;
         let (place, mount) = observe_volume_at(&want.path)?;
         let health = observe_health(&self.places, &mount)?;
         if health != Health::Alive {
             // Behind the node of a raw disk that is gone there may be another one by now.
             return Err(Error::Precondition(format!("the volume at {} is dead: {health}", want.path.display())));
         }
+        let name = match self.observe_whose(&want.volume, &mount)? {
+            Whose::Ours(name) => name.map_or_else(|| VolumeName::parse(&want.volume), Ok),
+            Whose::NotOurs(found) => return Err(Whose::not_there(&want.volume, &mount, &found)),
+            Whose::Gone => return Err(not_at(&want.path)),
+        };
+        let name = name.map_err(|bad| Error::invalid("volume_id", bad))?;
         let under = observe_under(&self.places, &mount)?;
-        let number = match &under {
-            Some(under) => under.disk.ok_or_else(|| Error::NotFound(Thing::VolumeAt(want.path.clone())))?,
-            None => observe_number(&want.path, &mount)?,
+        let number = match observe_disk(&self.places, &mount)? {
+            owner::Under::Disk(number) => number,
+            owner::Under::Gone | owner::Under::NoDisk => return Err(not_at(&want.path)),
         };
         let await_size =
             |least| await_numbered(&call.guard, &self.places, &name, number, least, call.cap(DEVICE_BUDGET));
@@ -82,27 +88,16 @@ impl Node {
     }
 }
 
+fn not_at(path: &Path) -> Error {
+    Error::NotFound(Thing::VolumeAt(path.to_owned()))
+}
+
 /// What is mounted at the path.
 fn observe_volume_at(path: &Path) -> Result<(PathBuf, Mount)> {
-    let not_there = || Error::NotFound(Thing::VolumeAt(path.to_owned()));
+    let not_there = || not_at(path);
     let real = place::observe_real_path(path)?.ok_or_else(not_there)?;
     let mount = observe_mounts()?.at(&real).cloned().ok_or_else(not_there)?;
     Ok((real, mount))
-}
-
-/// The number of the disk behind a mount: of the device node itself, of the file system, or, where the file system has a
-/// number of its own as btrfs does, of what it was mounted from.
-fn observe_number(path: &Path, mount: &Mount) -> Result<DeviceNumber> {
-    let node = |path: &Path| -> Result<Option<DeviceNumber>> {
-        let block = observe_metadata(path)?.filter(|found| found.file_type().is_block_device());
-        Ok(block.map(|found| DeviceNumber::from_raw(found.rdev())))
-    };
-    let disk = match node(path)? {
-        Some(number) => Some(number),
-        None if mount.device.major != 0 => Some(mount.device),
-        None => node(Path::new(&mount.source))?,
-    };
-    disk.ok_or_else(|| Error::NotFound(Thing::VolumeAt(path.to_owned())))
 }
 
 /// Through which mount a file system is grown: one for reading only, as a reader has it, takes no change, but another of the

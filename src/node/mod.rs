@@ -18,7 +18,9 @@ pub mod see;
 pub mod stage;
 pub mod stats;
 pub mod take_down;
+pub mod whose;
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crate::config::{Config, HEAVY_TOOLS, LOCK_PATIENCE, NODE_BUDGET};
@@ -28,9 +30,10 @@ use crate::host::device::DevicePlaces;
 use crate::host::flags::SelinuxLabel;
 use crate::host::run::{Runner, Until};
 use crate::host::slots::Slots;
+use crate::id::VolumeName;
 use crate::lock::{VolumeGuard, VolumeKey, VolumeLocks};
 
-/// How many calls may be ahead of one in the line for a volume. Each keeps a thread, of which there must be some left for
+/// How many calls may be ahead of one in the line for a volume or a path. Each keeps a thread, of which there must be some left for
 /// the droplet's other volumes.
 const MOST_AHEAD: usize = 8;
 
@@ -78,16 +81,19 @@ impl Node {
         }
     }
 
+    /// Starts the clock of a call, then waits until no other call works at one of these paths, on this volume, or on the disk
+    /// that has this name where the call knows it.
+    ///
     /// Nomad repeats no node call that was refused, and several tasks of one job on one droplet ask at once: they stand in
     /// line. Most of what is waited for takes milliseconds.
-    fn hold(&self, volume: &str) -> Result<VolumeGuard> {
-        let deadline = Instant::now() + LOCK_PATIENCE;
-        Ok(self.locks.hold_in_line(VolumeKey::Id(volume.to_owned()), MOST_AHEAD, deadline)?)
-    }
-
-    /// Starts the clock of a call, then waits for the volume.
-    fn begin(&self, volume: &str) -> Result<Call<'_>> {
-        let runner = Until::new(self.runner.as_ref(), Instant::now() + NODE_BUDGET);
-        Ok(Call { guard: self.hold(volume)?, runner })
+    fn begin(&self, volume: &str, name: Option<&VolumeName>, paths: &[&Path]) -> Result<Call<'_>> {
+        let started = Instant::now();
+        let real = |path: &&Path| Ok(VolumeKey::Path(place::observe_whole_path(path)?));
+        let mut keys = paths.iter().map(real).collect::<Result<Vec<_>>>()?;
+        keys.push(VolumeKey::Id(volume.to_owned()));
+        keys.extend(name.map(|name| VolumeKey::Name(name.to_string())));
+        let held = self.locks.hold_all(keys, MOST_AHEAD, started + LOCK_PATIENCE);
+        let guard = held.map_err(|locked| locked.asked_for(volume))?;
+        Ok(Call { guard, runner: Until::new(self.runner.as_ref(), started + NODE_BUDGET) })
     }
 }

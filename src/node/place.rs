@@ -35,6 +35,19 @@ pub fn observe_real_path(path: &Path) -> Result<Option<PathBuf>> {
     Ok(observe_real(parent)?.map(|parent| parent.join(name)))
 }
 
+/// The path as [`observe_real_path`] gives it, or, as far as the way there does not exist, as it will be when it is made.
+///
+/// # Errors
+/// As [`observe_real_path`].
+pub fn observe_whole_path(path: &Path) -> Result<PathBuf> {
+    for there in path.ancestors().skip(1) {
+        if let Some(real) = observe_real(there)? {
+            return Ok(path.strip_prefix(there).map_or_else(|_| path.to_owned(), |rest| real.join(rest)));
+        }
+    }
+    Ok(path.to_owned())
+}
+
 /// Makes the way to a path, and the folder or file at its end, unless they are there; returns the real path.
 ///
 /// An empty folder or file that is there already is used: old orchestrators make it themselves, and a call that was cut
@@ -201,5 +214,10 @@ mod tests {
         std::os::unix::fs::symlink(real.join("a"), real.join("link")).unwrap();
         assert_eq!(observe_real_path(&real.join("link/x")).unwrap(), Some(real.join("a/x")));
         assert_eq!(observe_real_path(&real.join("none/x")).unwrap(), None);
+        for (path, want) in [("link/x", "a/x"), ("link/b/c/x", "a/b/c/x"), ("none/x", "none/x"), ("link", "link")] {
+            assert_eq!(observe_whole_path(&real.join(path)).unwrap(), real.join(want), "{path}");
+        }
+        fs::write(real.join("file"), "").unwrap();
+        assert_eq!(observe_whole_path(&real.join("file/x/y")).unwrap(), real.join("file/x/y"));
     }
 }

@@ -7,11 +7,11 @@ use std::path::{Path, PathBuf};
 
 use log::warn;
 
-use super::aside::Aside;
+use super::aside::{Copied, apply_copied};
 use super::place::{self, Shape};
 use super::plan::{MountAt, PlacePlan, plan_company, plan_mounted, plan_place, plan_target};
-use super::raw::check_raw;
-use super::see::{elsewhere, fs_difference, used_otherwise};
+use super::raw::{check_protection, check_raw};
+use super::see::{elsewhere, fs_difference, raw_difference, used_otherwise};
 use super::take_down::apply_clear;
 use super::{Call, Node};
 use crate::config::DEVICE_BUDGET;
@@ -20,7 +20,7 @@ use crate::host::content::FsKind;
 use crate::host::device::Device;
 use crate::host::find::{Sighting, await_device, observe_device};
 use crate::host::flags::MountOptions;
-use crate::host::mount::{Unmount, apply_bind, apply_own_flags, apply_unmount, observe_mounts};
+use crate::host::mount::{Unmount, apply_unmount, observe_mounts};
 use crate::host::mountinfo::{Mount, MountTable};
 use crate::host::protect::Flagged;
 use crate::request::capability::Access;
@@ -42,7 +42,11 @@ struct Shown<'a> {
 
 impl Shown<'_> {
     fn difference(&self, mount: &Mount) -> Option<String> {
-        self.options.as_ref().and_then(|options| options.differs_at(mount))
+        match self.shape {
+            Shape::File => raw_difference(mount),
+            Shape::Folder => fs_difference(None, mount)
+                .or_else(|| self.options.as_ref().and_then(|options| options.differs_at(mount))),
+        }
     }
 }
 
@@ -56,17 +60,20 @@ impl Node {
     /// [`Error::MountedOtherwise`] when it is staged or published there otherwise, [`Error::TargetTaken`] when something
     /// else is there.
     pub fn publish(&self, want: &Publish) -> Result<()> {
-        let call = self.begin(&want.stage.volume)?;
+        let stage = &want.stage;
+        let call = self.begin(&stage.volume, Some(&stage.attached.name), &[&stage.staging, &want.target])?;
+        check_apart(stage, &want.target)?;
         // A dead mount at the target would keep the file system below it dead, however often that is mounted anew.
         let target = place::observe_real_path(&want.target)?;
         let mounts = match &target {
-            Some(target) => self.ensure_not_dead(&call, target)?,
+            Some(target) => self.ensure_not_dead(&call, &stage.volume, target)?,
             None => observe_mounts()?,
         };
-        match &want.stage.capability.access {
+        match &stage.capability.access {
             Access::Block => {
                 let (name, size) = (&want.stage.attached.name, want.stage.attached.size);
                 let device = await_device(&call.guard, &self.places, name, size, call.cap(DEVICE_BUDGET))?;
+                self.remember(&call, &stage.volume, name);
                 let source = device.path().to_owned();
                 let shown = Shown { device: &device, want, target, source, shape: Shape::File, options: None };
                 self.ensure_shown(&call, &mounts, &shown)
@@ -74,6 +81,7 @@ impl Node {
             Access::Mount { fs, flags } => {
                 let flags = self.labelled(flags, &want.stage)?;
                 let (device, source, mounts) = self.ensure_staging(&call, want, *fs, &flags, mounts)?;
+                self.remember(&call, &stage.volume, &stage.attached.name);
                 let options = if want.is_read_only { flags.read_only() } else { flags };
                 let shown =
                     Shown { device: &device, want, target, source, shape: Shape::Folder, options: Some(options) };
@@ -128,7 +136,7 @@ impl Node {
             None => MountAt::Free,
         };
         match plan_place(&shown.want.target, &at)? {
-            PlacePlan::Keep => self.ensure_access(call, mounts, shown),
+            PlacePlan::Keep => check_shown(mounts, shown, target.unwrap_or(&shown.want.target)),
             PlacePlan::Mount => self.apply_show(call, mounts, shown),
             PlacePlan::ClearThenMount(health) => {
                 apply_clear(call, target.unwrap_or(&shown.want.target), health)?;
@@ -139,13 +147,9 @@ impl Node {
     }
 
     fn apply_show(&self, call: &Call<'_>, mounts: &MountTable, shown: &Shown<'_>) -> Result<()> {
-        let (volume, is_raw) = (shown.device.volume(), shown.shape == Shape::File);
-        plan_company(volume, is_raw, used_otherwise(mounts, shown.device, is_raw))?;
         // A raw disk is not mounted at its staging path, so none of its places has to be left out.
-        let apart = [shown.source.as_path()];
-        let other = elsewhere(mounts, shown.device, &apart).next();
-        plan_target(volume, shown.want.stage.capability.mode, other.map(|mount| mount.target.as_path()))?;
-        if is_raw {
+        check_company(mounts, shown, &[&shown.source])?;
+        if shown.shape == Shape::File {
             check_raw(call, mounts, shown.device)?;
         }
         let target = match &shown.target {
@@ -167,7 +171,8 @@ impl Node {
         // While it is held open no other disk gets its name, so what is bound is the disk that was found.
         let _pin = (shown.shape == Shape::File).then(|| shown.device.open()).transpose()?;
         self.ensure_access(call, mounts, shown)?;
-        apply_shown(call, mounts, shown, target)?;
+        let (device, source, options) = (shown.device, &shown.source, shown.options.as_ref());
+        apply_copied(&call.guard, &Copied { device, source, shape: shown.shape, options }, target)?;
         let at = self.observe_at(&observe_mounts()?, target, shown.device, |mount| shown.difference(mount))?;
         plan_mounted(target, &at)
     }
@@ -196,6 +201,38 @@ impl Node {
     }
 }
 
+/// Refuses a target inside the staging path, or the other way round, also where links hide that.
+fn check_apart(stage: &Stage, target: &Path) -> Result<()> {
+    let (staging, target) = (place::observe_whole_path(&stage.staging)?, place::observe_whole_path(target)?);
+    if !target.starts_with(&staging) && !staging.starts_with(&target) {
+        return Ok(());
+    }
+    let why = format!(
+        "is {}, which lies inside staging_target_path ({}) or the other way round",
+        target.display(),
+        staging.display()
+    );
+    Err(Error::invalid("target_path", why))
+}
+
+/// Asks of a volume that is shown at a target already all that would be asked if it were shown there only now. It changes
+/// nothing: a disk's read-only flag would change under the task that uses it.
+fn check_shown(mounts: &MountTable, shown: &Shown<'_>, target: &Path) -> Result<()> {
+    check_company(mounts, shown, &[&shown.source, target])?;
+    match shown.shape {
+        Shape::Folder => Ok(()),
+        Shape::File => check_protection(shown.device, target, shown.want.is_read_only),
+    }
+}
+
+/// Sees that a volume may be shown at one more place beside those where it is used, not counting those `apart`.
+fn check_company(mounts: &MountTable, shown: &Shown<'_>, apart: &[&Path]) -> Result<()> {
+    let (volume, is_raw) = (shown.device.volume(), shown.shape == Shape::File);
+    plan_company(volume, is_raw, used_otherwise(mounts, shown.device, is_raw))?;
+    let other = elsewhere(mounts, shown.device, apart).next();
+    plan_target(volume, shown.want.stage.capability.mode, other.map(|mount| mount.target.as_path()))
+}
+
 fn not_staged(stage: &Stage) -> Error {
     let (volume, staging) = (&stage.volume, stage.staging.display());
     if stage.settings.is_encrypted {
@@ -205,19 +242,4 @@ fn not_staged(stage: &Stage) -> Error {
         ));
     }
     Error::Precondition(format!("volume {volume} is not staged at {staging}"))
-}
-
-/// Binds the source to the target, with the flags asked for from the first moment on.
-fn apply_shown(call: &Call<'_>, mounts: &MountTable, shown: &Shown<'_>, target: &Path) -> Result<()> {
-    let differs =
-        |options: &&MountOptions| mounts.at(&shown.source).is_none_or(|from| options.differs_at(from).is_some());
-    match shown.options.as_ref().filter(differs) {
-        None => apply_bind(&call.guard, &shown.source, target),
-        Some(options) => {
-            let aside = Aside::open(&call.guard, target, shown.shape)?;
-            apply_bind(&call.guard, &shown.source, aside.path())?;
-            apply_own_flags(&call.guard, aside.path(), options)?;
-            apply_bind(&call.guard, aside.path(), target)
-        }
-    }
 }

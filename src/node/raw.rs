@@ -7,8 +7,9 @@ use std::path::Path;
 
 use log::warn;
 
-use super::plan::{ProtectionPlan, plan_protection};
-use super::see::elsewhere;
+use super::place;
+use super::plan::{ProtectionPlan, plan_company, plan_place, plan_protection};
+use super::see::{elsewhere, raw_difference, used_otherwise};
 use super::{Call, Node};
 use crate::error::{Chain, Error, Result};
 use crate::host::CLAIM_BUDGET;
@@ -77,6 +78,38 @@ impl Node {
     }
 }
 
+/// Sees that a disk that is shown raw at `target` already takes writes or refuses them as asked.
+///
+/// # Errors
+/// [`Error::MountedOtherwise`] when it does not.
+pub(super) fn check_protection(device: &Device, target: &Path, is_read_only: bool) -> Result<()> {
+    // While it is held open no other disk gets its name, so the flag that is read is this disk's.
+    let _pin = device.open()?;
+    let how = match (is_read_only, observe_is_protected(&Flagged::from(device))?) {
+        (true, true) | (false, false) => return Ok(()),
+        (true, false) => "shows a raw disk that takes writes, and it was asked for read-only",
+        (false, true) => "shows a raw disk that refuses writes, and it was asked for writing",
+    };
+    Err(Error::MountedOtherwise { path: target.to_owned(), how: how.to_owned() })
+}
+
+/// Sees that a volume may be staged as a raw disk: nothing is mounted at its staging path, no file system of it is mounted
+/// anywhere, and none was begun on it.
+///
+/// # Errors
+/// [`Error::MountedOtherwise`], [`Error::TargetTaken`] or [`Error::Precondition`], by what is in the way.
+pub(super) fn check_staged_raw(node: &Node, call: &Call<'_>, device: &Device, staging: &Path) -> Result<()> {
+    let mounts = observe_mounts()?;
+    if let Some(real) = place::observe_real_path(staging)? {
+        // It is the volume's raw disk only at a target.
+        let difference = |mount: &Mount| raw_difference(mount).or_else(|| Some("shows its raw disk".to_owned()));
+        // A dead mount is in nobody's way: nothing is going to be mounted here.
+        plan_place(staging, &node.observe_at(&mounts, &real, device, difference)?)?;
+    }
+    plan_company(device.volume(), true, used_otherwise(&mounts, device, true))?;
+    refuse_unfinished(call, device)
+}
+
 /// Sees that a disk may be given out raw, unless it is already: nothing of the kernel's uses it, not even in a mount
 /// namespace that is not seen from here, and no file system was begun on it.
 pub(super) fn check_raw(call: &Call<'_>, mounts: &MountTable, device: &Device) -> Result<()> {
@@ -116,7 +149,7 @@ fn check_nodes(mounts: &MountTable, device: &Device) -> Result<()> {
 
 /// Refuses a disk on which a file system, or an encrypted volume, was begun and not finished. As a raw disk it would get other content, and the
 /// signs of the unfinished file system might outlast it: staged for a file system later, the disk would be formatted.
-pub(super) fn refuse_unfinished(call: &Call<'_>, device: &Device) -> Result<()> {
+fn refuse_unfinished(call: &Call<'_>, device: &Device) -> Result<()> {
     let Some(fs) = observe_unfinished(device)? else { return refuse_begun(call, device) };
     let path = device.path().display();
     Err(Error::Precondition(format!(

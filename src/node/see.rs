@@ -67,7 +67,9 @@ pub(super) fn is_of_our_making(mount: &Mount) -> bool {
 fn see_mount(mount: &Mount, health: Health, device: &Device, difference: impl Fn(&Mount) -> Option<String>) -> MountAt {
     let is_volume = mount.is_node_of(device) || (mount.is_of(device) && mount.is_whole());
     match (health, is_volume) {
-        (Health::DiskGone | Health::ShutDown | Health::NodeGone, _) if is_of_our_making(mount) => MountAt::Dead(health),
+        // One whose disk is there is torn away only from the volume's own tasks.
+        (Health::DiskGone | Health::NodeGone, _) if is_of_our_making(mount) => MountAt::Dead(health),
+        (Health::ShutDown, _) if mount.is_of(device) => MountAt::Dead(health),
         (Health::Alive | Health::DiskGone | Health::ShutDown | Health::NodeGone, false)
         | (Health::DiskGone | Health::ShutDown | Health::NodeGone, true) => {
             let what = format!("{} ({}) is mounted there", mount.source.to_string_lossy(), mount.fstype);
@@ -80,8 +82,16 @@ fn see_mount(mount: &Mount, health: Health, device: &Device, difference: impl Fn
 
 /// How a mount has another file system than asked for, as a phrase.
 pub(super) fn fs_difference(asked: Option<FsKind>, mount: &Mount) -> Option<String> {
+    if mount.is_node() {
+        return Some("shows the raw disk, and a file system was asked for".to_owned());
+    }
     let other = asked.filter(|fs| fs.name() != mount.fstype);
     other.map(|fs| format!("holds {}, and {fs} was asked for", mount.fstype))
+}
+
+/// How a mount is not the volume's raw disk, as a phrase.
+pub(super) fn raw_difference(mount: &Mount) -> Option<String> {
+    (!mount.is_node()).then(|| format!("shows its file system ({}), and the raw disk was asked for", mount.fstype))
 }
 
 /// Whether the file system became read-only without anyone asking: this mount of it was to be writable.
@@ -132,6 +142,7 @@ mod tests {
             ("8:0 / /s rw - xfs /dev/sda rw", gone, MountAt::Dead(gone)),
             ("8:0 / /s rw - xfs /dev/sda rw", shut, MountAt::Dead(shut)),
             ("8:16 / /s rw - xfs /dev/sdb rw", gone, MountAt::Dead(gone)),
+            ("8:16 / /s rw - xfs /dev/sdb rw", shut, other("/dev/sdb (xfs)")),
             ("8:16 / /s rw - xfs /dev/sdb rw", alive, other("/dev/sdb (xfs)")),
             ("8:0 /folder /s rw - xfs /dev/sda rw", alive, other("/dev/sda (xfs)")),
             ("0:40 / /s rw - btrfs /dev/sda rw", alive, MountAt::Fits),

@@ -8,13 +8,13 @@ use std::path::{Path, PathBuf};
 
 use log::{info, warn};
 
-use super::aside::{self, Aside};
+use super::aside::{self, Aside, Copied, apply_copied};
 use super::encrypted::Opened;
 use super::place::{self, Shape};
 use super::plan::{
     DiskPlan, Formatting, MountPlan, PlacePlan, plan_company, plan_disk, plan_mount, plan_mounted, plan_place,
 };
-use super::raw::refuse_unfinished;
+use super::raw::check_staged_raw;
 use super::root::{Root, ensure_root};
 use super::see::{fs_difference, used_otherwise};
 use super::take_down::apply_clear;
@@ -29,9 +29,7 @@ use crate::host::flags::{MountOptions, NO_UUID};
 use crate::host::fsck::{apply_check, observe_check_need};
 use crate::host::grow::{ensure_grown, observe_is_smaller};
 use crate::host::mkfs::apply_format;
-use crate::host::mount::{
-    Unmount, apply_bind, apply_mount, apply_own_flags, apply_unmount, apply_writable, observe_mounts,
-};
+use crate::host::mount::{Unmount, apply_mount, apply_unmount, apply_writable, observe_mounts};
 use crate::host::mountable::{observe_mountable, plan_mountable};
 use crate::host::mountinfo::{Mount, MountTable};
 use crate::host::presence::observe_is_there;
@@ -77,9 +75,9 @@ impl Node {
     /// # Errors
     /// Everything that can be wrong with the disk or the path, each with its own variant; nothing stays half mounted.
     pub fn stage(&self, want: &Stage) -> Result<()> {
-        let call = self.begin(&want.volume)?;
+        let call = self.begin(&want.volume, Some(&want.attached.name), &[&want.staging])?;
         match (self.ensure_staged(&call, want)?, &want.capability.access) {
-            (Some(device), Access::Block) => refuse_unfinished(&call, &device),
+            (Some(device), Access::Block) => check_staged_raw(self, &call, &device, &want.staging),
             (Some(_), Access::Mount { .. }) => Ok(()),
             (None, Access::Block | Access::Mount { .. }) => {
                 info!(
@@ -96,6 +94,7 @@ impl Node {
     pub(super) fn ensure_staged(&self, call: &Call<'_>, want: &Stage) -> Result<Option<Device>> {
         let (name, size) = (&want.attached.name, want.attached.size);
         let device = await_device(&call.guard, &self.places, name, size, call.cap(DEVICE_BUDGET))?;
+        self.remember(call, &want.volume, name);
         match &want.capability.access {
             Access::Block => Ok(Some(device)),
             Access::Mount { fs, flags } => {
@@ -199,10 +198,9 @@ impl Node {
             }
             MountPlan::Again(fs) => apply_mount_of(call, want.device, fs, want.staging, &want.options),
             MountPlan::AgainReadOnly { at } => {
-                let aside = Aside::open(&call.guard, want.staging, Shape::Folder)?;
-                apply_bind(&call.guard, &at, aside.path())?;
-                apply_own_flags(&call.guard, aside.path(), &want.options)?;
-                apply_bind(&call.guard, aside.path(), want.staging)
+                let (device, options) = (want.device, Some(&want.options));
+                let copied = Copied { device, source: &at, shape: Shape::Folder, options };
+                apply_copied(&call.guard, &copied, want.staging)
             }
             MountPlan::AgainWritable(fs) => {
                 let aside = Aside::open(&call.guard, want.staging, Shape::Folder)?;

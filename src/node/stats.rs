@@ -11,6 +11,7 @@ use nix::sys::statvfs::statvfs;
 use super::Node;
 use super::place;
 use super::see::{is_broken, is_of_our_making};
+use super::whose::Whose;
 use crate::error::{Error, Result, Thing};
 use crate::host::liveness::{Health, observe_health};
 use crate::host::mount::observe_mounts;
@@ -69,7 +70,13 @@ impl Node {
         let real = place::observe_real_path(&want.path)?.ok_or_else(not_there)?;
         let mounts = observe_mounts()?;
         let mount = mounts.at(&real).filter(|mount| is_of_our_making(mount)).ok_or_else(not_there)?;
-        match plan_condition(mount, observe_health(&self.places, mount)?, &mounts) {
+        let health = observe_health(&self.places, mount)?;
+        if health != Health::DiskGone
+            && let Whose::NotOurs(found) = self.observe_whose(&want.volume, mount)?
+        {
+            return Err(Whose::not_there(&want.volume, mount, &found));
+        }
+        match plan_condition(mount, health, &mounts) {
             condition @ Condition::Dead(_) => Ok(Report { usage: Vec::new(), condition }),
             condition @ (Condition::Normal | Condition::ReadOnlyByError) => {
                 let usage = if mount.is_node() { observe_device_usage(&real)? } else { observe_fs_usage(&real)? };

@@ -9,6 +9,7 @@ use std::path::Path;
 use log::{error, warn};
 
 use super::see::is_of_our_making;
+use super::whose::Whose;
 use super::{Call, Node};
 use super::{aside, place};
 use crate::config::UNMOUNT_BUDGET;
@@ -75,16 +76,17 @@ impl Node {
     /// [`Error::Io`] when it stays in use, or cannot be unmounted; [`Error::TargetTaken`] when something is mounted there
     /// that this plugin never mounts.
     pub fn unpublish(&self, want: &Unpublish) -> Result<()> {
-        let call = self.begin(&want.volume)?;
+        let call = self.begin(&want.volume, None, &[&want.target])?;
         let Some(target) = place::observe_real_path(&want.target)? else { return Ok(()) };
         take_all_down(&target, |mount| {
-            self.apply_take_down(&call, mount, &target)?;
+            self.apply_take_down(&call, &want.volume, mount, &target)?;
             if mount.is_node() {
                 self.apply_unprotect_after(&call, mount)?;
             }
             Ok(())
         })?;
         aside::apply_clean(&call.guard, &target)?;
+        self.forget_unused(&call, &want.volume);
         place::apply_remove_place(&call.guard, &target)
     }
 
@@ -96,9 +98,10 @@ impl Node {
     /// # Errors
     /// As [`Node::unpublish`].
     pub fn unstage(&self, want: &Unstage) -> Result<()> {
-        let call = self.begin(&want.volume)?;
+        let call = self.begin(&want.volume, None, &[&want.staging])?;
         if let Some(staging) = place::observe_real_path(&want.staging)? {
             self.apply_unstage(&call, &want.volume, &staging)?;
+            self.forget_unused(&call, &want.volume);
         }
         self.ensure_none_left_open(&call.runner);
         Ok(())
@@ -106,12 +109,11 @@ impl Node {
 
     fn apply_unstage(&self, call: &Call<'_>, volume: &str, staging: &Path) -> Result<()> {
         take_all_down(staging, |mount| {
-            if is_of_our_making(mount) {
-                // To keep the volume mounted would not bring back what cannot be written.
-                flush_or_say(call, staging);
-            }
+            self.check_ours(volume, mount)?;
+            // To keep the volume mounted would not bring back what cannot be written.
+            flush_or_say(call, staging);
             let under = observe_under(&self.places, mount);
-            self.apply_take_down(call, mount, staging)?;
+            self.apply_take_down(call, volume, mount, staging)?;
             // Also where nothing could be seen the mount had to go first; but then the volume may still be open.
             under?.map_or(Ok(()), |under| self.ensure_closed_after(call, volume, &under))
         })?;
@@ -120,24 +122,47 @@ impl Node {
 
     /// Takes dead mounts away from a path, and what a call that was killed has left beside it, which would pass for another
     /// place where the volume is used; whatever else is there stays. Gives the mount table as it is then.
-    pub(super) fn ensure_not_dead(&self, call: &Call<'_>, real: &Path) -> Result<MountTable> {
+    pub(super) fn ensure_not_dead(&self, call: &Call<'_>, volume: &str, real: &Path) -> Result<MountTable> {
         aside::apply_clean(&call.guard, real)?;
         for _ in 0..MOST_MOUNTS {
             let mounts = observe_mounts()?;
             let Some(mount) = mounts.at(real).filter(|mount| is_of_our_making(mount)) else { return Ok(mounts) };
             match observe_health(&self.places, mount)? {
                 Health::Alive => return Ok(mounts),
-                health @ (Health::DiskGone | Health::ShutDown | Health::NodeGone) => apply_clear(call, real, health)?,
+                health @ (Health::DiskGone | Health::ShutDown | Health::NodeGone)
+                    if self.check_ours(volume, mount).is_ok() =>
+                {
+                    apply_clear(call, real, health)?;
+                }
+                // Whatever else is there is told by who wants to mount there.
+                Health::DiskGone | Health::ShutDown | Health::NodeGone => return Ok(mounts),
             }
         }
         Err(too_many(real))
     }
 
-    fn apply_take_down(&self, call: &Call<'_>, mount: &Mount, path: &Path) -> Result<()> {
+    /// Sees that a mount may be taken away from where it is: it is the volume's, or its disk is gone.
+    fn check_ours(&self, volume: &str, mount: &Mount) -> Result<()> {
+        let what = format!("{} ({}) is mounted there", mount.source.display(), mount.fstype);
+        let refuse = |found: &str| {
+            let by = format!("{what}, {found}; nothing was unmounted");
+            Err(Error::TargetTaken { path: mount.target.clone(), by })
+        };
         if !is_of_our_making(mount) {
-            let by = format!("{} ({}) is mounted there, which is no volume", mount.source.display(), mount.fstype);
-            return Err(Error::TargetTaken { path: path.to_owned(), by });
+            return refuse("which is no volume");
         }
+        match self.observe_or_assume_alive(mount) {
+            Health::DiskGone | Health::NodeGone => return Ok(()),
+            Health::Alive | Health::ShutDown => {}
+        }
+        match self.observe_whose(volume, mount)? {
+            Whose::Ours(_) | Whose::Gone => Ok(()),
+            Whose::NotOurs(found) => refuse(&format!("from {found}, and not volume {volume}")),
+        }
+    }
+
+    fn apply_take_down(&self, call: &Call<'_>, volume: &str, mount: &Mount, path: &Path) -> Result<()> {
+        self.check_ours(volume, mount)?;
         let health = self.observe_or_assume_alive(mount);
         if plan_removal(health) == Unmount::DiskGone {
             return apply_clear(call, path, health);

@@ -73,7 +73,7 @@ fn of_ten_calls_for_one_volume_one_works_eight_wait_and_one_is_aborted() {
     for answer in ended {
         let refusal = answer.join().unwrap().unwrap_err();
         assert_eq!(refusal.code, RpcStatusCode::ABORTED, "{refusal}");
-        assert!(refusal.message.contains("volume v "), "{refusal}");
+        assert!(refusal.message.contains("volume v"), "{refusal}");
     }
     // Another volume has nothing to do with it.
     plugin.client.unstage("another", &solo.path("another")).unwrap();

@@ -53,7 +53,9 @@ mod root_limit;
 mod root_luks;
 mod root_luks_node;
 mod root_node;
+mod root_paths;
 mod root_states;
+mod root_whose;
 mod server;
 mod tidy;
 

@@ -10,6 +10,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use do_csi_plugin::error::{Chain, Error};
+use do_csi_plugin::host::bind::{Held, apply_bind};
 use do_csi_plugin::host::content::{Content, FsKind, observe_content};
 use do_csi_plugin::host::device::{Device, DevicePlaces};
 use do_csi_plugin::host::find::{Sighting, await_device, observe_device};
@@ -19,7 +20,7 @@ use do_csi_plugin::host::fsck::{apply_check, observe_check_need};
 use do_csi_plugin::host::grow::{ensure_grown, observe_is_smaller};
 use do_csi_plugin::host::mkfs::apply_format;
 use do_csi_plugin::host::mount::{
-    Unmount, apply_bind, apply_flush, apply_mount, apply_own_flags, apply_unmount, apply_unmount_within, observe_mounts,
+    Unmount, apply_flush, apply_mount, apply_own_flags, apply_unmount, apply_unmount_within, observe_mounts,
 };
 use do_csi_plugin::host::run::{Cmd, CommandError, Exit, Output, Runner, SystemRunner, Tool, Until, find_tools};
 use do_csi_plugin::host::slots::Slots;
@@ -688,7 +689,7 @@ fn root_the_mount_table_tells_whose_mount_is_where() {
         bench.mount(&disk, fs);
         let odd = disk.root.path().canonicalize().unwrap().join("a b\\c\td#e");
         fs::create_dir(&odd).unwrap();
-        apply_bind(&bench.guard, &disk.mnt(), &odd).unwrap();
+        apply_bind(&bench.guard, &Held::open(&disk.mnt()).unwrap(), &Held::open(&odd).unwrap()).unwrap();
         let table = observe_mounts().unwrap();
         assert_eq!(table.of_device(&disk.device()).count(), 2, "{fs}");
         assert_eq!(table.of_device(&other.device()).count(), 0, "{fs}");
@@ -698,7 +699,7 @@ fn root_the_mount_table_tells_whose_mount_is_where() {
         // A bind of the node shows no file system of the disk, but the disk.
         let block = disk.root.path().canonicalize().unwrap().join("block");
         File::create(&block).unwrap();
-        apply_bind(&bench.guard, &disk.node, &block).unwrap();
+        apply_bind(&bench.guard, &Held::open(&disk.node).unwrap(), &Held::open(&block).unwrap()).unwrap();
         let table = observe_mounts().unwrap();
         assert!(table.at(&block).unwrap().is_node_of(&disk.device()));
         assert!(!table.at(&block).unwrap().is_node_of(&other.device()));
@@ -752,7 +753,7 @@ fn root_a_bind_mount_becomes_read_only_alone_and_keeps_its_other_flags() {
     apply_mount(&bench.guard, &disk.device(), FsKind::Ext4, &disk.mnt(), &options, Duration::ZERO).unwrap();
     let target = disk.root.path().canonicalize().unwrap().join("target");
     fs::create_dir(&target).unwrap();
-    apply_bind(&bench.guard, &disk.mnt(), &target).unwrap();
+    apply_bind(&bench.guard, &Held::open(&disk.mnt()).unwrap(), &Held::open(&target).unwrap()).unwrap();
     for _ in 0..2 {
         apply_own_flags(&bench.guard, &target, &options.clone().read_only()).unwrap();
     }

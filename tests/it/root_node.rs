@@ -384,9 +384,9 @@ fn root_a_disk_that_is_not_certainly_the_volumes_is_waited_for_and_never_used() 
             scope.spawn(move || refused(rig.stage(vol), *code, &[words, &vol.name]));
         }
         // As raw disks too, which are looked for when they are published.
-        let (rig, raw) = (&rig, cases[3].0.block());
-        let raw = Vol { csi: Volume { id: "another-call".to_owned(), ..raw.csi }, ..raw };
-        scope.spawn(move || refused(rig.publish(&raw, "raw"), RpcStatusCode::UNAVAILABLE, &["absent", "30 s"]));
+        let (rig, mut raw) = (&rig, Vol { csi: Volume::block("nowhere"), name: "nowhere".to_owned() });
+        raw.csi.publish_context = rig.context("nowhere", 1);
+        scope.spawn(move || refused(rig.publish(&raw, "raw"), RpcStatusCode::UNAVAILABLE, &["nowhere", "30 s"]));
     });
     assert!((25..60).contains(&started.elapsed().as_secs()), "{:?}", started.elapsed());
     before.iter().for_each(|bytes| assert!(bytes.are_still_there()));

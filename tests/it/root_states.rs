@@ -707,7 +707,7 @@ fn root_a_raw_disk_is_shown_as_often_as_asked_and_as_writable_as_asked() {
     assert_eq!((stats.usage.len(), stats.usage[0].total), (1, 1 << 30));
     // The disk cannot be read-only for one task and writable for another.
     refused(rig.publish_as(&vol, "three", true), PRECONDITION, &["used otherwise", "vol"]);
-    refused(rig.publish_as(&vol, "one", true), PRECONDITION, &["used otherwise", "vol"]);
+    refused(rig.publish_as(&vol, "one", true), EXISTS, &["takes writes", "vol"]);
     write("one").unwrap();
     for alloc in ["one", "two"] {
         rig.unpublish(&vol, alloc).unwrap();
@@ -729,6 +729,53 @@ fn root_a_raw_disk_is_shown_as_often_as_asked_and_as_writable_as_asked() {
     rig.unpublish(&vol, "one").unwrap();
     let flag = rig.run("blockdev", &["--getro", &rig.node(&vol).to_string_lossy()]);
     assert_eq!(flag.trim(), "0");
+    rig.unstage(&vol).unwrap();
+    rig.close();
+}
+
+#[test]
+#[ignore = "needs root: make test-root"]
+fn root_a_repeat_is_as_strict_as_the_first_call() {
+    let rig = Rig::start();
+    let plain = rig.volume("raw", "");
+    let raw = plain.block();
+    let is_protected = || rig.run("blockdev", &["--getro", &rig.node(&raw).to_string_lossy()]).trim() == "1";
+    // The flag of a raw disk stays as the one who uses it has asked for.
+    for (first, words) in [(false, "takes writes"), (true, "refuses writes")] {
+        rig.publish_as(&raw, "one", first).unwrap();
+        for _ in 0..2 {
+            refused(rig.publish_as(&raw, "one", !first), EXISTS, &[words, "/raw", "unpublish"]);
+            refused(rig.publish_as(&raw, "two", !first), PRECONDITION, &["used otherwise"]);
+            assert_eq!(is_protected(), first);
+            rig.publish_as(&raw, "one", first).unwrap();
+        }
+        assert!(!rig.target(&raw, "two").exists());
+        rig.unpublish(&raw, "one").unwrap();
+    }
+    // A raw disk is no encrypted volume whose key is waited for.
+    rig.publish(&raw, "one").unwrap();
+    refused(rig.stage(&plain.encrypted("a key").keyless()), PRECONDITION, &["a raw disk at"]);
+    rig.unpublish(&raw, "one").unwrap();
+    // What is staged or shown with a file system is not there raw, nor encrypted.
+    let vol = rig.volume("vol", "xfs");
+    rig.stage(&vol).unwrap();
+    rig.publish(&vol, "alloc").unwrap();
+    let mounts = rig.machine().droplet.mounts();
+    refused(rig.publish(&vol.block(), "alloc"), EXISTS, &["its file system (xfs)", "raw disk"]);
+    refused(rig.stage(&vol.block()), EXISTS, &["its file system (xfs)", "raw disk"]);
+    refused(rig.stage_at(&vol.block(), &readers_staging(&rig, &vol)), PRECONDITION, &["a file system at"]);
+    for encrypted in [vol.encrypted("a key"), vol.encrypted("a key").keyless()] {
+        refused(rig.stage(&encrypted), EXISTS, &["in clear"]);
+        refused(rig.publish(&encrypted, "alloc"), EXISTS, &["in clear"]);
+    }
+    // Nor does a place that was one of several become the only one.
+    let single = vol.mode(Mode::SINGLE_NODE_SINGLE_WRITER);
+    rig.publish(&single, "alloc").unwrap();
+    rig.publish(&vol, "second").unwrap();
+    refused(rig.publish(&single, "alloc"), PRECONDITION, &["second"]);
+    rig.unpublish(&vol, "second").unwrap();
+    assert_eq!(rig.machine().droplet.mounts(), mounts);
+    rig.unpublish(&vol, "alloc").unwrap();
     rig.unstage(&vol).unwrap();
     rig.close();
 }

@@ -1,0 +1,106 @@
+//! Making what is at one place appear at another: bind mounts.
+//!
+//! Owns the bind mount, and the hold on its two ends. A path may mean something else a moment later, when somebody mounts,
+//! unmounts or puts a link there: so each end is opened first, looked at, and then meant by what was opened. A bind of a folder
+//! whose mount has gone in between, which would show the host's own files to a task, cannot come about that way.
+
+use std::fs::{self, File, Metadata, OpenOptions};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use nix::fcntl::OFlag;
+use nix::mount::{MsFlags, mount};
+
+use super::mountinfo::{Mount, MountTable};
+use crate::error::{Error, Result};
+use crate::lock::VolumeGuard;
+
+/// A folder or file, held open without being used: what is mounted there cannot be unmounted, and another that comes to the
+/// same path is not it.
+#[derive(Debug)]
+pub struct Held {
+    file: File,
+    path: PathBuf,
+}
+
+impl Held {
+    /// Opens what is at a path: the topmost mount there, or what lies below.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when it cannot be opened, [`Error::Precondition`] when a link is at the path or on the way.
+    /// Source: open(2), `O_PATH`; proc_pid_fd(5).
+    pub fn open(path: &Path) -> Result<Held> {
+        let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let file = OpenOptions::new().read(true).custom_flags(flags.bits()).open(path);
+        let held = Held { file: file.map_err(Error::io("opening", path))?, path: path.to_owned() };
+        let leads_to = fs::read_link(held.by_number()).map_err(Error::io("resolving", path))?;
+        if leads_to != path || held.metadata()?.is_symlink() {
+            let (path, leads_to) = (path.display(), leads_to.display());
+            return Err(Error::Precondition(format!(
+                "{path} is, or leads over, a link (to {leads_to}); nothing was done there"
+            )));
+        }
+        Ok(held)
+    }
+
+    /// The path it was opened by.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// What kind of file it is, and of which device.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn metadata(&self) -> Result<Metadata> {
+        self.file.metadata().map_err(Error::io("examining", &self.path))
+    }
+
+    /// The mount that it lies in, however much was mounted over it since; `None` when that is gone.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when the system does not say which that is.
+    /// Source: proc_pid_fdinfo(5), `mnt_id`.
+    pub fn mount<'a>(&self, mounts: &'a MountTable) -> Result<Option<&'a Mount>> {
+        let file = PathBuf::from(format!("/proc/self/fdinfo/{}", self.file.as_raw_fd()));
+        let text = fs::read_to_string(&file).map_err(Error::io("reading", &file))?;
+        let id = text.lines().find_map(|line| line.strip_prefix("mnt_id:")?.trim().parse::<u64>().ok());
+        let id = id.ok_or_else(|| Error::Bug(format!("{} names no mount", file.display())))?;
+        Ok(mounts.iter().find(|mount| mount.id == id))
+    }
+
+    /// A path by which the kernel finds exactly what is held, whatever is at the path it was opened by.
+    fn by_number(&self) -> PathBuf {
+        PathBuf::from(format!("/proc/self/fd/{}", self.file.as_raw_fd()))
+    }
+}
+
+/// Makes what is held as `source`, a folder or a device node, appear at `target` too, which is of the same sort.
+///
+/// A second call puts a second mount on top: the caller looks first.
+///
+/// # Errors
+/// [`Error::Io`] with the kernel's answer.
+/// Source: mount(2), "Creating a bind mount".
+pub fn apply_bind(_guard: &VolumeGuard, source: &Held, target: &Held) -> Result<()> {
+    mount(Some(&source.by_number()), &target.by_number(), None::<&str>, MsFlags::MS_BIND, None::<&str>)
+        .map_err(Error::errno("bind-mounting at", target.path()))?;
+    log::info!("bound source={} target={}", source.path().display(), target.path().display());
+    Ok(())
+}
+
+/// Takes a mount out of its peer group, the mounts that show each other what is mounted inside them. A mount that is bound
+/// from it then begins a group of its own, with its copies in other mount namespaces.
+///
+/// A second call changes nothing.
+///
+/// # Errors
+/// [`Error::Io`] with the kernel's answer.
+/// Source: mount(2), "Changing the propagation type of an existing mount"; `attach_recursive_mnt` in the kernel's
+/// `fs/namespace.c`, which gives a mount without a group a new one where it is attached to a shared mount.
+pub fn apply_alone(_guard: &VolumeGuard, mounted: &Held) -> Result<()> {
+    mount(None::<&str>, &mounted.by_number(), None::<&str>, MsFlags::MS_PRIVATE, None::<&str>)
+        .map_err(Error::errno("changing the propagation of the mount at", mounted.path()))
+}

@@ -1,0 +1,140 @@
+//! Which id belongs to which volume's name, as far as this droplet was told.
+//!
+//! Owns a link beside udev's for each volume that was staged here: `do-csi-id-<id>`, which leads to udev's link with the volume's
+//! name. A disk carries its volume's name, and most node calls bring the id alone: without the link nobody could say whether the
+//! disk under a path is the volume that is meant. The link lies in `/dev`, which is memory of the kernel's and as old as the
+//! mounts themselves; an older or newer process of this program finds it, and it is gone after a reboot.
+
+use std::fs::{self, DirBuilder};
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+
+use super::device::{DevicePlaces, LINK_PREFIX};
+use crate::error::{Error, Result};
+use crate::id::{VolumeName, plain_or_hash};
+use crate::lock::VolumeGuard;
+
+/// What the names of these links begin with; the volume's id follows.
+const PREFIX: &str = "do-csi-id-";
+/// Longest id that is written out.
+const MOST_OF_ID: usize = 64;
+
+fn file_name(id: &str) -> String {
+    format!("{PREFIX}{}", plain_or_hash(id, MOST_OF_ID))
+}
+
+fn link(places: &DevicePlaces, id: &str) -> PathBuf {
+    places.links.join(file_name(id))
+}
+
+/// The name of the volume with this id; `None` when nobody has said it yet.
+///
+/// # Errors
+/// [`Error::Io`] when the link is there and cannot be read.
+pub fn observe_name_of(places: &DevicePlaces, id: &str) -> Result<Option<VolumeName>> {
+    observe_name_at(&link(places, id))
+}
+
+fn observe_name_at(link: &Path) -> Result<Option<VolumeName>> {
+    match fs::read_link(link) {
+        Ok(to) => {
+            Ok(to.to_str().and_then(|to| to.strip_prefix(LINK_PREFIX)).and_then(|name| VolumeName::parse(name).ok()))
+        }
+        // What is no link was not made here.
+        Err(err) if matches!(err.kind(), ErrorKind::NotFound | ErrorKind::InvalidInput) => Ok(None),
+        Err(err) => Err(Error::io("reading the link", link)(err)),
+    }
+}
+
+/// All ids that were given to the volume with this name; more than one where an orchestrator sends ids of its own, or where a
+/// volume was deleted and another one has its name.
+///
+/// # Errors
+/// [`Error::Io`] when the links cannot be listed.
+pub fn observe_ids_of(places: &DevicePlaces, name: &VolumeName) -> Result<Vec<String>> {
+    let entries = match fs::read_dir(&places.links) {
+        Ok(entries) => entries,
+        Err(err) if err.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(err) => return Err(Error::io("listing", &places.links)(err)),
+    };
+    let mut ids = Vec::new();
+    for entry in entries {
+        let file = entry.map_err(Error::io("listing", &places.links))?.file_name();
+        let Some(id) = file.to_str().and_then(|file| file.strip_prefix(PREFIX)) else { continue };
+        if observe_name_at(&places.links.join(&file))?.as_ref() == Some(name) {
+            ids.push(id.to_owned());
+        }
+    }
+    Ok(ids)
+}
+
+/// Keeps in mind that the volume with this id has this name.
+///
+/// A second call changes nothing; another name takes the place of the old one.
+///
+/// # Errors
+/// [`Error::Io`] when the link cannot be made.
+pub fn ensure_known(_guard: &VolumeGuard, places: &DevicePlaces, id: &str, name: &VolumeName) -> Result<()> {
+    if observe_name_of(places, id)?.as_ref() == Some(name) {
+        return Ok(());
+    }
+    let link = link(places, id);
+    DirBuilder::new().recursive(true).create(&places.links).map_err(Error::io("making the folder", &places.links))?;
+    // Renamed into its place, so that there is no moment without one.
+    let fresh = places.links.join(format!(".{}", file_name(id)));
+    forget(&fresh)?;
+    std::os::unix::fs::symlink(format!("{LINK_PREFIX}{name}"), &fresh).map_err(Error::io("making the link", &fresh))?;
+    fs::rename(&fresh, &link).map_err(Error::io("making the link", &link))
+}
+
+/// Forgets the name of a volume that is not used here any more.
+///
+/// A second call does nothing.
+///
+/// # Errors
+/// [`Error::Io`].
+pub fn apply_forget(_guard: &VolumeGuard, places: &DevicePlaces, id: &str) -> Result<()> {
+    forget(&link(places, id))
+}
+
+fn forget(link: &Path) -> Result<()> {
+    match fs::remove_file(link) {
+        Ok(()) => Ok(()),
+        Err(err) if err.kind() == ErrorKind::NotFound => Ok(()),
+        Err(err) => Err(Error::io("removing the link", link)(err)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lock::{VolumeKey, VolumeLocks};
+    use std::time::Duration;
+
+    #[test]
+    fn a_name_is_kept_for_each_id_until_it_is_forgotten() {
+        let dir = tempfile::tempdir().unwrap();
+        let places = DevicePlaces { links: dir.path().join("by-id"), ..DevicePlaces::default() };
+        let guard = VolumeLocks::new().hold(VolumeKey::Id("v".into()), Duration::ZERO).unwrap();
+        let name = |text: &str| VolumeName::parse(text).unwrap();
+        let (uuid, odd) = ("1b2c3d4e-8f00-11f0-9a11-0a58ac14d1e2", "../sda".repeat(100));
+        for id in [uuid, &odd] {
+            assert_eq!(observe_name_of(&places, id).unwrap(), None);
+            for _ in 0..2 {
+                ensure_known(&guard, &places, id, &name("blog")).unwrap();
+                assert_eq!(observe_name_of(&places, id).unwrap(), Some(name("blog")));
+            }
+        }
+        assert_eq!(fs::read_dir(&places.links).unwrap().count(), 2);
+        assert_eq!(observe_ids_of(&places, &name("blog")).unwrap().len(), 2);
+        ensure_known(&guard, &places, &odd, &name("other")).unwrap();
+        assert_eq!(observe_ids_of(&places, &name("blog")).unwrap(), [uuid]);
+        for id in [uuid, &odd, uuid] {
+            apply_forget(&guard, &places, id).unwrap();
+            assert_eq!(observe_name_of(&places, id).unwrap(), None);
+        }
+        assert_eq!(fs::read_dir(&places.links).unwrap().count(), 0);
+        fs::write(link(&places, uuid), "a file of somebody's").unwrap();
+        assert_eq!(observe_name_of(&places, uuid).unwrap(), None);
+    }
+}

@@ -1,0 +1,171 @@
+//! Whose the disk under a mount is.
+//!
+//! Owns the way from a mount to the disk under it, and the judgement whether that disk is a certain volume's, or any volume's at
+//! all. It goes by what the disk carries and by udev's links, never by what whoever asks has said; it opens no disk.
+
+use std::fs;
+use std::io::ErrorKind;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::Path;
+
+use super::device::{DevicePlaces, LINK_PREFIX, Traits};
+use super::identity::{Identity, Make, Proof};
+use super::mapper::{number_under, observe_under};
+use super::mountinfo::{DeviceNumber, Mount};
+use crate::error::{Error, Result};
+use crate::id::VolumeName;
+
+/// What lies under a mount.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Under {
+    /// This disk; below an encrypted volume the one that it lies on.
+    Disk(DeviceNumber),
+    /// An encrypted volume whose disk is gone.
+    Gone,
+    /// No disk, or none that can be told.
+    NoDisk,
+}
+
+/// Looks which disk lies under a mount: that of the device node itself, of the file system, or, where the file system has a
+/// number of its own as btrfs does, of what it was mounted from.
+///
+/// # Errors
+/// [`Error::Io`] when that cannot be seen.
+pub fn observe_disk(places: &DevicePlaces, mount: &Mount) -> Result<Under> {
+    if mount.is_node() {
+        return Ok(observe_node(&mount.target)?.map_or(Under::NoDisk, Under::Disk));
+    }
+    if let Some(encrypted) = observe_under(places, mount)? {
+        return Ok(encrypted.disk.map_or(Under::Gone, Under::Disk));
+    }
+    let number = match number_under(places, mount)? {
+        Some(number) => Some(number),
+        None if mount.fstype == "btrfs" => observe_node(Path::new(&mount.source))?,
+        None => None,
+    };
+    Ok(number.map_or(Under::NoDisk, Under::Disk))
+}
+
+/// The number of the disk whose node is at a path; `None` when there is no such node.
+fn observe_node(path: &Path) -> Result<Option<DeviceNumber>> {
+    match fs::metadata(path) {
+        Ok(found) => Ok(found.file_type().is_block_device().then(|| DeviceNumber::from_raw(found.rdev()))),
+        Err(err) if err.kind() == ErrorKind::NotFound => Ok(None),
+        Err(err) => Err(Error::io("examining", path)(err)),
+    }
+}
+
+/// Whose a disk is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Owner {
+    /// The volume that was asked for by its name.
+    This,
+    /// A volume, of which is not known whether it is the one that is asked for; its names, if it says any.
+    Some(Vec<String>),
+    /// Certainly not the one that is asked for, in words.
+    Other(String),
+}
+
+/// Judges whose a disk is: that of the volume with this name, or, where the name is not known, that of any volume.
+///
+/// # Errors
+/// [`Error::Io`] when the disk or the links cannot be looked at.
+pub fn observe_owner(places: &DevicePlaces, disk: DeviceNumber, name: Option<&VolumeName>) -> Result<Owner> {
+    let traits = Traits::read(&places.sysfs.join(format!("dev/block/{disk}")))?;
+    if traits.is_partition {
+        return Ok(Owner::Other("a partition, and volumes are used whole".to_owned()));
+    }
+    let linked = observe_linked(places, disk)?;
+    Ok(match name {
+        Some(name) => judge(&traits.identity, &linked, name),
+        None => judge_any(&traits.identity, linked),
+    })
+}
+
+/// The names of the volumes whose links lead to a disk.
+fn observe_linked(places: &DevicePlaces, disk: DeviceNumber) -> Result<Vec<String>> {
+    let links = match fs::read_dir(&places.links) {
+        Ok(links) => links,
+        Err(err) if err.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(err) => return Err(Error::io("listing", &places.links)(err)),
+    };
+    let mut names = Vec::new();
+    for link in links {
+        let link = link.map_err(Error::io("listing", &places.links))?;
+        let file = link.file_name();
+        let Some(name) = file.to_str().and_then(|file| file.strip_prefix(LINK_PREFIX)) else { continue };
+        if observe_node(&link.path())? == Some(disk) {
+            names.push(name.to_owned());
+        }
+    }
+    names.sort();
+    Ok(names)
+}
+
+/// Judges by the name. What the disk carries goes before what its links say. Pure.
+fn judge(identity: &Identity, linked: &[String], name: &VolumeName) -> Owner {
+    match identity.proves(name) {
+        Proof::Same => Owner::This,
+        Proof::Other(found) => Owner::Other(found),
+        Proof::Compatible | Proof::Silent => match (linked, identity.make()) {
+            (linked, _) if linked.iter().any(|linked| linked == name.as_str()) => Owner::This,
+            // Its link is not there, or not yet.
+            ([], Make::Volume) => Owner::This,
+            ([], Make::Unknown | Make::Other(_)) => Owner::Other(NAMELESS.to_owned()),
+            ([_, ..], _) => Owner::Other(format!("the volume named {}, by its link", linked.join(" or "))),
+        },
+    }
+}
+
+/// Judges without a name. Pure.
+fn judge_any(identity: &Identity, linked: Vec<String>) -> Owner {
+    match (identity.make(), linked.as_slice()) {
+        (Make::Other(found), _) => Owner::Other(found),
+        (Make::Unknown, []) => Owner::Other(NAMELESS.to_owned()),
+        (Make::Unknown, [_, ..]) => Owner::Some(linked),
+        (Make::Volume, _) => {
+            let carried = identity.names();
+            Owner::Some(if carried.is_empty() { linked } else { carried })
+        }
+    }
+}
+
+const NAMELESS: &str = "a disk that carries no name and to which no volume's link leads";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_disk_is_the_volumes_by_what_it_carries_or_else_by_its_link() {
+        let sysfs = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/sysfs");
+        let identity = |tree: &str| Identity::read(&sysfs.join(tree)).unwrap();
+        let (blog, silent, loop_disk, other) =
+            (identity("volume"), identity("volume-without-pages"), identity("no such disk"), identity("virtio-disk"));
+        let name = VolumeName::parse("blog").unwrap();
+        let not = |text: &str| Owner::Other(text.to_owned());
+        let some = |text: &str| Owner::Some(vec![text.to_owned()]);
+        // (disk, its links, judged for the volume named blog, judged for a volume of unknown name)
+        let table: [(&Identity, &[&str], Owner, Owner); 10] = [
+            (&blog, &[], Owner::This, some("blog")),
+            (&blog, &["shop"], Owner::This, some("blog")),
+            (&silent, &[], Owner::This, Owner::Some(Vec::new())),
+            (&silent, &["blog"], Owner::This, some("blog")),
+            (&silent, &["shop"], not("the volume named shop, by its link"), some("shop")),
+            (&loop_disk, &[], not(NAMELESS), not(NAMELESS)),
+            (&loop_disk, &["blog"], Owner::This, some("blog")),
+            (&loop_disk, &["shop"], not("the volume named shop, by its link"), some("shop")),
+            (&other, &[], not(VIRTIO), not(VIRTIO)),
+            (&other, &["blog"], not(VIRTIO), not(VIRTIO)),
+        ];
+        for (identity, linked, named, any) in table {
+            let linked: Vec<String> = linked.iter().map(|link| (*link).to_owned()).collect();
+            assert_eq!(judge(identity, &linked, &name), named, "{identity:?} {linked:?}");
+            assert_eq!(judge_any(identity, linked.clone()), any, "{identity:?} {linked:?}");
+        }
+        let shop = VolumeName::parse("shop").unwrap();
+        assert_eq!(judge(&blog, &["shop".to_owned()], &shop), not("the volume named \"blog\""));
+    }
+
+    const VIRTIO: &str = "a disk of unnamed make, which is no DigitalOcean volume";
+}

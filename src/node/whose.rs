@@ -1,0 +1,143 @@
+//! Whether what is mounted at a path is the volume that a call means.
+//!
+//! Owns that question for the calls that bring a volume's id and a path alone, as unpublish, unstage, expand and statistics do.
+//! Whoever has the path wrong, or the id, must not take another volume away from its task, still less the droplet's own disk.
+
+use log::warn;
+
+use super::{Call, Node};
+use crate::error::{Chain, Error, Result, Thing};
+use crate::host::find::{Sighting, observe_device};
+use crate::host::id_link::{apply_forget, ensure_known, observe_ids_of, observe_name_of};
+use crate::host::mapper::{Upon, observe_upon};
+use crate::host::mount::observe_mounts;
+use crate::host::mountinfo::{DeviceNumber, Mount};
+use crate::host::owner::{Owner, Under, observe_disk, observe_owner};
+use crate::id::{VolumeId, VolumeName};
+
+/// What a mount is to the volume that is asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Whose {
+    /// It is the volume's, or, where the volume's name is not known, that of a volume which nobody has called by another id.
+    Ours(Option<VolumeName>),
+    /// Its disk is gone, so nobody can say whose it was, and nothing can be written to it any more.
+    Gone,
+    /// It is not the volume's, in words.
+    NotOurs(String),
+}
+
+impl Whose {
+    /// What is said to who has asked for the volume there.
+    pub(super) fn not_there(volume: &str, mount: &Mount, found: &str) -> Error {
+        let found = format!("{} ({}) is mounted there, from {found}", mount.source.display(), mount.fstype);
+        Error::NotFound(Thing::VolumeNotAt { volume: volume.to_owned(), path: mount.target.clone(), found })
+    }
+}
+
+impl Node {
+    /// Keeps in mind which name the volume with this id has, for the calls that bring the id alone.
+    pub(super) fn remember(&self, call: &Call<'_>, volume: &str, name: &VolumeName) {
+        if let Err(err) = ensure_known(&call.guard, &self.places, volume, name) {
+            // Without it a wrong path is noticed less surely, which is no reason to keep a task from its volume.
+            warn!("cannot keep in mind which volume has this id volume={volume} name={name}: {}", Chain(&err));
+        }
+    }
+
+    /// Forgets the name of a volume that is used nowhere on this droplet any more.
+    pub(super) fn forget_unused(&self, call: &Call<'_>, volume: &str) {
+        let forget = || match observe_name_of(&self.places, volume)? {
+            Some(name) if !self.observe_is_used(&name)? => apply_forget(&call.guard, &self.places, volume),
+            Some(_) | None => Ok(()),
+        };
+        if let Err(err) = forget() {
+            warn!("cannot forget which volume has this id volume={volume}: {}", Chain(&err));
+        }
+    }
+
+    fn observe_is_used(&self, name: &VolumeName) -> Result<bool> {
+        let (Sighting::Ready(disk) | Sighting::TooSmall { device: disk, .. }) =
+            observe_device(&self.places, name, None)?
+        else {
+            return Ok(false);
+        };
+        let mounts = observe_mounts()?;
+        Ok(match observe_upon(&self.places, &disk)? {
+            Upon::Nothing | Upon::Temporary(_) => mounts.of_device(&disk).next().is_some(),
+            Upon::Open(open) => mounts.of_device(&open).next().is_some(),
+            Upon::Closing(_) | Upon::Other(_) => true,
+        })
+    }
+
+    /// Looks whose the disk under a mount is: by the name that belongs to the id, or, where that is not known, whether it is a
+    /// volume at all and nobody else's.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when that cannot be seen: then nothing may be done to the mount.
+    pub(super) fn observe_whose(&self, volume: &str, mount: &Mount) -> Result<Whose> {
+        if is_root(mount)? {
+            return Ok(Whose::NotOurs("the disk with the root file system".to_owned()));
+        }
+        let disk = match observe_disk(&self.places, mount)? {
+            Under::Disk(disk) => disk,
+            Under::Gone => return Ok(Whose::Gone),
+            Under::NoDisk => return Ok(Whose::NotOurs("no disk that can be told".to_owned())),
+        };
+        let name = observe_name_of(&self.places, volume)?;
+        match observe_owner(&self.places, disk, name.as_ref())? {
+            Owner::This => Ok(Whose::Ours(name)),
+            Owner::Other(found) => Ok(Whose::NotOurs(found)),
+            Owner::Some(names) => {
+                let names: Vec<VolumeName> = names.iter().filter_map(|name| VolumeName::parse(name).ok()).collect();
+                let known = names.iter().map(|name| observe_ids_of(&self.places, name)).collect::<Result<Vec<_>>>()?;
+                Ok(plan_unnamed(volume, &names, &known.concat()))
+            }
+        }
+    }
+}
+
+/// Whether this is of the file system on which the program itself lives.
+fn is_root(mount: &Mount) -> Result<bool> {
+    let root = std::fs::metadata("/").map_err(Error::io("examining", "/"))?;
+    Ok(mount.device == DeviceNumber::from_raw(std::os::unix::fs::MetadataExt::dev(&root)))
+}
+
+/// Decides about a volume's disk when it is not known which name belongs to the id that is asked for. `known` are the ids by
+/// which the disk's volume is known. DigitalOcean's own ids are one for each volume; old Nomads send their own to some calls and
+/// DigitalOcean's to others. Pure.
+fn plan_unnamed(asked: &str, names: &[VolumeName], known: &[String]) -> Whose {
+    let is_own = |id: &str| VolumeId::parse(id).is_ok();
+    let another = known.iter().find(|id| is_own(id)).filter(|_| is_own(asked) && !known.iter().any(|id| id == asked));
+    match another {
+        Some(id) => {
+            let names: Vec<&str> = names.iter().map(VolumeName::as_str).collect();
+            Whose::NotOurs(format!("volume {}, which was staged as {id}", names.join(" or ")))
+        }
+        None => Whose::Ours(names.first().cloned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_of_unknown_name_is_believed_unless_the_disk_is_known_by_another_one() {
+        let (uuid, other) = ("1b2c3d4e-8f00-11f0-9a11-0a58ac14d1e2", "00000000-8f00-11f0-9a11-0a58ac14d1e2");
+        let name = VolumeName::parse("blog").unwrap();
+        let ours = Whose::Ours(Some(name.clone()));
+        let not = Whose::NotOurs(format!("volume blog, which was staged as {other}"));
+        for (asked, known, want) in [
+            (uuid, vec![], &ours),
+            (uuid, vec![other], &not),
+            (uuid, vec![uuid, other], &ours),
+            // A Nomad before 0.11.1 calls the volume by its own id, and after an update by DigitalOcean's.
+            (uuid, vec!["blog"], &ours),
+            ("blog", vec![other], &ours),
+            (uuid, vec!["blog", other], &not),
+        ] {
+            let known: Vec<String> = known.into_iter().map(str::to_owned).collect();
+            assert_eq!(&plan_unnamed(asked, std::slice::from_ref(&name), &known), want, "{asked} {known:?}");
+        }
+        assert_eq!(plan_unnamed(uuid, &[], &[]), Whose::Ours(None));
+    }
+}

@@ -1,0 +1,178 @@
+//! What is not the volume's is left alone: calls that name a path and an id that do not belong together.
+
+use std::fs;
+use std::path::Path;
+
+use grpcio::RpcStatusCode;
+
+use crate::rig::{Rig, Sysfs, refused};
+
+const PRECONDITION: RpcStatusCode = RpcStatusCode::FAILED_PRECONDITION;
+const NOT_FOUND: RpcStatusCode = RpcStatusCode::NOT_FOUND;
+
+/// Nobody has ever staged a volume with this id.
+const UNKNOWN: &str = "00000000-0000-4000-8000-000000000000";
+
+/// Asserts that every call which names a path refuses it for this id, and that nothing is mounted otherwise afterwards.
+#[track_caller]
+fn is_left_alone(rig: &Rig, id: &str, path: &Path, words: &[&str]) {
+    let before = rig.machine().droplet.mounts();
+    let client = rig.client();
+    refused(client.unpublish(id, path), PRECONDITION, words);
+    refused(client.unstage(id, path), PRECONDITION, words);
+    refused(client.stats(id, path), NOT_FOUND, words);
+    refused(client.node_expand(id, path, 0), NOT_FOUND, words);
+    assert_eq!(rig.machine().droplet.mounts(), before, "{}", path.display());
+}
+
+/// The links by which ids are known.
+fn known_ids(rig: &Rig) -> Vec<String> {
+    let links = fs::read_dir(rig.link("any").parent().unwrap()).unwrap();
+    let names = links.map(|link| link.unwrap().file_name().into_string().unwrap());
+    names.filter(|name| name.contains("do-csi-id")).collect()
+}
+
+#[test]
+#[ignore = "needs root: make test-root"]
+fn root_no_call_acts_on_another_volume_whatever_path_it_names() {
+    let mut rig = Rig::start();
+    for fs in ["xfs", "ext4", "btrfs"] {
+        let (vol, other) = (rig.volume(&format!("vol-{fs}"), "").fs(fs), rig.volume(&format!("other-{fs}"), "").fs(fs));
+        for vol in [&vol, &other] {
+            rig.stage(vol).unwrap();
+            rig.publish(vol, "alloc").unwrap();
+        }
+        let raw = rig.volume(&format!("raw-{fs}"), "").block();
+        rig.publish(&raw, "alloc").unwrap();
+        // Also a plugin that was started since knows which volume is which.
+        for _ in 0..2 {
+            for path in [rig.staging(&other), rig.target(&other, "alloc"), rig.target(&raw, "alloc")] {
+                is_left_alone(&rig, &vol.csi.id, &path, &["is mounted there", &vol.csi.id]);
+                is_left_alone(&rig, UNKNOWN, &path, &["is mounted there", "staged as"]);
+            }
+            is_left_alone(&rig, &raw.csi.id, &rig.target(&vol, "alloc"), &["is mounted there", &vol.name]);
+            rig.restart();
+        }
+        rig.write(&rig.target(&other, "alloc"), "file", "kept").unwrap();
+        for vol in [&vol, &other, &raw] {
+            rig.client().stats(&vol.csi.id, &rig.target(vol, "alloc")).unwrap();
+            rig.client().node_expand(&vol.csi.id, &rig.target(vol, "alloc"), 0).unwrap();
+            rig.unpublish(vol, "alloc").unwrap();
+            rig.unstage(vol).unwrap();
+        }
+        assert_eq!(known_ids(&rig), [""; 0]);
+    }
+    rig.close();
+}
+
+#[test]
+#[ignore = "needs root: make test-root"]
+fn root_no_call_acts_on_a_disk_that_is_no_volume() {
+    let rig = Rig::start();
+    let vol = rig.volume("vol", "xfs");
+    rig.stage(&vol).unwrap();
+    let own = rig.volume("own", "ext4");
+    let (node, home) = (rig.node(&own), rig.machine().home().to_owned());
+    // A disk of the droplet's own, at a path of its own and where a volume might be.
+    fs::remove_file(rig.link(&own.name)).unwrap();
+    for path in [home.join("database"), rig.target(&vol, "alloc")] {
+        fs::create_dir_all(&path).unwrap();
+        rig.run("mount", &[&node.to_string_lossy(), &path.to_string_lossy()]);
+        for id in [vol.csi.id.as_str(), own.csi.id.as_str(), UNKNOWN, "blog"] {
+            is_left_alone(&rig, id, &path, &["is mounted there", "carries no name"]);
+        }
+        rig.run("umount", &[&path.to_string_lossy()]);
+    }
+    // A node of `/dev` that is no disk, as Docker hides files with.
+    let hidden = home.join("hidden");
+    fs::write(&hidden, "").unwrap();
+    rig.run("mount", &["--bind", "/dev/null", &hidden.to_string_lossy()]);
+    is_left_alone(&rig, &vol.csi.id, &hidden, &["is mounted there", "no disk"]);
+    rig.run("umount", &[&hidden.to_string_lossy()]);
+    // The droplet's root file system, whatever links say of its disk.
+    let root = home.join("root");
+    fs::create_dir_all(&root).unwrap();
+    rig.run("mount", &["--bind", "/usr", &root.to_string_lossy()]);
+    let before = rig.machine().droplet.mounts();
+    for id in [vol.csi.id.as_str(), UNKNOWN] {
+        assert!(rig.client().unpublish(id, &root).is_err() && rig.client().unstage(id, &root).is_err());
+        assert!(rig.client().stats(id, &root).is_err() && rig.client().node_expand(id, &root, 0).is_err());
+    }
+    assert_eq!(rig.machine().droplet.mounts(), before);
+    rig.run("umount", &[&root.to_string_lossy()]);
+    rig.unstage(&vol).unwrap();
+    rig.close();
+}
+
+#[test]
+#[ignore = "needs root: make test-root"]
+fn root_a_volume_is_let_go_of_by_any_plugin_that_comes_later() {
+    // What an older plugin or the official driver has staged has no id that is known, and its disk is a volume all the same.
+    let sysfs = Sysfs::new();
+    let mut rig = Rig::start_with(&[&sysfs.flag()]);
+    let vol = rig.volume("vol", "xfs");
+    let device = sysfs.show_scsi(&rig.node(&vol), "vol", "running\n");
+    let forget = |rig: &Rig| {
+        for link in known_ids(rig) {
+            fs::remove_file(rig.link("any").with_file_name(link)).unwrap();
+        }
+    };
+    for id in [vol.csi.id.as_str(), UNKNOWN, "blog"] {
+        rig.stage(&vol).unwrap();
+        rig.publish(&vol, "alloc").unwrap();
+        assert_eq!(known_ids(&rig), [format!("do-csi-id-{}", vol.csi.id)]);
+        forget(&rig);
+        rig.restart();
+        rig.client().stats(id, &rig.target(&vol, "alloc")).unwrap();
+        rig.client().unpublish(id, &rig.target(&vol, "alloc")).unwrap();
+        rig.client().unstage(id, &rig.staging(&vol)).unwrap();
+        assert_eq!(rig.mount_at(&rig.staging(&vol)), None);
+    }
+    // The disk says that it is another volume, or none of DigitalOcean's: then it is not what was staged.
+    rig.stage(&vol).unwrap();
+    for (file, text, words) in
+        [("vpd_pg83", "\0\u{83}\0\t\u{2}\0\0\u{5}other", "\"other\""), ("vendor", "QEMU", "no DigitalOcean volume")]
+    {
+        let was = fs::read(device.join(file)).unwrap();
+        let bytes: Vec<u8> = text.chars().map(|byte| u8::try_from(u32::from(byte)).unwrap()).collect();
+        fs::write(device.join(file), bytes).unwrap();
+        is_left_alone(&rig, &vol.csi.id, &rig.staging(&vol), &["is mounted there", words]);
+        fs::write(device.join(file), was).unwrap();
+    }
+    // A disk that is gone is nobody's any more, and its mount is in everybody's way.
+    sysfs.hide(&rig.node(&vol));
+    rig.client().unstage(UNKNOWN, &rig.staging(&vol)).unwrap();
+    assert_eq!(rig.mount_at(&rig.staging(&vol)), None);
+    rig.close();
+}
+
+#[test]
+#[ignore = "needs root: make test-root"]
+fn root_a_shut_down_file_system_of_another_volume_is_not_torn_away() {
+    let rig = Rig::start();
+    let (vol, other) = (rig.volume("vol", "xfs"), rig.volume("other", "xfs"));
+    rig.stage(&other).unwrap();
+    rig.publish(&other, "alloc").unwrap();
+    rig.stage(&vol).unwrap();
+    rig.shut_down(&rig.staging(&other));
+    let before = rig.machine().droplet.mounts();
+    let client = rig.client();
+    refused(
+        client.publish(&vol.csi, &rig.staging(&vol), &rig.target(&other, "alloc"), false),
+        PRECONDITION,
+        &["other"],
+    );
+    refused(
+        client.publish(&vol.csi, &rig.staging(&other), &rig.target(&vol, "alloc"), false),
+        PRECONDITION,
+        &["other"],
+    );
+    refused(client.stage(&vol.csi, &rig.staging(&other)), PRECONDITION, &["other"]);
+    refused(client.unstage(&vol.csi.id, &rig.staging(&other)), PRECONDITION, &["other"]);
+    refused(client.unpublish(&vol.csi.id, &rig.target(&other, "alloc")), PRECONDITION, &["other"]);
+    assert_eq!(rig.machine().droplet.mounts(), before);
+    rig.unpublish(&other, "alloc").unwrap();
+    rig.unstage(&other).unwrap();
+    rig.unstage(&vol).unwrap();
+    rig.close();
+}
