@@ -32,12 +32,14 @@ pub const MOUNT_BUDGET: Duration = Duration::from_secs(15);
 pub const UNMOUNT_BUDGET: Duration = Duration::from_secs(10);
 /// How long running calls may take to finish after SIGTERM or SIGINT.
 pub const DRAIN_BUDGET: Duration = Duration::from_secs(90);
-/// Threads that serve controller calls, and as many more those that free a volume. Most of them only wait for
-/// DigitalOcean.
+/// Threads that serve controller calls that change something, as many more those that free a volume, and as many those that
+/// only ask. Most of them only wait for DigitalOcean.
 pub const CONTROLLER_WORKERS: usize = 64;
-/// Threads that serve node calls. A droplet holds at most 15 volumes, and calls for one may wait for each other.
+/// Threads that serve node calls, for each of three kinds: those that bring a volume, those that take it away, and those that
+/// look at it. A droplet holds at most 15 volumes, and the calls for one have two threads at most.
 pub const NODE_WORKERS: usize = 32;
-/// How many programs that make, check or grow a file system run at once: each may need much memory.
+/// How many programs that make a file system run at once, and as many that check one, and that grow one: each may need much
+/// memory, and none of the three is to wait for the others.
 pub const HEAVY_TOOLS: usize = 3;
 /// Calls that may wait for a thread, for each service, before the next one is answered UNAVAILABLE.
 pub const QUEUE_LENGTH: usize = 128;

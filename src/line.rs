@@ -25,7 +25,7 @@ struct State<K> {
     next_ticket: u64,
 }
 
-/// The first place in a line; the next one has it when this is dropped.
+/// A place in a line; who is behind moves up when this is dropped.
 #[derive(Debug)]
 pub struct Place<K: Eq + Hash> {
     shared: Arc<Shared<K>>,
@@ -56,11 +56,11 @@ impl<K> Clone for Lines<K> {
 }
 
 impl<K: Eq + Hash + Clone> Lines<K> {
-    /// Waits until nobody is ahead in the line of `key`.
+    /// Takes the last place in the line of `key`, and does not wait.
     ///
     /// # Errors
-    /// [`NoPlace::Full`] at once when more than `most_ahead` are ahead, [`NoPlace::TooLate`] when the deadline came first.
-    pub fn wait(&self, key: K, most_ahead: usize, deadline: Instant) -> Result<Place<K>, NoPlace> {
+    /// [`NoPlace::Full`] when more than `most_ahead` are ahead.
+    pub fn enter(&self, key: K, most_ahead: usize) -> Result<Place<K>, NoPlace> {
         let mut state = self.0.lock();
         if state.lines.get(&key).map_or(0, VecDeque::len) > most_ahead {
             return Err(NoPlace::Full);
@@ -69,16 +69,16 @@ impl<K: Eq + Hash + Clone> Lines<K> {
         state.next_ticket += 1;
         state.lines.entry(key.clone()).or_default().push_back(ticket);
         // From here on the place's Drop takes the ticket out again, however this ends.
-        let place = Place { shared: Arc::clone(&self.0), key, ticket };
-        while state.first(&place.key) != Some(ticket) {
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left == Duration::ZERO {
-                drop(state);
-                return Err(NoPlace::TooLate);
-            }
-            state = self.0.moved.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
-        }
-        drop(state);
+        Ok(Place { shared: Arc::clone(&self.0), key, ticket })
+    }
+
+    /// Waits until nobody is ahead in the line of `key`.
+    ///
+    /// # Errors
+    /// [`NoPlace::Full`] at once when more than `most_ahead` are ahead, [`NoPlace::TooLate`] when the deadline came first.
+    pub fn wait(&self, key: K, most_ahead: usize, deadline: Instant) -> Result<Place<K>, NoPlace> {
+        let place = self.enter(key, most_ahead)?;
+        place.wait(deadline)?;
         Ok(place)
     }
 
@@ -98,6 +98,24 @@ impl<K> Shared<K> {
 impl<K: Eq + Hash> State<K> {
     fn first(&self, key: &K) -> Option<u64> {
         self.lines.get(key).and_then(VecDeque::front).copied()
+    }
+}
+
+impl<K: Eq + Hash> Place<K> {
+    /// Waits until this is the first place.
+    ///
+    /// # Errors
+    /// [`NoPlace::TooLate`] when the deadline came first.
+    pub fn wait(&self, deadline: Instant) -> Result<(), NoPlace> {
+        let mut state = self.shared.lock();
+        while state.first(&self.key) != Some(self.ticket) {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left == Duration::ZERO {
+                return Err(NoPlace::TooLate);
+            }
+            state = self.shared.moved.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        Ok(())
     }
 }
 
@@ -150,6 +168,17 @@ mod tests {
         }
         assert_eq!(*done.lock().unwrap(), [0, 1, 2, 3, 4]);
         assert!(lines.0.lock().lines.is_empty());
+    }
+
+    #[test]
+    fn a_place_counts_from_when_it_was_taken_and_not_from_when_it_is_waited_for() {
+        let lines = Lines::default();
+        let (first, second) = (lines.enter(1, ANY).unwrap(), lines.enter(1, ANY).unwrap());
+        assert_eq!(second.wait(Instant::now()), Err(NoPlace::TooLate));
+        assert_eq!(first.wait(Instant::now()), Ok(()));
+        drop(first);
+        assert_eq!(second.wait(Instant::now()), Ok(()));
+        assert_eq!(lines.enter(1, 0).unwrap_err(), NoPlace::Full);
     }
 
     #[test]

@@ -16,8 +16,8 @@ use crate::line::{Lines, NoPlace, Place};
 /// On a node the id is whatever the orchestrator sends; old Nomads send their own id there, so two ids may be one disk's. What
 /// is open of an encrypted volume, and left, is known by the name of its device alone.
 ///
-/// A call that needs several takes them in the order in which they are listed here, so that no two calls wait for each
-/// other. Paths come first: whoever waits for a path keeps no volume from those who need it elsewhere.
+/// A call on a node takes the id of its volume first, for which it is in line since it came, and no other id. The rest is taken
+/// in the order in which it is listed here, so no two calls wait for each other.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum VolumeKey {
     /// A place on this node at which something is mounted or unmounted, without links on the way.
@@ -111,9 +111,56 @@ impl VolumeLocks {
         most_ahead: usize,
         deadline: Instant,
     ) -> Result<VolumeGuard, Locked> {
+        Ok(VolumeGuard(Arc::new(self.places(keys, most_ahead, deadline)?)))
+    }
+
+    fn places(
+        &self,
+        keys: impl IntoIterator<Item = VolumeKey>,
+        most_ahead: usize,
+        deadline: Instant,
+    ) -> Result<Vec<Place<VolumeKey>>, Locked> {
         let keys: BTreeSet<VolumeKey> = keys.into_iter().collect();
         let hold = |key: VolumeKey| self.0.wait(key.clone(), most_ahead, deadline).map_err(|why| Locked::new(key, why));
-        let places = keys.into_iter().map(hold).collect::<Result<Vec<_>, _>>()?;
+        keys.into_iter().map(hold).collect()
+    }
+
+    /// Takes a place in the line of those who want a volume, with at most `most_ahead` ahead, and does not wait.
+    ///
+    /// # Errors
+    /// [`Locked`] when there are more.
+    pub fn queue(&self, key: VolumeKey, most_ahead: usize) -> Result<Queued, Locked> {
+        match self.0.enter(key.clone(), most_ahead) {
+            Ok(place) => Ok(Queued { locks: self.clone(), place, key }),
+            Err(why) => Err(Locked::new(key, why)),
+        }
+    }
+}
+
+/// A place in the line of those who want a volume; who is behind moves up when this is dropped.
+#[derive(Debug)]
+pub struct Queued {
+    locks: VolumeLocks,
+    place: Place<VolumeKey>,
+    key: VolumeKey,
+}
+
+impl Queued {
+    /// Locks the volume, and then all of `others`, which are no ids of volumes, as [`VolumeLocks::hold_all`] does; waits until the
+    /// deadline while other calls are ahead.
+    ///
+    /// # Errors
+    /// [`Locked`] when the deadline came first, or when more than `most_ahead` are in the line for one of the others.
+    pub fn hold_with(
+        self,
+        others: impl IntoIterator<Item = VolumeKey>,
+        most_ahead: usize,
+        deadline: Instant,
+    ) -> Result<VolumeGuard, Locked> {
+        let Queued { locks, place, key } = self;
+        place.wait(deadline).map_err(|why| Locked::new(key, why))?;
+        let mut places = vec![place];
+        places.extend(locks.places(others, most_ahead, deadline)?);
         Ok(VolumeGuard(Arc::new(places)))
     }
 }

@@ -121,7 +121,7 @@ fn services(config: &Arc<Config>, token: Option<Token>, own_droplet: &Arc<OwnDro
         }
         let controller = Arc::new(Controller::new(config, cloud, Arc::clone(own_droplet)));
         let pool = |name| Pool::new(name, config::CONTROLLER_WORKERS, config::QUEUE_LENGTH);
-        let pools = Pools { any: pool("controller"), unpublish: pool("unpublish") };
+        let pools = Pools { change: pool("controller"), unpublish: pool("unpublish"), look: pool("look") };
         services.push(create_controller(ControllerService::new(config, controller, pools)));
     } else if config.debug_addr.is_some() {
         warn!("--debug-addr has no effect: health is that of the controller service, which is not offered");
@@ -132,8 +132,7 @@ fn services(config: &Arc<Config>, token: Option<Token>, own_droplet: &Arc<OwnDro
         info!("this droplet has {} encrypted_volumes={}", observe_abilities(), tools.can_encrypt());
         let node = Arc::new(Node::new(config, Box::new(SystemRunner::new(tools))));
         node.close_left_open().map_err(no_thread)?;
-        let pool = Pool::new("node", config::NODE_WORKERS, config::QUEUE_LENGTH);
-        services.push(create_node(NodeService::new(config, Arc::clone(own_droplet), node, pool)));
+        services.push(create_node(NodeService::new(config, Arc::clone(own_droplet), node)));
     }
     Ok(services)
 }

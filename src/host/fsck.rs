@@ -4,6 +4,7 @@
 //! nothing that e2fsck would not repair unasked. xfs and btrfs need no check: their mount replays the log.
 
 use std::os::unix::fs::FileExt;
+use std::time::Duration;
 
 use nix::errno::Errno;
 
@@ -13,9 +14,12 @@ use super::device::{ByHand, Device};
 use super::run::{Cmd, Exit, Runner, Tool};
 use super::slots::Slots;
 use super::superblock::{EXT_SUPERBLOCK, why_ext_needs_check};
-use super::{CHECK_BUDGET, CLAIM_BUDGET, SLOT_BUDGET};
+use super::{CALL_BUDGET, CHECK_BUDGET, CLAIM_BUDGET, LOOK_BUDGET};
 use crate::error::{Error, Result};
 use crate::lock::VolumeGuard;
+
+/// How much time a check must have had for the file system to be called too large for one.
+const ENOUGH: Duration = Duration::from_secs(60);
 
 /// Why a file system should be checked before it is mounted, as a phrase; `None` when it need not be.
 ///
@@ -48,11 +52,17 @@ pub fn apply_check(guard: &VolumeGuard, slots: &Slots, runner: &dyn Runner, devi
         FsKind::Ext4 | FsKind::Ext3 => {}
     }
     let doing = format!("checking {} of volume {}", device.path().display(), device.volume());
-    let _slot = slots.take(&doing, runner.cap(SLOT_BUDGET))?;
+    let ensure_free = |budget| {
+        let claim = device.open_exclusively(runner.cap(budget));
+        claim.map(drop).map_err(or_in_use(device, "the check"))
+    };
+    // A slot is not for waiting until somebody else lets go of the disk.
+    ensure_free(CLAIM_BUDGET)?;
+    let slot = slots.take_in_call(&doing, runner.cap(CALL_BUDGET))?;
     let _pin = device.open()?;
-    let claim = device.open_exclusively(runner.cap(CLAIM_BUDGET));
-    drop(claim.map_err(or_in_use(device, "the check"))?);
-    let cmd = Cmd::new(Tool::E2fsck, CHECK_BUDGET).arg("-p").arg(device.path()).holding(guard);
+    ensure_free(LOOK_BUDGET)?;
+    let left = runner.cap(CHECK_BUDGET);
+    let cmd = Cmd::new(Tool::E2fsck, CHECK_BUDGET).arg("-p").arg(device.path()).holding(guard).in_slot(&slot);
     let out = runner.run(&cmd).map_err(|source| Error::Command { doing: doing.clone(), source })?;
     match verdict(out.exit) {
         Verdict::Sound => Ok(()),
@@ -65,6 +75,13 @@ pub fn apply_check(guard: &VolumeGuard, slots: &Slots, runner: &dyn Runner, devi
             let last = said.lines().rfind(|line| !line.trim().is_empty()).unwrap_or("e2fsck gives no reason");
             Err(damaged(device, fs, last.trim()))
         }
+        Verdict::Unfinished if left < ENOUGH => Err(Error::OutOfTime {
+            doing,
+            waited_s: left.as_secs(),
+            waited_for:
+                "too little of the call's time was left when it was this volume's turn; it lost nothing, ask again"
+                    .to_owned(),
+        }),
         Verdict::Unfinished => Err(unfinished(device, fs)),
         Verdict::Failed if is_too_old(&out.stderr) => Err(too_old(device, fs, &out.stderr)),
         Verdict::Failed => Err(Error::Command { doing, source: out.into_error(&cmd) }),

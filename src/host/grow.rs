@@ -13,7 +13,7 @@ use super::device::Device;
 use super::run::{Cmd, Runner, Tool};
 use super::slots::Slots;
 use super::superblock::{btrfs_size, ext_size, xfs_size};
-use super::{GROW_BUDGET, SLOT_BUDGET};
+use super::{CALL_BUDGET, GROW_BUDGET};
 use crate::error::{Error, Result};
 use crate::lock::VolumeGuard;
 use crate::size::Bytes;
@@ -53,8 +53,8 @@ pub fn ensure_grown(
         return Ok(false);
     }
     let doing = format!("growing {fs} of volume {} at {}", device.volume(), mounted_at.display());
-    let _slot = slots.take(&doing, runner.cap(SLOT_BUDGET))?;
-    let cmd = command(device, fs, mounted_at).holding(guard);
+    let slot = slots.take_in_call(&doing, runner.cap(CALL_BUDGET))?;
+    let cmd = command(device, fs, mounted_at).holding(guard).in_slot(&slot);
     let out = runner.run(&cmd).and_then(|out| out.success(&cmd));
     out.map_err(|source| Error::Command { doing, source })?;
     let after = observe_mounted_size(runner, device, fs, mounted_at)?;

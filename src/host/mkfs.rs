@@ -12,7 +12,7 @@ use super::format_options::FormatOptions;
 use super::marker;
 use super::run::{Cmd, CommandError, Exit, Runner, Tool};
 use super::slots::Slots;
-use super::{CLAIM_BUDGET, FORMAT_BUDGET, SLOT_BUDGET, xfs_features};
+use super::{CALL_BUDGET, CLAIM_BUDGET, FORMAT_BUDGET, xfs_features};
 use crate::error::{Error, Result};
 use crate::lock::VolumeGuard;
 
@@ -45,12 +45,14 @@ pub fn apply_format(
     options: &FormatOptions,
 ) -> Result<()> {
     options.check_for(fs).map_err(|bad| Error::invalid("volume_context", bad))?;
-    let _slot = slots.take(&format!("formatting {}", device.path().display()), runner.cap(SLOT_BUDGET))?;
+    // A slot is not for waiting until somebody else lets go of the disk.
+    drop(device.open_exclusively(runner.cap(CLAIM_BUDGET)).map_err(|error| in_use(device, error))?);
+    let slot = slots.take_in_call(&format!("formatting {}", device.path().display()), runner.cap(CALL_BUDGET))?;
     let _pin = device.open()?;
     let mut failed = None;
     for _ in 0..TRIES {
         let ready = prepare(guard, runner, device, fs, options);
-        let cmd = ready.map_err(|refused| failed.take().unwrap_or(refused))?;
+        let cmd = ready.map_err(|refused| failed.take().unwrap_or(refused))?.in_slot(&slot);
         match runner.run(&cmd).and_then(|out| out.success(&cmd)) {
             Ok(_) => return see_formatted(runner, device, fs, &cmd),
             Err(source) => {

@@ -22,6 +22,7 @@ pub mod luks;
 pub mod mapper;
 pub mod mkfs;
 pub mod mount;
+pub mod mount_table;
 pub mod mountable;
 pub mod mountinfo;
 pub mod owner;
@@ -59,5 +60,5 @@ pub const FORMAT_BUDGET: Duration = Duration::from_secs(60);
 pub const CHECK_BUDGET: Duration = Duration::from_secs(90);
 /// How long growing a file system may take.
 pub const GROW_BUDGET: Duration = Duration::from_secs(60);
-/// How long a call waits until few enough others format, check or grow.
-pub const SLOT_BUDGET: Duration = Duration::from_secs(20);
+/// Longer than any call: what is waited for as long as the call's time lasts.
+pub const CALL_BUDGET: Duration = Duration::from_secs(600);

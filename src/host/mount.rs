@@ -4,81 +4,24 @@
 //! decided elsewhere; whether what is mounted still works is `liveness.rs`'s. Everything here goes to the kernel directly: no program is run.
 
 use std::fs::File;
-use std::io::{Read, Seek};
-use std::os::fd::AsFd;
 use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::busy::{or_in_use, retry_while_busy};
 use super::content::FsKind;
 use super::device::Device;
 use super::flags::{MountOptions, NO_UUID};
 use super::kernel_log::KernelLog;
+pub use super::mount_table::observe_mounts;
 use super::mountable::{kernel_release, no_filesystem, observe_mountable, plan_mountable};
-use super::mountinfo::MountTable;
 use super::presence::observe_is_there;
 use super::protect::{Flagged, observe_is_protected};
 use crate::error::{Error, Result};
 use crate::lock::VolumeGuard;
-
-const TABLE: &str = "/proc/self/mountinfo";
-
-/// How often the table is read before it counts as changing all the time, and from which reading on there is a pause first.
-const READINGS: usize = 50;
-const PATIENT_FROM: usize = 10;
-const PAUSE: Duration = Duration::from_millis(1);
-
-/// Holds the table of a droplet with many mounts, so that a reading seldom has to make room.
-const ROOM: usize = 16 * 1024;
-
-/// Reads the mount table, whole.
-///
-/// A table longer than a page is read in pieces, and before Linux 5.8 an unmount between two of them made the kernel skip an
-/// entry. A mount that is overlooked would be taken for free, so the table is read until nothing was mounted or unmounted
-/// meanwhile, which the open table tells.
-///
-/// # Errors
-/// [`Error::Io`] when it cannot be read or changes all the time, [`Error::Bug`] when it is not understood.
-/// Source: `m_start` in the kernel's `fs/namespace.c`, and its commit 9f6c61f96f2d; `mounts_poll` in `fs/proc_namespace.c`.
-pub fn observe_mounts() -> Result<MountTable> {
-    let read = || {
-        let mut table = File::open(TABLE)?;
-        let mut text = Vec::with_capacity(ROOM);
-        read_undisturbed(|reading| {
-            if reading >= PATIENT_FROM {
-                std::thread::sleep(PAUSE);
-            }
-            text.clear();
-            table.rewind()?;
-            table.read_to_end(&mut text)?;
-            has_changed(&table)
-        })?;
-        Ok(text)
-    };
-    let text = read().map_err(Error::io("reading", TABLE))?;
-    MountTable::parse(&text).map_err(|bad| Error::Bug(bad.to_string()))
-}
-
-/// Whether anything was mounted, unmounted or remounted since the table was opened, or since it was asked last.
-fn has_changed(table: &File) -> std::io::Result<bool> {
-    let mut asked = [PollFd::new(table.as_fd(), PollFlags::POLLPRI)];
-    Ok(poll(&mut asked, PollTimeout::ZERO)? > 0)
-}
-
-/// Reads again and again until a reading was not disturbed, which it says itself.
-fn read_undisturbed(mut read: impl FnMut(usize) -> std::io::Result<bool>) -> std::io::Result<()> {
-    for reading in 0..READINGS {
-        if !read(reading)? {
-            return Ok(());
-        }
-    }
-    Err(std::io::Error::other("it changes all the time"))
-}
 
 /// Mounts a disk's file system at a folder that exists, and sees that it is there. While the disk is in somebody else's
 /// use it tries again, for as long as the budget lasts. What is not seen to be there is unmounted again.
@@ -307,19 +250,5 @@ mod tests {
         assert!(both.contains("too old") && both.contains("dmesg") && both.contains("flag"), "{both}");
         let value = told(&["logbsize=7k"], &["XFS (sda): logbsize=7k is wrong"]);
         assert!(value.contains("correct the mount flag") && !value.contains("7k"), "{value}");
-    }
-
-    #[test]
-    fn a_table_counts_only_when_nothing_changed_while_it_was_read() {
-        for disturbed in [0, 1, 2, READINGS - 1] {
-            let mut readings = 0;
-            let read = read_undisturbed(|reading| {
-                readings += 1;
-                Ok(reading < disturbed)
-            });
-            assert!(read.is_ok() && readings == disturbed + 1, "{disturbed}: {readings}");
-        }
-        assert!(read_undisturbed(|_| Ok(true)).is_err());
-        assert!(read_undisturbed(|_| Err(Errno::EIO.into())).is_err());
     }
 }

@@ -1,8 +1,9 @@
 //! The mount table of this process, as the kernel prints it.
 //!
 //! Owns the parser of `/proc/self/mountinfo` and the questions asked of it, all pure. It reads no file and changes no
-//! mount; [`observe_mounts`](super::mount::observe_mounts) reads the real table.
+//! mount; [`observe_mounts`](super::mount_table::observe_mounts) reads the real table.
 
+use std::collections::{HashMap, HashSet};
 use std::ffi::OsString;
 use std::fmt;
 use std::os::unix::ffi::OsStringExt;
@@ -60,7 +61,8 @@ pub struct Mount {
     pub options: Vec<String>,
     /// Tags of propagation: `shared:12`, `master:3`, `unbindable`; none for a private mount.
     pub propagation: Vec<String>,
-    /// The file system's type as the kernel names it.
+    /// The file system's type as the kernel names it. Whoever mounts a FUSE file system adds a subtype of any bytes to it;
+    /// what is no UTF-8 is replaced here, and a type that could not be read is empty. Neither is a type of ours.
     pub fstype: String,
     /// What was named as source when the file system was mounted.
     pub source: OsString,
@@ -124,11 +126,10 @@ impl Mount {
     }
 }
 
-/// Why a mount table could not be understood.
+/// Why a text is no mount table.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("line {line} of the mount table is not understood: {text}")]
+#[error("this is no mount table, it begins with: {text}")]
 pub struct BadMountTable {
-    line: usize,
     text: String,
 }
 
@@ -139,17 +140,38 @@ pub struct MountTable {
 }
 
 impl MountTable {
-    /// Reads a whole table; the text need not be UTF-8, as paths need not.
+    /// Reads a whole table; nothing in the text need be UTF-8.
+    ///
+    /// One odd mount neither fails the table nor vanishes from it. The kernel begins each line with numbers and paths that it
+    /// prints itself, so a line that begins so is a mount, of an unknown type if the rest is odd; any other line is the rest
+    /// of the one before, in whose options a file system printed a line end.
+    ///
+    /// Linux 6.8 to 6.19 may show a mount twice when the table grows while it is read: the last line of a mount counts.
     ///
     /// # Errors
-    /// [`BadMountTable`] for a line that is not understood: a half-read table could hide a mount.
+    /// [`BadMountTable`] when already the first line is none.
+    /// Source: `show_mountinfo` in the kernel's `fs/proc_namespace.c`; commits 2eea9ce4310d and 4a403d7aa907.
     pub fn parse(text: &[u8]) -> Result<Self, BadMountTable> {
-        let lines = text.split(|b| *b == b'\n').enumerate().filter(|(_, line)| !line.is_empty());
-        let parse = |(number, line): (usize, &[u8])| {
-            parse_line(line)
-                .ok_or_else(|| BadMountTable { line: number + 1, text: String::from_utf8_lossy(line).into_owned() })
-        };
-        Ok(MountTable { mounts: lines.map(parse).collect::<Result<_, _>>()? })
+        let mut mounts: Vec<Mount> = Vec::new();
+        for line in text.split(|b| *b == b'\n').filter(|line| !line.is_empty()) {
+            match (parse_line(line), mounts.last_mut()) {
+                (Some(mount), _) => mounts.push(mount),
+                (None, Some(before)) => before.super_options.extend(list(line)),
+                (None, None) => return Err(BadMountTable { text: String::from_utf8_lossy(line).into_owned() }),
+            }
+        }
+        Ok(MountTable { mounts: last_of_each(mounts) })
+    }
+
+    /// Adds the mounts that only an earlier reading of the same table has shown.
+    ///
+    /// A number that both have is one mount, as a number is free for another one only once its mount is gone: the later
+    /// reading is right about it.
+    #[must_use]
+    pub fn with_missing_from(self, earlier: MountTable) -> Self {
+        let known: HashSet<u64> = self.mounts.iter().map(|mount| mount.id).collect();
+        let missing = earlier.mounts.into_iter().filter(|mount| !known.contains(&mount.id));
+        MountTable { mounts: missing.chain(self.mounts).collect() }
     }
 
     /// The mount that is seen at exactly this path, which must be absolute and without links: the topmost of several.
@@ -175,10 +197,12 @@ impl MountTable {
     }
 
     fn first_on_way<'a>(&'a self, from: Option<&Mount>, path: &Path) -> Option<&'a Mount> {
+        let known: HashSet<u64> =
+            if from.is_none() { self.mounts.iter().map(|mount| mount.id).collect() } else { HashSet::new() };
         let sits_on = |mount: &Mount| match from {
             Some(below) => mount.parent == below.id && mount.id != below.id,
             // The root's own parent is outside of the table, or itself.
-            None => mount.parent == mount.id || !self.mounts.iter().any(|other| other.id == mount.parent),
+            None => mount.parent == mount.id || !known.contains(&mount.parent),
         };
         let on_way = self.mounts.iter().filter(|mount| sits_on(mount) && path.starts_with(&mount.target));
         on_way.min_by_key(|mount| mount.target.components().count())
@@ -206,6 +230,17 @@ impl MountTable {
     }
 }
 
+/// Keeps the last one of several mounts with the same number.
+fn last_of_each(mounts: Vec<Mount>) -> Vec<Mount> {
+    let last: HashMap<u64, usize> = mounts.iter().enumerate().map(|(place, mount)| (mount.id, place)).collect();
+    if last.len() == mounts.len() {
+        return mounts;
+    }
+    let is_last = |(place, mount): &(usize, Mount)| last.get(&mount.id) == Some(place);
+    mounts.into_iter().enumerate().filter(is_last).map(|(_, mount)| mount).collect()
+}
+
+/// Reads a line that begins as the kernel begins every mount's; `None` for any other line.
 fn parse_line(line: &[u8]) -> Option<Mount> {
     let mut fields = line.split(|b| *b == b' ');
     let id = text(fields.next()?)?.parse().ok()?;
@@ -214,18 +249,16 @@ fn parse_line(line: &[u8]) -> Option<Mount> {
     let root = PathBuf::from(unescape(fields.next()?));
     let target = PathBuf::from(unescape(fields.next()?));
     let options = list(fields.next()?);
-    let mut propagation = Vec::new();
-    loop {
-        match fields.next()? {
-            b"-" => break,
-            tag => propagation.push(text(tag)?.to_owned()),
-        }
-    }
-    let fstype = text(fields.next()?)?.to_owned();
-    let source = unescape(fields.next()?);
+    let propagation = fields.by_ref().take_while(|field| *field != b"-").map(lossy).collect();
+    let fstype = fields.next().map(lossy).unwrap_or_default();
+    let source = fields.next().map(unescape).unwrap_or_default();
     // A file system may print a blank into its options without escaping it: what is left belongs to them.
     let super_options = list(&fields.collect::<Vec<_>>().join(&b' '));
     Some(Mount { id, parent, device, root, target, options, propagation, fstype, source, super_options })
+}
+
+fn lossy(field: &[u8]) -> String {
+    String::from_utf8_lossy(field).into_owned()
 }
 
 fn text(field: &[u8]) -> Option<&str> {
@@ -355,13 +388,56 @@ mod tests {
     }
 
     #[test]
-    fn a_table_that_is_not_understood_is_an_error() {
-        for bad in
-            ["x", "36 35 98:0 /", "36 35 98:0 / /mnt rw shared:1 ext3 /dev/root rw", "36 35 98 / /m rw - ext3 s rw"]
-        {
+    fn what_is_no_table_is_an_error() {
+        for bad in ["x", "36 35 98:0 /", "36 35 98 / /m rw - ext3 s rw", "36 35 98:0 / /mnt"] {
             assert!(MountTable::parse(bad.as_bytes()).is_err(), "{bad}");
         }
         assert_eq!(MountTable::parse(b"").unwrap(), MountTable::default());
+    }
+
+    #[test]
+    fn one_odd_line_neither_fails_the_table_nor_vanishes_from_it() {
+        for (odd, fstype, options) in [
+            (&b"9 1 0:50 / /odd rw - fuse.\xff\xfe s rw"[..], "fuse.\u{fffd}\u{fffd}", vec!["rw"]),
+            (b"9 1 0:50 / /odd rw \xff:1 - odd s rw", "odd", vec!["rw"]),
+            (b"9 1 0:50 / /odd rw - odd s rw,a=\xff", "odd", vec!["rw", "a=\u{fffd}"]),
+            (b"9 1 0:50 / /odd rw - odd  rw", "odd", vec!["rw"]),
+            (b"9 1 0:50 / /odd rw - odd s rw,a=one\ntwo,three", "odd", vec!["rw", "a=one", "two", "three"]),
+            (b"9 1 0:50 / /odd rw - odd s rw,a=\n7 8 x", "odd", vec!["rw", "a=", "7 8 x"]),
+            (b"9 1 0:50 / /odd rw shared:1 odd s rw", "", vec![""]),
+            (b"9 1 0:50 / /odd rw", "", vec![""]),
+        ] {
+            let text = [NODE, odd, b"\n", b"10 1 8:0 / /after rw - xfs /dev/sda rw\n"].concat();
+            let table = MountTable::parse(&text).unwrap();
+            assert_eq!(table.iter().count(), node().iter().count() + 2, "{}", String::from_utf8_lossy(odd));
+            let mount = table.iter().find(|mount| mount.target == Path::new("/odd")).unwrap();
+            assert_eq!(
+                (mount.fstype.as_str(), &mount.super_options),
+                (fstype, &options.iter().map(|option| (*option).to_owned()).collect())
+            );
+        }
+    }
+
+    #[test]
+    fn a_mount_that_is_shown_twice_counts_once_as_it_was_last() {
+        let table = MountTable::parse(
+            b"1 1 8:0 / / rw - xfs /dev/sda rw\n7 1 8:1 / /a rw - xfs /dev/sdb rw\n7 1 8:1 / /b ro - xfs /dev/sdb rw\n",
+        );
+        let targets: Vec<_> = table.unwrap().iter().map(|mount| mount.target.clone()).collect();
+        assert_eq!(targets, [Path::new("/"), Path::new("/b")]);
+    }
+
+    #[test]
+    fn an_earlier_reading_adds_what_a_later_one_has_overlooked() {
+        let line = |id: u64, at: &str| format!("{id} 1 8:{id} / {at} rw - xfs /dev/sda rw\n");
+        let table = |lines: &[(u64, &str)]| {
+            let text = lines.iter().map(|(id, at)| line(*id, at)).collect::<String>();
+            MountTable::parse(text.as_bytes()).unwrap()
+        };
+        let merged = table(&[(1, "/"), (3, "/new")]).with_missing_from(table(&[(1, "/"), (2, "/kept"), (3, "/gone")]));
+        let mut at: Vec<_> = merged.iter().map(|mount| (mount.id, mount.target.to_str().unwrap())).collect();
+        at.sort_unstable();
+        assert_eq!(at, [(1, "/"), (2, "/kept"), (3, "/new")]);
     }
 
     fn escaped(path: &str) -> String {
@@ -373,7 +449,7 @@ mod tests {
 
     prop_compose! {
         fn mounts()(
-            ids in (1_u64..9999, 1_u64..9999, 0_u64..300, 0_u64..99999),
+            ids in (1_u64..u64::MAX, 1_u64..9999, 0_u64..300, 0_u64..99999),
             root in "/[ -~\\t\\n]{0,20}",
             target in "/[ -~\\t\\n]{0,20}",
             tags in proptest::collection::vec("(shared|master|propagate_from):[0-9]{1,4}", 0..4),

@@ -17,6 +17,7 @@ use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 
 use super::key::Key;
+use super::slots::Slot;
 use super::tools::CHILD_PATH;
 pub use super::tools::{MissingTool, Tool, Tools, find_tools};
 use crate::lock::VolumeGuard;
@@ -35,6 +36,11 @@ const TERM_GRACE: Duration = Duration::from_secs(5);
 const LEAST_TIME: Duration = Duration::from_secs(5);
 /// How long a killed child may take to be gone before it counts as stuck in the kernel.
 const KILL_GRACE: Duration = Duration::from_secs(2);
+/// How long a program may do nothing at all, neither compute nor read or write, before others need not wait for its slot:
+/// one whose disk does not answer would hold it until its time is used up.
+const IDLE_LIMIT: Duration = Duration::from_secs(10);
+/// How often that is looked at.
+const IDLE_LOOK: Duration = Duration::from_millis(500);
 /// The shortest and the longest pause between two looks at a running child; in between, a pause is an eighth of the time
 /// the child has run, so that its end is noticed at most that much late.
 const SHORTEST_PAUSE: Duration = Duration::from_micros(200);
@@ -47,6 +53,7 @@ pub struct Cmd {
     args: Vec<OsString>,
     budget: Duration,
     guard: Option<VolumeGuard>,
+    slot: Option<Slot>,
     input: Option<Key>,
 }
 
@@ -54,7 +61,7 @@ impl Cmd {
     /// A command without arguments that may take as long as `budget`.
     #[must_use]
     pub fn new(tool: Tool, budget: Duration) -> Self {
-        Cmd { tool, args: Vec::new(), budget, guard: None, input: None }
+        Cmd { tool, args: Vec::new(), budget, guard: None, slot: None, input: None }
     }
 
     /// Adds one argument.
@@ -76,6 +83,13 @@ impl Cmd {
     #[must_use]
     pub fn holding(mut self, guard: &VolumeGuard) -> Self {
         self.guard = Some(guard.clone());
+        self
+    }
+
+    /// Says that the command runs in this slot, which it gives back as soon as it hangs: others can go on then.
+    #[must_use]
+    pub fn in_slot(mut self, slot: &Slot) -> Self {
+        self.slot = Some(slot.clone());
         self
     }
 
@@ -269,13 +283,14 @@ impl Runner for Until<'_> {
 #[derive(Debug, Clone)]
 pub struct SystemRunner {
     tools: Tools,
+    idle_limit: Duration,
 }
 
 impl SystemRunner {
     /// Makes a runner for the programs found at start.
     #[must_use]
     pub fn new(tools: Tools) -> Self {
-        SystemRunner { tools }
+        SystemRunner { tools, idle_limit: IDLE_LIMIT }
     }
 
     fn try_run(&self, cmd: &Cmd, path: &Path) -> std::io::Result<Output> {
@@ -295,7 +310,7 @@ impl SystemRunner {
             .current_dir("/")
             .process_group(0)
             .spawn()?;
-        let exit = wait_or_kill(child, cmd, &mut [&mut stdout, &mut stderr])?;
+        let exit = wait_or_kill(child, cmd, self.idle_limit, &mut [&mut stdout, &mut stderr])?;
         Ok(Output { exit, stdout: stdout.head, stderr: stderr.text() })
     }
 }
@@ -379,18 +394,24 @@ impl Capture {
     }
 }
 
-fn wait_or_kill(mut child: Child, cmd: &Cmd, outputs: &mut [&mut Capture]) -> std::io::Result<Exit> {
-    if let Some(status) = wait_within(&mut child, cmd.budget, outputs)? {
+fn wait_or_kill(
+    mut child: Child,
+    cmd: &Cmd,
+    idle_limit: Duration,
+    outputs: &mut [&mut Capture],
+) -> std::io::Result<Exit> {
+    let mut watch = cmd.slot.as_ref().map(|slot| Watch::new(&child, cmd, slot, idle_limit));
+    if let Some(status) = wait_within(&mut child, cmd.budget, outputs, watch.as_mut())? {
         return Ok(exit_of(status));
     }
     // Until it is waited for, a dead leader keeps its process id, so the group cannot be somebody else's.
     let group = i32::try_from(child.id()).map_err(std::io::Error::other)?;
     killpg(Pid::from_raw(group), Signal::SIGTERM)?;
-    if wait_within(&mut child, TERM_GRACE, outputs)?.is_some() {
+    if wait_within(&mut child, TERM_GRACE, outputs, None)?.is_some() {
         return Ok(Exit::TimedOut);
     }
     killpg(Pid::from_raw(group), Signal::SIGKILL)?;
-    if wait_within(&mut child, KILL_GRACE, outputs)?.is_some() {
+    if wait_within(&mut child, KILL_GRACE, outputs, None)?.is_some() {
         return Ok(Exit::TimedOut);
     }
     leave_to_reaper(child, cmd);
@@ -402,6 +423,7 @@ fn wait_within(
     child: &mut Child,
     budget: Duration,
     outputs: &mut [&mut Capture],
+    mut watch: Option<&mut Watch<'_>>,
 ) -> std::io::Result<Option<ExitStatus>> {
     let started = Instant::now();
     loop {
@@ -419,10 +441,60 @@ fn wait_within(
         if left.is_zero() {
             return Ok(None);
         }
+        if let Some(watch) = &mut watch {
+            watch.look();
+        }
         // Who writes much must not wait long for room.
         let pause = if was_any { SHORTEST_PAUSE } else { (elapsed / 8).clamp(SHORTEST_PAUSE, LONGEST_PAUSE) };
         std::thread::sleep(pause.min(left));
     }
+}
+
+/// A look now and then whether a child does anything.
+struct Watch<'a> {
+    child: u32,
+    cmd: &'a Cmd,
+    slot: &'a Slot,
+    idle_limit: Duration,
+    looked: Instant,
+    /// What it had done when it was last seen to do something, and when that was.
+    done: Option<String>,
+    since: Instant,
+}
+
+impl<'a> Watch<'a> {
+    fn new(child: &Child, cmd: &'a Cmd, slot: &'a Slot, idle_limit: Duration) -> Self {
+        let now = Instant::now();
+        Watch { child: child.id(), cmd, slot, idle_limit, looked: now, done: None, since: now }
+    }
+
+    fn look(&mut self) {
+        if self.looked.elapsed() < IDLE_LOOK.min(self.idle_limit / 4) {
+            return;
+        }
+        self.looked = Instant::now();
+        let done = observe_work(self.child);
+        // What cannot be seen may well be at work.
+        if done.is_none() || done != self.done {
+            (self.done, self.since) = (done, self.looked);
+        } else if self.since.elapsed() >= self.idle_limit {
+            log::warn!("does nothing, perhaps its disk does not answer; others go on meanwhile command=`{}`", self.cmd);
+            self.slot.give_back();
+            // It is said once, as nothing but a change is ever seen again.
+            self.idle_limit = Duration::MAX;
+        }
+    }
+}
+
+/// What a process has done so far: the processor's time that it used, and what it read and wrote.
+///
+/// Source: proc_pid_stat(5), `utime` and `stime`, which are the 12th and 13th field after the name; proc_pid_io(5).
+fn observe_work(process: u32) -> Option<String> {
+    let read = |file: &str| std::fs::read_to_string(format!("/proc/{process}/{file}")).ok();
+    let (stat, io) = (read("stat")?, read("io")?);
+    let (_, after_name) = stat.rsplit_once(')')?;
+    let mut times = after_name.split_ascii_whitespace().skip(11);
+    Some(format!("{} {} {io}", times.next()?, times.next()?))
 }
 
 fn exit_of(status: ExitStatus) -> Exit {
@@ -458,11 +530,19 @@ fn leave_to_reaper(mut child: Child, cmd: &Cmd) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::host::slots::Slots;
     use nix::sys::signal::SigSet;
 
     /// A runner whose every tool is a shell.
     fn shell() -> SystemRunner {
         SystemRunner::new(Tools::fake(vec![(Tool::Blkid, "/bin/sh".into())]))
+    }
+
+    /// A slot of which there is no other, and what tells whether it was given back.
+    fn only_slot() -> (Slots, Slot) {
+        let slots = Slots::new(1, "others run");
+        let slot = slots.take("testing", Duration::ZERO).unwrap();
+        (slots, slot)
     }
 
     fn script(text: &str) -> Cmd {
@@ -557,6 +637,28 @@ mod tests {
         assert_eq!(out.exit, Exit::TimedOut);
         assert!(started.elapsed() >= budget + TERM_GRACE);
         assert!(!out.exit.to_string().contains("memory"), "{}", out.exit);
+    }
+
+    #[test]
+    fn a_program_that_does_nothing_lets_others_go_on_and_one_that_works_does_not() {
+        let runner = SystemRunner { idle_limit: Duration::from_secs(1), ..shell() };
+        let is_free_while = &|script: &str| {
+            let (slots, slot) = only_slot();
+            let cmd = Cmd::new(Tool::Blkid, Duration::from_secs(5)).args(["-c", script]).in_slot(&slot);
+            std::thread::scope(|scope| {
+                let run = scope.spawn(|| runner.run(&cmd).unwrap().exit);
+                let next = slots.take("testing", Duration::from_secs(3));
+                let was_running = !run.is_finished();
+                assert_eq!(run.join().unwrap(), Exit::TimedOut);
+                next.is_ok() && was_running
+            })
+        };
+        let scripts = ["exec sleep 1000", "while :; do :; done", "while :; do echo x >/dev/null; sleep 0.1; done"];
+        let is_free = std::thread::scope(|scope| {
+            let look = |script| scope.spawn(move || is_free_while(script));
+            scripts.map(look).map(|thread| thread.join().unwrap())
+        });
+        assert_eq!(is_free, [true, false, false]);
     }
 
     #[test]

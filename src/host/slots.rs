@@ -3,25 +3,39 @@
 //! Owns a counting semaphore. A node that comes back after a power cut stages all its volumes together; fifteen checks of
 //! file systems at once would take more memory than a small droplet has.
 
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
 
+/// How much of a call's time is left to who gets a slot: a program that is started later would not come to its end.
+const FINISH_TIME: Duration = Duration::from_secs(15);
+
 /// Room for a fixed number of heavy programs.
 #[derive(Debug)]
 pub struct Slots {
-    free: Mutex<usize>,
-    freed: Condvar,
+    room: Arc<Room>,
     /// What holds them, as a phrase for who finds none free.
     held_by: &'static str,
 }
 
-/// Permission to run one heavy program, given back when dropped.
 #[derive(Debug)]
+struct Room {
+    free: Mutex<usize>,
+    freed: Condvar,
+}
+
+/// Permission to run one heavy program. The slot is free again when the last clone is dropped, or once somebody has given it
+/// back, as is done for a program that hangs.
+#[derive(Debug, Clone)]
 #[must_use = "the slot is free again as soon as this is dropped"]
-pub struct Slot<'a> {
-    slots: &'a Slots,
+pub struct Slot(Arc<Held>);
+
+#[derive(Debug)]
+struct Held {
+    room: Arc<Room>,
+    is_given_back: AtomicBool,
 }
 
 impl Slots {
@@ -29,20 +43,32 @@ impl Slots {
     /// being formatted".
     #[must_use]
     pub fn new(count: usize, held_by: &'static str) -> Self {
-        Slots { free: Mutex::new(count), freed: Condvar::new(), held_by }
+        Slots { room: Arc::new(Room { free: Mutex::new(count), freed: Condvar::new() }), held_by }
+    }
+
+    /// Waits for a slot as long as a call with so much time left can still finish. `doing` is for the error: "formatting
+    /// /dev/sda".
+    ///
+    /// # Errors
+    /// [`Error::OutOfTime`] when none became free.
+    pub fn take_in_call(&self, doing: &str, left: Duration) -> Result<Slot> {
+        self.take(doing, left.saturating_sub(FINISH_TIME))
     }
 
     /// Waits for a slot, as long as `budget` allows. `doing` is for the error: "formatting /dev/sda".
     ///
     /// # Errors
     /// [`Error::OutOfTime`] when none became free.
-    pub fn take(&self, doing: &str, budget: Duration) -> Result<Slot<'_>> {
+    pub fn take(&self, doing: &str, budget: Duration) -> Result<Slot> {
         let deadline = Instant::now() + budget;
-        let mut free = self.lock();
+        let mut free = self.room.lock();
         loop {
             if let Some(rest) = free.checked_sub(1) {
                 *free = rest;
-                return Ok(Slot { slots: self });
+                return Ok(Slot(Arc::new(Held {
+                    room: Arc::clone(&self.room),
+                    is_given_back: AtomicBool::new(false),
+                })));
             }
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
@@ -52,20 +78,37 @@ impl Slots {
                     waited_for: self.held_by.to_owned(),
                 });
             }
-            free = self.freed.wait_timeout(free, left).unwrap_or_else(PoisonError::into_inner).0;
+            free = self.room.freed.wait_timeout(free, left).unwrap_or_else(PoisonError::into_inner).0;
         }
-    }
-
-    /// A panic while the count was locked leaves it whole: it is changed in one step.
-    fn lock(&self) -> MutexGuard<'_, usize> {
-        self.free.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Drop for Slot<'_> {
+impl Slot {
+    /// Lets somebody else have the slot, although what it was taken for goes on. A second call does nothing.
+    pub fn give_back(&self) {
+        self.0.give_back();
+    }
+}
+
+impl Held {
+    fn give_back(&self) {
+        if !self.is_given_back.swap(true, Ordering::SeqCst) {
+            *self.room.lock() += 1;
+            self.room.freed.notify_one();
+        }
+    }
+}
+
+impl Drop for Held {
     fn drop(&mut self) {
-        *self.slots.lock() += 1;
-        self.slots.freed.notify_one();
+        self.give_back();
+    }
+}
+
+impl Room {
+    /// A panic while the count was locked leaves it whole: it is changed in one step.
+    fn lock(&self) -> MutexGuard<'_, usize> {
+        self.free.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -98,5 +141,31 @@ mod tests {
         assert!(full.to_string().contains("formatting /dev/sda") && full.to_string().contains("others run"), "{full}");
         drop(slot);
         drop(slots.take("testing", Duration::ZERO).unwrap());
+    }
+
+    #[test]
+    fn a_slot_that_was_given_back_is_free_once() {
+        let slots = Slots::new(1, "others run");
+        let slot = slots.take("testing", Duration::ZERO).unwrap();
+        let clone = slot.clone();
+        drop(slot);
+        assert!(slots.take("testing", Duration::ZERO).is_err());
+        clone.give_back();
+        clone.give_back();
+        let next = slots.take("testing", Duration::ZERO).unwrap();
+        drop(clone);
+        assert!(slots.take("testing", Duration::ZERO).is_err());
+        drop(next);
+    }
+
+    #[test]
+    fn who_waits_in_a_call_leaves_time_to_finish() {
+        let slots = Slots::new(1, "others run");
+        let _slot = slots.take_in_call("testing", Duration::ZERO).unwrap();
+        for (left, waits) in [(Duration::ZERO, 0), (FINISH_TIME, 0), (FINISH_TIME + Duration::from_millis(30), 30)] {
+            let asked = Instant::now();
+            assert!(slots.take_in_call("testing", left).is_err());
+            assert!(asked.elapsed() >= Duration::from_millis(waits), "{left:?}");
+        }
     }
 }

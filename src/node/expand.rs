@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use super::place;
 use super::whose::Whose;
-use super::{Call, Node};
+use super::{Arrival, Call, Node};
 use crate::config::DEVICE_BUDGET;
 use crate::error::{Error, Result, Thing};
 use crate::host::content::FsKind;
@@ -34,8 +34,8 @@ impl Node {
     /// [`Error::NotFound`] when no volume is at the path, [`Error::DeviceMissing`] when the disk does not become as large
     /// as asked, [`Error::SizeOutOfRange`] when it is larger, [`Error::Precondition`] when the mount is dead, or the file
     /// system is mounted read-only or of a kind that cannot be grown, or when growing an encrypted volume needs its key.
-    pub fn expand(&self, want: &Expand) -> Result<Bytes> {
-        let call = self.begin(&want.volume, None, &[&want.path])?;
+    pub fn expand(&self, want: &Expand, arrival: Arrival) -> Result<Bytes> {
+        let call = self.begin(arrival, &want.volume, None, &[&want.path])?;
         let (place, mount) = observe_volume_at(&want.path)?;
         let health = observe_health(&self.places, &mount)?;
         if health != Health::Alive {
@@ -66,7 +66,7 @@ impl Node {
             let grow = |under: Under| self.ensure_inner_grown(&call, &device, &under.name, want.key.as_ref());
             let inner = under.map(grow).transpose()?;
             let through = plan_through(&observe_mounts()?, &mount);
-            ensure_grown(&call.guard, &self.slots, &call.runner, inner.as_ref().unwrap_or(&device), fs, &through)?;
+            ensure_grown(&call.guard, &self.slots.grow, &call.runner, inner.as_ref().unwrap_or(&device), fs, &through)?;
         }
         Ok(device.size())
     }

@@ -31,10 +31,9 @@ use crate::host::flags::SelinuxLabel;
 use crate::host::run::{Runner, Until};
 use crate::host::slots::Slots;
 use crate::id::VolumeName;
-use crate::lock::{VolumeGuard, VolumeKey, VolumeLocks};
+use crate::lock::{Queued, VolumeGuard, VolumeKey, VolumeLocks};
 
-/// How many calls may be ahead of one in the line for a volume or a path. Each keeps a thread, of which there must be some left for
-/// the droplet's other volumes.
+/// How many calls may be ahead of one in the line for a volume or a path.
 const MOST_AHEAD: usize = 8;
 
 /// The node side of the driver.
@@ -42,12 +41,38 @@ const MOST_AHEAD: usize = 8;
 pub struct Node {
     runner: Box<dyn Runner>,
     places: DevicePlaces,
-    slots: Slots,
+    slots: HeavySlots,
     /// Making a key takes memory, so this is done for one volume after the other.
     turns: Slots,
     locks: VolumeLocks,
     default_fs: FsKind,
     label: Option<SelinuxLabel>,
+}
+
+/// A call that has come and waits for its volume.
+#[derive(Debug)]
+pub struct Arrival {
+    queued: Queued,
+    came: Instant,
+}
+
+/// Room for the heavy programs, of each sort for itself: none waits for another sort to be done.
+#[derive(Debug)]
+struct HeavySlots {
+    format: Slots,
+    check: Slots,
+    grow: Slots,
+}
+
+impl HeavySlots {
+    fn new() -> Self {
+        let slots = |held_by| Slots::new(HEAVY_TOOLS, held_by);
+        HeavySlots {
+            format: slots("other volumes are still being formatted"),
+            check: slots("the file systems of other volumes are still being checked"),
+            grow: slots("the file systems of other volumes are still being grown"),
+        }
+    }
 }
 
 /// One call that changes a volume: its lock, and a runner for programs that ends with the call's time.
@@ -73,7 +98,7 @@ impl Node {
         Node {
             runner,
             places,
-            slots: Slots::new(HEAVY_TOOLS, "other volumes are still being formatted, checked or grown"),
+            slots: HeavySlots::new(),
             turns: Slots::new(1, "other encrypted volumes are still being made, opened or grown"),
             locks: VolumeLocks::new(),
             default_fs: config.default_fs_type,
@@ -81,19 +106,34 @@ impl Node {
         }
     }
 
-    /// Starts the clock of a call, then waits until no other call works at one of these paths, on this volume, or on the disk
-    /// that has this name where the call knows it.
+    /// Puts a call that has come in line for its volume. Whichever thread gets to it, and when: those for one volume are worked
+    /// on in the order in which they came.
+    ///
+    /// # Errors
+    /// [`Error::Locked`](crate::error::Error::Locked) when too many are in the line.
+    pub fn arrive(&self, volume: &str) -> Result<Arrival> {
+        let queued = self.locks.queue(VolumeKey::Id(volume.to_owned()), MOST_AHEAD)?;
+        Ok(Arrival { queued, came: Instant::now() })
+    }
+
+    /// Waits until no other call works on this volume, at one of these paths, or on the disk that has this name where the call
+    /// knows it. The clock of a call runs since it came, as its caller's does.
     ///
     /// Nomad repeats no node call that was refused, and several tasks of one job on one droplet ask at once: they stand in
     /// line. Most of what is waited for takes milliseconds.
-    fn begin(&self, volume: &str, name: Option<&VolumeName>, paths: &[&Path]) -> Result<Call<'_>> {
-        let started = Instant::now();
+    fn begin(
+        &self,
+        arrival: Arrival,
+        volume: &str,
+        name: Option<&VolumeName>,
+        paths: &[&Path],
+    ) -> Result<Call<'_>> {
+        let Arrival { queued, came } = arrival;
         let real = |path: &&Path| Ok(VolumeKey::Path(place::observe_whole_path(path)?));
-        let mut keys = paths.iter().map(real).collect::<Result<Vec<_>>>()?;
-        keys.push(VolumeKey::Id(volume.to_owned()));
-        keys.extend(name.map(|name| VolumeKey::Name(name.to_string())));
-        let held = self.locks.hold_all(keys, MOST_AHEAD, started + LOCK_PATIENCE);
+        let mut others = paths.iter().map(real).collect::<Result<Vec<_>>>()?;
+        others.extend(name.map(|name| VolumeKey::Name(name.to_string())));
+        let held = queued.hold_with(others, MOST_AHEAD, came + LOCK_PATIENCE);
         let guard = held.map_err(|locked| locked.asked_for(volume))?;
-        Ok(Call { guard, runner: Until::new(self.runner.as_ref(), started + NODE_BUDGET) })
+        Ok(Call { guard, runner: Until::new(self.runner.as_ref(), came + NODE_BUDGET) })
     }
 }

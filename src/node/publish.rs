@@ -13,7 +13,7 @@ use super::plan::{MountAt, PlacePlan, plan_company, plan_mounted, plan_place, pl
 use super::raw::{check_protection, check_raw};
 use super::see::{elsewhere, fs_difference, raw_difference, used_otherwise};
 use super::take_down::apply_clear;
-use super::{Call, Node};
+use super::{Arrival, Call, Node};
 use crate::config::DEVICE_BUDGET;
 use crate::error::{Chain, Error, Result};
 use crate::host::content::FsKind;
@@ -59,9 +59,10 @@ impl Node {
     /// [`Error::Precondition`] when the volume is not staged, or shown elsewhere while its access mode allows one place;
     /// [`Error::MountedOtherwise`] when it is staged or published there otherwise, [`Error::TargetTaken`] when something
     /// else is there.
-    pub fn publish(&self, want: &Publish) -> Result<()> {
+    pub fn publish(&self, want: &Publish, arrival: Arrival) -> Result<()> {
         let stage = &want.stage;
-        let call = self.begin(&stage.volume, Some(&stage.attached.name), &[&stage.staging, &want.target])?;
+        let paths: [&Path; 2] = [&stage.staging, &want.target];
+        let call = self.begin(arrival, &stage.volume, Some(&stage.attached.name), &paths)?;
         check_apart(stage, &want.target)?;
         // A dead mount at the target would keep the file system below it dead, however often that is mounted anew.
         let target = place::observe_real_path(&want.target)?;

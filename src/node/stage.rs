@@ -18,7 +18,7 @@ use super::raw::check_staged_raw;
 use super::root::{Root, ensure_root};
 use super::see::{fs_difference, used_otherwise};
 use super::take_down::apply_clear;
-use super::{Call, Node};
+use super::{Arrival, Call, Node};
 use crate::config::{DEVICE_BUDGET, MOUNT_BUDGET};
 use crate::error::{Chain, Error, Result};
 use crate::host::LOOK_BUDGET;
@@ -74,8 +74,8 @@ impl Node {
     ///
     /// # Errors
     /// Everything that can be wrong with the disk or the path, each with its own variant; nothing stays half mounted.
-    pub fn stage(&self, want: &Stage) -> Result<()> {
-        let call = self.begin(&want.volume, Some(&want.attached.name), &[&want.staging])?;
+    pub fn stage(&self, want: &Stage, arrival: Arrival) -> Result<()> {
+        let call = self.begin(arrival, &want.volume, Some(&want.attached.name), &[&want.staging])?;
         match (self.ensure_staged(&call, want)?, &want.capability.access) {
             (Some(device), Access::Block) => check_staged_raw(self, &call, &device, &want.staging),
             (Some(_), Access::Mount { .. }) => Ok(()),
@@ -225,7 +225,7 @@ impl Node {
                 check_mountable(want, fs, true)?;
                 info!("formatting volume={} device={} fs={fs}", device.volume(), device.path().display());
                 let options = &want.stage.settings.format;
-                apply_format(&call.guard, &self.slots, &call.runner, device, fs, options)?;
+                apply_format(&call.guard, &self.slots.format, &call.runner, device, fs, options)?;
                 fs
             }
         };
@@ -233,7 +233,7 @@ impl Node {
             info!("checking volume={} device={} fs={fs}: {why}", device.volume(), device.path().display());
             // The check writes also for a reader, and a flag that a killed call has left would make it fail for ever.
             self.ensure_protection(call, mounts, device, want.staging, false)?;
-            apply_check(&call.guard, &self.slots, &call.runner, device, fs)?;
+            apply_check(&call.guard, &self.slots.check, &call.runner, device, fs)?;
         }
         Ok(fs)
     }
@@ -245,7 +245,7 @@ impl Node {
             let fs = mounts.at(staging).and_then(|mount| FsKind::parse(&mount.fstype));
             match fs {
                 Some(fs) if observe_is_smaller(device, fs)? => {
-                    ensure_grown(&call.guard, &self.slots, &call.runner, device, fs, staging)
+                    ensure_grown(&call.guard, &self.slots.grow, &call.runner, device, fs, staging)
                 }
                 Some(_) | None => Ok(false),
             }

@@ -10,7 +10,7 @@ use log::{error, warn};
 
 use super::see::is_of_our_making;
 use super::whose::Whose;
-use super::{Call, Node};
+use super::{Arrival, Call, Node};
 use super::{aside, place};
 use crate::config::UNMOUNT_BUDGET;
 use crate::error::{Chain, Error, Result};
@@ -75,8 +75,8 @@ impl Node {
     /// # Errors
     /// [`Error::Io`] when it stays in use, or cannot be unmounted; [`Error::TargetTaken`] when something is mounted there
     /// that this plugin never mounts.
-    pub fn unpublish(&self, want: &Unpublish) -> Result<()> {
-        let call = self.begin(&want.volume, None, &[&want.target])?;
+    pub fn unpublish(&self, want: &Unpublish, arrival: Arrival) -> Result<()> {
+        let call = self.begin(arrival, &want.volume, None, &[&want.target])?;
         let Some(target) = place::observe_real_path(&want.target)? else { return Ok(()) };
         take_all_down(&target, |mount| {
             self.apply_take_down(&call, &want.volume, mount, &target)?;
@@ -97,8 +97,8 @@ impl Node {
     ///
     /// # Errors
     /// As [`Node::unpublish`].
-    pub fn unstage(&self, want: &Unstage) -> Result<()> {
-        let call = self.begin(&want.volume, None, &[&want.staging])?;
+    pub fn unstage(&self, want: &Unstage, arrival: Arrival) -> Result<()> {
+        let call = self.begin(arrival, &want.volume, None, &[&want.staging])?;
         if let Some(staging) = place::observe_real_path(&want.staging)? {
             self.apply_unstage(&call, &want.volume, &staging)?;
             self.forget_unused(&call, &want.volume);

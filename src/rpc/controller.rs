@@ -49,13 +49,15 @@ pub struct ControllerService {
     pools: Pools,
 }
 
-/// The threads that do the work of the calls.
+/// The threads that do the work of the calls, by what the calls wait for.
 #[derive(Debug, Clone)]
 pub struct Pools {
-    /// Of all calls but those that free a volume.
-    pub any: Pool,
+    /// Of the calls that change something, but for those that free a volume.
+    pub change: Pool,
     /// Of the calls that free a volume: they must never queue behind calls that wait for it to become free.
     pub unpublish: Pool,
+    /// Of the calls that only ask: they wait for no action, and must not queue behind calls that do.
+    pub look: Pool,
 }
 
 impl ControllerService {
@@ -72,7 +74,8 @@ impl ControllerService {
         T: Send + 'static,
         F: FnOnce(&Controller, CallTime) -> Result<T> + Send + 'static,
     {
-        self.answer_by(&self.pools.any, ctx, sink, call, work);
+        let pool = if call.is_mutating { &self.pools.change } else { &self.pools.look };
+        self.answer_by(pool, ctx, sink, call, work);
     }
 
     fn answer_by<T, F>(&self, pool: &Pool, ctx: &RpcContext<'_>, sink: UnarySink<T>, call: Call, work: F)
@@ -150,18 +153,13 @@ impl csi_grpc::Controller for ControllerService {
         sink: UnarySink<csi::ControllerUnpublishVolumeResponse>,
     ) {
         forget(&mut wire.secrets);
-        self.answer_by(
-            &self.pools.unpublish,
-            &ctx,
-            sink,
-            Call::change("ControllerUnpublishVolume", about(&wire.volume_id, &wire.node_id)),
-            move |controller, time| {
-                if let Some(request) = Unpublish::parse(wire)? {
-                    controller.unpublish(time, &request)?;
-                }
-                Ok(csi::ControllerUnpublishVolumeResponse::default())
-            },
-        );
+        let call = Call::change("ControllerUnpublishVolume", about(&wire.volume_id, &wire.node_id));
+        self.answer_by(&self.pools.unpublish, &ctx, sink, call, move |controller, time| {
+            if let Some(request) = Unpublish::parse(wire)? {
+                controller.unpublish(time, &request)?;
+            }
+            Ok(csi::ControllerUnpublishVolumeResponse::default())
+        });
     }
 
     fn validate_volume_capabilities(

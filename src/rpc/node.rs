@@ -1,21 +1,24 @@
 //! The Node service: reads each request, queues its work, builds the response.
 //!
-//! Owns nothing but the passage between the wire and `node/`. Capabilities and the node's info are answered on the spot.
+//! Owns the passage between the wire and `node/`, and which threads work on which call. Capabilities and the node's info are
+//! answered on the spot.
 
 use std::sync::Arc;
 
 use grpcio::{RpcContext, UnarySink};
 
 use crate::cloud::region::Region;
-use crate::config::Config;
-use crate::node::Node;
+use crate::config::{self, Config};
+use crate::error::Result;
+use crate::lock::VolumeKey;
 use crate::node::stats::{Condition, Usage};
+use crate::node::{Arrival, Node};
 use crate::own_droplet::OwnDroplet;
 use crate::request::controller::REGION_KEY;
 use crate::request::node::{ContextKeys, Expand, Publish, Stage, Stats, Unpublish, Unstage};
 use crate::rpc::proto::csi::{self, node_service_capability, node_service_capability::rpc::Type, volume_usage::Unit};
 use crate::rpc::proto::csi_grpc;
-use crate::rpc::worker::{Call, Pool, answer_now};
+use crate::rpc::worker::{Call, Pool, answer_now, refuse};
 use crate::size::Bytes;
 
 /// What the node can do beyond publishing.
@@ -34,17 +37,47 @@ pub struct NodeService {
     own_droplet: Arc<OwnDroplet>,
     node: Arc<Node>,
     keys: Arc<ContextKeys>,
-    pool: Pool,
+    pools: Pools,
+}
+
+/// The threads that do the work of the calls, by what the calls wait for.
+#[derive(Debug, Clone)]
+struct Pools {
+    /// Of the calls that may wait for a disk to come or to grow.
+    bring: Pool,
+    /// Of the calls that take a volume away: they must never queue behind those that wait for a disk.
+    take: Pool,
+    /// Of the calls that only look: they would wait in the kernel for a disk that does not answer, and the call that takes
+    /// such a volume away must not queue behind them.
+    look: Pool,
 }
 
 impl NodeService {
-    /// Makes the service; its work is done by the threads of `pool`. The volumes that are in use outside CSI at this moment
-    /// are taken off the limit.
+    /// Makes the service, with threads of its own. The volumes that are in use outside CSI at this moment are taken off the
+    /// limit.
     #[must_use]
-    pub fn new(config: &Config, own_droplet: Arc<OwnDroplet>, node: Arc<Node>, pool: Pool) -> Self {
+    pub fn new(config: &Config, own_droplet: Arc<OwnDroplet>, node: Arc<Node>) -> Self {
         let keys = Arc::new(ContextKeys::new(&config.driver_name));
         let volume_limit = node.observe_limit(config.volume_limit);
-        NodeService { volume_limit, own_droplet, node, keys, pool }
+        let pool = |name| Pool::new(name, config::NODE_WORKERS, config::QUEUE_LENGTH);
+        let pools = Pools { bring: pool("node"), take: pool("node-take"), look: pool("node-look") };
+        NodeService { volume_limit, own_droplet, node, keys, pools }
+    }
+
+    /// Queues a call that changes a volume, which is in line for it from this moment on.
+    fn answer<T, F>(&self, pool: &Pool, ctx: &RpcContext<'_>, sink: UnarySink<T>, call: Call, work: F)
+    where
+        T: Send + 'static,
+        F: FnOnce(&Node, Arrival) -> Result<T> + Send + 'static,
+    {
+        let node = Arc::clone(&self.node);
+        match node.arrive(&call.about) {
+            Ok(arrival) => {
+                let volume = VolumeKey::Id(call.about.clone());
+                pool.answer(ctx, sink, call.on(volume), move |_| work(&node, arrival));
+            }
+            Err(full) => refuse(ctx, sink, &call, full),
+        }
     }
 }
 
@@ -84,9 +117,10 @@ impl csi_grpc::Node for NodeService {
         wire: csi::NodeStageVolumeRequest,
         sink: UnarySink<csi::NodeStageVolumeResponse>,
     ) {
-        let (node, keys) = (Arc::clone(&self.node), Arc::clone(&self.keys));
-        self.pool.answer(&ctx, sink, Call::change("NodeStageVolume", &*wire.volume_id), move |_| {
-            node.stage(&Stage::parse(wire, &keys)?)?;
+        let keys = Arc::clone(&self.keys);
+        let call = Call::change("NodeStageVolume", &*wire.volume_id);
+        self.answer(&self.pools.bring, &ctx, sink, call, move |node, arrival| {
+            node.stage(&Stage::parse(wire, &keys)?, arrival)?;
             Ok(csi::NodeStageVolumeResponse::default())
         });
     }
@@ -97,9 +131,9 @@ impl csi_grpc::Node for NodeService {
         wire: csi::NodeUnstageVolumeRequest,
         sink: UnarySink<csi::NodeUnstageVolumeResponse>,
     ) {
-        let node = Arc::clone(&self.node);
-        self.pool.answer(&ctx, sink, Call::change("NodeUnstageVolume", &*wire.volume_id), move |_| {
-            node.unstage(&Unstage::parse(wire)?)?;
+        let call = Call::change("NodeUnstageVolume", &*wire.volume_id);
+        self.answer(&self.pools.take, &ctx, sink, call, move |node, arrival| {
+            node.unstage(&Unstage::parse(wire)?, arrival)?;
             Ok(csi::NodeUnstageVolumeResponse::default())
         });
     }
@@ -110,9 +144,10 @@ impl csi_grpc::Node for NodeService {
         wire: csi::NodePublishVolumeRequest,
         sink: UnarySink<csi::NodePublishVolumeResponse>,
     ) {
-        let (node, keys) = (Arc::clone(&self.node), Arc::clone(&self.keys));
-        self.pool.answer(&ctx, sink, Call::change("NodePublishVolume", &*wire.volume_id), move |_| {
-            node.publish(&Publish::parse(wire, &keys)?)?;
+        let keys = Arc::clone(&self.keys);
+        let call = Call::change("NodePublishVolume", &*wire.volume_id);
+        self.answer(&self.pools.bring, &ctx, sink, call, move |node, arrival| {
+            node.publish(&Publish::parse(wire, &keys)?, arrival)?;
             Ok(csi::NodePublishVolumeResponse::default())
         });
     }
@@ -123,9 +158,9 @@ impl csi_grpc::Node for NodeService {
         wire: csi::NodeUnpublishVolumeRequest,
         sink: UnarySink<csi::NodeUnpublishVolumeResponse>,
     ) {
-        let node = Arc::clone(&self.node);
-        self.pool.answer(&ctx, sink, Call::change("NodeUnpublishVolume", &*wire.volume_id), move |_| {
-            node.unpublish(&Unpublish::parse(wire)?)?;
+        let call = Call::change("NodeUnpublishVolume", &*wire.volume_id);
+        self.answer(&self.pools.take, &ctx, sink, call, move |node, arrival| {
+            node.unpublish(&Unpublish::parse(wire)?, arrival)?;
             Ok(csi::NodeUnpublishVolumeResponse::default())
         });
     }
@@ -136,9 +171,9 @@ impl csi_grpc::Node for NodeService {
         wire: csi::NodeGetVolumeStatsRequest,
         sink: UnarySink<csi::NodeGetVolumeStatsResponse>,
     ) {
-        let node = Arc::clone(&self.node);
         let call = Call::question("NodeGetVolumeStats", &*wire.volume_id);
-        self.pool.answer(&ctx, sink, call, move |_| {
+        let (node, volume) = (Arc::clone(&self.node), VolumeKey::Id(call.about.clone()));
+        self.pools.look.answer(&ctx, sink, call.on(volume), move |_| {
             let report = node.stats(&Stats::parse(wire)?)?;
             Ok(csi::NodeGetVolumeStatsResponse {
                 usage: report.usage.iter().map(usage).collect(),
@@ -154,9 +189,9 @@ impl csi_grpc::Node for NodeService {
         wire: csi::NodeExpandVolumeRequest,
         sink: UnarySink<csi::NodeExpandVolumeResponse>,
     ) {
-        let node = Arc::clone(&self.node);
-        self.pool.answer(&ctx, sink, Call::change("NodeExpandVolume", &*wire.volume_id), move |_| {
-            let size = node.expand(&Expand::parse(wire)?)?;
+        let call = Call::change("NodeExpandVolume", &*wire.volume_id);
+        self.answer(&self.pools.bring, &ctx, sink, call, move |node, arrival| {
+            let size = node.expand(&Expand::parse(wire)?, arrival)?;
             Ok(csi::NodeExpandVolumeResponse { capacity_bytes: size.wire(), ..Default::default() })
         });
     }

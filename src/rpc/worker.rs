@@ -1,9 +1,10 @@
 //! The threads that do the work of calls, and the path of every answer back to the caller.
 //!
-//! Owns the bounded queue, its named threads, the containment of panics and the one log line at the end of each call.
-//! gRPC's own threads never block: they queue the work and send the answer when it comes. What the work is, is not
-//! known here.
+//! Owns the bounded queue, its named threads, the queues of calls for one volume, the containment of panics and the one log
+//! line at the end of each call. gRPC's own threads never block: they queue the work and send the answer when it comes. What
+//! the work is, is not known here.
 
+use std::collections::{HashMap, VecDeque};
 use std::fmt::{self, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -17,6 +18,8 @@ use grpcio::{RpcContext, RpcStatus, UnarySink};
 use log::{Level, debug, error, log};
 
 use crate::error::{Chain, Error, OneLine, Result};
+use crate::line::NoPlace;
+use crate::lock::{Locked, VolumeKey};
 use crate::logging::Label;
 use crate::rpc::status;
 
@@ -25,6 +28,13 @@ type Answer<T> = Result<T, RpcStatus>;
 
 /// Stack of a worker; the deepest calls, into JSON and TLS, take a fraction of it.
 const STACK: usize = 1 << 20;
+
+/// How many calls for one volume have a thread at once: one at work, and one that sees to it that the longest waiting caller
+/// is answered in time. The others would only wait for the volume's lock, with threads that other volumes need.
+const MOST_AT_WORK: usize = 2;
+
+/// How many calls for one volume may be ahead of one that comes. The room of a pool is for all volumes.
+const MOST_AHEAD: usize = 8;
 
 /// Most bytes that the log shows of what a call is about: a volume's id with a droplet's, and names of usual length.
 const MAX_ABOUT: usize = 100;
@@ -43,19 +53,27 @@ pub struct Call {
     pub is_mutating: bool,
     /// What becomes of the refusal of a call for which there is no room.
     pub refused: fn(Error) -> Error,
+    /// The volume whose calls have two threads at most; `None` for a call that waits for no other call.
+    pub volume: Option<VolumeKey>,
 }
 
 impl Call {
     /// A call that changes something.
     #[must_use]
     pub fn change(rpc: &'static str, about: impl Into<String>) -> Call {
-        Call { rpc, about: about.into(), is_mutating: true, refused: |refusal| refusal }
+        Call { rpc, about: about.into(), is_mutating: true, refused: |refusal| refusal, volume: None }
     }
 
     /// A call that only asks.
     #[must_use]
     pub fn question(rpc: &'static str, about: impl Into<String>) -> Call {
         Call { is_mutating: false, ..Call::change(rpc, about) }
+    }
+
+    /// The same call, as one that may wait for other calls for this volume.
+    #[must_use]
+    pub fn on(self, volume: VolumeKey) -> Call {
+        Call { volume: Some(volume), ..self }
     }
 }
 
@@ -83,11 +101,74 @@ struct Shared {
     load: Mutex<Load>,
 }
 
-/// How many threads there are, and how many jobs are queued or running.
+/// How many threads there are, and how many jobs wait or run.
 #[derive(Debug, Default)]
 struct Load {
     threads: usize,
+    /// All jobs.
     jobs: usize,
+    /// Those that have a thread, or the next free one.
+    dispatched: usize,
+    lines: HashMap<VolumeKey, VolumeLine>,
+}
+
+/// The jobs for one volume.
+#[derive(Default)]
+struct VolumeLine {
+    dispatched: usize,
+    waiting: VecDeque<Job>,
+}
+
+impl fmt::Debug for VolumeLine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} at work, {} waiting", self.dispatched, self.waiting.len())
+    }
+}
+
+impl Load {
+    /// Puts a job where it belongs: gives it back when it may have a thread, and keeps it while its volume has enough of them.
+    fn admit(&mut self, volume: Option<&VolumeKey>, job: Job) -> Result<Option<Job>, Locked> {
+        if let Some(volume) = volume {
+            let line = self.lines.entry(volume.clone()).or_default();
+            if line.dispatched + line.waiting.len() > MOST_AHEAD {
+                return Err(Locked::new(volume.clone(), NoPlace::Full));
+            }
+            if line.dispatched >= MOST_AT_WORK {
+                line.waiting.push_back(job);
+                self.jobs += 1;
+                return Ok(None);
+            }
+            line.dispatched += 1;
+        }
+        self.jobs += 1;
+        self.dispatched += 1;
+        Ok(Some(job))
+    }
+
+    /// Counts a job as done; gives the next one for its volume, which gets its thread.
+    fn finish(&mut self, volume: Option<&VolumeKey>) -> Option<Job> {
+        self.jobs -= 1;
+        let next = volume.and_then(|volume| {
+            let line = self.lines.get_mut(volume)?;
+            let next = line.waiting.pop_front();
+            if next.is_none() {
+                line.dispatched -= 1;
+                if line.dispatched == 0 {
+                    self.lines.remove(volume);
+                }
+            }
+            next
+        });
+        if next.is_none() {
+            self.dispatched -= 1;
+        }
+        next
+    }
+
+    /// Forgets everything that was queued; nothing is at work.
+    fn forget(&mut self) {
+        *self = Load::default();
+    }
 }
 
 impl Pool {
@@ -105,19 +186,15 @@ impl Pool {
     }
 
     /// Queues a job, and starts a thread for it when all that there are have work.
-    fn submit(&self, job: Job) -> Result<()> {
+    fn submit(&self, volume: Option<&VolumeKey>, job: Job) -> Result<()> {
         let shared = &self.shared;
         let mut load = shared.load();
         if load.jobs >= shared.most_threads.saturating_add(shared.queue_length) {
             return Err(Error::Overloaded(shared.queue_length));
         }
-        match shared.queue.try_send(job) {
-            Ok(()) => load.jobs += 1,
-            Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => {
-                return Err(Error::Bug("the queue of calls has less room than it should".to_owned()));
-            }
-        }
-        if load.jobs > load.threads && load.threads < shared.most_threads {
+        let Some(job) = load.admit(volume, job)? else { return Ok(()) };
+        shared.dispatch(job)?;
+        if load.dispatched > load.threads && load.threads < shared.most_threads {
             let name = format!("{}-{}", shared.name, load.threads);
             let work = Arc::clone(shared);
             match thread::Builder::new().name(name).stack_size(shared.stack).spawn(move || work.work_off()) {
@@ -125,7 +202,8 @@ impl Pool {
                 Err(err) if load.threads == 0 => {
                     // Nobody would ever take the job, and its caller is better off with an answer. It is the only one, as
                     // the load is locked and those before it were taken back, too.
-                    load.jobs -= shared.jobs.try_iter().count();
+                    drop(shared.jobs.try_iter().collect::<Vec<_>>());
+                    load.forget();
                     error!("the system gives no thread for the first call: {err}");
                     return Err(Error::NoThread(err));
                 }
@@ -138,8 +216,10 @@ impl Pool {
     /// Queues a call and answers it when its work is done. The work is told when the call came, as the time that it waited
     /// for a thread is the caller's time too; a call whose caller has given up by then is not worked on at all.
     ///
+    /// Of the calls for one volume two have a thread at a time, the others wait without one, in order.
+    ///
     /// A panic in the work is answered INTERNAL and stays without consequence for other calls; a full queue is answered
-    /// at once: UNAVAILABLE, unless the call says otherwise.
+    /// at once: UNAVAILABLE, or ABORTED when it is the volume's, unless the call says otherwise.
     pub fn answer<T, F>(&self, ctx: &RpcContext<'_>, sink: UnarySink<T>, call: Call, work: F)
     where
         T: Send + 'static,
@@ -148,15 +228,16 @@ impl Pool {
         let (answer, answered) = oneshot::channel();
         let shared = Arc::clone(&self.shared);
         let (came, deadline, refused) = (Instant::now(), ctx.deadline(), call.refused);
+        let volume = call.volume.clone();
         let job = Box::new(move || {
             let work = || if deadline.exceeded() { Err(Error::Abandoned) } else { work(came) };
             let outcome = run(&call, came, work);
             // Before the caller knows, so that its next call finds the room that this one leaves.
-            shared.load().jobs -= 1;
+            shared.finish(call.volume.as_ref());
             // The caller may be gone; then nobody waits for the answer.
             drop(answer.send(outcome));
         });
-        let admitted = self.submit(job);
+        let admitted = self.submit(volume.as_ref(), job);
         ctx.spawn(async move {
             let answer = match admitted {
                 Ok(()) => answered.await.unwrap_or_else(|_| Err(status::panicked())),
@@ -165,6 +246,11 @@ impl Pool {
             send(sink, answer).await;
         });
     }
+}
+
+/// Refuses a call on the spot.
+pub fn refuse<T: Send + 'static>(ctx: &RpcContext<'_>, sink: UnarySink<T>, call: &Call, why: Error) {
+    ctx.spawn(send(sink, run(call, Instant::now(), || Err(why))));
 }
 
 /// Answers a call on the spot, on gRPC's own thread; only for work that neither blocks nor takes long.
@@ -189,6 +275,24 @@ async fn send<T>(sink: UnarySink<T>, answer: Answer<T>) {
 impl Shared {
     fn load(&self) -> MutexGuard<'_, Load> {
         self.load.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Gives a job to the next free thread.
+    fn dispatch(&self, job: Job) -> Result<()> {
+        self.queue.try_send(job).map_err(|full| match full {
+            TrySendError::Full(_) | TrySendError::Disconnected(_) => {
+                Error::Bug("the queue of calls has less room than it should".to_owned())
+            }
+        })
+    }
+
+    /// Counts a job as done, and lets the next one for its volume come.
+    fn finish(&self, volume: Option<&VolumeKey>) {
+        let next = self.load().finish(volume);
+        // There is room for every job that was admitted, and the thread that is done takes it.
+        if let Some(Err(bug)) = next.map(|job| self.dispatch(job)) {
+            error!("{bug}");
+        }
     }
 
     fn work_off(&self) {
@@ -278,16 +382,51 @@ fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
 mod tests {
     use super::*;
 
+    fn volume(name: &str) -> VolumeKey {
+        VolumeKey::Id(name.to_owned())
+    }
+
     #[test]
     fn a_job_for_which_there_is_no_thread_is_refused_and_not_left_in_the_queue() {
         // More than a process has addresses for.
         let pool = Pool::with_stack("none", 2, 2, 1 << 48);
         for _ in 0..6 {
-            assert!(matches!(pool.submit(Box::new(|| {})), Err(Error::NoThread(_))));
+            assert!(matches!(pool.submit(Some(&volume("v")), Box::new(|| {})), Err(Error::NoThread(_))));
         }
-        assert_eq!((pool.shared.load().jobs, pool.shared.jobs.len()), (0, 0));
+        let load = pool.shared.load();
+        assert_eq!((load.jobs, load.dispatched, load.lines.len(), pool.shared.jobs.len()), (0, 0, 0, 0));
+        drop(load);
         let (done, heard) = bounded(1);
-        Pool::new("one", 1, 1).submit(Box::new(move || done.send(()).unwrap())).unwrap();
+        Pool::new("one", 1, 1).submit(None, Box::new(move || done.send(()).unwrap())).unwrap();
         heard.recv().unwrap();
+    }
+
+    #[test]
+    fn a_volume_has_two_threads_at_most_and_its_other_calls_wait_in_order() {
+        let mut load = Load::default();
+        let (v, w) = (volume("v"), volume("w"));
+        let (order, done) = bounded(100);
+        let job = |number: usize| -> Job {
+            let order = order.clone();
+            Box::new(move || order.send(number).unwrap())
+        };
+        let admitted: Vec<bool> = (0..=MOST_AHEAD).map(|n| load.admit(Some(&v), job(n)).unwrap().is_some()).collect();
+        assert_eq!(admitted.iter().filter(|has_thread| **has_thread).count(), MOST_AT_WORK);
+        assert_eq!(admitted.iter().position(|has_thread| !has_thread), Some(MOST_AT_WORK));
+        let refused = load.admit(Some(&v), job(0)).map(|_| ()).unwrap_err();
+        assert!(refused.to_string().contains("volume v") && refused.to_string().contains("others wait"), "{refused}");
+        // Other volumes, and calls for none, are not concerned.
+        assert!(load.admit(Some(&w), job(0)).unwrap().is_some() && load.admit(None, job(0)).unwrap().is_some());
+        assert_eq!((load.jobs, load.dispatched), (MOST_AHEAD + 3, MOST_AT_WORK + 2));
+        for _ in MOST_AT_WORK..=MOST_AHEAD {
+            load.finish(Some(&v)).unwrap()();
+            assert_eq!(load.dispatched, MOST_AT_WORK + 2);
+        }
+        assert_eq!(done.try_iter().collect::<Vec<_>>(), (MOST_AT_WORK..=MOST_AHEAD).collect::<Vec<_>>());
+        for _ in 0..MOST_AT_WORK {
+            assert!(load.finish(Some(&v)).is_none());
+        }
+        assert!(load.finish(Some(&w)).is_none() && load.finish(None).is_none());
+        assert_eq!((load.jobs, load.dispatched, load.lines.len()), (0, 0, 0));
     }
 }

@@ -54,6 +54,7 @@ mod root_luks;
 mod root_luks_node;
 mod root_node;
 mod root_paths;
+mod root_scale;
 mod root_states;
 mod root_whose;
 mod server;

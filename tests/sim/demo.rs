@@ -43,6 +43,7 @@ use nix::sys::signal::{SigSet, Signal};
 use sim::{Limits, Rules, SimConfig, Times};
 use support::bench::{Calls, Together};
 use support::cloud::{Cloud, Machine, Program};
+use support::crowd::{Blank, Crowded};
 use support::encryption;
 use support::facts;
 use support::figures::Figures;
@@ -129,6 +130,8 @@ fn bench(program: &Path) -> Result<(), Box<dyn Error>> {
     println!("{}", Calls::measure(&program).map_err(|err| err.to_string())?);
     // By itself, since it is work for the machine too, and not only waiting.
     println!("{}", Together::measure(&program).map_err(|err| err.to_string())?);
+    println!("{}", Blank::measure(&program).map_err(|err| err.to_string())?);
+    println!("{}", Crowded::measure(&program).map_err(|err| err.to_string())?);
     Ok(())
 }
 

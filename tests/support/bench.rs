@@ -14,7 +14,7 @@ use super::cloud::{Cloud, Machine};
 use super::fleet::{A, B, C, Fleet};
 use crate::sim::{NewVolume, Rules, SimConfig, Times};
 
-type Measured<T> = Result<T, Box<dyn Error + Send + Sync>>;
+pub type Measured<T> = Result<T, Box<dyn Error + Send + Sync>>;
 
 /// The action times to measure with, and how often; the longer one is what DigitalOcean takes.
 const ACTIONS: [(Duration, usize); 2] = [(Duration::from_millis(1300), 15), (Duration::from_secs(5), 7)];

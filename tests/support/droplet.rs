@@ -164,7 +164,10 @@ impl Droplet {
     pub fn mounts(&self) -> Vec<String> {
         let table = match &self.guest {
             Some(guest) => guest.run("cat /proc/self/mountinfo"),
-            None => fs::read_to_string(format!("{}/mountinfo", self.proc())),
+            // A type of a file system need not be UTF-8.
+            None => {
+                fs::read(format!("{}/mountinfo", self.proc())).map(|table| String::from_utf8_lossy(&table).into_owned())
+            }
         };
         let table = table.unwrap_or_default();
         table.lines().map(str::to_owned).collect()

@@ -5,6 +5,7 @@
 pub mod bench;
 pub mod client;
 pub mod cloud;
+pub mod crowd;
 pub mod docker;
 pub mod droplet;
 pub mod encryption;
