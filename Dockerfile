@@ -35,7 +35,7 @@ RUN apt-get update \
 COPY --from=build /build/target/release/do-csi-plugin /usr/bin/do-csi-plugin
 COPY tests/image/collect /collect
 RUN /collect /image do-csi-plugin \
-    blkid blockdev mkfs.xfs xfs_growfs mke2fs e2fsck resize2fs mkfs.btrfs btrfs cryptsetup
+    blkid blockdev fsfreeze mkfs.xfs xfs_growfs mke2fs e2fsck resize2fs mkfs.btrfs btrfs cryptsetup
 COPY LICENSE /image/usr/share/doc/do-csi-plugin/copyright
 
 FROM scratch

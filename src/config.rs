@@ -30,6 +30,8 @@ pub const DEVICE_BUDGET: Duration = Duration::from_secs(30);
 pub const MOUNT_BUDGET: Duration = Duration::from_secs(15);
 /// How long an unmount is tried again while something still uses the mount.
 pub const UNMOUNT_BUDGET: Duration = Duration::from_secs(10);
+/// How long the kernel may take to let go of a disk after its last mount, and processes that were using it to end.
+pub const RELEASE_BUDGET: Duration = Duration::from_secs(5);
 /// How long running calls may take to finish after SIGTERM or SIGINT.
 pub const DRAIN_BUDGET: Duration = Duration::from_secs(90);
 /// Threads that serve controller calls that change something, as many more those that free a volume, and as many those that

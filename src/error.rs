@@ -267,6 +267,16 @@ pub enum Error {
         /// What differs, as a phrase with a verb.
         how: String,
     },
+    /// Something on this droplet uses a volume's disk, or a mount of it, that has to be free for what was asked.
+    #[error("{doing} {found}; {cure}")]
+    InUse {
+        /// What cannot be done, and why it matters who uses it, as the beginning of a sentence that ends with a colon.
+        doing: String,
+        /// Who uses it, or where to look.
+        found: String,
+        /// What to do then.
+        cure: &'static str,
+    },
     /// A call's preconditions on this node do not hold.
     #[error("{0}")]
     Precondition(String),

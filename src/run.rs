@@ -22,6 +22,7 @@ use crate::controller::Controller;
 use crate::error::Chain;
 use crate::health;
 use crate::host::mountable::observe_abilities;
+use crate::host::propagation::tell_when_nothing_reaches;
 use crate::host::run::{SystemRunner, find_tools};
 use crate::host::sysfs::check_is_sysfs;
 use crate::logging;
@@ -130,6 +131,7 @@ fn services(config: &Arc<Config>, token: Option<Token>, own_droplet: &Arc<OwnDro
         check_is_sysfs(&config.sys_dir).map_err(|err| format!("--sys-dir: {}", Chain(&err)))?;
         let tools = find_tools().map_err(|missing| missing.to_string())?;
         info!("this droplet has {} encrypted_volumes={}", observe_abilities(), tools.can_encrypt());
+        tell_when_nothing_reaches();
         let node = Arc::new(Node::new(config, Box::new(SystemRunner::new(tools))));
         node.close_left_open().map_err(no_thread)?;
         services.push(create_node(NodeService::new(config, Arc::clone(own_droplet), node)));

@@ -6,6 +6,7 @@
 use std::time::{Duration, Instant};
 
 use super::device::Device;
+use super::holders::{Sought, observe_holders};
 use crate::error::{Error, Result};
 
 /// The first and the longest pause between two tries.
@@ -13,22 +14,25 @@ const FIRST_PAUSE: Duration = Duration::from_millis(2);
 const LONGEST_PAUSE: Duration = Duration::from_millis(250);
 
 /// Whether an error is the kernel's "Device or resource busy".
-pub(super) fn is_busy(error: &Error) -> bool {
+#[must_use]
+pub fn is_busy(error: &Error) -> bool {
     matches!(error, Error::Io { source, .. } if source.raw_os_error() == Some(nix::libc::EBUSY))
 }
 
-/// The error for a disk that stayed in use; `what` is what could not be done. Any other error stays what it is.
+/// The error for a disk that stayed in use, which names who uses it; `what` is what could not be done. Any other error stays what it is.
 pub(super) fn or_in_use(device: &Device, what: &str) -> impl FnOnce(Error) -> Error {
     move |error| {
         if !is_busy(&error) {
             return error;
         }
         let (path, volume) = (device.path().display(), device.volume());
-        Error::Precondition(format!(
-            "{what} of volume {volume} is not possible, because something on this droplet uses its disk {path}: perhaps an \
-             automount rule of the distribution (see README); `findmnt {path}` and `fuser -v {path}` show what does, and \
-             `lsblk {path}` whether the host has made LVM, RAID or multipath of it (`vgchange -an`, `mdadm --stop` end that)"
-        ))
+        Error::InUse {
+            doing: format!(
+                "{what} of volume {volume} is not possible, because its disk {path} is in use on this droplet:"
+            ),
+            found: observe_holders(&Sought::from(device)).to_string(),
+            cure: "end that first; if it comes back, an automount rule of the distribution does it (see README)",
+        }
     }
 }
 

@@ -11,7 +11,7 @@ use std::time::Duration;
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg, OFlag};
 
-use super::busy::{is_busy, or_in_use, retry_while_busy};
+use super::busy::{or_in_use, retry_while_busy};
 use super::identity::Identity;
 use super::mountinfo::DeviceNumber;
 use super::presence::observe_is_there;
@@ -202,7 +202,7 @@ impl Device {
     /// own that is about to end among them; udev looks at no disk that is locked. It is held until what this gives is dropped.
     ///
     /// # Errors
-    /// As [`Device::open`]; [`Error::Precondition`] when somebody has it for longer than the budget.
+    /// As [`Device::open`]; [`Error::InUse`] when somebody has it for longer than the budget.
     /// Source: flock(2); systemd's "Locking Block Device Access".
     pub fn lock(&self, budget: Duration) -> Result<Flock<File>> {
         let lock = || {
@@ -215,24 +215,13 @@ impl Device {
     }
 
     /// Opens it as somebody would who wants it alone, lets go of it again, and so sees that nothing uses it: no mount in
-    /// this or another mount namespace, no LVM. While it is in use it is tried again for as long as the budget lasts.
+    /// this or another mount namespace, no LVM. While it is in use it is tried again for as long as the budget lasts. `what`
+    /// is what it is wanted for.
     ///
     /// # Errors
-    /// As [`Device::open`]; [`Error::Precondition`] when it stays in use.
-    pub fn check_is_free(&self, budget: Duration) -> Result<()> {
-        retry_while_busy(budget, || self.claim_for_reading()).map_err(or_in_use(self, "the use as a raw disk"))
-    }
-
-    /// Whether nothing uses it, or nothing does any more before the budget is used up, as [`Device::check_is_free`] sees it.
-    ///
-    /// # Errors
-    /// As [`Device::open`].
-    pub fn observe_is_free(&self, budget: Duration) -> Result<bool> {
-        match retry_while_busy(budget, || self.claim_for_reading()) {
-            Ok(()) => Ok(true),
-            Err(err) if is_busy(&err) => Ok(false),
-            Err(err) => Err(err),
-        }
+    /// As [`Device::open`]; [`Error::InUse`] when it stays in use.
+    pub fn check_is_free(&self, what: &str, budget: Duration) -> Result<()> {
+        retry_while_busy(budget, || self.claim_for_reading()).map_err(or_in_use(self, what))
     }
 
     fn claim_for_reading(&self) -> Result<()> {

@@ -10,9 +10,9 @@ use nix::sys::statfs::statfs;
 
 use super::content::FsKind;
 use super::device::Device;
-use super::run::{Cmd, Runner, Tool};
+use super::run::{Cmd, Exit, Runner, Tool};
 use super::slots::Slots;
-use super::superblock::{btrfs_size, ext_size, xfs_size};
+use super::superblock::{EXT_SUPERBLOCK, btrfs_size, ext_size, has_ext_errors, xfs_size};
 use super::{CALL_BUDGET, GROW_BUDGET};
 use crate::error::{Error, Result};
 use crate::lock::VolumeGuard;
@@ -21,6 +21,8 @@ use crate::size::Bytes;
 /// How much of a disk a full-grown file system may leave unused: the last group of blocks is left out when it is too
 /// small to hold its own tables. Volumes grow by whole GiB, so a disk that has grown is beyond this at once.
 const SLACK: u64 = 64 * 1024 * 1024;
+/// Where this process' capabilities are told.
+const OWN_STATUS: &str = "/proc/self/status";
 /// How much of a disk's head holds the superblocks of all kinds: btrfs has its own at 64 KiB.
 const HEAD: usize = 68 * 1024;
 
@@ -39,7 +41,7 @@ pub fn observe_is_smaller(device: &Device, fs: FsKind) -> Result<bool> {
 ///
 /// # Errors
 /// [`Error::Command`] when the program fails, [`Error::Precondition`] when the file system is still smaller after it
-/// reported success, [`Error::OutOfTime`] when too many others are at work.
+/// reported success or the kernel does not let it grow, [`Error::OutOfTime`] when too many others are at work.
 pub fn ensure_grown(
     guard: &VolumeGuard,
     slots: &Slots,
@@ -55,8 +57,17 @@ pub fn ensure_grown(
     let doing = format!("growing {fs} of volume {} at {}", device.volume(), mounted_at.display());
     let slot = slots.take_in_call(&doing, runner.cap(CALL_BUDGET))?;
     let cmd = command(device, fs, mounted_at).holding(guard).in_slot(&slot);
-    let out = runner.run(&cmd).and_then(|out| out.success(&cmd));
-    out.map_err(|source| Error::Command { doing, source })?;
+    let out = runner.run(&cmd).map_err(|source| Error::Command { doing: doing.clone(), source })?;
+    match out.exit {
+        Exit::Code(0) => {}
+        Exit::Code(_) if is_forbidden(fs, &out.stderr) => {
+            let seen = Forbidden { has_errors: observe_has_errors(device)?, has_capability: observe_has_capability() };
+            return Err(plan_forbidden(device, fs, seen));
+        }
+        Exit::Code(_) | Exit::Signal(_) | Exit::TimedOut | Exit::Stuck => {
+            return Err(Error::Command { doing, source: out.into_error(&cmd) });
+        }
+    }
     let after = observe_mounted_size(runner, device, fs, mounted_at)?;
     if is_smaller(after, device) {
         let (have, disk) = (after, device.size());
@@ -64,6 +75,64 @@ pub fn ensure_grown(
     }
     log::info!("grown device={} fs={fs} from=\"{before}\" to=\"{after}\"", device.path().display());
     Ok(true)
+}
+
+/// What decides why the kernel forbids an ext4 or ext3 to grow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Forbidden {
+    /// Errors are recorded in the file system.
+    has_errors: bool,
+    /// The program may do what needs CAP_SYS_RESOURCE; `None`: that is not known.
+    has_capability: Option<bool>,
+}
+
+/// Whether resize2fs says that the kernel answered EPERM.
+///
+/// Source: `online_resize_fs` in e2fsprogs' `resize/online.c`.
+fn is_forbidden(fs: FsKind, stderr: &str) -> bool {
+    match fs {
+        FsKind::Ext4 | FsKind::Ext3 => stderr.contains("Permission denied to resize"),
+        FsKind::Xfs | FsKind::Btrfs => false,
+    }
+}
+
+fn observe_has_errors(device: &Device) -> Result<bool> {
+    let (place, length) = EXT_SUPERBLOCK;
+    let mut bytes = vec![0; length];
+    device.open()?.read_exact_at(&mut bytes, place).map_err(Error::io("reading", device.path()))?;
+    Ok(has_ext_errors(&bytes))
+}
+
+fn observe_has_capability() -> Option<bool> {
+    has_capability(&std::fs::read_to_string(OWN_STATUS).ok()?)
+}
+
+/// Reads the line `CapEff:` of a process' status.
+///
+/// Source: proc_pid_status(5); `CAP_SYS_RESOURCE` in the kernel's `include/uapi/linux/capability.h`.
+fn has_capability(status: &str) -> Option<bool> {
+    const CAP_SYS_RESOURCE: u64 = 1 << 24;
+    let bits = status.lines().find_map(|line| line.strip_prefix("CapEff:"))?;
+    Some(u64::from_str_radix(bits.trim(), 16).ok()? & CAP_SYS_RESOURCE != 0)
+}
+
+/// Says why the kernel forbids an ext4 or ext3 to grow. Pure.
+///
+/// Source: `ext4_resize_begin` in the kernel's `fs/ext4/resize.c`.
+fn plan_forbidden(device: &Device, fs: FsKind, seen: Forbidden) -> Error {
+    const CAPABILITY: &str = "the plugin lacks the capability CAP_SYS_RESOURCE, which a privileged container has; run it with \
+                              that, or stop all that uses the volume on this droplet and grow it by hand";
+    const ERRORS: &str = "the kernel has recorded errors in it and lets none with errors grow; stop all that uses the volume \
+                          on this droplet, and it is checked and grown when it is staged next";
+    const OTHER: &str = "the kernel forbids it, for a reason that `dmesg` tells";
+    let why = match (seen.has_errors, seen.has_capability) {
+        (true, Some(false)) => format!("{ERRORS}; besides, {CAPABILITY}"),
+        (true, Some(true) | None) => ERRORS.to_owned(),
+        (false, Some(false)) => CAPABILITY.to_owned(),
+        (false, Some(true) | None) => OTHER.to_owned(),
+    };
+    let (volume, path) = (device.volume(), device.path().display());
+    Error::Precondition(format!("{fs} of volume {volume} on {path} does not grow, because {why}; nothing was changed"))
 }
 
 /// The size of a mounted file system with all that belongs to it: data, tables and log.
@@ -137,6 +206,31 @@ mod tests {
         for bad in ["", "data", "data     = bsize=4096", "naming = bsize=4096 blocks=7", "data = bsize=x blocks=7"] {
             assert_eq!(parse_geometry(bad), None, "{bad}");
         }
+    }
+
+    #[test]
+    fn why_the_kernel_forbids_an_ext_to_grow_is_told_with_the_cure() {
+        let device = Device::fake("/dev/sda", DeviceNumber { major: 8, minor: 0 }, 1 << 30);
+        for (has_errors, has_capability, words, not) in [
+            (true, Some(false), &["recorded errors", "staged next", "CAP_SYS_RESOURCE"][..], "dmesg"),
+            (true, Some(true), &["recorded errors", "staged next"], "CAP_SYS_RESOURCE"),
+            (true, None, &["recorded errors"], "CAP_SYS_RESOURCE"),
+            (false, Some(false), &["CAP_SYS_RESOURCE", "privileged"], "recorded errors"),
+            (false, Some(true), &["dmesg"], "CAP_SYS_RESOURCE"),
+            (false, None, &["dmesg"], "recorded errors"),
+        ] {
+            let err = plan_forbidden(&device, FsKind::Ext4, Forbidden { has_errors, has_capability });
+            let text = err.to_string();
+            assert!(matches!(err, Error::Precondition(_)) && !text.contains(not), "{text}");
+            words.iter().chain(&["volume vol", "/dev/sda"]).for_each(|word| assert!(text.contains(word), "{text}"));
+        }
+    }
+
+    #[test]
+    fn a_capability_is_read_from_a_process_status() {
+        assert_eq!(has_capability("Name:\tx\nCapEff:\t000001ffffffffff\n"), Some(true));
+        assert_eq!(has_capability("CapEff:\t000001fffeffffff\n"), Some(false));
+        assert_eq!((has_capability("CapEff:\tx\n"), has_capability("")), (None, None));
     }
 
     #[test]

@@ -9,6 +9,7 @@ use super::busy::is_busy;
 use super::content::{Content, FsKind, observe_content};
 use super::device::{ByHand, Device};
 use super::format_options::FormatOptions;
+use super::holders::{Sought, observe_holders};
 use super::marker;
 use super::run::{Cmd, CommandError, Exit, Runner, Tool};
 use super::slots::Slots;
@@ -141,7 +142,10 @@ fn command(device: &Device, fs: FsKind, plan: FormatPlan, features: &[&str], opt
 }
 
 fn in_use(device: &Device, error: Error) -> Error {
-    if is_busy(&error) { will_not(device, "it is mounted or otherwise in use") } else { error }
+    if !is_busy(&error) {
+        return error;
+    }
+    will_not(device, &format!("it is in use on this droplet: {}", observe_holders(&Sought::from(device))))
 }
 
 fn will_not(device: &Device, found: &str) -> Error {

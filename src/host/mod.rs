@@ -6,15 +6,19 @@
 use std::time::Duration;
 
 pub mod bind;
+pub mod busy;
 pub mod container;
 pub mod content;
 pub mod device;
+pub mod ext_errors;
 pub mod find;
 pub mod flags;
 pub mod foreign;
 pub mod format_options;
+pub mod freeze;
 pub mod fsck;
 pub mod grow;
+pub mod holders;
 pub mod id_link;
 pub mod key;
 pub mod liveness;
@@ -27,13 +31,14 @@ pub mod mountable;
 pub mod mountinfo;
 pub mod owner;
 pub mod presence;
+pub mod propagation;
 pub mod protect;
+pub mod release;
 pub mod run;
 pub mod slots;
 pub mod sysfs;
 
 mod blkid;
-mod busy;
 mod ext_unfinished;
 mod identity;
 mod kernel_log;

@@ -66,13 +66,25 @@ pub fn observe_mounts() -> Result<MountTable> {
     observe_mounts_by(Reading::of_this_kernel())
 }
 
+/// As [`observe_mounts`], of the process whose table has this path.
+///
+/// # Errors
+/// As [`observe_mounts`].
+pub(super) fn observe_mounts_of(table: &'static str) -> Result<MountTable> {
+    observe(table, Reading::of_this_kernel())
+}
+
 /// Reads the mount table in one way.
 ///
 /// # Errors
 /// As [`observe_mounts`].
 pub fn observe_mounts_by(reading: Reading) -> Result<MountTable> {
+    observe(TABLE, reading)
+}
+
+fn observe(path: &'static str, reading: Reading) -> Result<MountTable> {
     let read = || {
-        let mut file = File::open(TABLE)?;
+        let mut file = File::open(path)?;
         let mut text = Vec::with_capacity(ROOM);
         let mut read = || {
             text.clear();
@@ -86,9 +98,9 @@ pub fn observe_mounts_by(reading: Reading) -> Result<MountTable> {
             Reading::UntilUndisturbed => read_until_undisturbed(read),
         }
     };
-    let table = read().map_err(Error::io("reading", TABLE))?;
+    let table = read().map_err(Error::io("reading", path))?;
     if table.iter().next().is_none() {
-        return Err(Error::io("reading", TABLE)(std::io::Error::other("it is empty")));
+        return Err(Error::io("reading", path)(std::io::Error::other("it is empty")));
     }
     Ok(table)
 }

@@ -90,6 +90,12 @@ impl Mount {
         self.options.iter().any(|have| have == option)
     }
 
+    /// The peer group of a shared mount: what is mounted in it, or taken away, is so in all mounts of the group.
+    #[must_use]
+    pub fn peer_group(&self) -> Option<&str> {
+        self.propagation.iter().find_map(|tag| tag.strip_prefix("shared:"))
+    }
+
     /// Whether this mount shows the file system on the device.
     ///
     /// btrfs gives its mounts numbers that belong to no disk; there, and only there, the source decides.
@@ -270,7 +276,7 @@ fn list(field: &[u8]) -> Vec<String> {
 }
 
 /// Undoes the kernel's `mangle`: blank, tab, line end, backslash and `#` are printed as three octal digits.
-fn unescape(field: &[u8]) -> OsString {
+pub(super) fn unescape(field: &[u8]) -> OsString {
     if !field.contains(&b'\\') {
         return OsString::from_vec(field.to_vec());
     }

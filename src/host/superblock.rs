@@ -39,18 +39,27 @@ pub(super) const EXT_SUPERBLOCK: (u64, usize) = (1024, 1024);
 /// Source: `struct ext4_super_block` in the kernel's `fs/ext4/ext4.h`; all numbers are little-endian.
 pub(super) fn why_ext_needs_check(superblock: &[u8]) -> Option<&'static str> {
     const VALID: u16 = 1;
-    const ERRORS: u16 = 2;
     const NEEDS_RECOVERY: u32 = 4;
     let u16_at = |at| bytes_at(superblock, at).map_or(0, u16::from_le_bytes);
     let u32_at = |at| bytes_at(superblock, at).map_or(0, u32::from_le_bytes);
-    let state = u16_at(58);
-    if state & ERRORS != 0 || u32_at(404) > 0 {
+    if has_ext_errors(superblock) {
         return Some("the kernel has seen errors in it");
     }
-    if state & VALID == 0 {
+    if u16_at(58) & VALID == 0 {
         return Some("it was not unmounted cleanly");
     }
     (u32_at(96) & NEEDS_RECOVERY != 0).then_some("its journal has to be replayed")
+}
+
+/// Whether the kernel has recorded errors in an ext4 or ext3 with this superblock, which it keeps up to date on the disk also
+/// while the file system is mounted.
+///
+/// Source: `s_state` and `s_error_count` of `struct ext4_super_block` in the kernel's `fs/ext4/ext4.h`.
+pub(super) fn has_ext_errors(superblock: &[u8]) -> bool {
+    const ERRORS: u16 = 2;
+    let state = bytes_at(superblock, 58).map_or(0, u16::from_le_bytes);
+    let count = bytes_at(superblock, 404).map_or(0, u32::from_le_bytes);
+    state & ERRORS != 0 || count > 0
 }
 
 /// The size of an XFS by its superblock, in bytes. A log that was not replayed may hold a larger one.

@@ -17,6 +17,8 @@ pub enum Tool {
     Blkid,
     /// `blockdev`, which makes a disk refuse writes, and take them again.
     Blockdev,
+    /// `fsfreeze`, which thaws a file system.
+    Fsfreeze,
     /// `mkfs.xfs`.
     MkfsXfs,
     /// `mke2fs`, which makes ext4 and ext3.
@@ -37,9 +39,10 @@ pub enum Tool {
 
 impl Tool {
     /// Every program that must be there, in the order in which they are looked for.
-    pub const NEEDED: [Tool; 9] = [
+    pub const NEEDED: [Tool; 10] = [
         Tool::Blkid,
         Tool::Blockdev,
+        Tool::Fsfreeze,
         Tool::MkfsXfs,
         Tool::Mke2fs,
         Tool::MkfsBtrfs,
@@ -55,6 +58,7 @@ impl Tool {
         match self {
             Tool::Blkid => "blkid",
             Tool::Blockdev => "blockdev",
+            Tool::Fsfreeze => "fsfreeze",
             Tool::MkfsXfs => "mkfs.xfs",
             Tool::Mke2fs => "mke2fs",
             Tool::MkfsBtrfs => "mkfs.btrfs",
@@ -70,7 +74,7 @@ impl Tool {
     #[must_use]
     pub fn package(self) -> &'static str {
         match self {
-            Tool::Blkid | Tool::Blockdev => "util-linux",
+            Tool::Blkid | Tool::Blockdev | Tool::Fsfreeze => "util-linux",
             Tool::MkfsXfs | Tool::XfsGrowfs => "xfsprogs",
             Tool::Mke2fs | Tool::E2fsck | Tool::Resize2fs => "e2fsprogs",
             Tool::MkfsBtrfs | Tool::Btrfs => "btrfs-progs",
@@ -86,6 +90,7 @@ impl Tool {
             Tool::Cryptsetup => Some(("DM_DISABLE_UDEV", "1")),
             Tool::Blkid
             | Tool::Blockdev
+            | Tool::Fsfreeze
             | Tool::MkfsXfs
             | Tool::Mke2fs
             | Tool::MkfsBtrfs

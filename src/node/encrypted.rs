@@ -6,6 +6,7 @@
 //! is `closing.rs`'s.
 
 use std::fs::File;
+use std::time::Duration;
 
 use log::{info, warn};
 use nix::fcntl::Flock;
@@ -124,7 +125,11 @@ impl Node {
         }
         let opened = match self.ensure_closed_before(call, &disk)? {
             None => self.apply_opened(call, want, formatting, &disk, key)?,
-            Some(device) => share_unseen(call, &disk, device)?,
+            // Something that is not seen from here keeps it open, most likely a container with a mount of its own.
+            Some(device) => {
+                device.check_is_free("the opening", Duration::ZERO)?;
+                return Err(held(&disk, device.mapper_name().unwrap_or_default()));
+            }
         };
         Ok(Some(Opened { _lock: Some(lock), ..opened }))
     }
@@ -291,29 +296,6 @@ fn check_not_clear(disk: &Device) -> Result<()> {
         let how = "is mounted in clear, and an encrypted one was asked for".to_owned();
         Err(Error::MountedOtherwise { path: mount.target.clone(), how })
     })
-}
-
-/// Uses an open encrypted volume that something which is not seen from here keeps open: most likely a container with a mount
-/// of its own. What others have open is whole, or it would not be used.
-fn share_unseen(call: &Call<'_>, disk: &Device, device: Device) -> Result<Opened> {
-    let name = device.mapper_name().unwrap_or_default();
-    match observe_container(&call.runner, disk)? {
-        Container::Whole => {
-            warn!(
-                "the encrypted volume is in use where it is not seen from here, and is shared; `grep -l {name} \
-                 /proc/*/mountinfo` shows by whom volume={}",
-                disk.volume()
-            );
-            let pin = device.open()?;
-            Ok(Opened { device, new_on: None, _pin: Some(pin), _lock: None })
-        }
-        Container::Blank
-        | Container::Begun
-        | Container::New
-        | Container::Damaged
-        | Container::Old
-        | Container::Other(_) => Err(held(disk, name)),
-    }
 }
 
 /// Whether what is inside an encrypted volume is to be made blank.

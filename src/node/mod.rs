@@ -8,6 +8,7 @@ pub mod aside;
 pub mod closing;
 pub mod encrypted;
 pub mod expand;
+pub mod let_go;
 pub mod limit;
 pub mod place;
 pub mod plan;
@@ -32,6 +33,7 @@ use crate::host::run::{Runner, Until};
 use crate::host::slots::Slots;
 use crate::id::VolumeName;
 use crate::lock::{Queued, VolumeGuard, VolumeKey, VolumeLocks};
+use crate::node::let_go::LeftDisks;
 
 /// How many calls may be ahead of one in the line for a volume or a path.
 const MOST_AHEAD: usize = 8;
@@ -47,6 +49,7 @@ pub struct Node {
     locks: VolumeLocks,
     default_fs: FsKind,
     label: Option<SelinuxLabel>,
+    left: LeftDisks,
 }
 
 /// A call that has come and waits for its volume.
@@ -103,6 +106,7 @@ impl Node {
             locks: VolumeLocks::new(),
             default_fs: config.default_fs_type,
             label: config.selinux_label.clone(),
+            left: LeftDisks::default(),
         }
     }
 

@@ -22,6 +22,7 @@ use crate::host::find::{Sighting, await_device, observe_device};
 use crate::host::flags::MountOptions;
 use crate::host::mount::{Unmount, apply_unmount, observe_mounts};
 use crate::host::mountinfo::{Mount, MountTable};
+use crate::host::propagation::check_reaches_host;
 use crate::host::protect::Flagged;
 use crate::request::capability::Access;
 use crate::request::node::{Publish, Stage};
@@ -70,6 +71,7 @@ impl Node {
             Some(target) => self.ensure_not_dead(&call, &stage.volume, target)?,
             None => observe_mounts()?,
         };
+        check_reaches_host(&mounts, target.as_deref().unwrap_or(&want.target))?;
         match &stage.capability.access {
             Access::Block => {
                 let (name, size) = (&want.stage.attached.name, want.stage.attached.size);

@@ -117,7 +117,7 @@ pub(super) fn check_raw(call: &Call<'_>, mounts: &MountTable, device: &Device) -
     if mounts.of_device(device).any(Mount::is_node) {
         return Ok(());
     }
-    device.check_is_free(call.cap(CLAIM_BUDGET))?;
+    device.check_is_free("the use as a raw disk", call.cap(CLAIM_BUDGET))?;
     refuse_unfinished(call, device)
 }
 

@@ -21,7 +21,7 @@ use super::take_down::apply_clear;
 use super::{Arrival, Call, Node};
 use crate::config::{DEVICE_BUDGET, MOUNT_BUDGET};
 use crate::error::{Chain, Error, Result};
-use crate::host::LOOK_BUDGET;
+use crate::host::CLAIM_BUDGET;
 use crate::host::content::{FsKind, observe_content};
 use crate::host::device::Device;
 use crate::host::find::await_device;
@@ -33,6 +33,7 @@ use crate::host::mount::{Unmount, apply_mount, apply_unmount, apply_writable, ob
 use crate::host::mountable::{observe_mountable, plan_mountable};
 use crate::host::mountinfo::{Mount, MountTable};
 use crate::host::presence::observe_is_there;
+use crate::host::propagation::check_reaches_host;
 use crate::request::capability::Access;
 use crate::request::node::Stage;
 
@@ -99,6 +100,7 @@ impl Node {
             Access::Block => Ok(Some(device)),
             Access::Mount { fs, flags } => {
                 let staging = ensure_staging_place(call, &want.staging)?;
+                check_reaches_host(&observe_mounts()?, &staging)?;
                 let options = self.labelled(flags, want)?;
                 let opened = self.ensure_opened(call, want, formatting(want, &options), device)?;
                 let Some(Opened { device, new_on, .. }) = &opened else { return Ok(None) };
@@ -188,12 +190,16 @@ impl Node {
         let superblock = self.observe_superblock(&mounts, want.device, &[want.staging])?;
         match plan_mount(want.device, want.fs, want.options.is_read_only(), &superblock)? {
             MountPlan::First => {
+                // Nothing is made on a disk, checked or changed that somebody has.
+                want.device.check_is_free("the mount", call.cap(CLAIM_BUDGET))?;
                 if !want.options.is_read_only() {
                     self.ensure_protection(call, &mounts, want.device, want.staging, false)?;
                 }
                 let fs = self.ensure_sound(call, &mounts, want)?;
                 self.ensure_marked_used(call, want.new_on)?;
-                warn_if_used(call, want.device)?;
+                // No mount that is seen from here explains a use. If both mounts are for writing, the kernel lets them share
+                // the file system, frozen or not, and the other one loses its disk when this one is done with it.
+                want.device.check_is_free("the mount", call.cap(CLAIM_BUDGET))?;
                 apply_mount_of(call, want.device, fs, want.staging, &want.options)
             }
             MountPlan::Again(fs) => apply_mount_of(call, want.device, fs, want.staging, &want.options),
@@ -269,20 +275,6 @@ fn ensure_staging_place(call: &Call<'_>, staging: &Path) -> Result<PathBuf> {
 /// Sees, before anything is written to the disk, that the kernel can mount this file system with the options asked for.
 fn check_mountable(want: &Wanted<'_>, fs: FsKind, is_to_be_made: bool) -> Result<()> {
     plan_mountable(fs, &want.options, &observe_mountable(fs, &want.options, want.staging), is_to_be_made)
-}
-
-/// Says that a file system that is about to be mounted is mounted already where this program does not see it. If both mounts
-/// are for writing, the kernel lets them share it, and whoever is on call would learn nothing of the other one.
-fn warn_if_used(call: &Call<'_>, device: &Device) -> Result<()> {
-    if !device.observe_is_free(call.cap(LOOK_BUDGET))? {
-        let path = device.path().display();
-        warn!(
-            "something on this droplet that is not seen from here uses the disk, and will lose it when the volume is detached: \
-             perhaps an automount rule of the distribution (see README); `findmnt {path}` shows it volume={} device={path}",
-            device.volume()
-        );
-    }
-    Ok(())
 }
 
 fn apply_mount_of(call: &Call<'_>, device: &Device, fs: FsKind, at: &Path, options: &MountOptions) -> Result<()> {

@@ -13,6 +13,7 @@ use super::place;
 use super::see::{is_broken, is_of_our_making};
 use super::whose::Whose;
 use crate::error::{Error, Result, Thing};
+use crate::host::ext_errors::{RecordedErrors, observe_recorded_errors};
 use crate::host::liveness::{Health, observe_health};
 use crate::host::mount::observe_mounts;
 use crate::host::mountinfo::{Mount, MountTable};
@@ -32,6 +33,8 @@ pub struct Counts {
 /// The use of one resource.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Usage {
+    /// The size of a raw disk, in bytes. Nobody but who writes to it knows how much of it is used.
+    Size(u64),
     /// Space, in bytes.
     Bytes(Counts),
     /// Files and folders.
@@ -39,7 +42,7 @@ pub enum Usage {
 }
 
 /// Whether a volume works, as far as its mount tells.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Condition {
     /// It does.
     Normal,
@@ -47,6 +50,8 @@ pub enum Condition {
     Dead(Health),
     /// It can only be read, although somebody was to write to it: the kernel has seen errors.
     ReadOnlyByError,
+    /// It can be written, but the kernel has recorded errors.
+    WithErrors(RecordedErrors),
 }
 
 /// What there is to say of a volume.
@@ -76,49 +81,60 @@ impl Node {
         {
             return Err(Whose::not_there(&want.volume, mount, &found));
         }
-        match plan_condition(mount, health, &mounts) {
-            condition @ Condition::Dead(_) => Ok(Report { usage: Vec::new(), condition }),
-            condition @ (Condition::Normal | Condition::ReadOnlyByError) => {
-                let usage = if mount.is_node() { observe_device_usage(&real)? } else { observe_fs_usage(&real)? };
-                Ok(Report { usage, condition })
+        let errors = match health {
+            Health::Alive => observe_recorded_errors(&self.places, mount)?,
+            Health::DiskGone | Health::ShutDown | Health::NodeGone => None,
+        };
+        let condition = plan_condition(mount, health, errors, &mounts);
+        let usage = match &condition {
+            Condition::Dead(_) => Vec::new(),
+            Condition::Normal | Condition::ReadOnlyByError | Condition::WithErrors(_) => {
+                if mount.is_node() {
+                    vec![observe_device_size(&real)?]
+                } else {
+                    observe_fs_usage(&real)?
+                }
             }
-        }
+        };
+        Ok(Report { usage, condition })
     }
 }
 
 /// Decides what a mount's state means. A read-only mount of a broken file system is told by the mounts beside it. Pure.
-fn plan_condition(mount: &Mount, health: Health, mounts: &MountTable) -> Condition {
+fn plan_condition(mount: &Mount, health: Health, errors: Option<RecordedErrors>, mounts: &MountTable) -> Condition {
     match health {
         Health::DiskGone | Health::ShutDown | Health::NodeGone => Condition::Dead(health),
         Health::Alive => {
             let is_same = |other: &&Mount| other.device == mount.device && !other.is_node();
             let is_read_only = !mount.is_node() && mounts.iter().filter(is_same).any(is_broken);
-            if is_read_only { Condition::ReadOnlyByError } else { Condition::Normal }
+            if is_read_only {
+                return Condition::ReadOnlyByError;
+            }
+            errors.map_or(Condition::Normal, Condition::WithErrors)
         }
     }
 }
 
-fn observe_device_usage(node: &Path) -> Result<Vec<Usage>> {
+fn observe_device_size(node: &Path) -> Result<Usage> {
     let size = File::open(node).and_then(|mut file| file.seek(SeekFrom::End(0)));
-    let total = size.map_err(Error::io("measuring", node))?;
-    Ok(vec![Usage::Bytes(Counts { total, used: total, available: 0 })])
+    size.map(Usage::Size).map_err(Error::io("measuring", node))
 }
 
 fn observe_fs_usage(mounted_at: &Path) -> Result<Vec<Usage>> {
     let fs = statvfs(mounted_at).map_err(Error::errno("measuring", mounted_at))?;
     let bytes = |blocks: u64| blocks.saturating_mul(fs.fragment_size());
-    Ok(vec![
-        Usage::Bytes(Counts {
-            total: bytes(fs.blocks()),
-            used: bytes(fs.blocks().saturating_sub(fs.blocks_free())),
-            available: bytes(fs.blocks_available()),
-        }),
-        Usage::Inodes(Counts {
-            total: fs.files(),
-            used: fs.files().saturating_sub(fs.files_free()),
-            available: fs.files_available(),
-        }),
-    ])
+    let space = Usage::Bytes(Counts {
+        total: bytes(fs.blocks()),
+        used: bytes(fs.blocks().saturating_sub(fs.blocks_free())),
+        available: bytes(fs.blocks_available()),
+    });
+    let inodes = Usage::Inodes(Counts {
+        total: fs.files(),
+        used: fs.files().saturating_sub(fs.files_free()),
+        available: fs.files_available(),
+    });
+    // btrfs makes inodes as it needs them, and says that it has none.
+    Ok(if fs.files() == 0 { vec![space] } else { vec![space, inodes] })
 }
 
 #[cfg(test)]
@@ -128,10 +144,11 @@ mod tests {
     #[test]
     fn a_volume_is_abnormal_when_it_is_dead_or_cannot_be_written_where_it_should_be() {
         let table = |lines: &str| MountTable::parse(lines.as_bytes()).unwrap();
-        let condition = |lines: &str, health| {
+        let condition = |lines: &str, health, errors| {
             let mounts = table(lines);
-            plan_condition(mounts.iter().next().unwrap(), health, &mounts)
+            plan_condition(mounts.iter().next().unwrap(), health, errors, &mounts)
         };
+        let recorded = || RecordedErrors { count: 1, first_at: None, first_in: "ext4_lookup:1".to_owned() };
         let (rw, ro) = ("9 1 8:0 / /a rw - xfs /dev/sda rw\n", "9 1 8:0 / /a ro - xfs /dev/sda ro\n");
         let broken = "10 1 8:0 / /b rw - xfs /dev/sda ro\n";
         let broken_other = "10 1 8:16 / /b rw - xfs /dev/sdb ro\n";
@@ -144,9 +161,11 @@ mod tests {
             (format!("{ro}{broken_other}"), Condition::Normal),
             (node.to_owned(), Condition::Normal),
         ] {
-            assert_eq!(condition(&lines, Health::Alive), want, "{lines}");
+            assert_eq!(condition(&lines, Health::Alive, None), want, "{lines}");
+            let with_errors = if want == Condition::Normal { Condition::WithErrors(recorded()) } else { want };
+            assert_eq!(condition(&lines, Health::Alive, Some(recorded())), with_errors, "{lines}");
             for health in [Health::DiskGone, Health::ShutDown] {
-                assert_eq!(condition(&lines, health), Condition::Dead(health), "{lines}");
+                assert_eq!(condition(&lines, health, Some(recorded())), Condition::Dead(health), "{lines}");
             }
         }
     }

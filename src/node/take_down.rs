@@ -8,6 +8,7 @@ use std::path::Path;
 
 use log::{error, warn};
 
+use super::let_go::{Left, or_users};
 use super::see::is_of_our_making;
 use super::whose::Whose;
 use super::{Arrival, Call, Node};
@@ -31,17 +32,18 @@ pub(super) fn too_many(path: &Path) -> Error {
     ))
 }
 
-fn flush_or_say(call: &Call<'_>, path: &Path) {
+pub(super) fn flush_or_say(call: &Call<'_>, path: &Path) {
     if let Err(err) = apply_flush(&call.guard, path) {
         error!("could not write everything that is in memory: {}", Chain(&err));
     }
 }
 
 /// Takes away one mount after the other until none is seen at a path.
-fn take_all_down(path: &Path, mut apply_one: impl FnMut(&Mount) -> Result<()>) -> Result<()> {
+fn take_all_down(path: &Path, mut apply_one: impl FnMut(&MountTable, &Mount) -> Result<()>) -> Result<()> {
     for _ in 0..MOST_MOUNTS {
-        match observe_mounts()?.at(path) {
-            Some(mount) => apply_one(mount)?,
+        let mounts = observe_mounts()?;
+        match mounts.at(path) {
+            Some(mount) => apply_one(&mounts, mount)?,
             None => return Ok(()),
         }
     }
@@ -70,54 +72,61 @@ pub(super) fn apply_clear(call: &Call<'_>, path: &Path, health: Health) -> Resul
 impl Node {
     /// Takes a volume away from a target path: unmounts it and removes the empty folder or file.
     ///
-    /// A second call finds nothing and does nothing.
+    /// A second call finds nothing and does nothing but look whether the disk is free by now.
     ///
     /// # Errors
-    /// [`Error::Io`] when it stays in use, or cannot be unmounted; [`Error::TargetTaken`] when something is mounted there
-    /// that this plugin never mounts.
+    /// [`Error::InUse`] when it stays in use, or its disk does after its last mount is gone; [`Error::Io`] when it cannot be
+    /// unmounted; [`Error::TargetTaken`] when something is mounted there that this plugin never mounts.
     pub fn unpublish(&self, want: &Unpublish, arrival: Arrival) -> Result<()> {
         let call = self.begin(arrival, &want.volume, None, &[&want.target])?;
-        let Some(target) = place::observe_real_path(&want.target)? else { return Ok(()) };
-        take_all_down(&target, |mount| {
-            self.apply_take_down(&call, &want.volume, mount, &target)?;
-            if mount.is_node() {
-                self.apply_unprotect_after(&call, mount)?;
-            }
-            Ok(())
-        })?;
-        aside::apply_clean(&call.guard, &target)?;
-        self.forget_unused(&call, &want.volume);
-        place::apply_remove_place(&call.guard, &target)
+        let mut lefts = Vec::new();
+        if let Some(target) = place::observe_real_path(&want.target)? {
+            take_all_down(&target, |mounts, mount| {
+                lefts.extend(self.apply_take_down(&call, &want.volume, mounts, mount)?);
+                if mount.is_node() {
+                    self.apply_unprotect_after(&call, mount)?;
+                }
+                Ok(())
+            })?;
+            aside::apply_clean(&call.guard, &target)?;
+            self.forget_unused(&call, &want.volume);
+            place::apply_remove_place(&call.guard, &target)?;
+        }
+        self.ensure_let_go(&call, &want.volume, lefts)
     }
 
     /// Lets go of a volume on this droplet: what is still in memory is written, then the staging path is unmounted, and an
     /// encrypted volume is closed with its last mount.
     ///
-    /// Other mounts of the same volume stay: a task may still use them. A second call does nothing.
+    /// Other mounts of the same volume stay: a task may still use them. A second call does nothing but look whether the disk is
+    /// free by now.
     ///
     /// # Errors
     /// As [`Node::unpublish`].
     pub fn unstage(&self, want: &Unstage, arrival: Arrival) -> Result<()> {
         let call = self.begin(arrival, &want.volume, None, &[&want.staging])?;
+        let mut lefts = Vec::new();
         if let Some(staging) = place::observe_real_path(&want.staging)? {
-            self.apply_unstage(&call, &want.volume, &staging)?;
+            lefts = self.apply_unstage(&call, &want.volume, &staging)?;
             self.forget_unused(&call, &want.volume);
         }
         self.ensure_none_left_open(&call.runner);
-        Ok(())
+        self.ensure_let_go(&call, &want.volume, lefts)
     }
 
-    fn apply_unstage(&self, call: &Call<'_>, volume: &str, staging: &Path) -> Result<()> {
-        take_all_down(staging, |mount| {
+    fn apply_unstage(&self, call: &Call<'_>, volume: &str, staging: &Path) -> Result<Vec<Left>> {
+        let mut lefts = Vec::new();
+        take_all_down(staging, |mounts, mount| {
             self.check_ours(volume, mount)?;
             // To keep the volume mounted would not bring back what cannot be written.
             flush_or_say(call, staging);
             let under = observe_under(&self.places, mount);
-            self.apply_take_down(call, volume, mount, staging)?;
+            lefts.extend(self.apply_take_down(call, volume, mounts, mount)?);
             // Also where nothing could be seen the mount had to go first; but then the volume may still be open.
             under?.map_or(Ok(()), |under| self.ensure_closed_after(call, volume, &under))
         })?;
-        aside::apply_clean(&call.guard, staging)
+        aside::apply_clean(&call.guard, staging)?;
+        Ok(lefts)
     }
 
     /// Takes dead mounts away from a path, and what a call that was killed has left beside it, which would pass for another
@@ -161,21 +170,32 @@ impl Node {
         }
     }
 
-    fn apply_take_down(&self, call: &Call<'_>, volume: &str, mount: &Mount, path: &Path) -> Result<()> {
+    /// Takes a mount away; gives what was under it, if that can still be written to.
+    fn apply_take_down(
+        &self,
+        call: &Call<'_>,
+        volume: &str,
+        mounts: &MountTable,
+        mount: &Mount,
+    ) -> Result<Option<Left>> {
         self.check_ours(volume, mount)?;
+        let path = mount.target.as_path();
         let health = self.observe_or_assume_alive(mount);
         if plan_removal(health) == Unmount::DiskGone {
-            return apply_clear(call, path, health);
+            return apply_clear(call, path, health).map(|()| None);
         }
-        let Err(err) = apply_unmount_within(&call.guard, path, call.cap(UNMOUNT_BUDGET)) else { return Ok(()) };
+        let left = self.observe_left(mount)?;
+        self.apply_before_last(call, mounts, mount, &left, path);
+        let Err(err) = apply_unmount_within(&call.guard, path, call.cap(UNMOUNT_BUDGET)) else { return Ok(Some(left)) };
         // The disk may have gone in the meantime.
         let health = self.observe_or_assume_alive(mount);
         if plan_removal(health) == Unmount::DiskGone {
-            return apply_clear(call, path, health);
+            return apply_clear(call, path, health).map(|()| None);
         }
         // Nomad has the disk detached also after this failed, and then what is in memory is lost.
         flush_or_say(call, path);
-        Err(err)
+        let now = observe_mounts();
+        Err(or_users(volume, now.as_ref().unwrap_or(mounts), mount, &left)(err))
     }
 
     /// How a mount is; alive where that cannot be told, so that it is not torn out of anybody's hands.

@@ -177,7 +177,7 @@ impl csi_grpc::Node for NodeService {
             let report = node.stats(&Stats::parse(wire)?)?;
             Ok(csi::NodeGetVolumeStatsResponse {
                 usage: report.usage.iter().map(usage).collect(),
-                volume_condition: Some(condition(report.condition)).into(),
+                volume_condition: Some(condition(&report.condition)).into(),
                 ..Default::default()
             })
         });
@@ -208,17 +208,28 @@ fn capability(kind: Type) -> csi::NodeServiceCapability {
     csi::NodeServiceCapability { type_: Some(node_service_capability::Type::Rpc(rpc)), ..Default::default() }
 }
 
-fn condition(condition: Condition) -> csi::VolumeCondition {
+fn condition(condition: &Condition) -> csi::VolumeCondition {
     let (abnormal, message) = match condition {
         Condition::Normal => (false, "the volume works".to_owned()),
         Condition::Dead(health) => (true, format!("the volume is dead: {health}")),
         Condition::ReadOnlyByError => (true, "the volume became read-only because of errors, see dmesg".to_owned()),
+        Condition::WithErrors(errors) => (
+            true,
+            format!(
+                "the volume has {errors}; stop all that uses it on this droplet, and it is checked when it is staged next"
+            ),
+        ),
     };
     csi::VolumeCondition { abnormal, message, ..Default::default() }
 }
 
 fn usage(usage: &Usage) -> csi::VolumeUsage {
     let (unit, counts) = match usage {
+        // What is not known stays unset, as CSI has it.
+        Usage::Size(total) => {
+            let (unit, total) = (Unit::BYTES.into(), Bytes(*total).wire());
+            return csi::VolumeUsage { unit, total, ..Default::default() };
+        }
         Usage::Bytes(counts) => (Unit::BYTES, counts),
         Usage::Inodes(counts) => (Unit::INODES, counts),
     };

@@ -51,6 +51,7 @@ fn code(err: &Error) -> RpcStatusCode {
         | Error::DamagedFilesystem { .. }
         | Error::WrongDevice { .. }
         | Error::TargetTaken { .. }
+        | Error::InUse { .. }
         | Error::Precondition(_) => RpcStatusCode::FAILED_PRECONDITION,
         Error::OtherAccount { .. } => RpcStatusCode::UNAUTHENTICATED,
         Error::Locked(_) | Error::BadPageToken(_) => RpcStatusCode::ABORTED,

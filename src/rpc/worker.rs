@@ -337,6 +337,7 @@ fn level_of(err: &Error) -> Level {
         | Error::DamagedFilesystem { .. }
         | Error::WrongDevice { .. }
         | Error::DeviceMissing { .. }
+        | Error::InUse { .. }
         | Error::Api { .. }
         | Error::AccountLimit { .. }
         | Error::OtherAccount { .. }

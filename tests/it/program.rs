@@ -563,9 +563,10 @@ fn chroot_without(solo: &Solo, missing: Option<&str>) -> Command {
 }
 
 /// The programs that the node service needs, with the Debian packages that have them.
-const TOOLS: [(&str, &str); 9] = [
+const TOOLS: [(&str, &str); 10] = [
     ("blkid", "util-linux"),
     ("blockdev", "util-linux"),
+    ("fsfreeze", "util-linux"),
     ("mkfs.xfs", "xfsprogs"),
     ("mke2fs", "e2fsprogs"),
     ("mkfs.btrfs", "btrfs-progs"),

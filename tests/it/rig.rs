@@ -99,6 +99,8 @@ impl Vol {
 pub struct Rig {
     plugin: Option<Plugin>,
     args: Vec<String>,
+    /// What the plugin is started by, with its arguments; empty: by nothing.
+    within: Vec<String>,
     /// The cloud; its only machine is the droplet.
     pub cloud: Cloud,
 }
@@ -111,18 +113,34 @@ impl Rig {
 
     /// As [`Rig::start`], with these flags for the plugin.
     pub fn start_with(args: &[&str]) -> Rig {
+        Rig::start_by(|_| Vec::new(), args)
+    }
+
+    /// As [`Rig::start`], with the plugin started by another program, which gets the plugin's command line as arguments.
+    pub fn start_within(within: &[&str]) -> Rig {
+        Rig::start_in(|_| within.iter().map(|word| (*word).to_owned()).collect())
+    }
+
+    /// As [`Rig::start_within`], with what depends on the folder in which the droplet has everything.
+    pub fn start_in(within: impl FnOnce(&Path) -> Vec<String>) -> Rig {
+        Rig::start_by(within, &[])
+    }
+
+    fn start_by(within: impl FnOnce(&Path) -> Vec<String>, args: &[&str]) -> Rig {
         // More disks than a droplet may have: a test can leave them attached.
         let limits = Limits { attach: 100, ..Limits::default() };
         let config = SimConfig { rules: Rules { limits, ..Rules::default() }, ..SimConfig::default() };
         let cloud = Cloud::start(config, &["node"]).unwrap();
-        let args = args.iter().map(|arg| (*arg).to_owned()).collect();
-        let mut rig = Rig { plugin: None, args, cloud };
+        let (within, args) = (within(cloud.machines[0].home()), args.iter().map(|arg| (*arg).to_owned()).collect());
+        let mut rig = Rig { plugin: None, args, within, cloud };
         rig.plugin = Some(rig.launch());
         rig
     }
 
     fn launch(&self) -> Plugin {
-        let mut launch = self.machine().launch(Path::new(PROGRAM));
+        let mut words = self.within.iter().map(String::as_str).chain([PROGRAM]);
+        let mut launch = self.machine().launch(Path::new(words.next().unwrap()));
+        launch.command.args(words);
         launch.args.extend(self.args.iter().cloned());
         launch.start().unwrap()
     }

@@ -34,7 +34,8 @@ fn root_ext_grows_where_the_kernel_lets_it_and_stays_whole_where_not() {
         match expand(&rig, &vol, &staging, 3) {
             Ok(size) => assert_eq!((size, may_grow_ext(), fills(&rig, &staging, 3)), (3 * GIB, true, true), "{fs}"),
             Err(refusal) => {
-                assert!(!may_grow_ext() && refusal.message.contains("Permission denied to resize"), "{refusal}");
+                assert!(!may_grow_ext() && refusal.code == RpcStatusCode::FAILED_PRECONDITION, "{refusal}");
+                assert!(refusal.message.contains("lacks the capability CAP_SYS_RESOURCE"), "{refusal}");
             }
         }
         assert_eq!(rig.read(&staging, "file").unwrap(), "kept");

@@ -572,7 +572,7 @@ fn root_a_file_system_is_grown_with_its_disk_and_keeps_its_files() {
             // Without CAP_SYS_RESOURCE the kernel refuses, which must be said and must leave everything as it was.
             let refused = grow().unwrap_err();
             assert!(
-                Chain(&refused).to_string().contains("Permission denied to resize filesystem"),
+                Chain(&refused).to_string().contains("lacks the capability CAP_SYS_RESOURCE"),
                 "{}",
                 Chain(&refused)
             );

@@ -289,7 +289,8 @@ fn root_a_volume_in_use_is_not_torn_away() {
     let vol = rig.volume("vol", "xfs");
     rig.stage(&vol).unwrap();
     let user = fs::File::create(rig.file(&rig.staging(&vol), "user")).unwrap();
-    refused(rig.unstage(&vol), RpcStatusCode::INTERNAL, &["unmounting", "busy"]);
+    let user_is_named = format!("process {} ", std::process::id());
+    refused(rig.unstage(&vol), PRECONDITION, &["because it is in use", &user_is_named, "user open"]);
     assert_eq!(count_at(&rig, &rig.staging(&vol)), 1);
     rig.write(&rig.staging(&vol), "file", "kept").unwrap();
     drop(user);
@@ -318,7 +319,8 @@ fn root_what_cannot_be_unpublished_is_written_to_its_disk() {
                 let text = format!("in memory of {}", vol.name);
                 let mut user = fs::OpenOptions::new().write(true).create(!is_raw).truncate(false).open(path).unwrap();
                 user.write_all(text.as_bytes()).unwrap();
-                refused(rig.unpublish(vol, "alloc"), RpcStatusCode::INTERNAL, &["unmounting", "busy"]);
+                let user_is_named = format!("process {} ", std::process::id());
+                refused(rig.unpublish(vol, "alloc"), PRECONDITION, &["because it is in use", &user_is_named]);
                 assert!(rig.is_on_disk(vol, &text), "{}", vol.name);
                 drop(user);
                 rig.unpublish(vol, "alloc").unwrap();
@@ -628,8 +630,9 @@ fn root_a_dead_file_system_that_only_an_open_file_holds_is_refused() {
     let open = fs::File::open(rig.file(&rig.staging(&vol), "file")).unwrap();
     rig.shut_down(&rig.staging(&vol));
     rig.unstage(&vol).unwrap();
-    // Nothing in the mount table tells of it; only the mount that is made shows that it is the dead one.
-    refused(rig.stage(&vol), PRECONDITION, &["dead", "stop that first"]);
+    // Nothing in the mount table tells of it; only that the disk is not free, and that the file is in a mount of no table.
+    let user = format!("process {} ", std::process::id());
+    refused(rig.stage(&vol), PRECONDITION, &[&user, "open in a mount that was taken away lazily"]);
     assert_eq!(count_at(&rig, &rig.staging(&vol)), 0);
     drop(open);
     rig.stage(&vol).unwrap();

@@ -1,0 +1,357 @@
+//! What on this machine has a disk, or uses a mount: mounts in other mount namespaces, processes, devices made of the disk,
+//! loop devices, swap space.
+//!
+//! Owns the search, which changes nothing and may find nothing: in a container only its own processes are seen, and that is
+//! said. The kernel alone knows whether a disk is in use; what is found here is for the person who has to end it.
+
+mod named;
+mod process;
+
+use std::collections::{BTreeMap, HashSet};
+use std::ffi::OsString;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Component, Path, PathBuf};
+use std::time::{Duration, Instant};
+
+pub use self::named::{Holder, Holders};
+use self::process::{OpenFile, Proc, Process};
+use super::device::Device;
+use super::mountinfo::{DeviceNumber, Mount, MountTable};
+use super::sysfs::read_attribute;
+
+/// Where processes are seen.
+const PROC: &str = "/proc";
+/// How long a search may take: thousands of processes with many open files take a second.
+const SEARCH_BUDGET: Duration = Duration::from_secs(3);
+/// On which file systems a device's node is looked for: those that answer without asking another machine or a program.
+const NODE_FILE_SYSTEMS: [&str; 7] = ["devtmpfs", "tmpfs", "overlay", "ext4", "ext3", "xfs", "btrfs"];
+
+/// A disk, and all that is made of it, as sysfs shows it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Sought {
+    numbers: Vec<DeviceNumber>,
+    /// The paths by which the kernel names the disk and what is made of it.
+    nodes: Vec<PathBuf>,
+    /// What is made of it, by the kernel's name, and by the device mapper's where it has one.
+    made_of_it: Vec<(String, Option<String>)>,
+    /// The folder of sysfs with all block devices.
+    all: PathBuf,
+}
+
+impl Sought {
+    /// The disk with this folder in sysfs, whose nodes are in `nodes`; `all` is the folder with all block devices.
+    pub(super) fn read(disk: &Path, nodes: &Path, all: &Path) -> Sought {
+        let mut sought = Sought { all: all.to_owned(), ..Sought::default() };
+        sought.add(disk, nodes);
+        sought
+    }
+
+    fn add(&mut self, folder: &Path, nodes: &Path) {
+        let Ok(real) = std::fs::canonicalize(folder) else { return };
+        let attribute = |name: &str| read_attribute(&real.join(name)).ok().flatten();
+        let Some(number) = attribute("dev").and_then(|text| DeviceNumber::parse(&text)) else { return };
+        if self.numbers.contains(&number) {
+            return;
+        }
+        self.numbers.push(number);
+        self.nodes.push(nodes.join(real.file_name().unwrap_or_default()));
+        self.nodes.extend(attribute("dm/name").map(|name| nodes.join("mapper").join(name)));
+        let entries = |of: &Path| std::fs::read_dir(of).into_iter().flatten().flatten().map(|entry| entry.path());
+        for holder in entries(&real.join("holders")) {
+            let name = holder.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            self.made_of_it.push((name, read_attribute(&holder.join("dm/name")).ok().flatten()));
+            self.add(&holder, nodes);
+        }
+        for part in entries(&real).filter(|part| part.join("partition").exists()) {
+            self.add(&part, nodes);
+        }
+    }
+
+    /// Whether a mount shows a file system that lies on the disk.
+    fn is_under(&self, mount: &Mount) -> bool {
+        let is_source = || self.nodes.iter().any(|node| node.as_os_str() == mount.source);
+        self.numbers.contains(&mount.device) || (mount.fstype == "btrfs" && is_source())
+    }
+
+    /// The command that shows on the droplet whose mount namespaces have it mounted.
+    fn command(&self) -> String {
+        let number = self.numbers.iter().map(|number| format!(" {number} "));
+        let node = self.nodes.iter().map(|node| format!(" {} ", node.display()));
+        let words: Vec<String> = number.chain(node).collect();
+        format!("`grep -lE '{}' /proc/[0-9]*/mountinfo`", words.join("|"))
+    }
+}
+
+impl From<&Device> for Sought {
+    fn from(device: &Device) -> Self {
+        let parent = |path: &Path| path.parent().unwrap_or(path).to_owned();
+        Sought::read(&device.sysfs, &parent(&device.path), &parent(&device.sysfs))
+    }
+}
+
+/// Whether all processes of the machine are seen from here, and not only those of a container.
+pub(super) fn sees_all_processes() -> bool {
+    Proc(Path::new(PROC)).shows_all()
+}
+
+/// Whether this program is in the mount namespace of the process that was first.
+pub(super) fn is_own_namespace_of_host() -> bool {
+    let proc = Proc(Path::new(PROC));
+    proc.own_namespace().is_some_and(|own| proc.by_namespace(&[1]).contains_key(&own))
+}
+
+/// Looks who has a disk.
+#[must_use]
+pub fn observe_holders(sought: &Sought) -> Holders {
+    let search = Search::start(Path::new(PROC), sought);
+    let mut found: Vec<Holder> = made_of(sought);
+    found.extend(search.mounted_elsewhere());
+    let targets: Vec<&Path> = search.mounts().map(|(_, mount)| mount.target.as_path()).collect();
+    found.extend(loops(&sought.all, |file| is_at(file, &targets, &sought.nodes)));
+    found.extend(swaps(Path::new(PROC), |file| is_at(file, &targets, &sought.nodes)));
+    if found.is_empty() {
+        // Neither says for sure that this is why the disk is not free.
+        let open = search.first_open(|open| open.is_writable && search.is_node(open));
+        found.extend(open.map(|(path, by)| Holder::Node { path, by }));
+        found.extend(search.detached());
+    }
+    search.end(found)
+}
+
+/// Looks who has a disk itself open for writing, by its node: processes, and loop devices.
+#[must_use]
+pub fn observe_writers(sought: &Sought) -> Holders {
+    let search = Search::start(Path::new(PROC), sought);
+    let mut found = loops(&sought.all, |file| is_at(file, &[], &sought.nodes));
+    found.extend(search.opened(|open| open.is_writable && search.is_node(open)));
+    search.end(found)
+}
+
+/// Looks who uses a mount, which `mounts` shows, so that it cannot be unmounted.
+#[must_use]
+pub fn observe_users(sought: &Sought, mounts: &MountTable, mount: &Mount) -> Holders {
+    let search = Search::start(Path::new(PROC), sought);
+    let is_same = |other: &Mount| other.id == mount.id;
+    let mut found: Vec<Holder> = mounts.iter().filter(|other| other.parent == mount.id).map(below).collect();
+    found.extend(loops(&sought.all, |file| file.starts_with(&mount.target)));
+    found.extend(swaps(Path::new(PROC), |file| file.starts_with(&mount.target)));
+    found.extend(search.users(is_same));
+    if found.is_empty() {
+        // An unmount takes the copies of the mount in other namespaces along, and fails when one of them is in use.
+        found.extend(search.below_copies(mount));
+        found.extend(search.users(|other| is_copy(other, mount)));
+    }
+    Holders { mount_of: Some(sought.nodes.first().cloned().unwrap_or_default()), ..search.end(found) }
+}
+
+fn below(mount: &Mount) -> Holder {
+    Holder::Below { at: mount.target.clone(), fstype: mount.fstype.clone() }
+}
+
+/// Whether a mount, in whatever namespace, is the copy of another one that the kernel has made there, and takes away with it.
+/// All that was bound from one mount is of one peer group; a copy shows the same, and at a place of the same name. Pure.
+///
+/// Source: mount_namespaces(7), "Shared subtrees".
+fn is_copy(other: &Mount, mount: &Mount) -> bool {
+    let of_other =
+        |tag: &String| tag.strip_prefix("shared:").or_else(|| tag.strip_prefix("master:")).map(str::to_owned);
+    let is_of = |group: &str| other.propagation.iter().filter_map(of_other).any(|has| has == group);
+    other.id != mount.id
+        && (other.device == mount.device && other.root == mount.root)
+        && name_of_place(&other.target) == name_of_place(&mount.target)
+        && mount.peer_group().is_some_and(is_of)
+}
+
+/// The end of a path by which an orchestrator tells places apart: allocation, volume, access.
+fn name_of_place(path: &Path) -> Vec<Component<'_>> {
+    path.components().rev().take(3).collect()
+}
+
+fn is_at(file: &Path, targets: &[&Path], nodes: &[PathBuf]) -> bool {
+    nodes.iter().any(|node| node == file) || targets.iter().any(|target| file.starts_with(target))
+}
+
+fn made_of(sought: &Sought) -> Vec<Holder> {
+    let device =
+        |(name, mapped): &(String, Option<String>)| Holder::Device { name: name.clone(), mapped: mapped.clone() };
+    sought.made_of_it.iter().map(device).collect()
+}
+
+/// The loop devices that show such a file.
+///
+/// Source: `loop_attr_backing_file_show` in the kernel's `drivers/block/loop.c`.
+fn loops(all: &Path, is_sought: impl Fn(&Path) -> bool) -> Vec<Holder> {
+    let entries = std::fs::read_dir(all).into_iter().flatten().flatten();
+    let shown = entries.filter_map(|entry| {
+        let file = PathBuf::from(read_attribute(&entry.path().join("loop/backing_file")).ok().flatten()?);
+        let real = std::fs::canonicalize(entry.path()).ok()?;
+        let name = real.file_name()?.to_string_lossy().into_owned();
+        is_sought(&file).then_some(Holder::Loop { name, file })
+    });
+    shown.collect()
+}
+
+/// The swap space in such a file.
+fn swaps(proc: &Path, is_sought: impl Fn(&Path) -> bool) -> Vec<Holder> {
+    let text = std::fs::read(proc.join("swaps")).unwrap_or_default();
+    parse_swaps(&text).into_iter().filter(|path| is_sought(path)).map(Holder::Swap).collect()
+}
+
+/// The first column of `/proc/swaps`, without its heading. Pure.
+///
+/// Source: `swap_show` in the kernel's `mm/swapfile.c`.
+fn parse_swaps(text: &[u8]) -> Vec<PathBuf> {
+    let lines = text.split(|byte| *byte == b'\n').skip(1);
+    let path = |line: &[u8]| {
+        let first = line.split(|byte| matches!(byte, b' ' | b'\t')).next().filter(|first| !first.is_empty())?;
+        Some(PathBuf::from(super::mountinfo::unescape(first)))
+    };
+    lines.filter_map(path).collect()
+}
+
+/// A mount namespace in which there are processes.
+struct Space {
+    pids: Vec<u32>,
+    table: MountTable,
+    is_own: bool,
+    is_host: bool,
+}
+
+/// One look at all processes.
+struct Search<'a> {
+    proc: Proc<'a>,
+    sought: &'a Sought,
+    spaces: Vec<Space>,
+    /// The mounts of file systems that surely answer, by their numbers, of which no two in the machine are the same.
+    answering: HashSet<u64>,
+    /// All mounts that are seen, by their numbers.
+    known: HashSet<u64>,
+    deadline: Instant,
+}
+
+impl<'a> Search<'a> {
+    fn start(proc: &'a Path, sought: &'a Sought) -> Self {
+        let (proc, deadline) = (Proc(proc), Instant::now() + SEARCH_BUDGET);
+        let (sees_all, own, pids) = (proc.shows_all(), proc.own_namespace(), proc.pids());
+        let mut spaces = Vec::new();
+        let by_namespace: BTreeMap<OsString, Vec<u32>> = proc.by_namespace(&pids);
+        for (namespace, pids) in by_namespace {
+            let table = if Instant::now() < deadline { proc.mounts(&pids) } else { None };
+            let is_host = sees_all && pids.contains(&1);
+            spaces.extend(table.map(|table| Space { is_own: own.as_ref() == Some(&namespace), is_host, pids, table }));
+        }
+        let mounts = spaces.iter().flat_map(|space: &Space| space.table.iter());
+        let surely = mounts.filter(|mount| NODE_FILE_SYSTEMS.contains(&mount.fstype.as_str()));
+        let answering = surely.map(|mount| mount.id).collect();
+        let known = spaces.iter().flat_map(|space: &Space| space.table.iter()).map(|mount| mount.id).collect();
+        Search { proc, sought, spaces, answering, known, deadline }
+    }
+
+    fn end(&self, found: Vec<Holder>) -> Holders {
+        Holders {
+            found,
+            sees_all: self.proc.shows_all(),
+            is_cut_short: Instant::now() >= self.deadline,
+            mount_of: None,
+            command: self.sought.command(),
+        }
+    }
+
+    /// The mounts of what is sought, in every namespace.
+    fn mounts(&self) -> impl Iterator<Item = (&Space, &Mount)> {
+        self.spaces.iter().flat_map(|space| {
+            space.table.iter().filter(|mount| self.sought.is_under(mount)).map(move |mount| (space, mount))
+        })
+    }
+
+    fn mounted_elsewhere(&self) -> Vec<Holder> {
+        let elsewhere = self.mounts().filter(|(space, _)| !space.is_own);
+        let holder = |(space, mount): (&Space, &Mount)| {
+            let by = self.proc.process(*space.pids.first()?);
+            Some(Holder::Mounted { at: mount.target.clone(), by, is_host: space.is_host })
+        };
+        elsewhere.filter_map(holder).collect()
+    }
+
+    fn below_copies(&self, of: &Mount) -> Vec<Holder> {
+        let is_below = |space: &Space, mount: &Mount| {
+            space.table.iter().any(|parent| parent.id == mount.parent && is_copy(parent, of))
+        };
+        let below_in = |space: &Space| -> Vec<Holder> {
+            space.table.iter().filter(|mount| is_below(space, mount)).map(below).collect()
+        };
+        self.spaces.iter().flat_map(below_in).collect()
+    }
+
+    /// Each process that has such a file open, with the first one.
+    fn first_open(&self, is_sought: impl Fn(&OpenFile) -> bool) -> impl Iterator<Item = (PathBuf, Process)> {
+        let pids = self.spaces.iter().flat_map(|space| &space.pids).take_while(|_| Instant::now() < self.deadline);
+        pids.filter_map(move |pid| {
+            let open = self.proc.open_files(*pid).find(&is_sought)?;
+            Some((open.path, self.proc.process(*pid)))
+        })
+    }
+
+    /// One holder for each process that has such a file open.
+    fn opened(&self, is_sought: impl Fn(&OpenFile) -> bool) -> Vec<Holder> {
+        self.first_open(is_sought).map(|(path, by)| Holder::Open { path, by }).collect()
+    }
+
+    /// The processes that have a file open in a mount that no table shows. Of the kernel's own mounts, which no table shows
+    /// either, the files have paths that tell them.
+    fn detached(&self) -> Vec<Holder> {
+        const KERNELS_OWN: [&str; 5] = ["/memfd:", "/SYSV", "/dev/zero", "/dmabuf", "/anon"];
+        let is_kernels_own = |open: &OpenFile| {
+            let path = open.path.to_string_lossy();
+            path.starts_with("/[") || KERNELS_OWN.iter().any(|own| path.starts_with(own))
+        };
+        let is_detached = |open: &OpenFile| !self.known.contains(&open.mount) && !is_kernels_own(open);
+        self.first_open(is_detached).map(|(path, by)| Holder::Detached { path, by }).collect()
+    }
+
+    /// Whether an open file is a node of what is sought. Only one on a file system that surely answers is examined.
+    fn is_node(&self, open: &OpenFile) -> bool {
+        if !self.answering.contains(&open.mount) {
+            return false;
+        }
+        let found = std::fs::metadata(&open.link);
+        found.is_ok_and(|found| {
+            let number = DeviceNumber::from_raw(found.rdev());
+            found.file_type().is_block_device() && self.sought.numbers.contains(&number)
+        })
+    }
+
+    /// One holder for each process that uses one of these mounts.
+    fn users(&self, is_used: impl Fn(&Mount) -> bool) -> Vec<Holder> {
+        let in_each = self.spaces.iter().map(|space| {
+            let mounts: Vec<&Mount> = space.table.iter().filter(|mount| is_used(mount)).collect();
+            (space, mounts)
+        });
+        let used: Vec<(&Space, Vec<&Mount>)> = in_each.collect();
+        let ids: HashSet<u64> = used.iter().flat_map(|(_, mounts)| mounts.iter().map(|mount| mount.id)).collect();
+        if ids.is_empty() {
+            return Vec::new();
+        }
+        let each = used.iter().flat_map(|(space, mounts)| space.pids.iter().map(move |pid| (*pid, mounts)));
+        let each = each.take_while(|_| Instant::now() < self.deadline);
+        each.filter_map(|(pid, mounts)| self.use_of(pid, mounts, &ids)).collect()
+    }
+
+    /// How a process uses one of the mounts that are seen in its own namespace, or has a file open in any of those with these
+    /// numbers: what was opened in another namespace stays open.
+    fn use_of(&self, pid: u32, seen: &[&Mount], ids: &HashSet<u64>) -> Option<Holder> {
+        let is_in = |path: &Path| seen.iter().any(|mount| path.starts_with(&mount.target));
+        let by = || self.proc.process(pid);
+        if let Some((place, path)) = self.proc.places(pid).find(|(_, path)| is_in(path)) {
+            return Some(Holder::Place { place, path, by: by() });
+        }
+        if let Some(open) = self.proc.open_files(pid).find(|open| ids.contains(&open.mount)) {
+            return Some(Holder::Open { path: open.path, by: by() });
+        }
+        let path = if seen.is_empty() { None } else { self.proc.mapped(pid, |path| is_in(Path::new(path))) };
+        Some(Holder::Open { path: path?, by: by() })
+    }
+}
+
+#[cfg(test)]
+mod tests;

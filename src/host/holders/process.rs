@@ -1,0 +1,281 @@
+//! Single processes, as procfs shows them: who they are, what they have open, and in which mount namespace they live.
+//!
+//! Owns the files of `/proc/PID` and their formats. A process may end at any moment, so what cannot be read of one is
+//! nothing that anybody fails for. Nothing here asks a file system that may not answer, as NFS: files are known by the
+//! kernel's own words about them.
+
+use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
+use std::fmt;
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use crate::host::mountinfo::MountTable;
+
+/// What the kernel calls the first PID namespace, in which all processes of the machine are seen.
+///
+/// Source: `PID_NS_INIT_INO` in the kernel's `include/uapi/linux/nsfs.h` (`PROC_PID_INIT_INO` before).
+const FIRST_PID_NAMESPACE: &str = "pid:[4026531836]";
+
+/// A process.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Process {
+    /// Its number.
+    pub pid: u32,
+    /// The kernel's short name of it.
+    pub command: String,
+    /// What it is part of.
+    pub owner: Option<Owner>,
+}
+
+impl fmt::Display for Process {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "process {} ({})", self.pid, self.command)?;
+        self.owner.as_ref().map_or(Ok(()), |owner| write!(f, " of {owner}"))
+    }
+}
+
+/// What a process is part of, as its control group tells.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Owner {
+    /// A container, by the beginning of its id.
+    Container(String),
+    /// A task that Nomad runs without Docker.
+    NomadTask {
+        /// The allocation's id.
+        allocation: String,
+        /// The task's name.
+        task: String,
+    },
+    /// A unit of systemd.
+    Unit(String),
+}
+
+impl fmt::Display for Owner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Owner::Container(id) => write!(f, "container {id}"),
+            Owner::NomadTask { allocation, task } => write!(f, "task {task} of Nomad allocation {allocation}"),
+            Owner::Unit(unit) => write!(f, "{unit}"),
+        }
+    }
+}
+
+impl Owner {
+    /// Reads the text of `/proc/PID/cgroup`. Pure.
+    ///
+    /// Source: cgroups(7); Docker, containerd and Podman put the container's id, 64 hexadecimal digits, into the name of its
+    /// group, and Nomad's own drivers `ALLOCATION.TASK.scope`.
+    fn parse(cgroup: &str) -> Option<Self> {
+        let paths: Vec<&str> = cgroup.lines().filter_map(|line| line.splitn(3, ':').nth(2)).collect();
+        let parts = || paths.iter().flat_map(|path| path.split('/'));
+        let container = parts().find_map(container_id).map(Owner::Container);
+        let task = || parts().find_map(nomad_task);
+        let unit = || parts().rfind(|part| part.ends_with(".service"));
+        container.or_else(task).or_else(|| unit().map(|unit| Owner::Unit(unit.to_owned())))
+    }
+}
+
+fn container_id(part: &str) -> Option<String> {
+    let words = part.split(|c: char| !c.is_ascii_alphanumeric());
+    let mut ids = words.filter(|word| word.len() == 64 && word.bytes().all(|byte| byte.is_ascii_hexdigit()));
+    // As Docker prints it.
+    ids.next().map(|id| id.chars().take(12).collect())
+}
+
+fn nomad_task(part: &str) -> Option<Owner> {
+    let (allocation, task) = part.split_once('.')?;
+    let lengths: Vec<usize> = allocation.split('-').map(str::len).collect();
+    let is_hexadecimal = allocation.bytes().all(|byte| byte == b'-' || byte.is_ascii_hexdigit());
+    let is_uuid = lengths == [8, 4, 4, 4, 12] && is_hexadecimal;
+    let task = task.strip_suffix(".scope").unwrap_or(task).to_owned();
+    is_uuid.then(|| Owner::NomadTask { allocation: allocation.to_owned(), task })
+}
+
+/// A file that a process has open, as its descriptor tells.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct OpenFile {
+    /// The path by which the kernel names it, in the process' own mount namespace.
+    pub(super) path: PathBuf,
+    /// The number of the mount through which it was opened.
+    pub(super) mount: u64,
+    /// Whether it was opened for writing.
+    pub(super) is_writable: bool,
+    /// Where it can be examined.
+    pub(super) link: PathBuf,
+}
+
+/// Reads the text of `/proc/PID/fdinfo/N`: the mount's number, and whether the file was opened for writing. Pure.
+///
+/// Source: proc_pid_fdinfo(5); `flags` is octal, and its last two bits are the access mode.
+fn parse_fdinfo(text: &str) -> Option<(u64, bool)> {
+    let field = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
+    let flags = u32::from_str_radix(field("flags:")?, 8).ok()?;
+    Some((field("mnt_id:")?.parse().ok()?, flags & 0o3 != 0))
+}
+
+/// procfs at its mount point.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Proc<'a>(pub(super) &'a Path);
+
+impl Proc<'_> {
+    fn of(self, pid: u32, file: &str) -> PathBuf {
+        self.0.join(pid.to_string()).join(file)
+    }
+
+    /// Whether all processes of the machine are seen here, and not only those of a container.
+    pub(super) fn shows_all(self) -> bool {
+        fs::read_link(self.0.join("self/ns/pid")).is_ok_and(|link| link == Path::new(FIRST_PID_NAMESPACE))
+    }
+
+    /// The numbers of all processes that are seen, in order, but for this one.
+    pub(super) fn pids(self) -> Vec<u32> {
+        let Ok(entries) = fs::read_dir(self.0) else { return Vec::new() };
+        let number = |entry: fs::DirEntry| entry.file_name().to_str()?.parse().ok();
+        let mut pids: Vec<u32> = entries.flatten().filter_map(number).collect();
+        pids.retain(|pid| *pid != std::process::id());
+        pids.sort_unstable();
+        pids
+    }
+
+    /// The mount namespace in which this program is.
+    pub(super) fn own_namespace(self) -> Option<OsString> {
+        fs::read_link(self.0.join("self/ns/mnt")).ok().map(PathBuf::into_os_string)
+    }
+
+    /// The processes by their mount namespaces.
+    pub(super) fn by_namespace(self, pids: &[u32]) -> BTreeMap<OsString, Vec<u32>> {
+        let mut spaces: BTreeMap<OsString, Vec<u32>> = BTreeMap::new();
+        for pid in pids {
+            if let Ok(link) = fs::read_link(self.of(*pid, "ns/mnt")) {
+                spaces.entry(link.into_os_string()).or_default().push(*pid);
+            }
+        }
+        spaces
+    }
+
+    /// The mount table of the first of these processes of which it can be read; all have the same.
+    pub(super) fn mounts(self, pids: &[u32]) -> Option<MountTable> {
+        // A process that has ended and is not yet waited for has no mounts any more.
+        let read = |pid: &u32| fs::read(self.of(*pid, "mountinfo")).ok().filter(|text| !text.is_empty());
+        MountTable::parse(&pids.iter().find_map(read)?).ok()
+    }
+
+    /// Who a process is.
+    pub(super) fn process(self, pid: u32) -> Process {
+        let text = |file: &str| fs::read(self.of(pid, file)).map(|text| String::from_utf8_lossy(&text).into_owned());
+        let command = text("comm").map_or_else(|_| "ended".to_owned(), |name| name.trim_end().to_owned());
+        Process { pid, command, owner: text("cgroup").ok().and_then(|cgroup| Owner::parse(&cgroup)) }
+    }
+
+    /// The working directory, the root and the program of a process.
+    pub(super) fn places(self, pid: u32) -> impl Iterator<Item = (Place, PathBuf)> {
+        let places = [("cwd", Place::Directory), ("root", Place::Root), ("exe", Place::Program)];
+        places.into_iter().filter_map(move |(file, place)| Some((place, fs::read_link(self.of(pid, file)).ok()?)))
+    }
+
+    /// The files with a path that a process has open.
+    pub(super) fn open_files(self, pid: u32) -> impl Iterator<Item = OpenFile> {
+        let entries = fs::read_dir(self.of(pid, "fd")).into_iter().flatten().flatten();
+        entries.filter_map(move |entry| {
+            // Sockets, pipes and the like have no path.
+            let path = fs::read_link(entry.path()).ok().filter(|path| path.as_os_str().as_bytes().starts_with(b"/"))?;
+            let told = fs::read_to_string(self.of(pid, "fdinfo").join(entry.file_name())).ok()?;
+            let (mount, is_writable) = parse_fdinfo(&told)?;
+            Some(OpenFile { path, mount, is_writable, link: entry.path() })
+        })
+    }
+
+    /// The first file of these paths that a process has mapped into its memory.
+    pub(super) fn mapped(self, pid: u32, is_sought: impl Fn(&OsStr) -> bool) -> Option<PathBuf> {
+        let text = fs::read(self.of(pid, "maps")).ok()?;
+        text.split(|byte| *byte == b'\n').filter_map(parse_mapping).find(|path| is_sought(path)).map(PathBuf::from)
+    }
+}
+
+/// Reads the path of a line of `/proc/PID/maps`. Pure.
+///
+/// Source: proc_pid_maps(5).
+fn parse_mapping(line: &[u8]) -> Option<&OsStr> {
+    let at = line.iter().position(|byte| *byte == b'/')?;
+    line.get(at..).map(OsStr::from_bytes)
+}
+
+/// A place that a process uses without having it open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// Its working directory.
+    Directory,
+    /// Its root directory.
+    Root,
+    /// The program that it runs.
+    Program,
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Place::Directory => "its working directory",
+            Place::Root => "its root directory",
+            Place::Program => "its program",
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ID: &str = "4f5e6d7c8b9a0123456789abcdef0123456789abcdef0123456789abcdef0123";
+
+    #[test]
+    fn what_a_process_is_part_of_is_told_by_its_control_group() {
+        let allocation = "1a2b3c4d-0001-0002-0003-aabbccddeeff";
+        let container = Some(Owner::Container("4f5e6d7c8b9a".to_owned()));
+        let task = Some(Owner::NomadTask { allocation: allocation.to_owned(), task: "web.a".to_owned() });
+        for (text, want) in [
+            (format!("0::/system.slice/docker-{ID}.scope\n"), container.clone()),
+            (format!("12:memory:/docker/{ID}\n1:name=systemd:/docker/{ID}\n"), container.clone()),
+            (format!("0::/../{ID}\n"), container.clone()),
+            (format!("0::/machine.slice/libpod-{ID}.scope/container\n"), container),
+            (format!("0::/nomad.slice/share.slice/{allocation}.web.a.scope\n"), task),
+            ("0::/system.slice/docker.service\n".to_owned(), Some(Owner::Unit("docker.service".to_owned()))),
+            ("0::/user.slice/user@0.service/app.slice\n".to_owned(), Some(Owner::Unit("user@0.service".to_owned()))),
+            ("0::/\n".to_owned(), None),
+            (String::new(), None),
+        ] {
+            assert_eq!(Owner::parse(&text), want, "{text}");
+        }
+    }
+
+    #[test]
+    fn what_a_descriptor_tells_is_read() {
+        let text = |flags: &str| format!("pos:\t0\nflags:\t{flags}\nmnt_id:\t77\nino:\t12\n");
+        assert_eq!(parse_fdinfo(&text("0100000")), Some((77, false)));
+        assert_eq!(parse_fdinfo(&text("0100001")), Some((77, true)));
+        assert_eq!(parse_fdinfo(&text("02100002")), Some((77, true)));
+        assert_eq!(parse_fdinfo("pos:\t0\n"), None);
+        let line = b"7f0000000000-7f0000001000 r--s 00000000 08:10 131 \t  /srv/a b";
+        assert_eq!(parse_mapping(line), Some(OsStr::new("/srv/a b")));
+        assert_eq!(parse_mapping(b"7f0000000000-7f0000001000 rw-p 00000000 00:00 0"), None);
+    }
+
+    #[test]
+    fn this_process_is_seen_as_it_is() {
+        let proc = Proc(Path::new("/proc"));
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let pid = std::process::id();
+        let open: Vec<_> = proc.open_files(pid).filter(|open| open.path == file.path()).collect();
+        assert!(open.len() == 1 && open[0].is_writable, "{open:?}");
+        let table = proc.mounts(&[pid]).unwrap();
+        assert!(table.iter().any(|mount| mount.id == open[0].mount));
+        assert!(!proc.pids().contains(&pid) && !proc.process(pid).command.is_empty());
+        assert!(proc.places(pid).any(|(place, path)| place == Place::Root && path == Path::new("/")));
+        assert!(
+            proc.mapped(pid, |path| Some(path) == std::env::current_exe().ok().as_deref().map(Path::as_os_str))
+                .is_some()
+        );
+        assert_eq!(proc.by_namespace(&[pid]).into_keys().next(), proc.own_namespace());
+    }
+}

@@ -1,0 +1,169 @@
+use std::fs;
+use std::os::unix::fs::symlink;
+
+use super::process::{Owner, Place};
+use super::*;
+
+fn process(pid: u32, command: &str, owner: Option<Owner>) -> Process {
+    Process { pid, command: command.to_owned(), owner }
+}
+
+fn holders(found: Vec<Holder>, sees_all: bool, is_cut_short: bool) -> String {
+    Holders { found, sees_all, is_cut_short, mount_of: None, command: "`grep x`".to_owned() }.to_string()
+}
+
+#[test]
+fn every_holder_is_named_with_what_ends_it() {
+    let container = || Some(Owner::Container("4f5e6d7c8b9a".to_owned()));
+    let (at, by) = (PathBuf::from("/host/srv"), process(7, "exporter", container()));
+    for (holder, words) in [
+        (
+            Holder::Mounted { at: at.clone(), by: by.clone(), is_host: false },
+            &["/host/srv", "process 7 (exporter) of container 4f5e6d7c8b9a", "`nsenter -t 7 -m umount /host/srv`"][..],
+        ),
+        (Holder::Mounted { at: at.clone(), by: by.clone(), is_host: true }, &["droplet's own", "process 7"]),
+        (Holder::Below { at: at.clone(), fstype: "tmpfs".into() }, &["tmpfs is mounted below", "`umount /host/srv`"]),
+        (Holder::Open { path: at.clone(), by: by.clone() }, &["process 7 (exporter)", "/host/srv open"]),
+        (
+            Holder::Place { place: Place::Directory, path: at.clone(), by },
+            &["process 7", "working directory", "/host/srv"],
+        ),
+        (
+            Holder::Node { path: at.clone(), by: process(7, "exporter", None) },
+            &["process 7", "/host/srv open", "perhaps"],
+        ),
+        (
+            Holder::Detached { path: at.clone(), by: process(7, "exporter", None) },
+            &["/host/srv open", "taken away lazily"],
+        ),
+        (Holder::Device { name: "md0".into(), mapped: None }, &["md0", "mdadm --stop /dev/md0"]),
+        (
+            Holder::Device { name: "dm-3".into(), mapped: Some("vg-lv".into()) },
+            &["dm-3 (vg-lv)", "dmsetup remove vg-lv"],
+        ),
+        (Holder::Loop { name: "loop7".into(), file: at.clone() }, &["loop7", "/host/srv", "losetup -d /dev/loop7"]),
+        (Holder::Swap(at), &["/host/srv", "swapoff"]),
+    ] {
+        let text = holders(vec![holder], true, false);
+        words.iter().for_each(|word| assert!(text.contains(word), "{word}: {text}"));
+    }
+}
+
+#[test]
+fn a_message_names_some_of_many_and_says_where_to_look_when_nothing_was_found() {
+    let open = |pid| Holder::Open { path: "/f".into(), by: process(pid, "x", None) };
+    let text = holders((1..=9).map(open).collect(), true, false);
+    assert!(text.contains("process 4 ") && !text.contains("process 5 ") && text.ends_with(", and 5 more"), "{text}");
+    assert!(!holders((1..=4).map(open).collect(), true, false).contains("more"));
+    let node = Holder::Node { path: "/dev/sda".into(), by: process(7, "x", None) };
+    let text = holders(vec![node], true, false);
+    assert!(
+        text.contains("process 7 (x) has /dev/sda open, perhaps") && text.contains("; besides, no mount"),
+        "{text}"
+    );
+    for (sees_all, is_cut_short, words) in [
+        (false, false, "only the processes of its own container"),
+        (false, true, "only the processes of its own container"),
+        (true, true, "too many processes"),
+        (true, false, "frozen"),
+    ] {
+        let text = holders(Vec::new(), sees_all, is_cut_short);
+        assert!(text.contains(words) && text.contains("`grep x`"), "{text}");
+    }
+}
+
+#[test]
+fn who_uses_a_mount_is_told_by_another_command() {
+    for (sees_all, words) in
+        [(true, "seen from here; on the droplet"), (false, "only the processes of its own container")]
+    {
+        let mount_of = Some("/dev/sda".into());
+        let command = "`grep x`".to_owned();
+        let text = Holders { found: Vec::new(), sees_all, is_cut_short: false, mount_of, command }.to_string();
+        assert!(text.contains(words) && text.contains("`fuser -vm /dev/sda`"), "{text}");
+    }
+}
+
+#[test]
+fn a_disk_is_known_by_all_that_is_made_of_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let class = dir.path().join("class/block");
+    fs::create_dir_all(&class).unwrap();
+    let add = |path: &str, number: &str| {
+        let folder = dir.path().join("devices").join(path);
+        fs::create_dir_all(folder.join("holders")).unwrap();
+        fs::write(folder.join("dev"), format!("{number}\n")).unwrap();
+        symlink(&folder, class.join(folder.file_name().unwrap())).unwrap();
+        folder
+    };
+    let (disk, part, mapped) = (add("sda", "8:0"), add("sda/sda1", "8:1"), add("dm-3", "253:3"));
+    fs::write(part.join("partition"), "1\n").unwrap();
+    fs::create_dir(mapped.join("dm")).unwrap();
+    fs::write(mapped.join("dm/name"), "vg-lv\n").unwrap();
+    symlink(&mapped, part.join("holders/dm-3")).unwrap();
+    add("sdb", "8:16");
+    let sought = Sought::read(&disk, Path::new("/dev"), &class);
+    assert_eq!(sought.numbers.iter().map(ToString::to_string).collect::<Vec<_>>(), ["8:0", "8:1", "253:3"]);
+    assert_eq!(sought.nodes, ["/dev/sda", "/dev/sda1", "/dev/dm-3", "/dev/mapper/vg-lv"].map(PathBuf::from));
+    assert_eq!(made_of(&sought), [Holder::Device { name: "dm-3".into(), mapped: Some("vg-lv".into()) }]);
+    assert!(sought.command().starts_with("`grep -lE ' 8:0 | 8:1 | 253:3 | /dev/sda | "), "{}", sought.command());
+    let is_under = |line: &str| {
+        let table = MountTable::parse(format!("9 1 {line}\n").as_bytes()).unwrap();
+        sought.is_under(table.iter().next().unwrap())
+    };
+    for (line, want) in [
+        ("8:0 / /m rw - xfs /dev/disk rw", true),
+        ("253:3 / /m rw - ext4 /dev/mapper/vg-lv rw", true),
+        ("0:40 / /m rw - btrfs /dev/sda1 rw", true),
+        ("0:40 / /m rw - tmpfs /dev/sda1 rw", false),
+        ("8:16 / /m rw - xfs /dev/sda rw", false),
+    ] {
+        assert_eq!(is_under(line), want, "{line}");
+    }
+    fs::create_dir(disk.join("loop")).unwrap();
+    fs::write(disk.join("loop/backing_file"), "/srv/image\n").unwrap();
+    let shown = |below: &str| loops(&class, |file| file.starts_with(below)).len();
+    assert_eq!((shown("/srv"), shown("/other")), (1, 0));
+    assert_eq!(Sought::read(&dir.path().join("none"), Path::new("/dev"), &class).numbers, []);
+}
+
+#[test]
+fn a_copy_of_a_mount_is_known_by_its_peer_group() {
+    let table =
+        |tags: &str| MountTable::parse(format!("9 1 8:0 / /m rw {tags}- xfs /dev/sda rw\n").as_bytes()).unwrap();
+    let other =
+        |tags: &str| MountTable::parse(format!("10 1 8:0 / /m rw {tags}- xfs /dev/sda rw\n").as_bytes()).unwrap();
+    for (tags, tags_of_other, want) in [
+        ("shared:5 ", "shared:5 ", true),
+        ("shared:5 ", "master:5 ", true),
+        ("shared:5 ", "shared:7 master:5 ", true),
+        ("shared:5 ", "shared:6 ", false),
+        ("shared:5 ", "", false),
+        ("", "", false),
+        ("master:5 ", "master:5 ", false),
+    ] {
+        let (table, other) = (table(tags), other(tags_of_other));
+        assert_eq!(is_copy(other.iter().next().unwrap(), table.iter().next().unwrap()), want, "{tags}{tags_of_other}");
+    }
+    let own = table("shared:5 ");
+    assert!(!is_copy(own.iter().next().unwrap(), own.iter().next().unwrap()));
+    // What else was bound from the same mount.
+    for (line, want) in [
+        ("8:0 / /opt/a/b/c rw shared:5 - xfs /dev/sda rw", true),
+        ("8:0 / /opt/x/b/c rw shared:5 - xfs /dev/sda rw", false),
+        ("8:0 /part /opt/a/b/c rw shared:5 - xfs /dev/sda rw", false),
+    ] {
+        let text = format!("9 1 8:0 / /local/a/b/c rw shared:5 - xfs /dev/sda rw\n10 1 {line}\n");
+        let table = MountTable::parse(text.as_bytes()).unwrap();
+        let [mount, other] = [0, 1].map(|at| table.iter().nth(at).unwrap());
+        assert_eq!(is_copy(other, mount), want, "{line}");
+    }
+}
+
+#[test]
+fn swap_space_is_read_from_its_list() {
+    let text =
+        b"Filename\t\t\t\tType\t\tSize\n/dev/dm-1                               partition\t1\n/srv/a\\040b file\t\t2\n";
+    assert_eq!(parse_swaps(text), [PathBuf::from("/dev/dm-1"), PathBuf::from("/srv/a b")]);
+    assert_eq!(parse_swaps(b""), Vec::<PathBuf>::new());
+}

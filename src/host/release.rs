@@ -1,0 +1,166 @@
+//! Whether the kernel has let go of a disk after its last mount was taken away.
+//!
+//! Owns what has to be remembered of the disk under a mount to look at it when the mount is gone, and that look: the kernel
+//! gives a disk to one who wants it alone only when no file system, no device made of it and no swap space has it, in
+//! whatever mount namespace. Who has it is found by `holders.rs`.
+
+use std::fs::OpenOptions;
+use std::io::ErrorKind;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use nix::fcntl::OFlag;
+use nix::libc;
+
+use super::device::DevicePlaces;
+use super::holders::Sought;
+use super::mapper::number_under;
+use super::mountinfo::{DeviceNumber, Mount};
+use super::sysfs::read_attribute;
+use crate::error::{Error, Result};
+
+/// The disk under a mount, as it was while it was mounted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DiskUnder {
+    number: DeviceNumber,
+    /// The kernel's name for it.
+    name: PathBuf,
+    /// The device mapper's path to it, for what is no disk itself but an open encrypted volume.
+    alias: Option<PathBuf>,
+    node: PathBuf,
+    /// Its folder in sysfs, without links.
+    sysfs: PathBuf,
+    /// The folder of sysfs with all block devices.
+    all: PathBuf,
+    /// A number that no other disk gets until the next boot; since Linux 5.15.
+    sequence: Option<String>,
+}
+
+/// How the kernel has a disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Claim {
+    /// Nothing has it.
+    Free,
+    /// Something has it.
+    Taken,
+    /// It is no more, or another one by now.
+    Gone,
+}
+
+impl DiskUnder {
+    /// The disks under a mount: the device that is mounted, or whose node is bound, and those that this is made of, as the disk
+    /// of an encrypted volume. None when the disk is gone.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when sysfs cannot be read.
+    pub fn all_under(places: &DevicePlaces, mount: &Mount) -> Result<Vec<DiskUnder>> {
+        let link = match number_of(places, mount)? {
+            Some(number) => places.sysfs.join(format!("dev/block/{number}")),
+            None => return Ok(Vec::new()),
+        };
+        let mut disks = Vec::new();
+        let mut to_see = vec![link];
+        while let Some(link) = to_see.pop() {
+            let Some(disk) = DiskUnder::read(places, &link)? else { continue };
+            let slaves = std::fs::read_dir(disk.sysfs.join("slaves")).into_iter().flatten().flatten();
+            to_see.extend(slaves.map(|slave| slave.path()));
+            if !disks.contains(&disk) {
+                disks.push(disk);
+            }
+        }
+        Ok(disks)
+    }
+
+    fn read(places: &DevicePlaces, link: &Path) -> Result<Option<DiskUnder>> {
+        let sysfs = match std::fs::canonicalize(link) {
+            Ok(sysfs) => sysfs,
+            Err(err) if err.kind() == ErrorKind::NotFound => return Ok(None),
+            Err(err) => return Err(Error::io("resolving", link)(err)),
+        };
+        let number = read_attribute(&sysfs.join("dev"))?.and_then(|text| DeviceNumber::parse(&text));
+        let (Some(name), Some(number)) = (sysfs.file_name().map(PathBuf::from), number) else { return Ok(None) };
+        let mapped = read_attribute(&sysfs.join("dm/name"))?;
+        Ok(Some(DiskUnder {
+            number,
+            node: places.nodes.join(&name),
+            name,
+            alias: mapped.map(|name| places.nodes.join("mapper").join(name)),
+            sequence: read_attribute(&sysfs.join("diskseq"))?,
+            all: places.sysfs.join("class/block"),
+            sysfs,
+        }))
+    }
+
+    /// Its node.
+    #[must_use]
+    pub fn node(&self) -> &Path {
+        &self.node
+    }
+
+    /// Whether a mount shows this disk's file system, or its node.
+    #[must_use]
+    pub fn is_under(&self, mount: &Mount) -> bool {
+        let source = Path::new(&mount.source);
+        let is_called = self.node == source || self.alias.as_deref() == Some(source);
+        let is_node = mount.is_node() && mount.root == Path::new("/").join(&self.name);
+        is_node || mount.device == self.number || (mount.fstype == "btrfs" && is_called)
+    }
+
+    /// What to look for to find out who has it.
+    #[must_use]
+    pub fn sought(&self) -> Sought {
+        let nodes = self.node.parent().unwrap_or(&self.node);
+        Sought::read(&self.sysfs, nodes, &self.all)
+    }
+
+    /// Looks whether anything has it.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when that cannot be seen.
+    /// Source: open(2), `O_EXCL` without `O_CREAT` on a block device; `bd_prepare_to_claim` in the kernel's `block/bdev.c`.
+    pub fn observe_claim(&self) -> Result<Claim> {
+        if self.is_gone()? {
+            return Ok(Claim::Gone);
+        }
+        let flags = OFlag::O_EXCL | OFlag::O_CLOEXEC | OFlag::O_NOCTTY;
+        let opened = OpenOptions::new().read(true).custom_flags(flags.bits()).open(&self.node);
+        let found = match opened.and_then(|file| file.metadata()) {
+            Ok(found) => found,
+            Err(err) if err.raw_os_error() == Some(libc::EBUSY) => {
+                // It may have gone, and another one come, in between.
+                return Ok(if self.is_gone()? { Claim::Gone } else { Claim::Taken });
+            }
+            // What the kernel answers for a disk that does not work any more, and to which nothing can be written.
+            Err(err) if matches!(err.raw_os_error(), Some(libc::ENXIO | libc::ENODEV)) => return Ok(Claim::Gone),
+            Err(err) => return Err(Error::io("opening", &self.node)(err)),
+        };
+        let is_it = found.file_type().is_block_device() && DeviceNumber::from_raw(found.rdev()) == self.number;
+        match (is_it, self.is_gone()?) {
+            (true, false) => Ok(Claim::Free),
+            (true | false, true) => Ok(Claim::Gone),
+            (false, false) => Err(Error::Precondition(format!(
+                "{} is not the disk {}; run the plugin with the host's /dev",
+                self.node.display(),
+                self.number
+            ))),
+        }
+    }
+
+    /// Whether sysfs shows it no more, or another disk in its place.
+    fn is_gone(&self) -> Result<bool> {
+        let number = read_attribute(&self.sysfs.join("dev"))?.and_then(|text| DeviceNumber::parse(&text));
+        Ok(number != Some(self.number) || read_attribute(&self.sysfs.join("diskseq"))? != self.sequence)
+    }
+}
+
+/// The number of the disk under a mount.
+fn number_of(places: &DevicePlaces, mount: &Mount) -> Result<Option<DeviceNumber>> {
+    let Ok(node) = mount.root.strip_prefix("/").map(|name| places.sysfs.join("class/block").join(name).join("dev"))
+    else {
+        return Ok(None);
+    };
+    if mount.is_node() {
+        return Ok(read_attribute(&node)?.and_then(|text| DeviceNumber::parse(&text)));
+    }
+    number_under(places, mount)
+}

@@ -1,0 +1,72 @@
+//! File systems that a backup tool has frozen and never thawed.
+
+use std::time::{Duration, Instant};
+
+use grpcio::RpcStatusCode;
+
+use crate::rig::{Rig, Vol, refused};
+
+const FILESYSTEMS: [&str; 4] = ["xfs", "ext4", "ext3", "btrfs"];
+
+/// Writes to a volume within some seconds, which a frozen one does not let anybody do.
+fn takes_writes(rig: &Rig, vol: &Vol) -> bool {
+    let file = rig.staging(vol).join("file");
+    let script = "echo kept >\"$1\" && sync \"$1\"";
+    let write = ["--signal=KILL", "5", "sh", "-c", script, "sh"];
+    let droplet = &rig.machine().droplet;
+    droplet.command("timeout".as_ref()).args(write).arg(file).status().unwrap().success()
+}
+
+fn freeze(rig: &Rig, vol: &Vol) {
+    rig.run("fsfreeze", &["-f", &rig.staging(vol).to_string_lossy()]);
+}
+
+#[test]
+#[ignore = "needs root: make test-root"]
+fn root_a_file_system_that_was_left_frozen_is_thawed_before_it_is_unmounted() {
+    let rig = Rig::start();
+    let thaws = || rig.plugin().log().matches("is thawed as").count();
+    for fs in FILESYSTEMS {
+        let vol = rig.volume(&format!("vol-{fs}"), "").fs(fs);
+        rig.stage(&vol).unwrap();
+        rig.publish(&vol, "alloc").unwrap();
+        assert!(takes_writes(&rig, &vol));
+        freeze(&rig, &vol);
+        let before = thaws();
+        let started = Instant::now();
+        // It is staged yet: whoever has frozen it may still be at work.
+        rig.unpublish(&vol, "alloc").unwrap();
+        assert_eq!(thaws(), before);
+        rig.unstage(&vol).unwrap();
+        assert!(started.elapsed() < Duration::from_secs(5), "{fs}: {:?}", started.elapsed());
+        assert_eq!(thaws(), before + 1, "{fs}: {}", rig.plugin().log());
+        rig.stage(&vol).unwrap();
+        assert!(takes_writes(&rig, &vol), "{fs} is frozen yet");
+        rig.unstage(&vol).unwrap();
+        assert_eq!(thaws(), before + 1, "{fs}: {}", rig.plugin().log());
+    }
+    rig.close();
+}
+
+#[test]
+#[ignore = "needs root: make test-root"]
+fn root_a_frozen_file_system_that_is_mounted_nowhere_is_not_given_out() {
+    let rig = Rig::start();
+    for fs in FILESYSTEMS {
+        let vol = rig.volume(&format!("vol-{fs}"), "").fs(fs);
+        rig.stage(&vol).unwrap();
+        freeze(&rig, &vol);
+        // By hand, so not by the plugin, which would have thawed it.
+        rig.run("umount", &[&rig.staging(&vol).to_string_lossy()]);
+        refused(rig.stage(&vol), RpcStatusCode::FAILED_PRECONDITION, &["is in use", "fsfreeze -u", &vol.name]);
+        // What the message advises.
+        let node = rig.node(&vol);
+        rig.run("mount", &[&node.to_string_lossy(), "/mnt"]);
+        rig.run("fsfreeze", &["-u", "/mnt"]);
+        rig.run("umount", &["/mnt"]);
+        rig.stage(&vol).unwrap();
+        assert!(takes_writes(&rig, &vol));
+        rig.unstage(&vol).unwrap();
+    }
+    rig.close();
+}
