@@ -228,6 +228,9 @@ disk-tools:
 strace:
 	@$(call need,strace:strace)
 
+strace:
+	@$(call need,strace:strace)
+
 # Installed by its version from source, checked by Go's own sums. One that is found has to be that version too, which Go
 # writes into its programs; csi-sanity itself says "(dev)".
 csi-sanity:

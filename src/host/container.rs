@@ -17,10 +17,11 @@ use std::os::unix::fs::FileExt;
 
 use super::CLAIM_BUDGET;
 use super::busy::or_in_use;
-use super::content::{Content, Disk, EDGE, Luks, first_non_zero, observe_content, places};
+use super::content::{Content, Luks, confirm_content, observe_content};
 use super::device::Device;
 use super::key::Key;
 use super::luks;
+use super::probe::{Disk, EDGE, first_non_zero, is_noise};
 use super::run::Runner;
 use crate::error::{Error, Result};
 use crate::lock::VolumeGuard;
@@ -75,7 +76,7 @@ pub fn observe_container(runner: &dyn Runner, disk: &Device) -> Result<Container
             observe_content(runner, disk)?.luks().map_or(Head::Broken, |luks| Head::Whole { is_new: is_new(luks) })
         }
         Content::Encrypted(_) => Head::Broken,
-        Content::Unrecognised { .. } if is_zero(disk, 0, HEADS)? => Head::Missing,
+        Content::Unrecognised { .. } if first_non_zero(&Disk::open(disk)?.read_head(HEADS)?).is_none() => Head::Missing,
         Content::AllZero => return Ok(Container::Blank),
         Content::Unrecognised { .. }
         | Content::Filesystem(_)
@@ -84,8 +85,8 @@ pub fn observe_container(runner: &dyn Runner, disk: &Device) -> Result<Container
         | Content::Ambivalent { .. } => return Ok(Container::Other(content)),
     };
     let is_there = has_note(disk)?;
-    let note = Note { is_there, is_all: is_there && is_zero(disk, DATA_AT + NOTE_LENGTH, u64::MAX)? };
-    Ok(plan_content(head, note, content))
+    let beyond = if is_there { observe_beyond(disk)? } else { Beyond::Data };
+    Ok(plan_content(head, is_there.then_some(beyond), content))
 }
 
 /// Whether an encrypted volume was begun on a disk that nobody was given yet. Nothing is written, and a disk that holds
@@ -115,27 +116,34 @@ enum Head {
     Missing,
 }
 
-/// The note on a disk.
+/// What was seen of a disk beyond the note.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Note {
-    is_there: bool,
-    /// Whether it is there and nothing was seen after it.
-    is_all: bool,
+enum Beyond {
+    /// Nothing.
+    Zero,
+    /// What zeros inside an encrypted volume read as from outside.
+    Noise,
+    /// Something else.
+    Data,
 }
 
 fn is_new(luks: &Luks) -> bool {
     luks.subsystem.as_deref() == Some(SUBSYSTEM_NEW)
 }
 
-/// What a disk holds that is neither blank nor something else entirely. Pure.
-fn plan_content(head: Head, note: Note, content: Content) -> Container {
-    match (head, note.is_there, note.is_all) {
-        (Head::Whole { is_new: false }, _, _) => Container::Whole,
+/// What a disk holds that is neither blank nor something else entirely. `note` is what was seen beyond the note, if that is
+/// there. Pure.
+fn plan_content(head: Head, note: Option<Beyond>, content: Content) -> Container {
+    match (head, note) {
+        (Head::Whole { is_new: false }, _) => Container::Whole,
         // Zeros may be inside already, and read as noise from outside.
-        (Head::Whole { is_new: true }, true, _) | (Head::Broken | Head::Missing, true, true) => Container::Begun,
-        (Head::Whole { is_new: true }, false, _) => Container::New,
-        (Head::Broken, true, false) | (Head::Broken, false, _) => Container::Damaged,
-        (Head::Missing, true, false) | (Head::Missing, false, _) => Container::Other(content),
+        (Head::Whole { is_new: true }, Some(Beyond::Zero | Beyond::Noise))
+        | (Head::Broken | Head::Missing, Some(Beyond::Zero)) => Container::Begun,
+        (Head::Whole { is_new: true }, None) => Container::New,
+        // Behind the note is what no encrypted volume of ours has there: the disk's beginning is not its own.
+        (Head::Whole { is_new: true }, Some(Beyond::Data))
+        | (Head::Broken, Some(Beyond::Noise | Beyond::Data) | None) => Container::Damaged,
+        (Head::Missing, Some(Beyond::Noise | Beyond::Data) | None) => Container::Other(content),
     }
 }
 
@@ -151,16 +159,21 @@ fn has_note(disk: &Device) -> Result<bool> {
     Ok(Disk::open(disk)?.read(DATA_AT, NOTE_LENGTH)? == note())
 }
 
-/// Whether all places of a disk that are looked at are zero, as far as they lie between two bytes.
-fn is_zero(disk: &Device, from: u64, to: u64) -> Result<bool> {
-    let file = Disk::open(disk)?;
-    for (at, length) in places(disk.size().0) {
-        let (start, end) = (at.max(from), (at + length).min(to));
-        if start < end && first_non_zero(&file.read(start, end - start)?).is_some() {
-            return Ok(false);
+/// Looks at a disk beyond the note that it holds, wherever it is looked at.
+fn observe_beyond(disk: &Device) -> Result<Beyond> {
+    let (mut is_zero, mut is_noise_or_zero) = (true, true);
+    Disk::open(disk)?.is_explained(|at, block| {
+        if at >= DATA_AT + NOTE_LENGTH {
+            is_zero = false;
+            is_noise_or_zero = is_noise_or_zero && is_noise(block);
         }
-    }
-    Ok(true)
+        Ok(true)
+    })?;
+    Ok(match (is_zero, is_noise_or_zero) {
+        (true, _) => Beyond::Zero,
+        (false, true) => Beyond::Noise,
+        (false, false) => Beyond::Data,
+    })
 }
 
 /// Makes a disk an encrypted volume, after one more look that it is blank, or holds only the beginning of one, and in
@@ -173,7 +186,13 @@ pub fn apply_container(guard: &VolumeGuard, runner: &dyn Runner, disk: &Device, 
     let _pin = disk.open()?;
     let claim = disk.open_exclusively(runner.cap(CLAIM_BUDGET)).map_err(or_in_use(disk, "the encryption"))?;
     match observe_container(runner, disk)? {
-        Container::Blank | Container::Begun => {}
+        Container::Begun => {}
+        Container::Blank => {
+            let content = confirm_content(runner, disk)?;
+            if content != Content::AllZero {
+                return Err(will_not(disk, &Container::Other(content)));
+            }
+        }
         other @ (Container::New | Container::Whole | Container::Damaged | Container::Old | Container::Other(_)) => {
             return Err(will_not(disk, &other));
         }
@@ -213,9 +232,10 @@ fn leave_note(claim: &File) -> std::io::Result<()> {
 /// [`Error::Io`], [`Error::Precondition`] when it is in use.
 pub fn apply_blank(_guard: &VolumeGuard, runner: &dyn Runner, open: &Device) -> Result<()> {
     let claim = open.open_exclusively(runner.cap(CLAIM_BUDGET)).map_err(or_in_use(open, "the encryption"))?;
+    let places: Vec<_> = Disk::open(open)?.places().collect();
     let zero = || {
-        for (at, length) in places(open.size().0).rev() {
-            write_zeros(&claim, at.max(NOTE_LENGTH), at + length)?;
+        for place in places.iter().rev() {
+            write_zeros(&claim, place.at.max(NOTE_LENGTH), place.end())?;
         }
         claim.sync_data()?;
         write_zeros(&claim, 0, NOTE_LENGTH)?;
@@ -225,14 +245,18 @@ pub fn apply_blank(_guard: &VolumeGuard, runner: &dyn Runner, open: &Device) -> 
 }
 
 /// Whether a new encrypted volume, which is open, was made blank inside and has grown since: then its head is zero, and what
-/// is looked at elsewhere lies at other places, which still read as noise. No file system leaves the head as zeros.
+/// is looked at elsewhere lies at other places, which still read as noise. No file system leaves the head as zeros, and none
+/// is noise wherever it is looked at.
 ///
 /// # Errors
 /// As [`observe_content`].
 pub fn observe_has_grown_blank(runner: &dyn Runner, open: &Device) -> Result<bool> {
     match observe_content(runner, open)? {
-        Content::Unrecognised { at } => Ok(at >= EDGE),
-        Content::AllZero
+        Content::Unrecognised { what: None, .. } => {
+            Disk::open(open)?.is_explained(|at, block| Ok(at >= EDGE && is_noise(block)))
+        }
+        Content::Unrecognised { what: Some(_), .. }
+        | Content::AllZero
         | Content::Encrypted(_)
         | Content::Filesystem(_)
         | Content::Unfinished(_)
@@ -296,23 +320,19 @@ mod tests {
 
     #[test]
     fn only_what_certainly_holds_nothing_is_begun_anew() {
-        let content = || Content::Unrecognised { at: 7 };
-        let (new, used) = (Head::Whole { is_new: true }, Head::Whole { is_new: false });
-        let other = Container::Other(content());
+        use Container::{Begun, Damaged, New, Whole};
+        let content = || Content::Unrecognised { at: 7, what: None };
+        let other = || Container::Other(content());
+        let notes = [Some(Beyond::Zero), Some(Beyond::Noise), Some(Beyond::Data), None];
         let table = [
-            (used, [Container::Whole, Container::Whole, Container::Whole, Container::Whole]),
-            (new, [Container::Begun, Container::Begun, Container::New, Container::New]),
-            (Head::Broken, [Container::Begun, Container::Damaged, Container::Damaged, Container::Damaged]),
-            (Head::Missing, [Container::Begun, other.clone(), other.clone(), other.clone()]),
+            (Head::Whole { is_new: false }, [Whole, Whole, Whole, Whole]),
+            (Head::Whole { is_new: true }, [Begun, Begun, Damaged, New]),
+            (Head::Broken, [Begun, Damaged, Damaged, Damaged]),
+            (Head::Missing, [Begun, other(), other(), other()]),
         ];
-        let notes = [(true, true), (true, false), (false, true), (false, false)];
         for (head, wanted) in table {
-            for ((is_there, is_all), want) in notes.into_iter().zip(wanted) {
-                assert_eq!(
-                    plan_content(head, Note { is_there, is_all }, content()),
-                    want,
-                    "{head:?} {is_there} {is_all}"
-                );
+            for (note, want) in notes.into_iter().zip(wanted) {
+                assert_eq!(plan_content(head, note, content()), want, "{head:?} {note:?}");
             }
         }
     }
@@ -333,7 +353,7 @@ mod tests {
         for (container, words) in [
             (Container::Damaged, "luksHeaderRestore /dev/sda"),
             (Container::Old, "convert /dev/sda --type luks2"),
-            (Container::Other(Content::Unrecognised { at: 7 }), "take `encrypted` away"),
+            (Container::Other(Content::Unrecognised { at: 7, what: None }), "take `encrypted` away"),
         ] {
             let text = will_not(&device, &container).to_string();
             assert!(text.contains(words) && text.contains("nothing was changed"), "{text}");

@@ -3,7 +3,8 @@
 //! Owns its bytes and its place. mke2fs writes the group descriptors next to last and the superblock last of all: cut off
 //! before, it leaves bytes that nothing tells from a damaged file system full of data. The note does: it is written only
 //! to a disk that was just seen to be blank, it lies where the group descriptors come to lie, and so it is gone before
-//! there could be anything to lose. What mke2fs leaves after that is `ext_unfinished.rs`'s.
+//! there could be anything to lose. It could come back with a copy of the head of a disk only, so whoever finds it sees
+//! that the rest of the disk agrees. What mke2fs leaves after it is gone is `probe/partial_ext.rs`'s, as that is.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -16,6 +17,8 @@ use super::content::FsKind;
 const PLACE: u64 = 4096;
 /// The length of the note; the block size that the file system must have for the note to be overwritten.
 pub(super) const BLOCK: usize = 4096;
+/// Where the note ends: what has to be read of a disk to find it.
+pub(super) const END: u64 = 2 * PLACE;
 
 const TEXT: &str = "do-csi-plugin: this disk was blank when making a file system on it began, which has not finished: ";
 

@@ -6,7 +6,7 @@
 use std::fs::File;
 
 use super::busy::is_busy;
-use super::content::{Content, FsKind, observe_content};
+use super::content::{Content, FsKind, confirm_content, observe_content};
 use super::device::{ByHand, Device};
 use super::format_options::FormatOptions;
 use super::holders::{Sought, observe_holders};
@@ -80,7 +80,7 @@ fn prepare(
 ) -> Result<Cmd> {
     // mkfs claims the disk as this does, so the claim ends before mkfs starts; then mkfs's own claim holds.
     let claim = device.open_exclusively(runner.cap(CLAIM_BUDGET)).map_err(|error| in_use(device, error))?;
-    let plan = plan_format(&observe_content(runner, device)?, fs).map_err(|found| will_not(device, &found))?;
+    let plan = plan_format(&confirm_content(runner, device)?, fs).map_err(|found| will_not(device, &found))?;
     let features = match fs {
         FsKind::Xfs => xfs_features::observe_arguments(runner)?,
         FsKind::Ext4 | FsKind::Ext3 | FsKind::Btrfs => Vec::new(),
@@ -145,7 +145,12 @@ fn in_use(device: &Device, error: Error) -> Error {
     if !is_busy(&error) {
         return error;
     }
-    will_not(device, &format!("it is in use on this droplet: {}", observe_holders(&Sought::from(device))))
+    Error::WillNotFormat {
+        volume: device.volume().clone(),
+        device: device.path().to_owned(),
+        found: format!("it is in use on this droplet: {}", observe_holders(&Sought::from(device))),
+        cure: "nothing was changed; what uses it has to end first".to_owned(),
+    }
 }
 
 fn will_not(device: &Device, found: &str) -> Error {
@@ -155,8 +160,8 @@ fn will_not(device: &Device, found: &str) -> Error {
         device: device.path().to_owned(),
         found: found.to_owned(),
         cure: format!(
-            "{first}look at it with `blkid -p {path}` and `hexdump -C {path} | head`; if nothing on it is needed, delete the \
-             volume and create it anew, or clear it with `blkdiscard --zeroout {path}`"
+            "nothing was changed; {first}see what is on it with `blkid -p {path}` and `wipefs {path}`, which change nothing \
+             either; if an empty volume is needed, create another one"
         ),
     }
 }
@@ -174,7 +179,7 @@ mod tests {
                 Content::Encrypted(Luks::default()),
                 Content::OtherSignature { what: "LVM".into() },
                 Content::Ambivalent { what: "xfs and ext4".into() },
-                Content::Unrecognised { at: 512 },
+                Content::Unrecognised { at: 512, what: None },
             ];
             for kind in FsKind::ALL {
                 refused.push(Content::Filesystem(Filesystem { kind, uuid: None, label: None }));

@@ -39,11 +39,12 @@ pub mod slots;
 pub mod sysfs;
 
 mod blkid;
-mod ext_unfinished;
+mod capture;
 mod identity;
 mod kernel_log;
 mod marker;
 mod mount_words;
+mod probe;
 mod superblock;
 mod tools;
 mod xfs_features;

@@ -3,19 +3,18 @@
 //! Owns the only `Command::new` of this program, and the fate of a child that will not die. Which programs there are is
 //! `tools.rs`'s. A key reaches a program on its standard input and in no other way. What an exit code means is not known here: whoever asked for the run matches [`Exit`] in full.
 
-use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
 use std::fmt;
-use std::io::{ErrorKind, PipeReader, Read, Write};
+use std::io::Write;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 
+use super::capture::Capture;
 use super::key::Key;
 use super::slots::Slot;
 use super::tools::CHILD_PATH;
@@ -28,8 +27,6 @@ const OUTPUT_LIMIT: usize = 1024 * 1024;
 /// and then print how they are used, others come to it last.
 const STDERR_HEAD: usize = 1024;
 const STDERR_TAIL: usize = 1024;
-/// How much is read from a child at once.
-const PIECE: usize = 16 * 1024;
 /// How long a child that was asked to end may take to do so before it is killed: e2fsck finishes what it is writing.
 const TERM_GRACE: Duration = Duration::from_secs(5);
 /// How much of a call's time must be left for a program that changes a disk to be started at all.
@@ -335,63 +332,6 @@ fn readable(key: &Key) -> std::io::Result<Stdio> {
     let (reader, mut writer) = std::io::pipe()?;
     writer.write_all(key.bytes())?;
     Ok(Stdio::from(reader))
-}
-
-/// One output of a child, read while it runs: nothing that the child writes can fill a pipe or memory. Its beginning and its
-/// end are kept.
-struct Capture {
-    pipe: PipeReader,
-    head: Vec<u8>,
-    most_head: usize,
-    tail: VecDeque<u8>,
-    most_tail: usize,
-    is_cut: bool,
-}
-
-impl Capture {
-    /// A capture, and what the child writes to.
-    fn new(most_head: usize, most_tail: usize) -> std::io::Result<(Self, Stdio)> {
-        let (pipe, writer) = std::io::pipe()?;
-        fcntl(&pipe, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
-        let (head, tail) = (Vec::new(), VecDeque::new());
-        Ok((Capture { pipe, head, most_head, tail, most_tail, is_cut: false }, Stdio::from(writer)))
-    }
-
-    /// Reads what there is at the moment, and says whether there was anything. It does not wait for the end: a process that
-    /// the child has left behind may keep the pipe open.
-    fn drain(&mut self) -> std::io::Result<bool> {
-        let mut piece = [0; PIECE];
-        let mut was_any = false;
-        loop {
-            match self.pipe.read(&mut piece) {
-                Ok(0) => return Ok(was_any),
-                Ok(length) => {
-                    self.keep(piece.get(..length).unwrap_or_default());
-                    was_any = true;
-                }
-                Err(err) if err.kind() == ErrorKind::WouldBlock => return Ok(was_any),
-                Err(err) if err.kind() == ErrorKind::Interrupted => {}
-                Err(err) => return Err(err),
-            }
-        }
-    }
-
-    fn keep(&mut self, bytes: &[u8]) {
-        let room = self.most_head.saturating_sub(self.head.len()).min(bytes.len());
-        let (first, rest) = bytes.split_at(room);
-        self.head.extend(first);
-        self.tail.extend(rest);
-        let over = self.tail.len().saturating_sub(self.most_tail);
-        self.is_cut |= over > 0;
-        self.tail.drain(..over);
-    }
-
-    /// What was kept, with a sign where something is missing.
-    fn text(self) -> String {
-        let tail: Vec<u8> = self.tail.into();
-        let gap: &[u8] = if self.is_cut { b"\n[...]\n" } else { b"" };
-        String::from_utf8_lossy(&[self.head.as_slice(), gap, tail.as_slice()].concat()).into_owned()
-    }
 }
 
 fn wait_or_kill(

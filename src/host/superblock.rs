@@ -9,26 +9,6 @@ pub(super) fn bytes_at<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N
     bytes.get(at..)?.first_chunk::<N>().copied()
 }
 
-/// Whether these are the first bytes of an XFS that mkfs.xfs began and did not finish, and in which there can be no file.
-///
-/// `sb_inprogress` alone would not do: xfs_copy and xfs_mdrestore set it too, on a copy that can hold files. So there must
-/// be no root folder yet, or no more inodes in use than the three that mkfs makes.
-/// Source: `struct xfs_dsb` in the kernel's `fs/xfs/libxfs/xfs_format.h`; all numbers are big-endian.
-pub(super) fn is_unfinished_xfs(head: &[u8]) -> bool {
-    const INODES_OF_MKFS: u64 = 3;
-    let u64_at = |at| bytes_at(head, at).map(u64::from_be_bytes);
-    let u32_at = |at| bytes_at(head, at).map(u32::from_be_bytes);
-    let byte_at = |at| bytes_at::<1>(head, at).map(|[byte]| byte);
-    let is_xfs = bytes_at(head, 0) == Some(*b"XFSB");
-    let is_in_progress = byte_at(126) == Some(1);
-    let block_size_fits = byte_at(120).and_then(|log| 1_u32.checked_shl(log.into())) == u32_at(4);
-    let has_geometry = u64_at(8).is_some_and(|blocks| blocks > 0) && u32_at(88).is_some_and(|groups| groups > 0);
-    let has_no_root = u64_at(56) == Some(u64::MAX);
-    let in_use = u64_at(128).zip(u64_at(136)).map(|(all, free)| all.saturating_sub(free));
-    let has_no_file = has_no_root || in_use.is_some_and(|inodes| inodes <= INODES_OF_MKFS);
-    is_xfs && is_in_progress && block_size_fits && has_geometry && has_no_file
-}
-
 /// Where ext4 and ext3 have their superblock, and its length.
 pub(super) const EXT_SUPERBLOCK: (u64, usize) = (1024, 1024);
 
@@ -84,23 +64,8 @@ pub(super) fn btrfs_size(head: &[u8]) -> Option<u64> {
     is_btrfs.then(|| bytes_at(superblock, 112).map(u64::from_le_bytes)).flatten()
 }
 
-const BTRFS_SUPERBLOCK: usize = 64 * 1024;
-
-/// Whether these are the first bytes of a btrfs that mkfs.btrfs began and did not finish, and in which there can be no
-/// file: its superblock has the name for "not yet", and accounts for no more than the trees of an empty file system.
-///
-/// btrfs-convert uses that name too, on file systems that are full; there the old superblock is before it.
-/// Source: `BTRFS_MAGIC_TEMPORARY` of btrfs-progs.
-pub(super) fn is_unfinished_btrfs(head: &[u8]) -> bool {
-    const MOST_BYTES_OF_MKFS: u64 = 1024 * 1024;
-    let Some((before, superblock)) = head.split_at_checked(BTRFS_SUPERBLOCK) else { return false };
-    let u64_at = |at| bytes_at(superblock, at).map(u64::from_le_bytes);
-    let is_begun = bytes_at(superblock, 64) == Some(*b"!BHRfS_M");
-    let is_in_place = u64_at(48) == u64::try_from(BTRFS_SUPERBLOCK).ok();
-    let is_empty = u64_at(120).is_some_and(|used| used <= MOST_BYTES_OF_MKFS);
-    let is_alone = u64_at(136) == Some(1);
-    is_begun && is_in_place && is_empty && is_alone && before.iter().all(|byte| *byte == 0)
-}
+/// Where btrfs has its superblock.
+pub(super) const BTRFS_SUPERBLOCK: usize = 64 * 1024;
 
 /// The fields of an ext4 or ext3 superblock that matter here.
 ///
@@ -251,45 +216,6 @@ mod tests {
         let mut head = vec![0; BTRFS_SUPERBLOCK];
         head.extend(superblock);
         head
-    }
-
-    #[test]
-    fn only_an_xfs_that_says_so_itself_and_can_hold_no_file_is_unfinished() {
-        let unfinished = fixture!("xfs-unfinished");
-        assert!(is_unfinished_xfs(unfinished));
-        assert!(!is_unfinished_xfs(fixture!("xfs")));
-        let copy_of_a_full_one = with(&with(fixture!("xfs"), 126, &[1]), 128, &[0, 0, 0, 0, 0, 0, 0, 128]);
-        let spoiled = [
-            copy_of_a_full_one,
-            with(unfinished, 0, b"XFSC"),
-            with(unfinished, 4, &[0, 0, 2, 0]),
-            with(unfinished, 8, &[0; 8]),
-            with(unfinished, 88, &[0; 4]),
-            with(unfinished, 120, &[200]),
-            with(unfinished, 126, &[2]),
-            with(unfinished, 126, &[0]),
-            unfinished[..100].to_vec(),
-            vec![0; 512],
-            Vec::new(),
-        ];
-        spoiled.iter().for_each(|head| assert!(!is_unfinished_xfs(head), "{head:?}"));
-    }
-
-    #[test]
-    fn only_a_btrfs_that_says_so_itself_and_can_hold_no_file_is_unfinished() {
-        let unfinished = btrfs_head(fixture!("btrfs-unfinished"));
-        assert!(is_unfinished_btrfs(&unfinished));
-        assert!(!is_unfinished_btrfs(&btrfs_head(fixture!("btrfs"))));
-        let spoiled = [
-            with(&unfinished, 1080, &[0x53, 0xef]),
-            with(&unfinished, BTRFS_SUPERBLOCK + 48, &[1]),
-            with(&unfinished, BTRFS_SUPERBLOCK + 64, b"_"),
-            with(&unfinished, BTRFS_SUPERBLOCK + 124, &[1]),
-            with(&unfinished, BTRFS_SUPERBLOCK + 136, &[2]),
-            unfinished[..BTRFS_SUPERBLOCK].to_vec(),
-            Vec::new(),
-        ];
-        spoiled.iter().for_each(|head| assert!(!is_unfinished_btrfs(head)));
     }
 
     #[test]

@@ -76,8 +76,7 @@ pub(super) fn plan_container(disk: &Device, formatting: Formatting, found: &Cont
             found: format!("it holds {}", described(found)),
             cure: match formatting {
                 Formatting::Never => {
-                    "its volume context says noformat: make it an encrypted volume by hand, or take \
-                                      that setting away"
+                    "its volume context says noformat: if it is meant to be new, take that setting away"
                 }
                 Formatting::ReadOnly | Formatting::Allowed => {
                     "it is asked for read-only: use it once for writing, which makes it an encrypted volume"
@@ -307,14 +306,14 @@ fn observe_is_to_blank(call: &Call<'_>, plan: ContainerPlan, formatting: Formatt
     }
 }
 
-/// Says of an encrypted volume that could not be opened when there is nothing in it to mourn.
+/// Says of an encrypted volume that could not be opened when nothing was given out yet, as far as its header says.
 fn tell_of_no_loss(plan: ContainerPlan, disk: &Device) {
     match plan {
         ContainerPlan::OpenNew => warn!(
-            "nothing was ever stored in this encrypted volume: if its key is lost, delete it, or clear its disk with \
-             `blkdiscard -zf {}`, after which it is made anew volume={}",
-            disk.path().display(),
-            disk.volume()
+            "this encrypted volume was made and, as its header says, never given out: if the key that it was made with is \
+             lost, use another volume volume={} device={}",
+            disk.volume(),
+            disk.path().display()
         ),
         ContainerPlan::Open | ContainerPlan::MakeThenOpen => {}
     }
@@ -336,7 +335,7 @@ mod tests {
             (Container::Whole, "open"),
             (Container::Damaged, "damaged"),
             (Container::Old, "LUKS1"),
-            (Container::Other(Content::Unrecognised { at: 7 }), "not encrypted"),
+            (Container::Other(Content::Unrecognised { at: 7, what: None }), "not encrypted"),
         ];
         for (found, want) in found {
             for formatting in [Formatting::Allowed, Formatting::Never, Formatting::ReadOnly] {

@@ -130,9 +130,9 @@ mod tests {
 
     #[test]
     fn a_reader_has_its_volume_grown_through_a_writer_of_the_same() {
-        let writer = "9 1 8:0 / /writer rw - xfs /dev/sda rw\n";
-        let part = "9 1 8:0 /part /part rw - xfs /dev/sda rw\n";
-        let other = "9 1 8:16 / /other rw - xfs /dev/sdb rw\n";
+        let writer = "6 1 8:0 / /writer rw - xfs /dev/sda rw\n";
+        let part = "7 1 8:0 /part /part rw - xfs /dev/sda rw\n";
+        let other = "8 1 8:16 / /other rw - xfs /dev/sdb rw\n";
         let reader = "9 1 8:0 / /reader ro - xfs /dev/sda rw\n";
         for (others, want) in [
             (vec![writer], "/writer"),

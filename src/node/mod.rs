@@ -125,13 +125,7 @@ impl Node {
     ///
     /// Nomad repeats no node call that was refused, and several tasks of one job on one droplet ask at once: they stand in
     /// line. Most of what is waited for takes milliseconds.
-    fn begin(
-        &self,
-        arrival: Arrival,
-        volume: &str,
-        name: Option<&VolumeName>,
-        paths: &[&Path],
-    ) -> Result<Call<'_>> {
+    fn begin(&self, arrival: Arrival, volume: &str, name: Option<&VolumeName>, paths: &[&Path]) -> Result<Call<'_>> {
         let Arrival { queued, came } = arrival;
         let real = |path: &&Path| Ok(VolumeKey::Path(place::observe_whole_path(path)?));
         let mut others = paths.iter().map(real).collect::<Result<Vec<_>>>()?;

@@ -220,17 +220,19 @@ pub fn plan_disk(
     }
 }
 
-const LOOK: &str = "look at it with `blkid -p DEVICE` and `wipefs DEVICE`; if the data is of no use, clear it by hand";
+const LOOK: &str = "nothing was changed; FIRSTsee what is on it with `blkid -p DEVICE` and `wipefs DEVICE`, which change \
+                    nothing either, and make a snapshot before you repair anything; if an empty volume is needed, create \
+                    another one";
 
-const ENCRYPTED: &str = "if it is to be used as an encrypted volume, say `encrypted = \"true\"` among its parameters, or in \
-                         the context of one that is registered, and give its key among its secrets; else look at it with \
-                         `blkid -p DEVICE`, and if the data is of no use, clear it by hand";
+const ENCRYPTED: &str = "nothing was changed; if it is to be used as an encrypted volume, say `encrypted = \"true\"` among \
+                         its parameters, or in the context of one that is registered, and give its key among its \
+                         secrets; FIRST`cryptsetup luksDump DEVICE` shows more of it";
 
 fn format_if_allowed(device: &Device, content: &Content, formatting: Formatting, fs: FsKind) -> Result<DiskPlan> {
     match formatting {
         Formatting::Allowed => Ok(DiskPlan::FormatThenMount(fs)),
         Formatting::Never => {
-            let cure = "its volume context says noformat: make a file system on it by hand, or take that setting away";
+            let cure = "its volume context says noformat: if it is meant to be new, take that setting away";
             Err(will_not_format(device, content, cure))
         }
         Formatting::ReadOnly => {
@@ -254,7 +256,7 @@ fn will_not_format(device: &Device, content: &Content, cure: &str) -> Error {
         volume: device.volume().clone(),
         device: device.path().to_owned(),
         found: format!("it holds {content}"),
-        cure: format!("{}{}", device.by_hand().first, cure.replace("DEVICE", &device.by_hand().path)),
+        cure: cure.replace("FIRST", &device.by_hand().first).replace("DEVICE", &device.by_hand().path),
     }
 }
 

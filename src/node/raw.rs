@@ -129,7 +129,7 @@ fn refuse_begun(call: &Call<'_>, device: &Device) -> Result<()> {
     let path = device.path().display();
     Err(Error::Precondition(format!(
         "volume {} on {path} holds the beginning of an encrypted volume, whose making was cut off, and is not given out as a raw \
-         disk; stage it as an encrypted volume once, which completes it, or clear it with `blkdiscard --zeroout {path}`",
+         disk; stage it as an encrypted volume once, which completes it, or use another volume",
         device.volume()
     )))
 }
@@ -154,7 +154,7 @@ fn refuse_unfinished(call: &Call<'_>, device: &Device) -> Result<()> {
     let path = device.path().display();
     Err(Error::Precondition(format!(
         "volume {} on {path} holds the beginning of {fs}, whose making was cut off, and is not given out as a raw disk; \
-         stage it with a file system once, which completes it, or clear it with `blkdiscard --zeroout {path}`",
+         stage it with a file system once, which completes it, or use another volume",
         device.volume()
     )))
 }

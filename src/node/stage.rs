@@ -22,7 +22,7 @@ use super::{Arrival, Call, Node};
 use crate::config::{DEVICE_BUDGET, MOUNT_BUDGET};
 use crate::error::{Chain, Error, Result};
 use crate::host::CLAIM_BUDGET;
-use crate::host::content::{FsKind, observe_content};
+use crate::host::content::{Content, FsKind, observe_content};
 use crate::host::device::Device;
 use crate::host::find::await_device;
 use crate::host::flags::{MountOptions, NO_UUID};
@@ -221,8 +221,9 @@ impl Node {
     /// Formats the disk if it is blank and checks its file system if it needs it; says which one it is.
     fn ensure_sound(&self, call: &Call<'_>, mounts: &MountTable, want: &Wanted<'_>) -> Result<FsKind> {
         let device = want.device;
-        let content = observe_content(&call.runner, device)?;
-        let fs = match plan_disk(device, want.fs, self.default_fs, want.formatting(), &content)? {
+        let content = observe_settled(call, device)?;
+        let plan = |content| plan_disk(device, want.fs, self.default_fs, want.formatting(), content);
+        let fs = match plan(&content)? {
             DiskPlan::Mount(fs) => {
                 check_mountable(want, fs, false)?;
                 fs
@@ -231,8 +232,17 @@ impl Node {
                 check_mountable(want, fs, true)?;
                 info!("formatting volume={} device={} fs={fs}", device.volume(), device.path().display());
                 let options = &want.stage.settings.format;
-                apply_format(&call.guard, &self.slots.format, &call.runner, device, fs, options)?;
-                fs
+                match apply_format(&call.guard, &self.slots.format, &call.runner, device, fs, options) {
+                    Ok(()) => fs,
+                    Err(refused @ Error::WillNotFormat { .. }) => {
+                        match plan(&observe_content(&call.runner, device)?)? {
+                            // Somebody else made it meanwhile.
+                            DiskPlan::Mount(fs) => fs,
+                            DiskPlan::FormatThenMount(_) => return Err(refused),
+                        }
+                    }
+                    Err(other) => return Err(other),
+                }
             }
         };
         if let Some(why) = observe_check_need(device, fs)? {
@@ -260,6 +270,21 @@ impl Node {
             warn!("the file system is smaller than its disk and stays so: {}", Chain(&err));
         }
     }
+}
+
+/// Looks at what is on a disk, and once more when it is nothing clear and nobody else uses the disk any more: a mkfs whose
+/// plugin was killed goes on, and what it has left halfway is no reason to refuse what it leaves in the end.
+fn observe_settled(call: &Call<'_>, device: &Device) -> Result<Content> {
+    let content = observe_content(&call.runner, device)?;
+    match content {
+        Content::AllZero | Content::Filesystem(_) | Content::Encrypted(_) => return Ok(content),
+        Content::Unfinished(_)
+        | Content::OtherSignature { .. }
+        | Content::Ambivalent { .. }
+        | Content::Unrecognised { .. } => {}
+    }
+    device.check_is_free("the mount", call.cap(CLAIM_BUDGET))?;
+    observe_content(&call.runner, device)
 }
 
 /// Makes the staging folder, unless something is mounted there: a dead mount cannot even be examined.

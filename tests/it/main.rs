@@ -41,6 +41,7 @@ mod proto;
 mod retry;
 mod rig;
 mod root_answers;
+mod root_blank;
 mod root_chaos;
 mod root_checks;
 mod root_demo;

@@ -141,7 +141,7 @@ impl Bench {
         Bench { guard, slots: Slots::new(2, "others run"), runner: SystemRunner::new(find_tools().unwrap()) }
     }
 
-    fn format(&self, device: &Device, fs: FsKind) -> Result<(), Error> {
+    pub fn format(&self, device: &Device, fs: FsKind) -> Result<(), Error> {
         self.format_with(device, fs, &[])
     }
 
@@ -150,7 +150,7 @@ impl Bench {
         apply_format(&self.guard, &self.slots, &self.runner, device, fs, &options)
     }
 
-    fn content(&self, disk: &Disk) -> Content {
+    pub fn content(&self, disk: &Disk) -> Content {
         observe_content(&self.runner, &disk.device()).unwrap()
     }
 
@@ -474,7 +474,7 @@ fn root_a_sample_between_the_ends_is_found_wherever_it_lies() {
         let at = 4 * MIB + span / 64 * i + span / 128;
         let at = at - at % 4096 + 17;
         disk.write(at, b"x");
-        assert_eq!(bench.content(&disk), Content::Unrecognised { at });
+        assert_eq!(bench.content(&disk), Content::Unrecognised { at, what: None });
         disk.write(at, &[0]);
     }
     assert_eq!(bench.content(&disk), Content::AllZero);

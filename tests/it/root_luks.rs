@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -151,17 +151,27 @@ fn root_a_disk_that_holds_anything_never_becomes_an_encrypted_volume() {
 fn root_what_was_made_blank_and_has_grown_is_known_by_its_zero_head() {
     let (bench, disk) = (Bench::new(), Disk::new(GIB));
     let has_grown = || observe_has_grown_blank(&bench.runner, &disk.device()).unwrap();
+    // As zeros read that were encrypted with another key.
+    let mut noise = [0; 4096];
+    File::open("/dev/urandom").unwrap().read_exact(&mut noise).unwrap();
     assert!(!has_grown());
-    disk.write(GIB - 512, &[7; 512]);
+    disk.write(GIB - 4096, &noise);
     assert!(has_grown());
     apply_blank(&bench.guard, &bench.runner, &disk.device()).unwrap();
     assert!(!has_grown() && seen(&bench, &disk) == Container::Blank);
     for at in [0, 4 * MIB - 1] {
-        disk.write(GIB - 512, &[7; 512]);
+        disk.write(GIB - 4096, &noise);
         disk.write(at, &[7]);
         assert!(!has_grown(), "{at}");
         disk.write(at, &[0]);
     }
+    // What a file system leaves is no noise, also when its beginning was lost.
+    disk.write(GIB - 4096, &b"my data ".repeat(512));
+    let before = disk.bytes();
+    assert!(!has_grown() && before.are_still_there());
+    disk.write(GIB - 4096, &noise);
+    disk.write(128 * MIB, include_bytes!("../fixtures/superblock/ext4-copy.bin"));
+    assert!(!has_grown());
     disk.close();
 }
 

@@ -88,7 +88,7 @@ fn root_the_beginning_of_an_encrypted_volume_is_not_given_out_as_a_raw_disk() {
     };
     format("do-csi-plugin:new");
     let before = rig.bytes(&vol);
-    let words = ["the beginning of an encrypted volume", "blkdiscard"];
+    let words = ["the beginning of an encrypted volume", "completes it"];
     refused(rig.stage(&vol), RpcStatusCode::FAILED_PRECONDITION, &words);
     refused(rig.publish(&vol, "raw"), RpcStatusCode::FAILED_PRECONDITION, &words);
     assert!(before.are_still_there());

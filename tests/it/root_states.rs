@@ -886,8 +886,8 @@ fn root_the_beginning_of_a_file_system_is_not_given_out_as_a_raw_disk() {
     // As mke2fs leaves it when it is killed just before its last write.
     rig.run("dd", &["if=/dev/zero", &format!("of={}", rig.node(&vol).display()), "bs=4096", "count=1", "conv=fsync"]);
     let before = rig.bytes(&vol);
-    refused(rig.stage(&vol.block()), PRECONDITION, &["the beginning of ext4", "blkdiscard"]);
-    refused(rig.publish(&vol.block(), "raw"), PRECONDITION, &["the beginning of ext4", "blkdiscard"]);
+    refused(rig.stage(&vol.block()), PRECONDITION, &["the beginning of ext4", "completes it"]);
+    refused(rig.publish(&vol.block(), "raw"), PRECONDITION, &["the beginning of ext4", "completes it"]);
     assert!(before.are_still_there());
     rig.stage(&vol).unwrap();
     rig.unstage(&vol).unwrap();

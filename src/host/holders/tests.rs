@@ -1,3 +1,5 @@
+//! What is found about a disk's holders, on trees of sysfs and mount tables that are made for each test.
+
 use std::fs;
 use std::os::unix::fs::symlink;
 

@@ -18,7 +18,7 @@ fn contents() -> Vec<Content> {
         Content::Encrypted(Luks { version: Some(2), subsystem: None }),
         Content::OtherSignature { what: "LVM".into() },
         Content::Ambivalent { what: "xfs and a partition table".into() },
-        Content::Unrecognised { at: 512 },
+        Content::Unrecognised { at: 512, what: None },
     ];
     for kind in FsKind::ALL {
         // A new kind of content does not compile here, and so finds its way into the table.
