@@ -83,7 +83,7 @@ fn after_words(text: &str, words: usize) -> &str {
 
 /// Whether a volume of the right DigitalOcean name was made for this CSI name.
 ///
-/// That a CSI driver made it at all is another question: [`made_by`].
+/// That a CSI driver made it at all is another question: `made_by`.
 #[must_use]
 pub fn is_made_for(csi: &str, name: &VolumeName, description: &str) -> bool {
     let is_named = || {
