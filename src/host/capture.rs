@@ -20,6 +20,8 @@ pub(super) struct Capture {
     pub(super) tail: VecDeque<u8>,
     most_tail: usize,
     is_cut: bool,
+    /// Why the last reading ended before there was nothing more to read.
+    failed: Option<std::io::Error>,
 }
 
 impl Capture {
@@ -28,26 +30,42 @@ impl Capture {
         let (pipe, writer) = std::io::pipe()?;
         fcntl(&pipe, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
         let (head, tail) = (Vec::new(), VecDeque::new());
-        Ok((Capture { pipe, head, most_head, tail, most_tail, is_cut: false }, Stdio::from(writer)))
+        Ok((Capture { pipe, head, most_head, tail, most_tail, is_cut: false, failed: None }, Stdio::from(writer)))
     }
 
     /// Reads what there is at the moment, and says whether there was anything. It does not wait for the end: a process that
-    /// the child has left behind may keep the pipe open.
-    pub(super) fn drain(&mut self) -> std::io::Result<bool> {
+    /// the child has left behind may keep the pipe open. Nor is a failure an end: the child goes on, and must not be left alone
+    /// with a disk; what could not be read is still there.
+    pub(super) fn drain(&mut self) -> bool {
         let mut piece = [0; PIECE];
         let mut was_any = false;
+        self.failed = None;
         loop {
             match self.pipe.read(&mut piece) {
-                Ok(0) => return Ok(was_any),
+                Ok(0) => return was_any,
                 Ok(length) => {
                     self.keep(piece.get(..length).unwrap_or_default());
                     was_any = true;
                 }
-                Err(err) if err.kind() == ErrorKind::WouldBlock => return Ok(was_any),
+                Err(err) if err.kind() == ErrorKind::WouldBlock => return was_any,
                 Err(err) if err.kind() == ErrorKind::Interrupted => {}
-                Err(err) => return Err(err),
+                Err(err) => {
+                    self.failed = Some(err);
+                    return was_any;
+                }
             }
         }
+    }
+
+    /// Sees that everything was read, after the child has ended.
+    ///
+    /// # Errors
+    /// The system's answer, when a second try was of no use either.
+    pub(super) fn ensure_read(&mut self) -> std::io::Result<()> {
+        if self.failed.is_some() {
+            self.drain();
+        }
+        self.failed.take().map_or(Ok(()), Err)
     }
 
     fn keep(&mut self, bytes: &[u8]) {

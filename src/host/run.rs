@@ -308,6 +308,8 @@ impl SystemRunner {
             .process_group(0)
             .spawn()?;
         let exit = wait_or_kill(child, cmd, self.idle_limit, &mut [&mut stdout, &mut stderr])?;
+        stdout.ensure_read()?;
+        stderr.ensure_read()?;
         Ok(Output { exit, stdout: stdout.head, stderr: stderr.text() })
     }
 }
@@ -371,7 +373,7 @@ fn wait_within(
         let ended = child.try_wait()?;
         let mut was_any = false;
         for output in outputs.iter_mut() {
-            was_any |= output.drain()?;
+            was_any |= output.drain();
         }
         if ended.is_some() {
             return Ok(ended);
