@@ -254,7 +254,8 @@ impl Player {
         self.scene.check_content()?;
         let again = self.scene.call(case.verb).map_err(|err| format!("the same without the fault fails: {err}"))?;
         again.map_err(|what| format!("the same without the fault: {what}"))?;
-        self.scene.check(case.after()).map_err(|what| format!("the same without the fault is OK, but {what}"))?;
+        let places = self.scene.check(case.after()).and_then(|()| self.scene.check_no_other_mount());
+        places.map_err(|what| format!("the same without the fault is OK, but {what}"))?;
         self.scene.check_content().map_err(|what| format!("after the same without the fault {what}"))
     }
 }

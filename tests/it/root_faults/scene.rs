@@ -212,6 +212,7 @@ impl Scene {
             self.must(Verb::Publish)?;
         }
         self.check(Places { is_staged: state.is_staged(), is_published: state.is_published() })?;
+        self.check_no_other_mount()?;
         self.check_files()?;
         if state.has_task() {
             self.start_task();
@@ -304,7 +305,7 @@ impl Scene {
         [self.staging(), self.target()].map(|path| self.rig.mount_at(&path))
     }
 
-    /// Sees that the volume is at these of its places, as asked for, and nothing else is mounted.
+    /// Sees that the volume is at these of its places, as asked for, and at no other of the two.
     pub fn check(&self, places: Places) -> Seen {
         let (staging, target) = (self.staging(), self.target());
         // A raw disk is not mounted when it is staged.
@@ -324,13 +325,23 @@ impl Scene {
         } else if fs::symlink_metadata(self.outside(&target)).is_ok() {
             return Err(format!("{} is left", target.display()));
         }
-        let (home, ours) = (self.rig.machine().home(), [staging, target]);
-        let point = |line: &String| line.split(' ').nth(4).map(PathBuf::from).unwrap_or_default();
-        let is_other = |line: &String| point(line).starts_with(home) && !ours.contains(&point(line));
-        match self.rig.machine().droplet.mounts().into_iter().find(is_other) {
+        Ok(())
+    }
+
+    /// Sees that nothing is mounted but at the volume's two places. What a fault leaves beside them is cleared by the next call.
+    pub fn check_no_other_mount(&self) -> Seen {
+        let ours = [self.staging(), self.target()];
+        match self.points().into_iter().find(|point| !ours.contains(point)) {
             None => Ok(()),
-            Some(line) => Err(format!("a mount is left behind: {line}")),
+            Some(point) => Err(format!("a mount is left behind at {}", point.display())),
         }
+    }
+
+    /// Where something is mounted that has to do with volumes, the topmost last.
+    fn points(&self) -> Vec<PathBuf> {
+        let lines = self.rig.machine().droplet.mounts();
+        let points = lines.iter().filter_map(|line| line.split(' ').nth(4)).map(PathBuf::from);
+        points.filter(|point| point.starts_with(self.rig.machine().home())).collect()
     }
 
     /// Sees that nothing uses the disk any more, so that it may be detached.
@@ -384,10 +395,8 @@ impl Scene {
     pub fn recover(&mut self) {
         self.task = None;
         self.rig.restart();
-        for path in [self.target(), self.staging()] {
-            while self.rig.mount_at(&path).is_some() {
-                self.rig.run("umount", &[&path.to_string_lossy()]);
-            }
+        for point in self.points().iter().rev() {
+            self.rig.run("umount", &[&point.to_string_lossy()]);
         }
         self.rig.detach(&self.vol);
         self.volumes += 1;
