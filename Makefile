@@ -62,7 +62,7 @@ test-root: root rust own compiler disk-tools ## Run the kernel tests: loop devic
 	$$alone root_ --skip root_figures --skip root_faults
 	exec $$alone --nocapture --test-threads=1 root_figures
 
-# FAULTS=sample plays every 100th fault, beginning with another one each day; what is printed as FAULTS=K/N plays the same
+# FAULTS=sample plays every 300th fault, beginning with another one each day; what is printed as FAULTS=K/N plays the same
 # ones again, and CASE="Publish xfs" only those of the cases that have this in their names. IN=programs plays those of mkfs,
 # blkid and the like instead of the plugin's own.
 FAULTS ?= all
@@ -70,7 +70,7 @@ test-faults: root rust own compiler disk-tools strace ## Let each system call of
 	cargo test $(FAST) --test it --no-run
 	case "$(FAULTS)" in
 	all) FAULTS=1/1 ;;
-	sample) FAULTS=$$(($$(date +%s) / 86400 % 100))/100 ;;
+	sample) FAULTS=$$(($$(date +%s) / 86400 % 300))/300 ;;
 	esac
 	export FAULTS CASE IN
 	exec unshare --mount --propagation private cargo test $(FAST) --test it -- --ignored --nocapture root_faults
