@@ -52,8 +52,8 @@ fn root_a_mount_of_an_odd_type_stops_no_call_and_is_not_overlooked() {
     let target = rig.target(&vols[0], "alloc");
     mount_odd(&rig, &target);
     rig.stage(&vols[0]).unwrap();
-    refused(rig.publish(&vols[0], "alloc"), RpcStatusCode::ALREADY_EXISTS, &["fuse."]);
-    refused(rig.unpublish(&vols[0], "alloc"), RpcStatusCode::ALREADY_EXISTS, &["fuse."]);
+    refused(rig.publish(&vols[0], "alloc"), RpcStatusCode::FAILED_PRECONDITION, &["fuse."]);
+    refused(rig.unpublish(&vols[0], "alloc"), RpcStatusCode::FAILED_PRECONDITION, &["fuse."]);
     for at in [&target, &apart] {
         rig.run("umount", &["-l", &at.to_string_lossy()]);
     }
