@@ -128,8 +128,8 @@ fn services(config: &Arc<Config>, token: Option<Token>, own_droplet: &Arc<OwnDro
         warn!("--debug-addr has no effect: health is that of the controller service, which is not offered");
     }
     if config.mode.has_node() {
-        check_is_sysfs(&config.sys_dir).map_err(|err| format!("--sys-dir: {}", Chain(&err)))?;
         let tools = find_tools().map_err(|missing| missing.to_string())?;
+        check_is_sysfs(&config.sys_dir).map_err(|err| format!("--sys-dir: {}", Chain(&err)))?;
         info!("this droplet has {} encrypted_volumes={}", observe_abilities(), tools.can_encrypt());
         tell_when_nothing_reaches();
         let node = Arc::new(Node::new(config, Box::new(SystemRunner::new(tools))));

@@ -71,7 +71,6 @@ impl Node {
             Some(target) => self.ensure_not_dead(&call, &stage.volume, target)?,
             None => observe_mounts()?,
         };
-        check_reaches_host(&mounts, target.as_deref().unwrap_or(&want.target))?;
         match &stage.capability.access {
             Access::Block => {
                 let (name, size) = (&want.stage.attached.name, want.stage.attached.size);
@@ -134,6 +133,7 @@ impl Node {
 
     fn ensure_shown(&self, call: &Call<'_>, mounts: &MountTable, shown: &Shown<'_>) -> Result<()> {
         let target = shown.target.as_deref();
+        check_reaches_host(mounts, target.unwrap_or(&shown.want.target))?;
         let at = match target {
             Some(target) => self.observe_at(mounts, target, shown.device, |mount| shown.difference(mount))?,
             None => MountAt::Free,

@@ -544,6 +544,8 @@ fn chroot_without(solo: &Solo, missing: Option<&str>) -> Command {
             mkdir -p "$1$lib"
             mount --rbind "$lib" "$1$lib"
         done
+        mkdir -p "$1/sys"
+        mount --rbind /sys "$1/sys"
         cp "$2" "$1/do-csi-plugin"
         root=$1
         shift 2

@@ -120,7 +120,7 @@ fn root_a_disk_that_holds_anything_unknown_is_refused_and_keeps_every_byte() {
         ("LVM", 512, lvm_label(), "LVM"),
         ("RAID", 4096, raid_superblock(), "RAID"),
         ("half a note of ours", 4096, b"do-csi-plugin: this disk was blank".to_vec(), "unknown data"),
-        ("XFS without the rest", 0, b"XFSB".to_vec(), "unknown data"),
+        ("XFS without the rest", 0, b"XFSB".to_vec(), "a superblock of xfs at byte 0"),
     ];
     for (index, (what, at, bytes, words)) in contents.into_iter().enumerate() {
         let vol = rig.volume(&format!("vol-{index}"), "");
@@ -130,11 +130,8 @@ fn root_a_disk_that_holds_anything_unknown_is_refused_and_keeps_every_byte() {
             let outcome = rig.stage(&vol.fs(fs));
             let refusal = outcome.as_ref().unwrap_err().to_string();
             assert!(refusal.contains(words), "{what}: {refusal}");
-            refused(
-                outcome,
-                RpcStatusCode::FAILED_PRECONDITION,
-                &["is not formatted", &vol.name, "blkid -p /dev/loop"],
-            );
+            let look = if words == "LUKS" { "luksDump /dev/loop" } else { "blkid -p /dev/loop" };
+            refused(outcome, RpcStatusCode::FAILED_PRECONDITION, &["is not formatted", &vol.name, look]);
         }
         assert!(before.are_still_there(), "{what}");
         assert_eq!(rig.mount_at(&rig.staging(&vol)), None, "{what}");

@@ -57,7 +57,7 @@ fn root_recorded_errors_make_a_volume_abnormal_and_are_why_it_does_not_grow() {
         }
         rig.resize(&vol, 3);
         let expand = rig.client().node_expand(&vol.csi.id, &staging, 3 << 30);
-        let words = ["recorded errors", "checked and grown when it is staged next", &vol.csi.id];
+        let words = ["recorded errors", "checked and grown when it is staged next", &vol.name];
         refused(expand, RpcStatusCode::FAILED_PRECONDITION, &words);
         rig.write(&staging, "file", "kept").unwrap();
         rig.unpublish(&vol, "alloc").unwrap();

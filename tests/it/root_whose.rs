@@ -140,9 +140,12 @@ fn root_a_volume_is_let_go_of_by_any_plugin_that_comes_later() {
         fs::write(device.join(file), was).unwrap();
     }
     // A disk that is gone is nobody's any more, and its mount is in everybody's way.
-    sysfs.hide(&rig.node(&vol));
+    let node = rig.node(&vol);
+    sysfs.hide(&node);
+    rig.hide_node(&node);
     rig.client().unstage(UNKNOWN, &rig.staging(&vol)).unwrap();
     assert_eq!(rig.mount_at(&rig.staging(&vol)), None);
+    rig.show_node(&node);
     rig.close();
 }
 
