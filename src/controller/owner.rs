@@ -6,7 +6,9 @@
 //! - that a CSI driver made a volume, its description: both this driver and the official one write the same beginning, in
 //!   the create itself, and DigitalOcean offers no way to change it;
 //! - for which cluster, the owner's name (`--do-tag`): in that description, where this driver writes it, and as a tag, which
-//!   the official driver puts on too. A tag can be put on by people, which is how a volume is handed over;
+//!   the official driver puts on too. People can change tags, which is how a volume is handed over: the new owner's tag is
+//!   put on, and the old one's taken off. One of the two alone changes nothing for whom it was not made, as a tag may be on
+//!   it for another reason, and makes it nobody's to delete when the owner's own is gone;
 //! - a snapshot has no description, so this driver marks it by a tag. The official driver leaves no mark on one but its
 //!   `--do-tag`.
 //!
@@ -41,6 +43,11 @@ pub(super) enum Claim {
     Unmarked,
     /// Another owner's mark is on it.
     Foreign(String),
+    /// It was made for this plugin's owner, whose tag is not among its tags any more.
+    HandedOver {
+        /// Its tags.
+        tags: Vec<String>,
+    },
 }
 
 /// The owner that this plugin works for; none: every volume that no owner's mark is on is its own.
@@ -48,21 +55,28 @@ pub(super) enum Claim {
 pub(super) struct Owner(Option<Tag>);
 
 /// Decides whose something is. `made` is `None` for what no CSI driver made.
+///
+/// An owner whose mark is on it from the create on keeps it until that owner's tag is taken off: one tag alone may be on it
+/// for another reason. Where no tags are shown, the token may not read them, and what was written in the create holds.
 fn plan_claim(made: Option<&Made>, tags: &[String], own: Option<&Tag>) -> Claim {
     let is_own = |name: &str| own.is_some_and(|own| own.is(name));
-    if tags.iter().any(|tag| is_own(tag)) {
-        return if made.is_some() { Claim::Ours } else { Claim::Unmarked };
+    let is_on_it = |owner: &str| tags.iter().any(|tag| tag.eq_ignore_ascii_case(owner));
+    let is_tagged = tags.iter().any(|tag| is_own(tag));
+    match made.and_then(|made| made.owner.as_deref()) {
+        Some(owner) if is_own(owner) && (is_tagged || tags.is_empty()) => return Claim::Ours,
+        Some(owner) if is_own(owner) => return Claim::HandedOver { tags: tags.to_vec() },
+        Some(owner) if is_on_it(owner) || !is_tagged => return Claim::Foreign(owner.to_owned()),
+        Some(_) | None => {}
     }
-    let by_maker = made.and_then(|made| made.owner.as_deref());
-    match by_maker {
-        Some(owner) if is_own(owner) => return Claim::Ours,
-        Some(owner) => return Claim::Foreign(owner.to_owned()),
-        None => {}
-    }
-    match (tags.iter().find(|tag| tag.starts_with(KUBERNETES)), made) {
-        (Some(cluster), _) => Claim::Foreign(cluster.clone()),
-        (None, Some(_)) => Claim::Unclaimed { tags: tags.to_vec() },
-        (None, None) => Claim::Unmarked,
+    let is_cluster = |tag: &str| tag.starts_with(KUBERNETES) && !is_own(tag);
+    let cluster = tags.iter().find(|tag| is_cluster(tag));
+    // Of two clusters' tags, this plugin's own counts.
+    let is_clusters = is_tagged && own.is_some_and(|own| own.as_str().starts_with(KUBERNETES));
+    match (cluster, made) {
+        (Some(cluster), _) if !is_clusters => Claim::Foreign(cluster.clone()),
+        (_, Some(_)) if is_tagged => Claim::Ours,
+        (_, Some(_)) => Claim::Unclaimed { tags: tags.to_vec() },
+        (_, None) => Claim::Unmarked,
     }
 }
 
@@ -73,6 +87,7 @@ fn plan_adoption(claim: &Claim, own: Option<&Tag>) -> Option<String> {
         (Claim::Unclaimed { tags }, Some(own)) => Some(unclaimed(tags, own)),
         (Claim::Unmarked, _) => Some("it carries no mark of a CSI driver".to_owned()),
         (Claim::Foreign(owner), _) => Some(foreign(owner, own)),
+        (Claim::HandedOver { tags }, _) => Some(handed_over(tags)),
     }
 }
 
@@ -84,6 +99,7 @@ fn plan_deletion(claim: &Claim, own: Option<&Tag>) -> Option<String> {
         (Claim::Unclaimed { tags }, Some(own)) => Some(unclaimed(tags, own)),
         (Claim::Unmarked, _) => Some("no CSI driver has made it".to_owned()),
         (Claim::Foreign(owner), _) => Some(foreign(owner, own)),
+        (Claim::HandedOver { tags }, _) => Some(handed_over(tags)),
     }
 }
 
@@ -93,6 +109,7 @@ fn plan_change(claim: &Claim, own: Option<&Tag>) -> Option<String> {
     match claim {
         Claim::Ours | Claim::Unclaimed { .. } | Claim::Unmarked => None,
         Claim::Foreign(owner) => Some(foreign(owner, own)),
+        Claim::HandedOver { tags } => Some(handed_over(tags)),
     }
 }
 
@@ -101,6 +118,10 @@ fn foreign(owner: &str, own: Option<&Tag>) -> String {
         Some(own) => format!("it is {owner:?}'s, and this plugin works for {:?} (--do-tag)", own.as_str()),
         None => format!("it is {owner:?}'s, and this plugin has no --do-tag"),
     }
+}
+
+fn handed_over(tags: &[String]) -> String {
+    format!("it was made for this plugin's --do-tag, which is not among its tags any more ({})", tags.join(", "))
 }
 
 fn unclaimed(tags: &[String], own: &Tag) -> String {
@@ -146,9 +167,11 @@ impl Owner {
         plan_claim(made_by(&volume.description).as_ref(), &volume.tags, self.tag())
     }
 
-    /// Whether another owner's mark is on a volume.
-    pub(super) fn is_foreign(&self, volume: &Volume) -> bool {
-        matches!(self.claim(volume), Claim::Foreign(_))
+    /// Why a volume is another owner's, and how to make it this plugin's; none: it is not another's.
+    pub(super) fn foreign(&self, volume: &Volume) -> Option<(String, String)> {
+        let claim = self.claim(volume);
+        let why = plan_change(&claim, self.tag())?;
+        Some((why, self.cure(&claim, &of_volume(volume))))
     }
 
     /// Whose a snapshot is.
@@ -156,7 +179,9 @@ impl Owner {
         // The official driver's only mark is the owner's tag.
         let is_owners = self.tag().is_some_and(|own| snapshot.tags.iter().any(|tag| own.is(tag)));
         let made = taken_by(snapshot).or_else(|| is_owners.then_some(Made { owner: None }));
-        plan_claim(made.as_ref(), &snapshot.tags, self.tag())
+        let is_mark = |tag: &str| tag.split(':').next() == Some(SNAPSHOT_MARK);
+        let tags: Vec<String> = snapshot.tags.iter().filter(|tag| !is_mark(tag)).cloned().collect();
+        plan_claim(made.as_ref(), &tags, self.tag())
     }
 
     /// Sees that a volume of the name that was asked for may be taken for the one that an earlier call made.
@@ -179,7 +204,7 @@ impl Owner {
     /// [`Error::NotAdopted`].
     pub(super) fn check_snapshot_adoption(&self, snapshot: &Snapshot) -> Result<()> {
         let claim = self.claim_snapshot(snapshot);
-        if is_snapshotters(&snapshot.name) && !matches!(claim, Claim::Foreign(_)) {
+        if is_snapshotters(&snapshot.name) && plan_change(&claim, self.tag()).is_none() {
             return Ok(());
         }
         let Some(why) = plan_adoption(&claim, self.tag()) else { return Ok(()) };
@@ -203,7 +228,9 @@ impl Owner {
                 "`nomad volume deregister` makes Nomad forget it; delete it where it was made (`terraform destroy`), or by \
                  `doctl compute volume delete {id}`"
             ),
-            Claim::Ours | Claim::Unclaimed { .. } | Claim::Foreign(_) => self.cure(&format!("do:volume:{id}")),
+            Claim::Ours | Claim::Unclaimed { .. } | Claim::Foreign(_) | Claim::HandedOver { .. } => {
+                self.cure(&claim, &of_volume(volume))
+            }
         };
         Err(not_ours(volume, "deleted", why, cure))
     }
@@ -213,8 +240,8 @@ impl Owner {
     /// # Errors
     /// [`Error::NotOurs`].
     pub(super) fn check_change(&self, volume: &Volume, done: &str) -> Result<()> {
-        let Some(why) = plan_change(&self.claim(volume), self.tag()) else { return Ok(()) };
-        Err(not_ours(volume, done, why, self.cure(&format!("do:volume:{}", volume.id))))
+        let Some((why, cure)) = self.foreign(volume) else { return Ok(()) };
+        Err(not_ours(volume, done, why, cure))
     }
 
     /// Sees that a snapshot may be deleted. One without a mark may: the official driver leaves none.
@@ -222,23 +249,44 @@ impl Owner {
     /// # Errors
     /// [`Error::NotOurs`].
     pub(super) fn check_snapshot_deletion(&self, snapshot: &Snapshot) -> Result<()> {
-        let Some(why) = plan_change(&self.claim_snapshot(snapshot), self.tag()) else { return Ok(()) };
-        let cure = self.cure(&format!("do:volumesnapshot:{}", snapshot.id));
+        let claim = self.claim_snapshot(snapshot);
+        let Some(why) = plan_change(&claim, self.tag()) else { return Ok(()) };
+        let cure = self.cure(&claim, &format!("do:volume_snapshot:{}", snapshot.id));
         Err(Error::NotOurs { thing: shown(snapshot), done: "deleted".to_owned(), why, cure })
     }
 
-    /// How to hand something over to this plugin's owner.
-    fn cure(&self, resource: &str) -> String {
-        match self.name() {
-            Some(own) => format!(
-                "if it is to be this cluster's, put that tag on it (`doctl compute tag apply {own} --resource {resource}`) \
-                 and try again"
+    /// How to hand something over to this plugin's owner. A tag has to be known before it is put on anything, and the
+    /// owner's from before has to come off.
+    ///
+    /// Source: API reference, "Tag a Resource" (404 for a tag that is not known; `resource_type`).
+    fn cure(&self, claim: &Claim, resource: &str) -> String {
+        let Some(own) = self.name() else {
+            return match claim {
+                Claim::Foreign(owner) => {
+                    format!(
+                        "ask the plugin of that cluster, or start this one with --do-tag={owner} if they are the same"
+                    )
+                }
+                Claim::Ours | Claim::Unclaimed { .. } | Claim::Unmarked | Claim::HandedOver { .. } => {
+                    "start this plugin with the --do-tag of the cluster that it belongs to".to_owned()
+                }
+            };
+        };
+        let put_on = format!("`doctl compute tag create {own} && doctl compute tag apply {own} --resource {resource}`");
+        match claim {
+            Claim::Foreign(owner) => format!(
+                "if it is to be this cluster's, put that tag on it ({put_on}), take the other one off (`doctl compute tag \
+                 remove {owner} --resource {resource}`) and try again"
             ),
-            None => {
-                "ask the plugin of that cluster, or start this one with that --do-tag if they are the same".to_owned()
+            Claim::Ours | Claim::Unclaimed { .. } | Claim::Unmarked | Claim::HandedOver { .. } => {
+                format!("if it is to be this cluster's, put that tag on it ({put_on}) and try again")
             }
         }
     }
+}
+
+fn of_volume(volume: &Volume) -> String {
+    format!("do:volume:{}", volume.id)
 }
 
 fn not_ours(volume: &Volume, done: &str, why: String, cure: String) -> Error {
@@ -279,30 +327,42 @@ mod tests {
         let by = |owner: Option<&str>| Some(Made { owner: owner.map(str::to_owned) });
         let unclaimed = |names: &[&str]| Claim::Unclaimed { tags: tags(names) };
         let foreign = |owner: &str| Claim::Foreign(owner.to_owned());
+        let handed_over = |names: &[&str]| Claim::HandedOver { tags: tags(names) };
         let table = [
             (None, &[][..], Claim::Unmarked, Claim::Unmarked),
             (None, &["x"], Claim::Unmarked, Claim::Unmarked),
             // Attached by the plugin, which puts the tag on, and made by Terraform.
             (None, &["a"], Claim::Unmarked, Claim::Unmarked),
             (None, &["k8s:b"], foreign("k8s:b"), foreign("k8s:b")),
-            (None, &["k8s:b", "a"], Claim::Unmarked, foreign("k8s:b")),
+            (None, &["k8s:b", "a"], foreign("k8s:b"), foreign("k8s:b")),
             (by(None), &[], unclaimed(&[]), unclaimed(&[])),
             (by(None), &["x"], unclaimed(&["x"]), unclaimed(&["x"])),
             (by(None), &["x", "A"], Claim::Ours, unclaimed(&["x", "A"])),
             (by(None), &["k8s:b"], foreign("k8s:b"), foreign("k8s:b")),
-            (by(None), &["k8s:b", "a"], Claim::Ours, foreign("k8s:b")),
+            (by(None), &["k8s:b", "a"], foreign("k8s:b"), foreign("k8s:b")),
             (by(Some("a")), &[], Claim::Ours, foreign("a")),
-            (by(Some("A")), &["x"], Claim::Ours, foreign("A")),
+            (by(Some("a")), &["A", "b"], Claim::Ours, foreign("a")),
+            (by(Some("A")), &["x"], handed_over(&["x"]), foreign("A")),
             (by(Some("b")), &[], foreign("b"), foreign("b")),
             (by(Some("b")), &["b"], foreign("b"), foreign("b")),
+            // Both have it by the tags, and the one that it was made for keeps it.
+            (by(Some("b")), &["B", "a"], foreign("b"), foreign("b")),
             // Handed over.
-            (by(Some("b")), &["b", "a"], Claim::Ours, foreign("b")),
+            (by(Some("b")), &["x", "a"], Claim::Ours, foreign("b")),
         ];
         for (made, names, with_owner, without) in table {
             let shown = format!("{made:?} {names:?}");
             assert_eq!(plan_claim(made.as_ref(), &tags(names), Some(&own)), with_owner, "{shown}");
             assert_eq!(plan_claim(made.as_ref(), &tags(names), None), without, "{shown}");
         }
+    }
+
+    #[test]
+    fn of_two_tags_of_kubernetes_clusters_its_own_counts() {
+        let own = Tag::parse("k8s:a").unwrap();
+        let made = Made { owner: None };
+        assert_eq!(plan_claim(Some(&made), &tags(&["k8s:b", "k8s:a"]), Some(&own)), Claim::Ours);
+        assert_eq!(plan_claim(Some(&made), &tags(&["k8s:b"]), Some(&own)), Claim::Foreign("k8s:b".to_owned()));
     }
 
     #[test]
@@ -317,6 +377,7 @@ mod tests {
             (tagged, [false, false, true], [true, true, true]),
             (Claim::Unmarked, [false, false, true], [false, false, true]),
             (Claim::Foreign("b".to_owned()), [false, false, false], [false, false, false]),
+            (Claim::HandedOver { tags: tags(&["b"]) }, [false, false, false], [false, false, false]),
         ];
         for (claim, with_owner, without) in table {
             let may = |own| {

@@ -382,7 +382,12 @@ impl Controller {
     /// the tag is no failure of the call; the next one tries again. One that is another owner's is used and stays theirs.
     fn apply_tag(&self, _guard: &VolumeGuard, time: &CallTime, volume: &Volume) {
         let Some(tag) = self.owner.tag().filter(|tag| !volume.tags.iter().any(|have| tag.is(have))) else { return };
-        if self.owner.is_foreign(volume) {
+        if let Some((why, cure)) = self.owner.foreign(volume) {
+            warn!(
+                "volume={} name={} is used, but not deleted, changed, or taken from a droplet that is off or gone: {why}; \
+                 {cure}",
+                volume.id, volume.name
+            );
             return;
         }
         if let Err(err) = time.cloud.tag_volume(&volume.id, tag) {

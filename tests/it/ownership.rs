@@ -71,15 +71,54 @@ fn two_clusters_that_choose_one_name_do_not_get_one_volume() {
 }
 
 #[test]
-fn a_volume_is_handed_over_by_a_tag() {
+fn a_volume_is_handed_over_by_exchanging_its_tags() {
     let (fleet, [a, b]) = clusters();
     let id = create(&a.client, "postgres").unwrap();
     let refusal = assert_refused(b.client.delete_volume(&id), RpcStatusCode::FAILED_PRECONDITION, &[]);
-    let command = format!("doctl compute tag apply cluster-b --resource do:volume:{id}");
-    assert!(refusal.message.contains(&command), "{refusal}");
+    let resource = format!("--resource do:volume:{id}");
+    for command in [
+        format!("doctl compute tag create cluster-b && doctl compute tag apply cluster-b {resource}"),
+        format!("doctl compute tag remove cluster-a {resource}"),
+    ] {
+        assert!(refusal.message.contains(&command), "{refusal}");
+    }
     fleet.sim.tag_volume(&id, "cluster-b").unwrap();
+    fleet.sim.untag_volume(&id, "cluster-a").unwrap();
+    let words = ["postgres", &id, "cluster-b"];
+    assert_refused(a.client.delete_volume(&id), RpcStatusCode::FAILED_PRECONDITION, &words);
+    assert_refused(create(&a.client, "postgres"), RpcStatusCode::ALREADY_EXISTS, &words);
+    assert_refused(a.client.expand(&id, 5 * GIB), RpcStatusCode::FAILED_PRECONDITION, &words);
+    // Using it does not take it back.
+    publish(&a.client, &id, A).unwrap();
+    unpublish(&a.client, &id, A).unwrap();
+    assert_eq!(fleet.sim.volume(&id).unwrap().tags, ["cluster-b"]);
     assert_eq!(create(&b.client, "postgres"), Ok(id.clone()));
+    publish(&b.client, &id, B).unwrap();
+    unpublish(&b.client, &id, B).unwrap();
     b.client.delete_volume(&id).unwrap();
+    assert_eq!(fleet.sim.volumes(), []);
+}
+
+#[test]
+fn a_tag_that_two_clusters_share_hands_no_volume_over() {
+    let fleet = Fleet::with_actions(ACTION);
+    let a = plugin(&fleet, "a", &["--do-tag=cluster-a"]);
+    let b = plugin(&fleet, "b", &["--do-tag=prod"]);
+    let wanted = with_tags(new_volume("postgres", GIB), "prod");
+    let id = a.client.create(&wanted).unwrap().volume_id;
+    let words = ["postgres", &id, "cluster-a"];
+    assert_refused(b.client.delete_volume(&id), RpcStatusCode::FAILED_PRECONDITION, &words);
+    assert_refused(create(&b.client, "postgres"), RpcStatusCode::ALREADY_EXISTS, &words);
+    assert_eq!(a.client.create(&wanted).unwrap().volume_id, id);
+    // The same with a cluster of the official driver, which writes no owner into the description.
+    let official = fleet.sim.add_volume(&NewVolume::new("official", 1, "fra1").tagged(&["prod", "k8s:4f1c"])).unwrap();
+    assert_refused(b.client.delete_volume(&official), RpcStatusCode::FAILED_PRECONDITION, &["k8s:4f1c"]);
+    a.client.delete_volume(&id).unwrap();
+}
+
+fn with_tags(mut request: csi::CreateVolumeRequest, tags: &str) -> csi::CreateVolumeRequest {
+    request.parameters = text_map(&[("tags", tags)]);
+    request
 }
 
 #[test]
@@ -146,7 +185,7 @@ fn volumes_of_the_official_driver_go_on() {
     // From before there was a tag: it is used, and bears the tag from then on.
     let id = volume("old", &["prod"]);
     let refused = ours.client.delete_volume(&id);
-    let words = ["prod", tag, "doctl compute tag apply k8s:4f1c"];
+    let words = ["prod", tag, "doctl compute tag create k8s:4f1c && doctl compute tag apply k8s:4f1c"];
     assert_refused(refused, RpcStatusCode::FAILED_PRECONDITION, &words);
     publish(&ours.client, &id, A).unwrap();
     unpublish(&ours.client, &id, A).unwrap();

@@ -242,8 +242,9 @@ fn explained_messages() -> Vec<Error> {
             done: "deleted".to_owned(),
             why: "it is \"prod\"'s, and this plugin works for \"test\" (--do-tag)".to_owned(),
             cure: format!(
-                "if it is to be this cluster's, put that tag on it (`doctl compute tag apply test --resource \
-                 do:volume:{}`) and try again",
+                "if it is to be this cluster's, put that tag on it (`doctl compute tag create test && doctl compute tag apply \
+                 test --resource do:volume:{0}`), take the other one off (`doctl compute tag remove prod --resource \
+                 do:volume:{0}`) and try again",
                 volume()
             ),
         },

@@ -197,6 +197,14 @@ impl Sim {
         })
     }
 
+    /// Takes a tag off a volume without a request, as `doctl compute tag remove` does.
+    ///
+    /// # Errors
+    /// There is no such volume or tag.
+    pub fn untag_volume(&self, id: &str, tag: &str) -> std::result::Result<(), Refusal> {
+        self.service.with_cloud(|cloud, _| cloud.untag_volumes(tag, &[id.to_owned()]))
+    }
+
     /// A volume by id or name, whether or not requests can see it yet.
     pub fn volume(&self, id_or_name: &str) -> Option<Volume> {
         self.volumes().into_iter().find(|volume| volume.id == id_or_name || volume.name == id_or_name)
