@@ -56,7 +56,7 @@ test: rust own compiler disk-tools ## Run the unit and socket tests; no root nee
 
 # In a mount namespace of its own, what a failed test leaves mounted goes away with the test. What is measured is measured
 # last, with no other test beside it.
-test-root: root rust own compiler disk-tools ## Run the kernel tests: loop devices, mkfs, mounts (as root)
+test-root: root rust own compiler disk-tools strace ## Run the kernel tests: loop devices, mkfs, mounts (as root)
 	cargo test $(FAST) --test it --no-run
 	alone="unshare --mount --propagation private cargo test $(FAST) --test it -- --ignored"
 	$$alone root_ --skip root_figures --skip root_faults
@@ -223,10 +223,7 @@ compiler:
 
 # The file systems' tools, which the plugin looks for when it starts, and what the simulated cloud makes disks with.
 disk-tools:
-	@$(call need,blkid:util-linux blockdev:util-linux fsfreeze:util-linux losetup:mount mke2fs:e2fsprogs mkfs.xfs:xfsprogs mkfs.btrfs:btrfs-progs cryptsetup:cryptsetup-bin strace:strace)
-
-strace:
-	@$(call need,strace:strace)
+	@$(call need,blkid:util-linux blockdev:util-linux fsfreeze:util-linux losetup:mount mke2fs:e2fsprogs mkfs.xfs:xfsprogs mkfs.btrfs:btrfs-progs cryptsetup:cryptsetup-bin)
 
 strace:
 	@$(call need,strace:strace)
