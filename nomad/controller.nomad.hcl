@@ -15,6 +15,11 @@ variable "api_url" {
 variable "owner" {
   type        = string
   description = "A name of this cluster that no other has with your DigitalOcean account: letters, digits, :, - and _"
+
+  validation {
+    condition     = var.owner != ""
+    error_message = "The owner must not be empty: it says which volumes are this cluster's."
+  }
 }
 
 variable "region" {

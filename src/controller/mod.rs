@@ -17,6 +17,7 @@
 //! | [`action`] | waiting for an action |
 //! | [`setback`] | pauses between calls that keep failing |
 //! | [`verdict`] | what a failed API call calls for |
+//! | `tag_scope` | whether the token may put tags on |
 //! | `owner` | whose a volume or a snapshot is |
 //! | `gone` | what has to be known before something counts as gone |
 //! | [`name`], [`describe`] | CSI names into DigitalOcean names, and what a description keeps |
@@ -38,6 +39,7 @@ pub mod publish;
 pub mod setback;
 pub mod snapshot;
 pub mod source;
+mod tag_scope;
 pub mod taken_names;
 pub mod temporary;
 pub mod time;
@@ -61,6 +63,7 @@ use crate::size::SizeLimits;
 
 use owner::Owner;
 use setback::{Pair, Setbacks};
+use tag_scope::Refused;
 use taken_names::TakenNames;
 use temporary::Sweeper;
 use time::{CallTime, Patience};
@@ -92,6 +95,8 @@ pub struct Controller {
     setbacks: Setbacks,
     usages: Usages,
     taken_names: TakenNames,
+    /// Putting a tag on a volume that is there.
+    tagging: Refused,
     sweeper: Sweeper,
 }
 
@@ -117,6 +122,7 @@ impl Controller {
             setbacks: Setbacks::new(patience.setbacks()),
             usages: Usages::default(),
             taken_names: TakenNames::default(),
+            tagging: Refused::default(),
         }
     }
 

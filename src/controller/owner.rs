@@ -179,7 +179,10 @@ impl Owner {
         // The official driver's only mark is the owner's tag.
         let is_owners = self.tag().is_some_and(|own| snapshot.tags.iter().any(|tag| own.is(tag)));
         let made = taken_by(snapshot).or_else(|| is_owners.then_some(Made { owner: None }));
-        let is_mark = |tag: &str| tag.split(':').next() == Some(SNAPSHOT_MARK);
+        // Those of this driver say nothing of a hand-over, and a temporary one has no others.
+        let is_mark = |tag: &str| {
+            tag.strip_prefix(SNAPSHOT_MARK).is_some_and(|rest| rest.is_empty() || rest.starts_with([':', '-']))
+        };
         let tags: Vec<String> = snapshot.tags.iter().filter(|tag| !is_mark(tag)).cloned().collect();
         plan_claim(made.as_ref(), &tags, self.tag())
     }
@@ -321,6 +324,19 @@ mod tests {
         names.iter().map(|name| (*name).to_owned()).collect()
     }
 
+    fn tagged(tags: Vec<String>) -> Snapshot {
+        Snapshot {
+            id: crate::id::SnapshotId::parse("8eb4d51a-8f02-11f0-bdcd-0a58ac14d1e2").unwrap(),
+            name: "nightly".to_owned(),
+            source: None,
+            regions: Vec::new(),
+            min_size: crate::size::Gib(1),
+            billed_gib: 0.0,
+            created_at: String::new(),
+            tags,
+        }
+    }
+
     #[test]
     fn whose_a_thing_is_follows_from_who_made_it_and_its_tags() {
         let own = Tag::parse("a").unwrap();
@@ -395,6 +411,12 @@ mod tests {
         assert_eq!(owner("k8s:a").snapshot_mark(), Tag::parse("do-csi:k8s:a").ok());
         assert_eq!(Owner::new(None).snapshot_mark(), Tag::parse("do-csi").ok());
         assert_eq!(owner(&"x".repeat(255)).snapshot_mark(), None);
+        let (a, mark) = (owner("a"), tags(&["do-csi-temporary", "do-csi:a"]));
+        assert_eq!(a.claim_snapshot(&tagged(mark.clone())), Claim::Ours);
+        assert_eq!(owner("b").claim_snapshot(&tagged(mark.clone())), Claim::Foreign("a".to_owned()));
+        let handed_over = tagged([mark, tags(&["b"])].concat());
+        assert_eq!(a.claim_snapshot(&handed_over), Claim::HandedOver { tags: tags(&["b"]) });
+        assert_eq!(owner("b").claim_snapshot(&handed_over), Claim::Ours);
         let official = "snapshot-8eb4d51a-8f02-11f0-bdcd-0a58ac14d1e2";
         assert!(is_snapshotters(official) && !is_snapshotters("snapshot-1") && !is_snapshotters("nightly"));
     }

@@ -390,7 +390,19 @@ impl Controller {
             );
             return;
         }
-        if let Err(err) = time.cloud.tag_volume(&volume.id, tag) {
+        if self.tagging.is_known() {
+            return;
+        }
+        let Err(err) = time.cloud.tag_volume(&volume.id, tag) else { return };
+        if err.kind() == ApiErrorKind::Forbidden {
+            self.tagging.enter();
+            warn!(
+                "not tagged volume={} tag={}, nor will others be within the next hour: the token lacks tag:create or \
+                 block_storage:update: {err}",
+                volume.id,
+                tag.as_str()
+            );
+        } else {
             warn!("not tagged volume={} tag={}: {err}", volume.id, tag.as_str());
         }
     }

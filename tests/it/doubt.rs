@@ -8,7 +8,7 @@ use do_csi_plugin::rpc::proto::csi::volume_capability::access_mode::Mode;
 use grpcio::RpcStatusCode;
 
 use crate::PROGRAM;
-use crate::sim::{Action, ActionFault, ActionKind, ActionStatus, DropletStatus, Fault, NewVolume, Refusal};
+use crate::sim::{Action, ActionFault, ActionKind, ActionStatus, DropletStatus, Fault, NewVolume, Refusal, Switches};
 use crate::support::client::{Client, Outcome, Volume, cloned, new_volume, publish, unpublish};
 use crate::support::fleet::{A, ACTION, B, C, Fleet};
 use crate::support::plugin::Plugin;
@@ -426,14 +426,32 @@ fn a_tag_that_is_put_on_but_does_not_show_is_asked_for_in_growing_pauses() {
 fn a_tag_that_cannot_be_put_on_is_a_warning_and_no_failed_attach() {
     let (fleet, plugin) = started(&["--call-budget=4", "--do-tag=prod"]);
     let id = fleet.volume("one");
-    fleet.sim.faults().add(Fault::refused(Refusal::FORBIDDEN).on("POST", "/v2/tags/{tag}/resources").always());
-    assert_eq!(publish(&plugin.client, &id, A), Ok(()));
-    assert!(plugin.log().lines().any(|line| line.contains("WARN") && line.contains("tag")), "{}", plugin.log());
-    fleet.sim.faults().clear();
     fleet.sim.faults().add(Fault::server_error().on("POST", "/v2/tags/{tag}/resources").always());
     let asked = Instant::now();
     assert_eq!(publish(&plugin.client, &id, A), Ok(()));
     assert!(asked.elapsed() < Duration::from_secs(2), "{:?}", asked.elapsed());
+    fleet.sim.faults().clear();
+    // Each of the two scopes that it takes.
+    let lacking: [fn(&mut Switches); 2] =
+        [|switches| switches.token_lacks_tags = true, |switches| switches.token_lacks_volume_update = true];
+    for (number, lacking) in lacking.into_iter().enumerate() {
+        fleet.sim.change_rules(|rules| {
+            rules.switches = Switches::default();
+            lacking(&mut rules.switches);
+        });
+        let plugin = fleet.controller(Path::new(PROGRAM), &format!("lacking-{number}"), &["--do-tag=prod"]);
+        fleet.sim.reset_calls();
+        for _ in 0..3 {
+            assert_eq!(publish(&plugin.client, &id, A), Ok(()));
+        }
+        let log = plugin.log();
+        let warnings =
+            log.lines().filter(|line| line.contains("WARN") && line.contains("block_storage:update")).count();
+        assert_eq!(warnings, 1, "{log}");
+        let calls = fleet.sim.calls();
+        assert_eq!(calls.of("POST", "/v2/tags/{tag}/resources") + calls.of("POST", "/v2/tags"), 1, "{calls}");
+        assert_eq!(fleet.sim.volume(&id).unwrap().tags, Vec::<String>::new());
+    }
 }
 
 #[test]

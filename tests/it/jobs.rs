@@ -109,6 +109,7 @@ fn plugin_jobs_use_settings_that_the_program_has_and_keep_the_token_out_of_argum
         let owner = variables.iter().find(|block| block.labels()[0].as_str() == "owner");
         assert_eq!(owner.is_some(), kind != "node", "{name}");
         assert!(owner.is_none_or(|block| attribute(&block.body, "default").is_none()), "{name}");
+        assert!(owner.is_none_or(|block| blocks(&block.body, "validation").len() == 1), "{name}");
         let flags: BTreeSet<&str> =
             arguments.split(['"', '=', ' ', ',', '[', ']']).filter(|word| word.starts_with("--")).collect();
         for flag in flags {

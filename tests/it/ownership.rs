@@ -128,6 +128,13 @@ fn another_owners_volume_is_used_where_it_is_free_and_taken_from_no_droplet() {
     // Who registers it by its id means it.
     publish(&b.client, &id, B).unwrap();
     assert_eq!(fleet.sim.volume(&id).unwrap().tags, ["cluster-a"], "it was made the other's by using it");
+    // Whether that is meant, or the owner's name is mistyped, shows before a droplet dies.
+    let log = b.log();
+    let warning = log.lines().find(|line| line.contains("WARN") && line.contains(&id)).expect("a warning");
+    let command = format!("doctl compute tag apply cluster-b --resource do:volume:{id}");
+    for part in ["\"cluster-a\"'s", "taken from a droplet that is off or gone", &command] {
+        assert!(warning.contains(part), "{part} is not in {warning}");
+    }
     unpublish(&b.client, &id, B).unwrap();
     publish(&a.client, &id, A).unwrap();
     let words = ["cluster-a", "cluster-b", "taken from droplet"];

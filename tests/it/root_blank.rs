@@ -71,7 +71,12 @@ fn root_a_disk_that_has_lost_its_beginning_is_not_blank() {
         ("xfs of 4 KiB sectors", "mkfs.xfs -q -s size=4096 $NODE; fill", ["xfs at byte 268435456"; 3], vec![]),
         ("xfs of 8 groups", "mkfs.xfs -q -d agcount=8 $NODE; fill", ["xfs at byte 134217728"; 3], vec![]),
         ("btrfs", "mkfs.btrfs -q $NODE; fill", ["btrfs at byte 67108864"; 3], vec![]),
-        ("LUKS2", luks, ["encrypted volume (LUKS)", "encrypted volume (LUKS)", "unknown data (seen at byte 16777216)"], vec![]),
+        (
+            "LUKS2",
+            luks,
+            ["encrypted volume (LUKS)", "encrypted volume (LUKS)", "unknown data (seen at byte 16777216)"],
+            vec![],
+        ),
         ("GPT", "true", ["GPT"; 3], vec![(0, fixture!("gpt").to_vec()), (GIB - 512, gpt)]),
         ("md", "true", ["RAID array"; 3], vec![(GIB - 8192, md_superblock())]),
         ("LVM", "true", ["LVM"; 3], vec![(GIB - MIB, fixture!("lvm-second-copy").to_vec())]),

@@ -210,8 +210,11 @@ pub struct Switches {
     pub duplicate_snapshot_names_are_accepted: bool,
     /// A destroyed droplet's volumes are detached without an action, and stay listed on it until they are moved again.
     pub destroyed_leave_no_action: bool,
-    /// The token has no scope for tags: a create with tags is refused, and replies leave tags out.
+    /// The token has no scope for tags: a create with tags is refused, as is whatever makes or puts on a tag, and replies
+    /// leave tags out.
     pub token_lacks_tags: bool,
+    /// The token has no `block_storage:update`: no tag is put on a volume that is there, nor taken off.
+    pub token_lacks_volume_update: bool,
     /// The link below `by-id` keeps only so many characters of the volume's name.
     pub link_name_cut_at: Option<usize>,
 }

@@ -255,6 +255,7 @@ impl Call<'_> {
     }
 
     fn create_tag(&mut self) -> Answered {
+        self.check_tag_scopes(false)?;
         let name = text(&self.body()?, "name")?;
         if !is_tag(&name) {
             return ok(400, json::tag_error(&name));
@@ -269,6 +270,7 @@ impl Call<'_> {
     }
 
     fn tag_resources(&mut self, change: fn(&mut Cloud, &str, &[String]) -> Result<(), Refusal>) -> Answered {
+        self.check_tag_scopes(true)?;
         let name = self.matched.id();
         self.cloud.tagged(name)?;
         let body = self.body()?;
@@ -280,6 +282,13 @@ impl Call<'_> {
             .collect::<Result<Vec<String>, Refusal>>()?;
         change(self.cloud, name, &volumes)?;
         Ok(no_content())
+    }
+
+    /// What a token needs for a tag, and for a volume that it is put on (API reference, "Tag a Resource").
+    fn check_tag_scopes(&self, is_of_volume: bool) -> Result<(), Refusal> {
+        let switches = &self.cloud.rules.switches;
+        let is_refused = switches.token_lacks_tags || (is_of_volume && switches.token_lacks_volume_update);
+        if is_refused { Err(Refusal::FORBIDDEN) } else { Ok(()) }
     }
 
     /// The tags of what is to be created, for which a token needs `tag:create` (`tags_array.yml`).
