@@ -94,7 +94,13 @@ impl Cloud {
         self.send(&Call::new(Method::Post, path, Class::Essential).json(&resources(volume)))?.nothing()
     }
 
-    fn create_tag(&self, tag: &Tag) -> ApiResult<()> {
+    /// Makes a tag known. A second call changes nothing and succeeds.
+    ///
+    /// # Errors
+    /// `Forbidden` for a token without `tag:create`.
+    ///
+    /// Source: API reference, "Create a New Tag".
+    pub fn create_tag(&self, tag: &Tag) -> ApiResult<()> {
         let body = json!({ "name": tag.as_str() });
         self.send(&Call::new(Method::Post, "tags", Class::Essential).json(&body)).map(drop)
     }

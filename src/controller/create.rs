@@ -11,6 +11,7 @@ use super::describe::{is_made_for, plan_description, source_of};
 use super::name::plan_name;
 use super::time::CallTime;
 use super::verdict::{Verdict, plan_verdict};
+use crate::cloud::error::ApiErrorKind;
 use crate::cloud::region::Region;
 use crate::cloud::tag::Tag;
 use crate::cloud::volume::{NewVolume, Volume};
@@ -50,18 +51,7 @@ impl Controller {
         let name = VolumeName::parse(&name).map_err(|bad| Error::Bug(bad.to_string()))?;
         let text = want.parameters.description.as_deref();
         let description = plan_description(&want.name, &name, want.source.as_ref(), self.owner.name(), text);
-        Ok(NewVolume { name, size, region, description, tags: self.plan_tags(want), snapshot: None })
-    }
-
-    /// The operator's tag, the class's tags and the volume's, each once.
-    fn plan_tags(&self, want: &CreateVolume) -> Vec<Tag> {
-        let mut tags: Vec<Tag> = Vec::new();
-        for tag in self.owner.tag().into_iter().chain(&want.parameters.tags).chain(&want.mutable.put) {
-            if !tags.iter().any(|have| tag.is(have.as_str())) {
-                tags.push(tag.clone());
-            }
-        }
-        tags
+        Ok(NewVolume { name, size, region, description, tags: plan_tags(self.owner.tag(), want), snapshot: None })
     }
 
     /// Compares what is there with what was asked, but for the size.
@@ -81,8 +71,10 @@ impl Controller {
     ) -> Result<Volume> {
         let doing = format!("creating volume {} in {}", new.name, new.region);
         let mut pauses = time.pauses();
+        let asked_tags = plan_tags(None, want);
+        let mut new = new.clone();
         loop {
-            let err = match time.cloud.create_volume(new) {
+            let err = match time.cloud.create_volume(&new) {
                 Ok(volume) => {
                     info!("created volume={} name={} size={}", volume.id, volume.name, volume.size);
                     return time.observe_new_volume(&volume.id);
@@ -91,7 +83,7 @@ impl Controller {
             };
             let verdict = plan_verdict(&err);
             if may_exist(verdict)
-                && let Some(found) = observe_named(time, new)?
+                && let Some(found) = observe_named(time, &new)?
             {
                 info!("found volume={} name={} size={}", found.id, found.name, found.size);
                 return self.compare(want, found);
@@ -111,10 +103,26 @@ impl Controller {
                     }
                     time.pause(pauses.after(&err), &doing, &err)?;
                 }
+                // The description says for whom it is made.
+                Verdict::Refused if err.kind() == ApiErrorKind::Forbidden && new.tags.len() > asked_tags.len() => {
+                    warn!("trying without the --do-tag's tag, which the token may not put on doing={doing}: {err}");
+                    new.tags.clone_from(&asked_tags);
+                }
                 Verdict::Missing | Verdict::Odd | Verdict::Refused => return Err(Error::Api { doing, source: err }),
             }
         }
     }
+}
+
+/// The operator's tag, the class's tags and the volume's, each once.
+fn plan_tags(owner: Option<&Tag>, want: &CreateVolume) -> Vec<Tag> {
+    let mut tags: Vec<Tag> = Vec::new();
+    for tag in owner.into_iter().chain(&want.parameters.tags).chain(&want.mutable.put) {
+        if !tags.iter().any(|have| tag.is(have.as_str())) {
+            tags.push(tag.clone());
+        }
+    }
+    tags
 }
 
 /// Whether a volume of that name may be there although the create failed. An account at its limit is told so before

@@ -28,6 +28,8 @@ const SNAPSHOT_MARK: &str = "do-csi";
 const KUBERNETES: &str = "k8s:";
 /// What Kubernetes' snapshotter calls a snapshot, before a UUID that nobody else could have thought of.
 const SNAPSHOTTER: &str = "snapshot-";
+/// The same of its provisioner and volumes.
+const PROVISIONER: &str = "pvc-";
 
 /// Whose something is, as far as its marks tell.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -187,12 +189,22 @@ impl Owner {
         plan_claim(made.as_ref(), &tags, self.tag())
     }
 
-    /// Sees that a volume of the name that was asked for may be taken for the one that an earlier call made.
+    /// Whether a snapshot carries no owner's mark at all.
+    pub(super) fn is_unmarked(&self, snapshot: &Snapshot) -> bool {
+        self.claim_snapshot(snapshot) == Claim::Unmarked
+    }
+
+    /// Sees that a volume of the name that was asked for may be taken for the one that an earlier call made. One that
+    /// Kubernetes named and a CSI driver made for no owner is known by that name: the official driver had no `--do-tag` then.
     ///
     /// # Errors
     /// [`Error::NotAdopted`].
     pub(super) fn check_adoption(&self, volume: &Volume) -> Result<()> {
-        let Some(why) = plan_adoption(&self.claim(volume), self.tag()) else { return Ok(()) };
+        let claim = self.claim(volume);
+        if is_of_kubernetes(volume.name.as_str(), PROVISIONER) && matches!(claim, Claim::Unclaimed { .. }) {
+            return Ok(());
+        }
+        let Some(why) = plan_adoption(&claim, self.tag()) else { return Ok(()) };
         let (name, id) = (&volume.name, &volume.id);
         let cure = format!(
             "to use it here, register it instead (`nomad volume register`, with external_id = \"{id}\"); to have a volume \
@@ -207,7 +219,7 @@ impl Owner {
     /// [`Error::NotAdopted`].
     pub(super) fn check_snapshot_adoption(&self, snapshot: &Snapshot) -> Result<()> {
         let claim = self.claim_snapshot(snapshot);
-        if is_snapshotters(&snapshot.name) && plan_change(&claim, self.tag()).is_none() {
+        if is_of_kubernetes(&snapshot.name, SNAPSHOTTER) && plan_change(&claim, self.tag()).is_none() {
             return Ok(());
         }
         let Some(why) = plan_adoption(&claim, self.tag()) else { return Ok(()) };
@@ -311,9 +323,10 @@ fn taken_by(snapshot: &Snapshot) -> Option<Made> {
     snapshot.tags.iter().find_map(mark)
 }
 
-/// Whether a name is of Kubernetes' snapshotter: what it made is its own, as nobody else can have chosen that name.
-fn is_snapshotters(name: &str) -> bool {
-    name.strip_prefix(SNAPSHOTTER).is_some_and(|uuid| crate::id::SnapshotId::parse(uuid).is_ok())
+/// Whether a name is of Kubernetes' snapshotter or provisioner: what it made is its own, as nobody else can have chosen that
+/// name.
+fn is_of_kubernetes(name: &str, beginning: &str) -> bool {
+    name.strip_prefix(beginning).is_some_and(|uuid| crate::id::SnapshotId::parse(uuid).is_ok())
 }
 
 #[cfg(test)]
@@ -418,6 +431,8 @@ mod tests {
         assert_eq!(a.claim_snapshot(&handed_over), Claim::HandedOver { tags: tags(&["b"]) });
         assert_eq!(owner("b").claim_snapshot(&handed_over), Claim::Ours);
         let official = "snapshot-8eb4d51a-8f02-11f0-bdcd-0a58ac14d1e2";
-        assert!(is_snapshotters(official) && !is_snapshotters("snapshot-1") && !is_snapshotters("nightly"));
+        for (name, want) in [(official, true), ("snapshot-1", false), ("nightly", false)] {
+            assert_eq!(is_of_kubernetes(name, SNAPSHOTTER), want, "{name}");
+        }
     }
 }

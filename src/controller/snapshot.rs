@@ -127,7 +127,33 @@ impl Controller {
         tags.extend(want.tags.iter().filter(is_new).cloned());
         let (volume, asked_tags) = (&want.source, want.tags.as_slice());
         let new = NewSnapshot { volume, name: &name, tags: &tags, asked_tags, may_share_name: false };
-        self.ensure_snapshot(&guard, time, new, |found| self.owner.check_snapshot_adoption(found).map(|()| true))
+        let check = |found: &Snapshot, is_open| self.check_found(time, volume, found, is_open);
+        self.ensure_snapshot(&guard, time, new, |found, is_open| check(found, is_open).map(|()| true))
+    }
+
+    /// Sees that a snapshot of the name that was asked for may be taken for the one that this call, or an earlier one, took.
+    ///
+    /// Without a mark it may when a try of this call may have taken it, as before that none had the name. And when the token
+    /// can put no mark on any, if the volume is this plugin's: then nothing tells it from what a repetition has to find.
+    fn check_found(&self, time: &CallTime, volume: &VolumeId, found: &Snapshot, is_open: bool) -> Result<()> {
+        let Err(refusal) = self.owner.check_snapshot_adoption(found) else { return Ok(()) };
+        if !self.owner.is_unmarked(found) {
+            return Err(refusal);
+        }
+        let is_own =
+            is_open || (self.lacks_tags(time)? && self.owner.check_adoption(&time.observe_volume(volume)?).is_ok());
+        if is_own { Ok(()) } else { Err(refusal) }
+    }
+
+    /// Whether the token may make no tags. What is made to know that is the tag of every snapshot that this plugin takes.
+    fn lacks_tags(&self, time: &CallTime) -> Result<bool> {
+        let Some(mark) = self.owner.snapshot_mark() else { return Ok(false) };
+        let doing = format!("making tag {}", mark.as_str());
+        match time.ask(&doing, Error::api(doing.clone()), |cloud| cloud.create_tag(&mark)) {
+            Ok(()) => Ok(false),
+            Err(Error::Api { source, .. }) if source.kind() == ApiErrorKind::Forbidden => Ok(true),
+            Err(err) => Err(err),
+        }
     }
 
     /// Deletes a snapshot. One that does not exist, or an id that cannot be one, is deleted already.
@@ -152,13 +178,14 @@ impl Controller {
         found.ok_or_else(|| Error::NotFound(Thing::Snapshot(id.to_string())))
     }
 
-    /// Takes a snapshot, with its name locked. One of that name which is not `is_usable` is replaced.
+    /// Takes a snapshot, with its name locked. One of that name which is not `is_usable` is replaced; that is asked also with
+    /// whether an earlier try of this call may have taken it.
     pub(super) fn ensure_snapshot(
         &self,
         guard: &VolumeGuard,
         time: &CallTime,
         new: NewSnapshot<'_>,
-        is_usable: impl Fn(&Snapshot) -> Result<bool>,
+        is_usable: impl Fn(&Snapshot, bool) -> Result<bool>,
     ) -> Result<Snapshot> {
         let NewSnapshot { volume, name, mut tags, asked_tags, may_share_name } = new;
         let doing = format!("taking snapshot {name} of volume {volume}");
@@ -166,7 +193,7 @@ impl Controller {
         loop {
             let all = time.observe_snapshots_of(volume)?;
             match all.iter().find(|snapshot| snapshot.name == name) {
-                Some(found) if is_usable(found)? => {
+                Some(found) if is_usable(found, course.is_open)? => {
                     self.taken_names.enter(found);
                     return Ok(found.clone());
                 }

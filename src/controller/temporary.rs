@@ -53,7 +53,7 @@ impl Controller {
         tags.extend(self.owner.snapshot_mark());
         // Nobody finds these by their name alone, and a clone of the same name may have been tried from another volume.
         let new = NewSnapshot { volume, name, tags: &tags, asked_tags: &asked_tags, may_share_name: true };
-        self.ensure_snapshot(guard, time, new, |found| Ok(age(found).is_some_and(|age| age < FRESH)))
+        self.ensure_snapshot(guard, time, new, |found, _| Ok(age(found).is_some_and(|age| age < FRESH)))
     }
 
     /// Removes the snapshot. The clone is there, so a failure is not its caller's business.

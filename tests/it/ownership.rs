@@ -198,6 +198,10 @@ fn volumes_of_the_official_driver_go_on() {
     unpublish(&ours.client, &id, A).unwrap();
     assert_eq!(create(&ours.client, "old"), Ok(id.clone()));
     ours.client.delete_volume(&id).unwrap();
+    // Nobody but Kubernetes can have thought of such a name, so a repetition finds what the official driver made.
+    let kubernetes = "pvc-8eb4d51a-8f02-11f0-bdcd-0a58ac14d1e2";
+    let id = volume(kubernetes, &[]);
+    assert_eq!(create(&ours.client, kubernetes), Ok(id));
     // Without any tag there is no sign of another owner.
     ours.client.delete_volume(&volume("plain", &[])).unwrap();
     // Without an owner, everything that no owner's mark is on is the plugin's, as it ever was.
@@ -297,7 +301,37 @@ fn snapshots_are_adopted_and_deleted_by_their_owner_only() {
 }
 
 #[test]
-fn a_token_without_a_scope_for_tags_still_takes_snapshots() {
+fn a_token_without_a_scope_for_tags_makes_volumes_and_takes_snapshots_once() {
+    let fleet = Fleet::with_actions(ACTION);
+    fleet.sim.change_rules(|rules| {
+        rules.switches.token_lacks_tags = true;
+        rules.limits.snapshot_interval = Duration::ZERO;
+    });
+    let by_hand = fleet.sim.add_volume(&NewVolume::new("by-hand", 1, "fra1").described("")).unwrap();
+    for (name, args) in [("none", &[][..]), ("owner", &["--do-tag=prod"])] {
+        let [one, other] = ["one", "other"].map(|number| plugin(&fleet, &format!("{name}-{number}"), args));
+        let id = create(&one.client, name).unwrap();
+        assert_eq!(create(&other.client, name), Ok(id.clone()));
+        let taken = one.client.create_snapshot(&format!("{name}-nightly"), &id).unwrap().snapshot_id;
+        for again in [&one, &other] {
+            assert_eq!(again.client.create_snapshot(&format!("{name}-nightly"), &id).unwrap().snapshot_id, taken);
+        }
+        one.client.delete_snapshot(&taken).unwrap();
+        one.client.delete_volume(&id).unwrap();
+        // Of a volume that is not its own, only what this very call has taken.
+        let shot = format!("{name}-shot");
+        fleet.sim.faults().add(Fault::lost_reply().on("POST", "/v2/volumes/{id}/snapshots").after(1));
+        let taken = one.client.create_snapshot(&shot, &by_hand).unwrap().snapshot_id;
+        assert_eq!(fleet.sim.faults().outstanding(), 0);
+        let again = other.client.create_snapshot(&shot, &by_hand);
+        assert_refused(again, RpcStatusCode::ALREADY_EXISTS, &[&shot, &taken, "no mark of a CSI driver"]);
+        one.client.delete_snapshot(&taken).unwrap();
+    }
+    assert_eq!(fleet.sim.snapshots(), []);
+}
+
+#[test]
+fn a_token_without_a_scope_for_tags_does_not_leave_off_those_that_were_asked_for() {
     let fleet = Fleet::with_actions(ACTION);
     fleet.sim.change_rules(|rules| rules.switches.token_lacks_tags = true);
     let plugin = plugin(&fleet, "one", &[]);
