@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use grpcio::RpcStatusCode;
 
 use crate::PROGRAM;
-use crate::sim::{ActionFault, ActionKind, DropletSpec, Fault, SimConfig};
+use crate::sim::{ActionFault, ActionKind, DropletSpec, Fault, Refusal, SimConfig};
 use crate::support::client::{Outcome, publish, unpublish};
 use crate::support::fleet::{A, ACTION, B, Fleet};
 use crate::support::plugin::Plugin;
@@ -18,6 +18,7 @@ const DROPLET_RECORD: (&str, &str) = ("GET", "/v2/droplets/{droplet_id}");
 const VOLUME_RECORD: (&str, &str) = ("GET", "/v2/volumes/{id}");
 const DELETE: (&str, &str) = ("DELETE", "/v2/volumes/{id}");
 const SNAPSHOT_RECORD: (&str, &str) = ("GET", "/v2/volumes/snapshots/{id}");
+const ANY_SNAPSHOT: (&str, &str) = ("GET", "/v2/snapshots/{snapshot_id}");
 const DELETE_SNAPSHOT: (&str, &str) = ("DELETE", "/v2/volumes/snapshots/{id}");
 const GONE: &str = "ffffffff-8f00-11f0-9a11-0a58ac14d1e2";
 /// Of another account than the plugin's droplet.
@@ -154,6 +155,24 @@ fn a_snapshot_that_another_path_has_is_not_gone() {
 }
 
 #[test]
+fn a_snapshot_that_is_gone_is_deleted_also_where_the_other_path_refuses_to_tell() {
+    let (fleet, plugin) = started();
+    let volume = fleet.volume("one");
+    let id = fleet.sim.create_snapshot(&volume, "nightly").unwrap();
+    for refusal in [Refusal::NOT_A_SNAPSHOT, Refusal::FORBIDDEN] {
+        fleet.sim.faults().clear();
+        fleet.sim.faults().add(Fault::refused(refusal).on(ANY_SNAPSHOT.0, ANY_SNAPSHOT.1).always());
+        assert_eq!(plugin.client.delete_snapshot(GONE), Ok(()), "{refusal:?}");
+        // Where that path is closed, two wrong answers make nothing gone.
+        if refusal == Refusal::FORBIDDEN {
+            fleet.sim.faults().add(Fault::not_found().on(SNAPSHOT_RECORD.0, SNAPSHOT_RECORD.1).times(2));
+            assert_eq!(plugin.client.delete_snapshot(&id), Ok(()));
+            assert_eq!(fleet.sim.snapshots(), []);
+        }
+    }
+}
+
+#[test]
 fn a_token_of_another_account_makes_nothing_gone() {
     let other_token = Some(OTHER_TOKEN.to_owned());
     let solo = Solo::with(PROGRAM, SimConfig { other_token, ..SimConfig::default() });
@@ -182,9 +201,7 @@ fn what_is_gone_for_the_right_token_is_gone() {
     assert_eq!(unpublish(&plugin.client, GONE, DROPLET), Ok(()));
     assert_ended(publish(&plugin.client, GONE, DROPLET), RpcStatusCode::NOT_FOUND, GONE);
     // A token without the scope for droplets cannot be told from a right one.
-    solo.sim
-        .faults()
-        .add(Fault::refused(crate::sim::Refusal::FORBIDDEN).on(DROPLET_RECORD.0, DROPLET_RECORD.1).always());
+    solo.sim.faults().add(Fault::refused(Refusal::FORBIDDEN).on(DROPLET_RECORD.0, DROPLET_RECORD.1).always());
     assert_eq!(plugin.client.delete_volume(GONE), Ok(()));
 }
 
