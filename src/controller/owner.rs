@@ -189,6 +189,11 @@ impl Owner {
         plan_claim(made.as_ref(), &tags, self.tag())
     }
 
+    /// Whether a snapshot is another owner's.
+    pub(super) fn is_foreign_snapshot(&self, snapshot: &Snapshot) -> bool {
+        plan_change(&self.claim_snapshot(snapshot), self.tag()).is_some()
+    }
+
     /// Whether a snapshot carries no owner's mark at all.
     pub(super) fn is_unmarked(&self, snapshot: &Snapshot) -> bool {
         self.claim_snapshot(snapshot) == Claim::Unmarked

@@ -118,10 +118,15 @@ impl TakenNames {
 }
 
 impl Controller {
-    /// Refuses a name that a snapshot of another volume has, in whatever region.
+    /// Refuses a name that a snapshot of another volume has, in whatever region. Another owner's is not in the way, so that
+    /// two clusters may each have their `nightly`.
     pub(super) fn check_name(&self, time: &CallTime, name: &str, volume: &VolumeId) -> Result<()> {
         for id in self.names_in_the_way(time, name, volume)? {
-            match time.observe_snapshot_if_there(&id)?.map(Known::of) {
+            let found = time.observe_snapshot_if_there(&id)?;
+            if found.as_ref().is_some_and(|found| self.owner.is_foreign_snapshot(found)) {
+                continue;
+            }
+            match found.map(Known::of) {
                 Some(known) if known.is_in_the_way(name, volume) => return Err(taken(name, volume)),
                 Some(_) | None => self.taken_names.forget(&id),
             }

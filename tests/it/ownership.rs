@@ -301,6 +301,21 @@ fn snapshots_are_adopted_and_deleted_by_their_owner_only() {
 }
 
 #[test]
+fn two_clusters_may_each_have_a_snapshot_of_one_name() {
+    let (fleet, [a, b]) = clusters();
+    fleet.sim.change_rules(|rules| rules.switches.duplicate_snapshot_names_are_accepted = true);
+    let [of_a, of_b] = [(&a, "one"), (&b, "two")].map(|(plugin, name)| {
+        let volume = create(&plugin.client, name).unwrap();
+        plugin.client.create_snapshot("nightly", &volume).unwrap().snapshot_id
+    });
+    assert_ne!(of_a, of_b);
+    // In one cluster the name is taken.
+    let third = create(&b.client, "three").unwrap();
+    assert_refused(b.client.create_snapshot("nightly", &third), RpcStatusCode::ALREADY_EXISTS, &["nightly"]);
+    assert_eq!(fleet.sim.snapshots().len(), 2);
+}
+
+#[test]
 fn a_token_without_a_scope_for_tags_makes_volumes_and_takes_snapshots_once() {
     let fleet = Fleet::with_actions(ACTION);
     fleet.sim.change_rules(|rules| {
