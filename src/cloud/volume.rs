@@ -152,7 +152,18 @@ impl Cloud {
             Some(region) => call.query("region", region),
             None => call,
         };
-        let wire::VolumesReply { volumes, paging } = self.send(&call)?.json()?;
+        self.volumes(&call, page)
+    }
+
+    /// The same of all regions, for a call that goes on only when it knows whether a volume is among them.
+    ///
+    /// Source: as [`Cloud::list_volumes`].
+    pub fn list_volumes_to_find_one(&self, page: Page) -> ApiResult<Listed<Volume>> {
+        self.volumes(&page.ask(Call::new(Method::Get, "volumes", Class::Essential)), page)
+    }
+
+    fn volumes(&self, call: &Call, page: Page) -> ApiResult<Listed<Volume>> {
+        let wire::VolumesReply { volumes, paging } = self.send(call)?.json()?;
         Ok(Listed::new(volumes.into_iter().filter_map(readable).collect(), page, &paging))
     }
 }

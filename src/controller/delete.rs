@@ -11,6 +11,7 @@ use super::holder::lacks;
 use super::time::CallTime;
 use super::verdict::{Verdict, plan_verdict};
 use crate::cloud::droplet::Droplet;
+use crate::cloud::error::ApiErrorKind;
 use crate::error::{Error, Result};
 use crate::id::{DropletId, VolumeId};
 use crate::lock::{VolumeGuard, VolumeKey};
@@ -68,6 +69,7 @@ impl Controller {
     ) -> Result<()> {
         let doing = format!("deleting volume {id}");
         let mut pauses = time.pauses();
+        let mut gone = None;
         loop {
             let err = match time.cloud.delete_volume(id) {
                 Ok(()) => {
@@ -79,7 +81,7 @@ impl Controller {
             match plan_verdict(&err) {
                 Verdict::Missing if time.observe_volume_if_there(id)?.is_none() => return Ok(()),
                 Verdict::Conflict => {
-                    let Some(why) = self.observe_leaving(time, id)? else { return Ok(()) };
+                    let Some(why) = self.observe_leaving(time, id, &mut gone)? else { return Ok(()) };
                     let why = leaving.insert(format!("{err}{why}"));
                     time.pause(pauses.after(&err), &doing, why)?;
                 }
@@ -94,15 +96,24 @@ impl Controller {
         }
     }
 
-    /// Sees that a volume which is said to be attached is on its way out, and says how; none: it is gone.
-    fn observe_leaving(&self, time: &CallTime, id: &VolumeId) -> Result<Option<String>> {
+    /// Sees that a volume which is said to be attached is on its way out, and says how; none: it is gone. `gone` keeps which
+    /// droplet this call has seen not to exist: none comes back.
+    fn observe_leaving(&self, time: &CallTime, id: &VolumeId, gone: &mut Option<DropletId>) -> Result<Option<String>> {
         let Some(volume) = time.observe_volume_if_there(id)? else { return Ok(None) };
         let Some(holder) = volume.droplets.first() else { return Ok(Some(String::new())) };
         let moves = self.observe_moves_if_there(time, id)?;
         let droplet = match &moves {
             Moves::Detached | Moves::Running(_) => return Ok(Some(String::new())),
-            Moves::Attached(..) | Moves::Stuck(_) | Moves::Unknown => time.observe_droplet(*holder)?,
+            Moves::Attached(..) | Moves::Stuck(_) | Moves::Unknown if *gone == Some(*holder) => None,
+            Moves::Attached(..) | Moves::Stuck(_) | Moves::Unknown => match time.observe_droplet(*holder) {
+                // Where the token may not read droplets, the droplet may well be using it.
+                Err(Error::Api { source, .. }) if source.kind() == ApiErrorKind::Forbidden => {
+                    return Err(Error::StillAttached { volume: id.clone(), droplet: *holder });
+                }
+                seen => seen?,
+            },
         };
+        *gone = droplet.is_none().then_some(*holder);
         match plan_attached(&moves, droplet.as_ref(), id) {
             AttachedPlan::Wait => Ok(Some(in_words(*holder, droplet.is_some(), id))),
             AttachedPlan::Refuse => Err(Error::StillAttached { volume: id.clone(), droplet: *holder }),

@@ -7,7 +7,6 @@
 //!
 //! Source: `droplet_kit` issue 94 ("could not be found" of a droplet that exists).
 
-use super::snapshot::every_page;
 use super::time::CallTime;
 use super::verdict::{Verdict, plan_verdict};
 use crate::cloud::ApiResult;
@@ -164,14 +163,14 @@ impl CallTime {
             Ok(Some(_)) => Ok(OwnDroplet::Seen),
             Ok(None) => Ok(OwnDroplet::Unseen),
             // A token need not have the scope for droplets.
-            Err(Error::Api { source, .. }) if plan_verdict(&source) == Verdict::Refused => Ok(OwnDroplet::Unknown),
+            Err(Error::Api { source, .. }) if source.kind() == ApiErrorKind::Forbidden => Ok(OwnDroplet::Unknown),
             Err(err) => Err(err),
         }
     }
 
     fn find_listed_volume(&self, id: &VolumeId) -> Result<Option<Volume>> {
         let doing = format!("looking for volume {id} among all");
-        self.find_listed(&doing, |cloud, page| cloud.list_volumes(None, page), |volume| volume.id == *id)
+        self.find_listed(&doing, Cloud::list_volumes_to_find_one, |volume| volume.id == *id)
     }
 
     fn find_listed_droplet(&self, id: DropletId) -> Result<Option<Droplet>> {
@@ -197,14 +196,17 @@ impl CallTime {
         let mut pauses = self.pauses();
         loop {
             let mut totals = Vec::new();
-            let read = |page| {
+            let mut at = Some(Page::first());
+            while let Some(page) = at {
                 let listed = self.ask(doing, Error::api(doing), |cloud| fetch(cloud, page))?;
+                if let Some(found) = listed.items.into_iter().find(&is_wanted) {
+                    return Ok(Some(found));
+                }
                 totals.push(listed.total);
-                Ok::<_, Error>(listed)
-            };
-            let found = every_page(read, &is_wanted)?.into_iter().next();
-            if found.is_some() || totals.windows(2).all(|pair| pair.first() == pair.last()) {
-                return Ok(found);
+                at = listed.next;
+            }
+            if totals.windows(2).all(|pair| pair.first() == pair.last()) {
+                return Ok(None);
             }
             self.pause(pauses.next_pause(), doing, &"the list changes while it is read")?;
         }

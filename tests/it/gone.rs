@@ -203,6 +203,10 @@ fn what_is_gone_for_the_right_token_is_gone() {
     // A token without the scope for droplets cannot be told from a right one.
     solo.sim.faults().add(Fault::refused(Refusal::FORBIDDEN).on(DROPLET_RECORD.0, DROPLET_RECORD.1).always());
     assert_eq!(plugin.client.delete_volume(GONE), Ok(()));
+    // One that is not valid any more tells nothing.
+    solo.sim.faults().clear();
+    solo.sim.faults().add(Fault::refused(Refusal::UNAUTHORIZED).on(DROPLET_RECORD.0, DROPLET_RECORD.1).always());
+    assert_ended(plugin.client.delete_volume(GONE), RpcStatusCode::UNAUTHENTICATED, "");
 }
 
 #[test]
@@ -224,6 +228,19 @@ fn a_volume_that_a_destroyed_droplet_keeps_is_not_deleted_and_the_message_says_h
     fleet.sim.destroy_droplet(A);
     fleet.rest();
     let command = format!("doctl compute volume-action detach {id} {A}");
+    fleet.sim.reset_calls();
     assert_ended(plugin.client.delete_volume(&id), RpcStatusCode::UNAVAILABLE, &command);
     assert!(fleet.sim.volume(&id).is_some());
+    // That a droplet is gone is found out once: by its record twice, and by both lists.
+    let calls = fleet.sim.calls();
+    assert_eq!((calls.of(DROPLET_RECORD.0, DROPLET_RECORD.1), calls.of("GET", "/v2/droplets")), (2, 2), "{calls}");
+}
+
+#[test]
+fn a_volume_on_a_droplet_that_the_token_may_not_read_is_not_deleted() {
+    let (fleet, plugin) = started();
+    let id = fleet.volume_on("one", A);
+    fleet.sim.faults().add(Fault::refused(Refusal::FORBIDDEN).on(DROPLET_RECORD.0, DROPLET_RECORD.1).always());
+    assert_ended(plugin.client.delete_volume(&id), RpcStatusCode::FAILED_PRECONDITION, "unpublish it first");
+    assert_eq!(fleet.sim.attached_to(&id), Some(A));
 }
