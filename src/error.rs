@@ -104,7 +104,7 @@ pub enum Error {
     /// Nothing is found of what is asked for, and the token is of another account.
     #[error(
         "{what} is not found, and the access token does not see droplet {own} either, on which this plugin runs: it is of \
-         another account or team; give the plugin a token of this droplet's"
+         another account or team; give the plugin a token of this droplet's account"
     )]
     OtherAccount {
         /// What was looked for.
