@@ -11,6 +11,7 @@ use jiff::Timestamp;
 
 use super::device::DevicePlaces;
 use super::mountinfo::Mount;
+use super::presence::observe_real;
 use super::sysfs::read_attribute;
 use crate::error::{Error, Result};
 
@@ -44,7 +45,7 @@ pub fn observe_recorded_errors(places: &DevicePlaces, mount: &Mount) -> Result<O
         return Ok(None);
     }
     let link = places.sysfs.join(format!("dev/block/{}", mount.device));
-    let disk = std::fs::canonicalize(&link).map_err(Error::io("resolving", link))?;
+    let Some(disk) = observe_real(&link)? else { return Ok(None) };
     let own = places.sysfs.join("fs/ext4").join(disk.file_name().unwrap_or_default());
     read_errors(&own)
 }

@@ -10,6 +10,7 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use super::device::{DevicePlaces, LINK_PREFIX};
+use super::presence::{observe_is_there, observe_link, observe_names};
 use crate::error::{Error, Result};
 use crate::id::{VolumeName, plain_or_hash};
 use crate::lock::VolumeGuard;
@@ -36,14 +37,14 @@ pub fn observe_name_of(places: &DevicePlaces, id: &str) -> Result<Option<VolumeN
 }
 
 fn observe_name_at(link: &Path) -> Result<Option<VolumeName>> {
-    match fs::read_link(link) {
-        Ok(to) => {
-            Ok(to.to_str().and_then(|to| to.strip_prefix(LINK_PREFIX)).and_then(|name| VolumeName::parse(name).ok()))
-        }
+    let to = match observe_link(link) {
+        Ok(to) => to,
         // What is no link was not made here.
-        Err(err) if matches!(err.kind(), ErrorKind::NotFound | ErrorKind::InvalidInput) => Ok(None),
-        Err(err) => Err(Error::io("reading the link", link)(err)),
-    }
+        Err(Error::Io { source, .. }) if source.kind() == ErrorKind::InvalidInput => None,
+        Err(err) => return Err(err),
+    };
+    let name = to.as_deref().and_then(Path::to_str).and_then(|to| to.strip_prefix(LINK_PREFIX));
+    Ok(name.and_then(|name| VolumeName::parse(name).ok()))
 }
 
 /// All ids that were given to the volume with this name; more than one where an orchestrator sends ids of its own, or where a
@@ -52,14 +53,8 @@ fn observe_name_at(link: &Path) -> Result<Option<VolumeName>> {
 /// # Errors
 /// [`Error::Io`] when the links cannot be listed.
 pub fn observe_ids_of(places: &DevicePlaces, name: &VolumeName) -> Result<Vec<String>> {
-    let entries = match fs::read_dir(&places.links) {
-        Ok(entries) => entries,
-        Err(err) if err.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(err) => return Err(Error::io("listing", &places.links)(err)),
-    };
     let mut ids = Vec::new();
-    for entry in entries {
-        let file = entry.map_err(Error::io("listing", &places.links))?.file_name();
+    for file in observe_names(&places.links)?.unwrap_or_default() {
         let Some(id) = file.to_str().and_then(|file| file.strip_prefix(PREFIX)) else { continue };
         if observe_name_at(&places.links.join(&file))?.as_ref() == Some(name) {
             ids.push(id.to_owned());
@@ -100,7 +95,7 @@ pub fn apply_forget(_guard: &VolumeGuard, places: &DevicePlaces, id: &str) -> Re
 fn forget(link: &Path) -> Result<()> {
     match fs::remove_file(link) {
         Ok(()) => Ok(()),
-        Err(err) if err.kind() == ErrorKind::NotFound => Ok(()),
+        Err(err) if err.kind() == ErrorKind::NotFound && !observe_is_there(link)? => Ok(()),
         Err(err) => Err(Error::io("removing the link", link)(err)),
     }
 }

@@ -3,8 +3,6 @@
 //! Owns the way from a mount to the disk under it, and the judgement whether that disk is a certain volume's, or any volume's at
 //! all. It goes by what the disk carries and by udev's links, never by what whoever asks has said; it opens no disk.
 
-use std::fs;
-use std::io::ErrorKind;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 
@@ -12,7 +10,8 @@ use super::device::{DevicePlaces, LINK_PREFIX, Traits};
 use super::identity::{Identity, Make, Proof};
 use super::mapper::{number_under, observe_under};
 use super::mountinfo::{DeviceNumber, Mount};
-use crate::error::{Error, Result};
+use super::presence::{observe_metadata, observe_names};
+use crate::error::Result;
 use crate::id::VolumeName;
 
 /// What lies under a mount.
@@ -48,11 +47,8 @@ pub fn observe_disk(places: &DevicePlaces, mount: &Mount) -> Result<Under> {
 
 /// The number of the disk whose node is at a path; `None` when there is no such node.
 fn observe_node(path: &Path) -> Result<Option<DeviceNumber>> {
-    match fs::metadata(path) {
-        Ok(found) => Ok(found.file_type().is_block_device().then(|| DeviceNumber::from_raw(found.rdev()))),
-        Err(err) if err.kind() == ErrorKind::NotFound => Ok(None),
-        Err(err) => Err(Error::io("examining", path)(err)),
-    }
+    let block = observe_metadata(path)?.filter(|found| found.file_type().is_block_device());
+    Ok(block.map(|found| DeviceNumber::from_raw(found.rdev())))
 }
 
 /// Whose a disk is.
@@ -84,21 +80,13 @@ pub fn observe_owner(places: &DevicePlaces, disk: DeviceNumber, name: Option<&Vo
 
 /// The names of the volumes whose links lead to a disk.
 fn observe_linked(places: &DevicePlaces, disk: DeviceNumber) -> Result<Vec<String>> {
-    let links = match fs::read_dir(&places.links) {
-        Ok(links) => links,
-        Err(err) if err.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(err) => return Err(Error::io("listing", &places.links)(err)),
-    };
     let mut names = Vec::new();
-    for link in links {
-        let link = link.map_err(Error::io("listing", &places.links))?;
-        let file = link.file_name();
+    for file in observe_names(&places.links)?.unwrap_or_default() {
         let Some(name) = file.to_str().and_then(|file| file.strip_prefix(LINK_PREFIX)) else { continue };
-        if observe_node(&link.path())? == Some(disk) {
+        if observe_node(&places.links.join(&file))? == Some(disk) {
             names.push(name.to_owned());
         }
     }
-    names.sort();
     Ok(names)
 }
 

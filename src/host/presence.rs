@@ -63,6 +63,14 @@ pub fn observe_real(path: &Path) -> Result<Option<PathBuf>> {
     observe_if_there("resolving", path, || fs::canonicalize(path))
 }
 
+/// Where the link at a path leads; `None` where certainly nothing is at the path.
+///
+/// # Errors
+/// As [`observe_if_there`]; [`ErrorKind::InvalidInput`] for what is no link.
+pub fn observe_link(path: &Path) -> Result<Option<PathBuf>> {
+    ask("reading the link", path, || fs::read_link(path), || is_unlisted(path, MOST_LINKS))
+}
+
 /// The names in a folder, in order; `None` where there is certainly no such folder.
 ///
 /// # Errors
@@ -172,6 +180,9 @@ mod tests {
             assert_eq!(observe_is_there(&path).unwrap(), is_there, "{name}");
             assert_eq!(observe_metadata(&path).unwrap().is_some(), leads_somewhere, "{name}");
             assert_eq!(observe_real(&path).unwrap().is_some(), leads_somewhere, "{name}");
+            let is_link = fs::symlink_metadata(&path).is_ok_and(|found| found.is_symlink());
+            let link = observe_link(&path);
+            assert!(if is_there && !is_link { link.is_err() } else { link.unwrap().is_some() == is_link }, "{name}");
         }
         assert!(observe_metadata(&path("ring")).is_err(), "a link to itself is no answer");
         assert_eq!(observe_names(&path("none")).unwrap(), None);

@@ -4,8 +4,7 @@
 //! gives a disk to one who wants it alone only when no file system, no device made of it and no swap space has it, in
 //! whatever mount namespace. Who has it is found by `holders.rs`.
 
-use std::fs::OpenOptions;
-use std::io::ErrorKind;
+use std::fs::{Metadata, OpenOptions};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -16,6 +15,7 @@ use super::device::DevicePlaces;
 use super::holders::Sought;
 use super::mapper::number_under;
 use super::mountinfo::{DeviceNumber, Mount};
+use super::presence::{observe_names, observe_real};
 use super::sysfs::read_attribute;
 use crate::error::{Error, Result};
 
@@ -49,21 +49,25 @@ pub enum Claim {
 
 impl DiskUnder {
     /// The disks under a mount: the device that is mounted, or whose node is bound, and those that this is made of, as the disk
-    /// of an encrypted volume. None when the disk is gone.
+    /// of an encrypted volume. None when the disk is certainly gone.
     ///
     /// # Errors
     /// [`Error::Io`] when sysfs cannot be read.
     pub fn all_under(places: &DevicePlaces, mount: &Mount) -> Result<Vec<DiskUnder>> {
-        let link = match number_of(places, mount)? {
-            Some(number) => places.sysfs.join(format!("dev/block/{number}")),
-            None => return Ok(Vec::new()),
-        };
+        number_of(places, mount)?.map_or_else(|| Ok(Vec::new()), |number| DiskUnder::all_of(places, number))
+    }
+
+    /// The device with this number and those that it is made of. None when it is certainly gone.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when sysfs cannot be read.
+    pub fn all_of(places: &DevicePlaces, number: DeviceNumber) -> Result<Vec<DiskUnder>> {
         let mut disks = Vec::new();
-        let mut to_see = vec![link];
+        let mut to_see = vec![places.sysfs.join(format!("dev/block/{number}"))];
         while let Some(link) = to_see.pop() {
             let Some(disk) = DiskUnder::read(places, &link)? else { continue };
-            let slaves = std::fs::read_dir(disk.sysfs.join("slaves")).into_iter().flatten().flatten();
-            to_see.extend(slaves.map(|slave| slave.path()));
+            let slaves = disk.sysfs.join("slaves");
+            to_see.extend(observe_names(&slaves)?.unwrap_or_default().into_iter().map(|slave| slaves.join(slave)));
             if !disks.contains(&disk) {
                 disks.push(disk);
             }
@@ -72,13 +76,15 @@ impl DiskUnder {
     }
 
     fn read(places: &DevicePlaces, link: &Path) -> Result<Option<DiskUnder>> {
-        let sysfs = match std::fs::canonicalize(link) {
-            Ok(sysfs) => sysfs,
-            Err(err) if err.kind() == ErrorKind::NotFound => return Ok(None),
-            Err(err) => return Err(Error::io("resolving", link)(err)),
-        };
+        let Some(sysfs) = observe_real(link)? else { return Ok(None) };
         let number = read_attribute(&sysfs.join("dev"))?.and_then(|text| DeviceNumber::parse(&text));
-        let (Some(name), Some(number)) = (sysfs.file_name().map(PathBuf::from), number) else { return Ok(None) };
+        let (Some(name), Some(number)) = (sysfs.file_name().map(PathBuf::from), number) else {
+            if observe_real(link)?.is_none() {
+                return Ok(None);
+            }
+            let unclear = "it says no number: cannot tell which disk this is";
+            return Err(Error::io("examining", sysfs)(std::io::Error::other(unclear)));
+        };
         let mapped = read_attribute(&sysfs.join("dm/name"))?;
         Ok(Some(DiskUnder {
             number,
@@ -122,16 +128,16 @@ impl DiskUnder {
         if self.is_gone()? {
             return Ok(Claim::Gone);
         }
-        let flags = OFlag::O_EXCL | OFlag::O_CLOEXEC | OFlag::O_NOCTTY;
-        let opened = OpenOptions::new().read(true).custom_flags(flags.bits()).open(&self.node);
-        let found = match opened.and_then(|file| file.metadata()) {
+        // One answer that it does not work proves nothing.
+        let opened = self.open_alone().or_else(|err| if is_no_disk(&err) { self.open_alone() } else { Err(err) });
+        let found = match opened {
             Ok(found) => found,
             Err(err) if err.raw_os_error() == Some(libc::EBUSY) => {
                 // It may have gone, and another one come, in between.
                 return Ok(if self.is_gone()? { Claim::Gone } else { Claim::Taken });
             }
             // What the kernel answers for a disk that does not work any more, and to which nothing can be written.
-            Err(err) if matches!(err.raw_os_error(), Some(libc::ENXIO | libc::ENODEV)) => return Ok(Claim::Gone),
+            Err(err) if is_no_disk(&err) => return Ok(Claim::Gone),
             Err(err) => return Err(Error::io("opening", &self.node)(err)),
         };
         let is_it = found.file_type().is_block_device() && DeviceNumber::from_raw(found.rdev()) == self.number;
@@ -146,11 +152,22 @@ impl DiskUnder {
         }
     }
 
+    /// Opens it as one who wants it alone, and gives what was opened.
+    fn open_alone(&self) -> std::io::Result<Metadata> {
+        let flags = OFlag::O_EXCL | OFlag::O_CLOEXEC | OFlag::O_NOCTTY;
+        OpenOptions::new().read(true).custom_flags(flags.bits()).open(&self.node)?.metadata()
+    }
+
     /// Whether sysfs shows it no more, or another disk in its place.
     fn is_gone(&self) -> Result<bool> {
         let number = read_attribute(&self.sysfs.join("dev"))?.and_then(|text| DeviceNumber::parse(&text));
         Ok(number != Some(self.number) || read_attribute(&self.sysfs.join("diskseq"))? != self.sequence)
     }
+}
+
+/// Whether the kernel has answered that there is no disk that works behind a node.
+fn is_no_disk(err: &std::io::Error) -> bool {
+    matches!(err.raw_os_error(), Some(libc::ENXIO | libc::ENODEV))
 }
 
 /// The number of the disk under a mount.
