@@ -104,9 +104,15 @@ fn observe_node(path: &Path) -> Result<Option<DeviceNumber>> {
 fn plan_use(targets: &[&Path]) -> Seen {
     match targets {
         [] => Seen::Free,
-        some if some.iter().any(|target| is_of_nomad(target) || is_of_kubernetes(target)) => Seen::ByCsi,
+        some if some.iter().any(|target| is_csi_place(target)) => Seen::ByCsi,
         [..] => Seen::Elsewhere,
     }
+}
+
+/// Whether it is a path at which an orchestrator has CSI volumes mounted. Pure.
+#[must_use]
+pub fn is_csi_place(target: &Path) -> bool {
+    is_of_nomad(target) || is_of_kubernetes(target)
 }
 
 /// Whether it is one of Nomad's paths, outside the plugin's container or inside, where its beginning is the job's to

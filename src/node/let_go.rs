@@ -5,7 +5,7 @@
 //! the host's root, keeps a file system alive that is mounted nowhere as far as this program sees.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -16,8 +16,11 @@ use super::{Call, Node};
 use crate::config::RELEASE_BUDGET;
 use crate::error::{Chain, Error, Result};
 use crate::host::busy::is_busy;
+use crate::host::foreign::is_csi_place;
 use crate::host::freeze::apply_thaw;
 use crate::host::holders::{Holders, Sought, observe_holders, observe_users, observe_writers};
+use crate::host::id_link::observe_name_of;
+use crate::host::mapper::Upon;
 use crate::host::mount::observe_mounts;
 use crate::host::mountinfo::{Mount, MountTable};
 use crate::host::release::{Claim, DiskUnder};
@@ -35,28 +38,77 @@ pub(super) struct Left {
 }
 
 impl Left {
-    fn is_shown_in(&self, mounts: &MountTable) -> bool {
-        mounts.iter().any(|mount| self.disks.iter().any(|disk| disk.is_under(mount)))
+    /// What is under a mount to which nothing can be written any more.
+    pub(super) fn nothing() -> Left {
+        Left { disks: Vec::new(), is_raw: false }
+    }
+
+    fn shown_in(&self, mounts: &MountTable, step: Step) -> Shown {
+        let shows = |mount: &&Mount| self.disks.iter().any(|disk| disk.is_under(mount));
+        let targets: Vec<&Path> = mounts.iter().filter(shows).map(|mount| mount.target.as_path()).collect();
+        plan_shown(step, &targets)
     }
 }
 
-/// The disks that were not let go of when their volumes were, by volume, so that a repetition is as strict as the first call.
-/// A plugin that was started anew since has forgotten them.
+/// Which call has taken a mount away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Step {
+    /// Unpublishing: the volume may stay staged, and the orchestrator unstages it before it detaches it.
+    Unpublish,
+    /// Unstaging: the orchestrator detaches the volume next.
+    Unstage,
+}
+
+/// Where a disk is seen to be mounted yet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Shown {
+    /// Nowhere.
+    Nowhere,
+    /// Where the orchestrator knows of it, and will have it taken away.
+    Known,
+    /// Only at this path, where somebody else has mounted it, of which the orchestrator does not know.
+    Foreign(PathBuf),
+}
+
+/// Decides by the paths at which a disk is mounted. Pure.
+fn plan_shown(step: Step, targets: &[&Path]) -> Shown {
+    match (step, targets) {
+        (Step::Unpublish | Step::Unstage, []) => Shown::Nowhere,
+        (Step::Unpublish, [_, ..]) => Shown::Known,
+        (Step::Unstage, [_, ..]) if targets.iter().any(|target| is_csi_place(target)) => Shown::Known,
+        (Step::Unstage, [first, ..]) => Shown::Foreign(first.to_path_buf()),
+    }
+}
+
+/// The disks under the mounts that were taken away and that were not seen to be let go of since, by volume, so that a
+/// repetition is as strict as the first call. A plugin that was started anew goes by the volume's name instead.
 #[derive(Debug, Default)]
 pub(super) struct LeftDisks(Mutex<BTreeMap<String, Vec<Left>>>);
 
 impl LeftDisks {
-    fn take(&self, volume: &str) -> Vec<Left> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(volume).unwrap_or_default()
+    fn of(&self, volume: &str) -> Vec<Left> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(volume).cloned().unwrap_or_default()
     }
 
-    fn keep(&self, volume: &str, left: Vec<Left>) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(volume.to_owned(), left);
+    /// Keeps in mind what was under a mount that was taken away: whatever fails afterwards, the next call looks.
+    pub(super) fn keep(&self, volume: &str, left: Left) {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let lefts = all.entry(volume.to_owned()).or_default();
+        if !lefts.contains(&left) {
+            lefts.push(left);
+        }
+    }
+
+    fn forget(&self, volume: &str) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(volume);
     }
 }
 
 impl Node {
-    /// What is under a mount that is about to be taken away. What cannot be seen is nothing, and said.
+    /// What is under a mount that is about to be taken away; no disks when they are gone.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when that cannot be seen: then the mount must stay, as nobody could look at its disk afterwards.
     pub(super) fn observe_left(&self, mount: &Mount) -> Result<Left> {
         Ok(Left { disks: DiskUnder::all_under(&self.places, mount)?, is_raw: mount.is_node() })
     }
@@ -89,32 +141,45 @@ impl Node {
         }
     }
 
-    /// Sees that the kernel has let go of the disks under the mounts that were taken away, but for those that are seen to be
-    /// mounted elsewhere. A second call for the volume looks at the same disks again.
+    /// Sees that the kernel has let go of the disks under the mounts that were taken away, but for those that are mounted where
+    /// the orchestrator knows of it; then the volume's name is forgotten, if it is used nowhere. A second call for the volume
+    /// looks at the same disks again, and where none is known any more, at the disk that has the volume's name.
     ///
     /// # Errors
     /// [`Error::InUse`] when one is still in use; [`Error::Io`] when that cannot be seen.
-    pub(super) fn ensure_let_go(&self, call: &Call<'_>, volume: &str, mut lefts: Vec<Left>) -> Result<()> {
-        for left in self.left.take(volume) {
-            if !lefts.contains(&left) {
-                lefts.push(left);
-            }
+    pub(super) fn ensure_let_go(&self, call: &Call<'_>, volume: &str, step: Step) -> Result<()> {
+        let mut lefts = self.left.of(volume);
+        if lefts.is_empty() {
+            lefts.extend(self.observe_left_by_name(volume)?);
         }
-        let outcome = observe_let_go(call, volume, &lefts);
-        if outcome.is_err() {
-            self.left.keep(volume, lefts);
-        }
-        outcome
+        observe_let_go(call, volume, &lefts, step)?;
+        self.left.forget(volume);
+        self.forget_unused(call, volume);
+        Ok(())
+    }
+
+    /// What may be left of a volume of which this process has taken no mount away, but an earlier one may have: its name is
+    /// known until it was let go of.
+    fn observe_left_by_name(&self, volume: &str) -> Result<Option<Left>> {
+        let Some(name) = observe_name_of(&self.places, volume)? else { return Ok(None) };
+        let Some((disk, upon)) = self.observe_named(&name)? else { return Ok(None) };
+        let number = match &upon {
+            Upon::Open(open) => open.number(),
+            Upon::Nothing | Upon::Temporary(_) | Upon::Closing(_) | Upon::Other(_) => disk.number(),
+        };
+        // It may have been a raw volume: nobody but who writes to a disk has it open for writing.
+        Ok(Some(Left { disks: DiskUnder::all_of(&self.places, number)?, is_raw: true }))
     }
 }
 
-fn observe_let_go(call: &Call<'_>, volume: &str, lefts: &[Left]) -> Result<()> {
-    if lefts.iter().all(|left| left.disks.is_empty()) {
-        return Ok(());
-    }
-    let mounts = observe_mounts()?;
+fn observe_let_go(call: &Call<'_>, volume: &str, lefts: &[Left], step: Step) -> Result<()> {
     let deadline = Instant::now() + call.cap(RELEASE_BUDGET);
-    for left in lefts.iter().filter(|left| !left.is_shown_in(&mounts)) {
+    for left in lefts.iter().filter(|left| !left.disks.is_empty()) {
+        match await_shown(left, step, deadline)? {
+            Shown::Nowhere => {}
+            Shown::Known => continue,
+            Shown::Foreign(path) => return Err(mounted_by_others(volume, &path)),
+        }
         for disk in &left.disks {
             match await_free(disk, deadline)? {
                 Claim::Free | Claim::Gone => {}
@@ -126,6 +191,19 @@ fn observe_let_go(call: &Call<'_>, volume: &str, lefts: &[Left]) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Looks where a disk is mounted, again and again while somebody else has it mounted: droplet images carry a rule that mounts
+/// a volume for a short look.
+fn await_shown(left: &Left, step: Step, deadline: Instant) -> Result<Shown> {
+    loop {
+        let shown = left.shown_in(&observe_mounts()?, step);
+        let rest = deadline.saturating_duration_since(Instant::now());
+        match shown {
+            Shown::Foreign(_) if !rest.is_zero() => std::thread::sleep(LONGEST_PAUSE.min(rest)),
+            Shown::Nowhere | Shown::Known | Shown::Foreign(_) => return Ok(shown),
+        }
+    }
 }
 
 /// Looks again and again until nothing has a disk.
@@ -166,6 +244,20 @@ fn await_unwritten(disk: &DiskUnder, is_raw: bool, deadline: Instant) -> Option<
     }
 }
 
+fn mounted_by_others(volume: &str, path: &Path) -> Error {
+    Error::InUse {
+        doing: format!(
+            "volume {volume} was unstaged, but it is still mounted on this droplet, and what is written to it after it is \
+             detached is lost:"
+        ),
+        found: format!(
+            "something other than this plugin has mounted it at {0}; `umount {0}` ends that",
+            path.display()
+        ),
+        cure: "end that before the volume is detached; if it comes back, an automount rule of the distribution does it (see README)",
+    }
+}
+
 fn still_used(volume: &str, disk: &DiskUnder, holders: &Holders) -> Error {
     Error::InUse {
         doing: format!(
@@ -189,6 +281,27 @@ pub(super) fn or_users(volume: &str, mounts: &MountTable, mount: &Mount, left: &
             doing: format!("volume {volume} cannot be unmounted at {}, because it is in use:", mount.target.display()),
             found: observe_users(&sought, mounts, mount).to_string(),
             cure: "end that, and it is unmounted when it is asked for again",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_mount_that_the_orchestrator_knows_of_excuses_a_disk_that_it_is_about_to_detach() {
+        let (known, foreign) = ("/csi/staging/default/blog/rw-file-system-single-node-writer", "/mnt/blog");
+        let elsewhere = || Shown::Foreign(foreign.into());
+        for (targets, unpublished, unstaged) in [
+            (vec![], Shown::Nowhere, Shown::Nowhere),
+            (vec![known], Shown::Known, Shown::Known),
+            (vec![foreign], Shown::Known, elsewhere()),
+            (vec![foreign, known], Shown::Known, Shown::Known),
+        ] {
+            let targets: Vec<&Path> = targets.into_iter().map(Path::new).collect();
+            assert_eq!(plan_shown(Step::Unpublish, &targets), unpublished, "{targets:?}");
+            assert_eq!(plan_shown(Step::Unstage, &targets), unstaged, "{targets:?}");
         }
     }
 }

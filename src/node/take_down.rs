@@ -8,7 +8,7 @@ use std::path::Path;
 
 use log::{error, warn};
 
-use super::let_go::{Left, or_users};
+use super::let_go::{Left, Step, or_users};
 use super::see::is_of_our_making;
 use super::whose::Whose;
 use super::{Arrival, Call, Node};
@@ -79,20 +79,18 @@ impl Node {
     /// unmounted; [`Error::TargetTaken`] when something is mounted there that this plugin never mounts.
     pub fn unpublish(&self, want: &Unpublish, arrival: Arrival) -> Result<()> {
         let call = self.begin(arrival, &want.volume, None, &[&want.target])?;
-        let mut lefts = Vec::new();
         if let Some(target) = place::observe_real_path(&want.target)? {
             take_all_down(&target, |mounts, mount| {
-                lefts.extend(self.apply_take_down(&call, &want.volume, mounts, mount)?);
+                self.apply_take_down(&call, &want.volume, mounts, mount)?;
                 if mount.is_node() {
                     self.apply_unprotect_after(&call, mount)?;
                 }
                 Ok(())
             })?;
             aside::apply_clean(&call.guard, &target)?;
-            self.forget_unused(&call, &want.volume);
             place::apply_remove_place(&call.guard, &target)?;
         }
-        self.ensure_let_go(&call, &want.volume, lefts)
+        self.ensure_let_go(&call, &want.volume, Step::Unpublish)
     }
 
     /// Lets go of a volume on this droplet: what is still in memory is written, then the staging path is unmounted, and an
@@ -105,28 +103,24 @@ impl Node {
     /// As [`Node::unpublish`].
     pub fn unstage(&self, want: &Unstage, arrival: Arrival) -> Result<()> {
         let call = self.begin(arrival, &want.volume, None, &[&want.staging])?;
-        let mut lefts = Vec::new();
         if let Some(staging) = place::observe_real_path(&want.staging)? {
-            lefts = self.apply_unstage(&call, &want.volume, &staging)?;
-            self.forget_unused(&call, &want.volume);
+            self.apply_unstage(&call, &want.volume, &staging)?;
         }
         self.ensure_none_left_open(&call.runner);
-        self.ensure_let_go(&call, &want.volume, lefts)
+        self.ensure_let_go(&call, &want.volume, Step::Unstage)
     }
 
-    fn apply_unstage(&self, call: &Call<'_>, volume: &str, staging: &Path) -> Result<Vec<Left>> {
-        let mut lefts = Vec::new();
+    fn apply_unstage(&self, call: &Call<'_>, volume: &str, staging: &Path) -> Result<()> {
         take_all_down(staging, |mounts, mount| {
             self.check_ours(volume, mount)?;
             // To keep the volume mounted would not bring back what cannot be written.
             flush_or_say(call, staging);
             let under = observe_under(&self.places, mount);
-            lefts.extend(self.apply_take_down(call, volume, mounts, mount)?);
+            self.apply_take_down(call, volume, mounts, mount)?;
             // Also where nothing could be seen the mount had to go first; but then the volume may still be open.
             under?.map_or(Ok(()), |under| self.ensure_closed_after(call, volume, &under))
         })?;
-        aside::apply_clean(&call.guard, staging)?;
-        Ok(lefts)
+        aside::apply_clean(&call.guard, staging)
     }
 
     /// Takes dead mounts away from a path, and what a call that was killed has left beside it, which would pass for another
@@ -170,32 +164,36 @@ impl Node {
         }
     }
 
-    /// Takes a mount away; gives what was under it, if that can still be written to.
-    fn apply_take_down(
-        &self,
-        call: &Call<'_>,
-        volume: &str,
-        mounts: &MountTable,
-        mount: &Mount,
-    ) -> Result<Option<Left>> {
+    /// Takes a mount away. What was under it, if that can still be written to, is kept in mind until it is let go of.
+    fn apply_take_down(&self, call: &Call<'_>, volume: &str, mounts: &MountTable, mount: &Mount) -> Result<()> {
         self.check_ours(volume, mount)?;
         let path = mount.target.as_path();
         let health = self.observe_or_assume_alive(mount);
         if plan_removal(health) == Unmount::DiskGone {
-            return apply_clear(call, path, health).map(|()| None);
+            return self.apply_clear_for_good(call, volume, path, health);
         }
         let left = self.observe_left(mount)?;
         self.apply_before_last(call, mounts, mount, &left, path);
-        let Err(err) = apply_unmount_within(&call.guard, path, call.cap(UNMOUNT_BUDGET)) else { return Ok(Some(left)) };
+        let Err(err) = apply_unmount_within(&call.guard, path, call.cap(UNMOUNT_BUDGET)) else {
+            self.left.keep(volume, left);
+            return Ok(());
+        };
         // The disk may have gone in the meantime.
         let health = self.observe_or_assume_alive(mount);
         if plan_removal(health) == Unmount::DiskGone {
-            return apply_clear(call, path, health).map(|()| None);
+            return self.apply_clear_for_good(call, volume, path, health);
         }
         // Nomad has the disk detached also after this failed, and then what is in memory is lost.
         flush_or_say(call, path);
         let now = observe_mounts();
         Err(or_users(volume, now.as_ref().unwrap_or(mounts), mount, &left)(err))
+    }
+
+    /// Takes a mount away to which nothing can be written any more, so that nothing is waited for afterwards.
+    fn apply_clear_for_good(&self, call: &Call<'_>, volume: &str, path: &Path, health: Health) -> Result<()> {
+        apply_clear(call, path, health)?;
+        self.left.keep(volume, Left::nothing());
+        Ok(())
     }
 
     /// How a mount is; alive where that cannot be told, so that it is not torn out of anybody's hands.

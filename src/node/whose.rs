@@ -7,6 +7,7 @@ use log::warn;
 
 use super::{Call, Node};
 use crate::error::{Chain, Error, Result, Thing};
+use crate::host::device::Device;
 use crate::host::find::{Sighting, observe_device};
 use crate::host::id_link::{apply_forget, ensure_known, observe_ids_of, observe_name_of};
 use crate::host::mapper::{Upon, observe_upon};
@@ -54,14 +55,21 @@ impl Node {
         }
     }
 
-    fn observe_is_used(&self, name: &VolumeName) -> Result<bool> {
+    /// The disk of the volume with this name, as far as one is there and works, and what lies on it.
+    pub(super) fn observe_named(&self, name: &VolumeName) -> Result<Option<(Device, Upon)>> {
         let (Sighting::Ready(disk) | Sighting::TooSmall { device: disk, .. }) =
             observe_device(&self.places, name, None)?
         else {
-            return Ok(false);
+            return Ok(None);
         };
+        let upon = observe_upon(&self.places, &disk)?;
+        Ok(Some((disk, upon)))
+    }
+
+    fn observe_is_used(&self, name: &VolumeName) -> Result<bool> {
+        let Some((disk, upon)) = self.observe_named(name)? else { return Ok(false) };
         let mounts = observe_mounts()?;
-        Ok(match observe_upon(&self.places, &disk)? {
+        Ok(match upon {
             Upon::Nothing | Upon::Temporary(_) => mounts.of_device(&disk).next().is_some(),
             Upon::Open(open) => mounts.of_device(&open).next().is_some(),
             Upon::Closing(_) | Upon::Other(_) => true,

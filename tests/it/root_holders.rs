@@ -242,3 +242,79 @@ fn root_a_plugin_that_sees_only_its_own_processes_says_so() {
     rig.unstage(&vol).unwrap();
     rig.close();
 }
+
+#[test]
+#[ignore = "needs root: make test-root"]
+fn root_a_call_that_failed_after_an_unmount_is_repeated_as_strictly() {
+    let rig = Rig::start();
+    for fs in ["xfs", "btrfs"] {
+        let vol = rig.volume(&format!("vol-{fs}"), "").fs(fs);
+        let (staging, target) = (rig.staging(&vol), rig.target(&vol, "alloc"));
+        let at = target.to_string_lossy();
+        rig.stage(&vol).unwrap();
+        // The volume lies on top of something else, which nobody may take away.
+        rig.run("mkdir", &["-p", &at]);
+        rig.run("mount", &["-t", "tmpfs", "none", &at]);
+        rig.run("mount", &["--bind", &staging.to_string_lossy(), &at]);
+        let other = Bystander::apart(&rig, "true", &[]);
+        rig.unstage(&vol).unwrap();
+        refused(rig.unpublish(&vol, "alloc"), PRECONDITION, &["tmpfs", "no volume"]);
+        assert!(rig.mount_at(&target).unwrap().contains(" tmpfs "));
+        rig.run("umount", &[&at]);
+        for call in [rig.unpublish(&vol, "alloc"), rig.unpublish(&vol, "alloc"), rig.unstage(&vol)] {
+            refused(call, PRECONDITION, &[&format!("process {} (sh)", other.pid())]);
+        }
+        other.end();
+        rig.unpublish(&vol, "alloc").unwrap();
+        rig.unstage(&vol).unwrap();
+    }
+    rig.close();
+}
+
+#[test]
+#[ignore = "needs root: make test-root"]
+fn root_a_plugin_that_was_started_since_is_as_strict() {
+    let mut rig = Rig::start();
+    for is_raw in [false, true] {
+        let vol = rig.volume(if is_raw { "raw" } else { "vol" }, "");
+        let vol = if is_raw { vol.block() } else { vol.fs("xfs") };
+        let node = rig.node(&vol);
+        rig.stage(&vol).unwrap();
+        let other = if is_raw {
+            Bystander::beside(&rig, "exec 9>\"$1\"", &[&node])
+        } else {
+            Bystander::apart(&rig, "true", &[])
+        };
+        let words = [format!("process {} (sh)", other.pid())];
+        for _ in 0..2 {
+            for _ in 0..2 {
+                refused(rig.unstage(&vol), PRECONDITION, &[&words[0]]);
+            }
+            rig.restart();
+        }
+        other.end();
+        rig.unstage(&vol).unwrap();
+    }
+    rig.close();
+}
+
+#[test]
+#[ignore = "needs root: make test-root"]
+fn root_a_mount_that_somebody_else_has_made_does_not_pass_for_one_of_the_volume() {
+    let mut rig = Rig::start();
+    let vol = rig.volume("vol", "xfs");
+    rig.stage(&vol).unwrap();
+    rig.publish(&vol, "alloc").unwrap();
+    let own = rig.machine().home().join("mnt");
+    let at = own.to_string_lossy().into_owned();
+    rig.run("mkdir", &["-p", &at]);
+    rig.run("mount", &[&rig.node(&vol).to_string_lossy(), &at]);
+    rig.unpublish(&vol, "alloc").unwrap();
+    for _ in 0..2 {
+        refused(rig.unstage(&vol), PRECONDITION, &[&format!("`umount {at}`"), "is detached is lost"]);
+        rig.restart();
+    }
+    rig.run("umount", &[&at]);
+    rig.unstage(&vol).unwrap();
+    rig.close();
+}
