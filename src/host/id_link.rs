@@ -10,7 +10,7 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use super::device::{DevicePlaces, LINK_PREFIX};
-use super::presence::{observe_is_there, observe_link, observe_names};
+use super::presence::{observe_entry, observe_is_there, observe_link, observe_metadata, observe_names};
 use crate::error::{Error, Result};
 use crate::id::{VolumeName, plain_or_hash};
 use crate::lock::VolumeGuard;
@@ -47,8 +47,8 @@ fn observe_name_at(link: &Path) -> Result<Option<VolumeName>> {
     Ok(name.and_then(|name| VolumeName::parse(name).ok()))
 }
 
-/// All ids that were given to the volume with this name; more than one where an orchestrator sends ids of its own, or where a
-/// volume was deleted and another one has its name.
+/// All ids that were given to the volume with this name since its disk was attached; more than one where an orchestrator sends
+/// ids of its own. A volume that was deleted while it was staged has left its id, and another one may have its name.
 ///
 /// # Errors
 /// [`Error::Io`] when the links cannot be listed.
@@ -56,24 +56,37 @@ pub fn observe_ids_of(places: &DevicePlaces, name: &VolumeName) -> Result<Vec<St
     let mut ids = Vec::new();
     for file in observe_names(&places.links)?.unwrap_or_default() {
         let Some(id) = file.to_str().and_then(|file| file.strip_prefix(PREFIX)) else { continue };
-        if observe_name_at(&places.links.join(&file))?.as_ref() == Some(name) {
+        let link = places.links.join(&file);
+        if observe_name_at(&link)?.as_ref() == Some(name) && !is_outdated(places, &link, name)? {
             ids.push(id.to_owned());
         }
     }
     Ok(ids)
 }
 
+/// Whether a link was made before the disk with this name was attached: then it may be of an earlier volume of this name. Where
+/// the kernel does not say when a node was made, as older ones do not (before 5.18), no link is.
+///
+/// A node's other times change with each event that udev sees of the disk.
+/// Source: statx(2), `stx_btime`; `udev_node_apply_permissions` in systemd's `src/udev/udev-node.c`.
+fn is_outdated(places: &DevicePlaces, link: &Path, name: &VolumeName) -> Result<bool> {
+    let made = observe_entry(link)?.and_then(|link| link.modified().ok());
+    let attached = observe_metadata(&places.link(name))?.and_then(|node| node.created().ok());
+    Ok(made.zip(attached).is_some_and(|(made, attached)| made < attached))
+}
+
 /// Keeps in mind that the volume with this id has this name.
 ///
-/// A second call changes nothing; another name takes the place of the old one.
+/// A second call changes nothing; another name takes the place of the old one, and a new link that of one that was made before
+/// the disk was attached.
 ///
 /// # Errors
 /// [`Error::Io`] when the link cannot be made.
 pub fn ensure_known(_guard: &VolumeGuard, places: &DevicePlaces, id: &str, name: &VolumeName) -> Result<()> {
-    if observe_name_of(places, id)?.as_ref() == Some(name) {
+    let link = link(places, id);
+    if observe_name_at(&link)?.as_ref() == Some(name) && !is_outdated(places, &link, name)? {
         return Ok(());
     }
-    let link = link(places, id);
     DirBuilder::new().recursive(true).create(&places.links).map_err(Error::io("making the folder", &places.links))?;
     // Renamed into its place, so that there is no moment without one.
     let fresh = places.links.join(format!(".{}", file_name(id)));
@@ -129,6 +142,22 @@ mod tests {
             assert_eq!(observe_name_of(&places, id).unwrap(), None);
         }
         assert_eq!(fs::read_dir(&places.links).unwrap().count(), 0);
+        // A disk that was attached since says nothing of whose ids are from before, until one of them is told again.
+        ensure_known(&guard, &places, uuid, &name("blog")).unwrap();
+        let node = dir.path().join("node");
+        while fs::metadata(&node)
+            .and_then(|node| node.created())
+            .map_or(true, |at| fs::symlink_metadata(link(&places, uuid)).unwrap().modified().unwrap() >= at)
+        {
+            fs::remove_file(&node).ok();
+            fs::write(&node, "").unwrap();
+        }
+        std::os::unix::fs::symlink(&node, places.link(&name("blog"))).unwrap();
+        assert_eq!(observe_ids_of(&places, &name("blog")).unwrap(), [""; 0]);
+        assert_eq!(observe_name_of(&places, uuid).unwrap(), Some(name("blog")));
+        ensure_known(&guard, &places, uuid, &name("blog")).unwrap();
+        assert_eq!(observe_ids_of(&places, &name("blog")).unwrap(), [uuid]);
+        apply_forget(&guard, &places, uuid).unwrap();
         fs::write(link(&places, uuid), "a file of somebody's").unwrap();
         assert_eq!(observe_name_of(&places, uuid).unwrap(), None);
     }

@@ -60,6 +60,8 @@ pub enum Owner {
     Some(Vec<String>),
     /// Certainly not the one that is asked for, in words.
     Other(String),
+    /// Nobody's that could be told: it carries no name, and no volume's link leads to it.
+    Nameless,
 }
 
 /// Judges whose a disk is: that of the volume with this name, or, where the name is not known, that of any volume.
@@ -99,7 +101,7 @@ fn judge(identity: &Identity, linked: &[String], name: &VolumeName) -> Owner {
             (linked, _) if linked.iter().any(|linked| linked == name.as_str()) => Owner::This,
             // Its link is not there, or not yet.
             ([], Make::Volume) => Owner::This,
-            ([], Make::Unknown | Make::Other(_)) => Owner::Other(NAMELESS.to_owned()),
+            ([], Make::Unknown | Make::Other(_)) => Owner::Nameless,
             ([_, ..], _) => Owner::Other(format!("the volume named {}, by its link", linked.join(" or "))),
         },
     }
@@ -109,7 +111,7 @@ fn judge(identity: &Identity, linked: &[String], name: &VolumeName) -> Owner {
 fn judge_any(identity: &Identity, linked: Vec<String>) -> Owner {
     match (identity.make(), linked.as_slice()) {
         (Make::Other(found), _) => Owner::Other(found),
-        (Make::Unknown, []) => Owner::Other(NAMELESS.to_owned()),
+        (Make::Unknown, []) => Owner::Nameless,
         (Make::Unknown, [_, ..]) => Owner::Some(linked),
         (Make::Volume, _) => {
             let carried = identity.names();
@@ -117,8 +119,6 @@ fn judge_any(identity: &Identity, linked: Vec<String>) -> Owner {
         }
     }
 }
-
-const NAMELESS: &str = "a disk that carries no name and to which no volume's link leads";
 
 #[cfg(test)]
 mod tests {
@@ -140,7 +140,7 @@ mod tests {
             (&silent, &[], Owner::This, Owner::Some(Vec::new())),
             (&silent, &["blog"], Owner::This, some("blog")),
             (&silent, &["shop"], not("the volume named shop, by its link"), some("shop")),
-            (&loop_disk, &[], not(NAMELESS), not(NAMELESS)),
+            (&loop_disk, &[], Owner::Nameless, Owner::Nameless),
             (&loop_disk, &["blog"], Owner::This, some("blog")),
             (&loop_disk, &["shop"], not("the volume named shop, by its link"), some("shop")),
             (&other, &[], not(VIRTIO), not(VIRTIO)),

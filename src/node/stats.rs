@@ -76,9 +76,7 @@ impl Node {
         let mounts = observe_mounts()?;
         let mount = mounts.at(&real).filter(|mount| is_of_our_making(mount)).ok_or_else(not_there)?;
         let health = observe_health(&self.places, mount)?;
-        if health != Health::DiskGone
-            && let Whose::NotOurs(found) = self.observe_whose(&want.volume, mount)?
-        {
+        if let Whose::NotOurs(found) = self.observe_whose_at(&want.volume, mount, health)? {
             return Err(Whose::not_there(&want.volume, mount, &found));
         }
         let errors = match health {

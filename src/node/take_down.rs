@@ -148,17 +148,17 @@ impl Node {
     fn check_ours(&self, volume: &str, mount: &Mount) -> Result<()> {
         let what = format!("{} ({}) is mounted there", mount.source.display(), mount.fstype);
         let refuse = |found: &str| {
-            let by = format!("{what}, {found}; nothing was unmounted");
+            let cure = format!(
+                "if it is this volume's all the same, `umount {}` on the droplet ends it",
+                mount.target.display()
+            );
+            let by = format!("{what}, {found}; nothing was unmounted; {cure}");
             Err(Error::TargetTaken { path: mount.target.clone(), by })
         };
         if !is_of_our_making(mount) {
             return refuse("which is no volume");
         }
-        match self.observe_or_assume_alive(mount) {
-            Health::DiskGone | Health::NodeGone => return Ok(()),
-            Health::Alive | Health::ShutDown => {}
-        }
-        match self.observe_whose(volume, mount)? {
+        match self.observe_whose_at(volume, mount, self.observe_or_assume_alive(mount))? {
             Whose::Ours(_) | Whose::Gone => Ok(()),
             Whose::NotOurs(found) => refuse(&format!("from {found}, and not volume {volume}")),
         }

@@ -3,13 +3,16 @@
 //! Owns that question for the calls that bring a volume's id and a path alone, as unpublish, unstage, expand and statistics do.
 //! Whoever has the path wrong, or the id, must not take another volume away from its task, still less the droplet's own disk.
 
-use log::warn;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use log::{Level, log, warn};
 
 use super::{Call, Node};
 use crate::error::{Chain, Error, Result, Thing};
 use crate::host::device::Device;
 use crate::host::find::{Sighting, observe_device};
 use crate::host::id_link::{apply_forget, ensure_known, observe_ids_of, observe_name_of};
+use crate::host::liveness::Health;
 use crate::host::mapper::{Upon, observe_upon};
 use crate::host::mount::observe_mounts;
 use crate::host::mountinfo::{DeviceNumber, Mount};
@@ -39,8 +42,11 @@ impl Node {
     /// Keeps in mind which name the volume with this id has, for the calls that bring the id alone.
     pub(super) fn remember(&self, call: &Call<'_>, volume: &str, name: &VolumeName) {
         if let Err(err) = ensure_known(&call.guard, &self.places, volume, name) {
-            // Without it a wrong path is noticed less surely, which is no reason to keep a task from its volume.
-            warn!("cannot keep in mind which volume has this id volume={volume} name={name}: {}", Chain(&err));
+            // Without it a wrong path is noticed less surely, which is no reason to keep a task from its volume. Where `/dev` is
+            // read-only it is so for each call, and said once.
+            static WAS_SAID: AtomicBool = AtomicBool::new(false);
+            let level = if WAS_SAID.swap(true, Ordering::Relaxed) { Level::Debug } else { Level::Warn };
+            log!(level, "cannot keep in mind which volume has this id volume={volume} name={name}: {}", Chain(&err));
         }
     }
 
@@ -76,6 +82,26 @@ impl Node {
         })
     }
 
+    /// Looks whose a mount is that is found in this state. What shows a disk that is gone is nobody's any more; and so is what
+    /// shows the node of such a disk, unless its number is now that of a disk which is certainly another volume's.
+    ///
+    /// # Errors
+    /// As [`Node::observe_whose`].
+    pub(super) fn observe_whose_at(&self, volume: &str, mount: &Mount, health: Health) -> Result<Whose> {
+        match health {
+            Health::DiskGone => Ok(Whose::Gone),
+            Health::Alive | Health::ShutDown => self.observe_whose(volume, mount),
+            Health::NodeGone => {
+                let known = (observe_disk(&self.places, mount)?, observe_name_of(&self.places, volume)?);
+                let (Under::Disk(disk), Some(name)) = known else { return Ok(Whose::Gone) };
+                Ok(match observe_owner(&self.places, disk, Some(&name))? {
+                    Owner::Other(found) => Whose::NotOurs(found),
+                    Owner::This | Owner::Some(_) | Owner::Nameless => Whose::Gone,
+                })
+            }
+        }
+    }
+
     /// Looks whose the disk under a mount is: by the name that belongs to the id, or, where that is not known, whether it is a
     /// volume at all and nobody else's.
     ///
@@ -94,6 +120,9 @@ impl Node {
         match observe_owner(&self.places, disk, name.as_ref())? {
             Owner::This => Ok(Whose::Ours(name)),
             Owner::Other(found) => Ok(Whose::NotOurs(found)),
+            Owner::Nameless => {
+                Ok(Whose::NotOurs("a disk that carries no name and to which no volume's link leads".to_owned()))
+            }
             Owner::Some(names) => {
                 let names: Vec<VolumeName> = names.iter().filter_map(|name| VolumeName::parse(name).ok()).collect();
                 let known = names.iter().map(|name| observe_ids_of(&self.places, name)).collect::<Result<Vec<_>>>()?;

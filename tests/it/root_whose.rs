@@ -13,6 +13,9 @@ const NOT_FOUND: RpcStatusCode = RpcStatusCode::NOT_FOUND;
 /// Nobody has ever staged a volume with this id.
 const UNKNOWN: &str = "00000000-0000-4000-8000-000000000000";
 
+/// The link by which the volume of that id would be known.
+const STALE: &str = "do-csi-id-00000000-0000-4000-8000-000000000000";
+
 /// Asserts that every call which names a path refuses it for this id, and that nothing is mounted otherwise afterwards.
 #[track_caller]
 fn is_left_alone(rig: &Rig, id: &str, path: &Path, words: &[&str]) {
@@ -176,6 +179,68 @@ fn root_a_shut_down_file_system_of_another_volume_is_not_torn_away() {
     assert_eq!(rig.machine().droplet.mounts(), before);
     rig.unpublish(&other, "alloc").unwrap();
     rig.unstage(&other).unwrap();
+    rig.unstage(&vol).unwrap();
+    rig.close();
+}
+
+#[test]
+#[ignore = "needs root: make test-root"]
+fn root_an_id_from_before_the_disk_was_attached_keeps_nobody_from_the_volume() {
+    let rig = Rig::start();
+    let vol = rig.volume("vol", "xfs");
+    let (link, node) = (rig.link("vol"), rig.node(&vol));
+    rig.stage(&vol).unwrap();
+    rig.publish(&vol, "alloc").unwrap();
+    // An earlier volume of this name, which was deleted while it was staged, and a driver that leaves no id.
+    fs::rename(link.with_file_name(format!("do-csi-id-{}", vol.csi.id)), link.with_file_name(STALE)).unwrap();
+    is_left_alone(&rig, &vol.csi.id, &rig.target(&vol, "alloc"), &["is mounted there", "staged as", UNKNOWN]);
+    refused(
+        rig.unpublish(&vol, "alloc"),
+        PRECONDITION,
+        &[&format!("`umount {}`", rig.target(&vol, "alloc").display())],
+    );
+    // The kernel makes a node when a disk is attached.
+    let again = rig.machine().home().join("node");
+    let number = rig.run("stat", &["-c", "%Hr %Lr", &node.to_string_lossy()]);
+    let number: Vec<&str> = number.split_whitespace().collect();
+    rig.run("mknod", &[&again.to_string_lossy(), "b", number[0], number[1]]);
+    fs::remove_file(&link).unwrap();
+    std::os::unix::fs::symlink(rig.machine().droplet.path(&again), &link).unwrap();
+    rig.client().stats(&vol.csi.id, &rig.target(&vol, "alloc")).unwrap();
+    rig.unpublish(&vol, "alloc").unwrap();
+    rig.unstage(&vol).unwrap();
+    fs::remove_file(link.with_file_name(STALE)).unwrap();
+    fs::remove_file(&link).unwrap();
+    std::os::unix::fs::symlink(&node, &link).unwrap();
+    rig.close();
+}
+
+#[test]
+#[ignore = "needs root: make test-root"]
+fn root_a_node_whose_number_is_another_volumes_by_now_is_left_alone() {
+    let rig = Rig::start();
+    let vol = rig.volume("vol", "").block();
+    let (link, node, target) = (rig.link("vol"), rig.node(&vol), rig.target(&vol, "alloc"));
+    rig.stage(&vol).unwrap();
+    rig.publish(&vol, "alloc").unwrap();
+    // The kernel takes the node away with the disk, and makes another one for the next disk that gets the number.
+    let at = node.to_string_lossy();
+    let number = rig.run("stat", &["-c", "%Hr %Lr", &at]);
+    let number: Vec<&str> = number.split_whitespace().collect();
+    rig.run("rm", &[&at]);
+    rig.run("mknod", &["-m", "660", &at, "b", number[0], number[1]]);
+    let other = link.with_file_name("scsi-0DO_Volume_other");
+    fs::rename(&link, &other).unwrap();
+    refused(rig.unpublish(&vol, "alloc"), PRECONDITION, &["is mounted there", "volume named other"]);
+    refused(rig.client().unstage(&vol.csi.id, &target), PRECONDITION, &["is mounted there", "volume named other"]);
+    refused(rig.client().stats(&vol.csi.id, &target), NOT_FOUND, &["is mounted there", "volume named other"]);
+    assert!(rig.mount_at(&target).is_some());
+    // Of a disk of which nobody can say whose it is the mount is taken away as before.
+    fs::remove_file(&other).unwrap();
+    rig.client().stats(&vol.csi.id, &target).unwrap();
+    rig.unpublish(&vol, "alloc").unwrap();
+    assert_eq!(rig.mount_at(&target), None);
+    std::os::unix::fs::symlink(&node, &link).unwrap();
     rig.unstage(&vol).unwrap();
     rig.close();
 }
