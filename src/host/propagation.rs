@@ -5,9 +5,10 @@
 //! what it writes ends on the droplet's own disk.
 
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
-use super::holders::{is_own_namespace_of_host, sees_all_processes};
+use super::holders::{is_namespace_of_parent, is_own_namespace_of_host, sees_all_processes};
 use super::mount_table::{observe_mounts, observe_mounts_of};
 use super::mountinfo::{Mount, MountTable};
 use crate::error::{Error, Result};
@@ -24,6 +25,9 @@ enum Namespace {
     Apart {
         /// The peer groups of the droplet's own mounts; `None` where those are not seen.
         of_host: Option<BTreeSet<String>>,
+        /// Whether it is that of whoever started this program, who is no container: a Nomad whose unit has a mount namespace
+        /// of its own.
+        is_of_parent: bool,
     },
 }
 
@@ -34,6 +38,8 @@ enum Reach {
     No,
     /// It is a copy that gets what is mounted elsewhere and has copies of its own, of which nothing says whose they are.
     Unclear,
+    /// No, but by whoever started this program, and so by the tasks that he starts by himself.
+    Parent,
 }
 
 /// Sees that what is mounted at a path reaches the droplet's own mount namespace. `path` is real; it may be missing, and it
@@ -47,14 +53,28 @@ pub fn check_reaches_host(mounts: &MountTable, path: &Path) -> Result<()> {
     match plan_reach(&observe_namespace(), holding) {
         Reach::Yes => Ok(()),
         Reach::Unclear => {
-            log::warn!(
-                "cannot tell whether the droplet sees what is mounted below {}: that mount is a copy of the droplet's and shared \
-                 with others; if a task finds its volume empty, give the plugin that directory with propagation \"rshared\"",
-                holding.target.display()
+            warn_once(holding, "that mount is a copy of the droplet's and shared with others");
+            Ok(())
+        }
+        Reach::Parent => {
+            warn_once(
+                holding,
+                "the plugin is in a mount namespace that is not the droplet's, with the program that started it",
             );
             Ok(())
         }
         Reach::No => Err(not_reached(path, holding)),
+    }
+}
+
+/// Says once for each mount that it is not certain who sees what is mounted in it.
+fn warn_once(holding: &Mount, why: &str) {
+    static SAID: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
+    if SAID.lock().unwrap_or_else(PoisonError::into_inner).insert(holding.target.clone()) {
+        log::warn!(
+            "cannot tell whether all tasks see what is mounted below {}: {why}; if a task finds its volume empty: {CURE}",
+            holding.target.display()
+        );
     }
 }
 
@@ -87,30 +107,32 @@ fn not_reached(path: &Path, holding: &Mount) -> Error {
 
 /// Decides whether what is mounted in a mount is seen by the droplet. Pure.
 fn plan_reach(namespace: &Namespace, holding: &Mount) -> Reach {
-    let of_host = match namespace {
+    let (of_host, is_of_parent) = match namespace {
         Namespace::Host => return Reach::Yes,
-        Namespace::Apart { of_host } => of_host,
+        Namespace::Apart { of_host, is_of_parent } => (of_host, *is_of_parent),
     };
-    let Some(group) = holding.peer_group() else { return Reach::No };
+    let not_shared = if is_of_parent { Reach::Parent } else { Reach::No };
+    let Some(group) = holding.peer_group() else { return not_shared };
     // What only gets what others mount was cut off from the droplet, and shared again with nobody of it.
     let is_cut_off = holding.propagation.iter().any(|tag| tag.starts_with("master:"));
     match (is_cut_off, of_host) {
         (false, _) => Reach::Yes,
         (true, Some(of_host)) if of_host.contains(group) => Reach::Yes,
-        (true, Some(_)) => Reach::No,
+        (true, Some(_)) => not_shared,
         (true, None) => Reach::Unclear,
     }
 }
 
 fn observe_namespace() -> Namespace {
     if !sees_all_processes() {
-        return Namespace::Apart { of_host: None };
+        return Namespace::Apart { of_host: None, is_of_parent: false };
     }
     if is_own_namespace_of_host() {
         return Namespace::Host;
     }
     let groups = |table: MountTable| table.iter().filter_map(Mount::peer_group).map(str::to_owned).collect();
-    Namespace::Apart { of_host: observe_mounts_of(TABLE_OF_HOST).ok().map(groups) }
+    let of_host = observe_mounts_of(TABLE_OF_HOST).ok().map(groups);
+    Namespace::Apart { of_host, is_of_parent: is_namespace_of_parent() }
 }
 
 #[cfg(test)]
@@ -121,7 +143,9 @@ mod tests {
     fn a_mount_reaches_the_droplet_only_through_one_that_both_share() {
         let apart = |groups: Option<&[&str]>| Namespace::Apart {
             of_host: groups.map(|groups| groups.iter().map(|group| (*group).to_owned()).collect()),
+            is_of_parent: false,
         };
+        let with_parent = || Namespace::Apart { of_host: Some(BTreeSet::from(["1".to_owned()])), is_of_parent: true };
         for (tags, namespace, want) in [
             ("", Namespace::Host, Reach::Yes),
             ("master:1 ", Namespace::Host, Reach::Yes),
@@ -136,6 +160,9 @@ mod tests {
             ("shared:9 master:1 ", apart(Some(&["1", "9"])), Reach::Yes),
             ("", apart(Some(&["1"])), Reach::No),
             ("shared:1 ", apart(Some(&["1"])), Reach::Yes),
+            ("", with_parent(), Reach::Parent),
+            ("shared:9 master:1 ", with_parent(), Reach::Parent),
+            ("shared:1 ", with_parent(), Reach::Yes),
         ] {
             let table = MountTable::parse(format!("9 1 8:0 / /m rw {tags}- ext4 /dev/vda rw\n").as_bytes()).unwrap();
             assert_eq!(plan_reach(&namespace, table.iter().next().unwrap()), want, "{tags:?} {namespace:?}");

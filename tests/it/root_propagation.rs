@@ -72,3 +72,22 @@ fn root_mounts_that_only_the_plugins_directories_share_reach_the_droplet() {
     rig.unstage(&vol).unwrap();
     rig.close();
 }
+
+#[test]
+#[ignore = "needs root: make test-root"]
+fn root_a_plugin_in_the_mount_namespace_of_its_nomad_is_warned_and_works() {
+    // As by the driver raw_exec under a Nomad whose unit has a mount namespace of its own: its tasks see what it sees.
+    let rig = Rig::start_within(&["unshare", "--mount", "--propagation", "slave", "--fork", "--kill-child"]);
+    let vol = rig.volume("vol", "xfs");
+    for _ in 0..2 {
+        rig.stage(&vol).unwrap();
+        rig.publish(&vol, "alloc").unwrap();
+        rig.unpublish(&vol, "alloc").unwrap();
+        rig.unstage(&vol).unwrap();
+    }
+    let log = rig.plugin().log();
+    let warnings =
+        log.lines().filter(|line| line.contains("WARN") && line.contains("cannot tell whether all tasks see"));
+    assert_eq!(warnings.count(), 1, "{log}");
+    rig.close();
+}

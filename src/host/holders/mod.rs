@@ -100,6 +100,21 @@ pub(super) fn is_own_namespace_of_host() -> bool {
     proc.own_namespace().is_some_and(|own| proc.by_namespace(&[1]).contains_key(&own))
 }
 
+/// Whether this program shares its mount namespace with the one that started it, and its root with the first of those before
+/// that is in another mount namespace; a container has a root of its own. What cannot be seen is not so.
+pub(super) fn is_namespace_of_parent() -> bool {
+    let proc = Proc(Path::new(PROC));
+    let Some(own) = proc.own_namespace() else { return false };
+    let is_inside = |pid: &u32| proc.by_namespace(&[*pid]).contains_key(&own);
+    let mut before = std::iter::successors(Some(std::os::unix::process::parent_id()), |pid| proc.parent(*pid));
+    if !before.next().is_some_and(|parent| is_inside(&parent)) {
+        return false;
+    }
+    let root = |path: PathBuf| std::fs::metadata(path).ok().map(|root| (root.dev(), root.ino()));
+    let outside = before.find(|pid| !is_inside(pid)).and_then(|pid| root(proc.of(pid, "root/")));
+    outside.is_some() && outside == root(PathBuf::from("/"))
+}
+
 /// Looks who has a disk.
 #[must_use]
 pub fn observe_holders(sought: &Sought) -> Holders {

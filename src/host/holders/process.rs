@@ -120,7 +120,7 @@ fn parse_fdinfo(text: &str) -> Option<(u64, bool)> {
 pub(super) struct Proc<'a>(pub(super) &'a Path);
 
 impl Proc<'_> {
-    fn of(self, pid: u32, file: &str) -> PathBuf {
+    pub(super) fn of(self, pid: u32, file: &str) -> PathBuf {
         self.0.join(pid.to_string()).join(file)
     }
 
@@ -137,6 +137,13 @@ impl Proc<'_> {
         pids.retain(|pid| *pid != std::process::id());
         pids.sort_unstable();
         pids
+    }
+
+    /// The process that has started another one; `None` for the first one, and where that is not seen.
+    pub(super) fn parent(self, pid: u32) -> Option<u32> {
+        let status = fs::read_to_string(self.of(pid, "status")).ok()?;
+        let parent = status.lines().find_map(|line| line.strip_prefix("PPid:"))?.trim().parse().ok()?;
+        (parent != 0).then_some(parent)
     }
 
     /// The mount namespace in which this program is.
