@@ -15,6 +15,7 @@ use nix::fcntl::OFlag;
 use nix::libc;
 
 use super::device::DevicePlaces;
+use super::holders::command_for_users;
 use super::mapper::{number_under, observe_lost};
 use super::mount::observe_mounts;
 use super::mountinfo::{DeviceNumber, Mount};
@@ -113,9 +114,10 @@ fn contradiction(mount: &Mount, what: &str) -> Error {
     let target = mount.target.display();
     Error::Precondition(format!(
         "cannot tell whether the mount at {target} (device {}, {}) still works: {what}; it is left as it is. See what \
-         `ls /sys/dev/block` and `dmesg` say of the disk, and end what uses the mount, which `fuser -vm {target}` shows",
+         `ls /sys/dev/block` and `dmesg` say of the disk, and end what uses the mount, which {} shows",
         mount.device,
-        mount.source.display()
+        mount.source.display(),
+        command_for_users(mount)
     ))
 }
 

@@ -283,8 +283,15 @@ fn observe_settled(call: &Call<'_>, device: &Device) -> Result<Content> {
         | Content::Ambivalent { .. }
         | Content::Unrecognised { .. } => {}
     }
-    device.check_is_free("the mount", call.cap(CLAIM_BUDGET))?;
+    device.check_is_free("the mount", call.cap(CLAIM_BUDGET)).map_err(or_wait)?;
     observe_content(&call.runner, device)
+}
+
+/// Says of a disk on which is nothing clear, and which somebody has, that this may be the program that still makes it.
+fn or_wait(err: Error) -> Error {
+    let cure = "if that is a program that still makes its file system (mkfs, cryptsetup), do not end it, and try again when it \
+                has ended; anything else may be ended first";
+    if let Error::InUse { doing, found, cure: _ } = err { Error::InUse { doing, found, cure } } else { err }
 }
 
 /// Makes the staging folder, unless something is mounted there: a dead mount cannot even be examined.

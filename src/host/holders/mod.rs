@@ -156,7 +156,19 @@ pub fn observe_users(sought: &Sought, mounts: &MountTable, mount: &Mount) -> Hol
         found.extend(search.below_copies(mount));
         found.extend(search.users(|other| is_copy(other, mount)));
     }
-    Holders { mount_of: Some(sought.nodes.first().cloned().unwrap_or_default()), ..search.end(found) }
+    Holders { of_users: Some(command_for_users(mount)), ..search.end(found) }
+}
+
+/// The command that shows on the droplet who uses a mount, or the disk whose node it shows. It goes by the device: the mount's
+/// path may be one of the plugin's container.
+///
+/// Source: fuser(1): without `-m` a device's node is looked for by itself, with it the file system that is on it.
+pub(super) fn command_for_users(mount: &Mount) -> String {
+    if !mount.is_node() {
+        return format!("`fuser -vm {}`", mount.source.display());
+    }
+    let name = mount.root.to_string_lossy();
+    format!("`fuser -v /dev{}`", name.strip_suffix("//deleted").unwrap_or(&name))
 }
 
 fn below(mount: &Mount) -> Holder {
@@ -267,7 +279,7 @@ impl<'a> Search<'a> {
             found,
             sees_all: self.proc.shows_all(),
             is_cut_short: Instant::now() >= self.deadline,
-            mount_of: None,
+            of_users: None,
             command: self.sought.command(),
         }
     }

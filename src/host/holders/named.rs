@@ -139,8 +139,8 @@ pub struct Holders {
     pub(super) sees_all: bool,
     /// Whether the search was ended before it was through.
     pub(super) is_cut_short: bool,
-    /// The node of the disk, when who uses a mount of it was looked for, and not who has the disk.
-    pub(super) mount_of: Option<PathBuf>,
+    /// The command that shows the users of a mount, when they were looked for, and not who has the disk.
+    pub(super) of_users: Option<String>,
     /// A command that shows on the droplet what is not seen from here.
     pub(super) command: String,
 }
@@ -173,13 +173,9 @@ impl fmt::Display for Holders {
 impl Holders {
     fn say_where_to_look(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let command = &self.command;
-        if let Some(node) = &self.mount_of {
+        if let Some(of_users) = &self.of_users {
             let why = if self.sees_all { "" } else { ", as this plugin sees only the processes of its own container" };
-            return write!(
-                f,
-                "who uses it is not seen from here{why}; on the droplet, `fuser -vm {}` shows it",
-                node.display()
-            );
+            return write!(f, "who uses it is not seen from here{why}; on the droplet, {of_users} shows it");
         }
         match (self.sees_all, self.is_cut_short) {
             (false, _) => write!(

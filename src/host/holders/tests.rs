@@ -11,7 +11,7 @@ fn process(pid: u32, command: &str, owner: Option<Owner>) -> Process {
 }
 
 fn holders(found: Vec<Holder>, sees_all: bool, is_cut_short: bool) -> String {
-    Holders { found, sees_all, is_cut_short, mount_of: None, command: "`grep x`".to_owned() }.to_string()
+    Holders { found, sees_all, is_cut_short, of_users: None, command: "`grep x`".to_owned() }.to_string()
 }
 
 #[test]
@@ -79,10 +79,23 @@ fn who_uses_a_mount_is_told_by_another_command() {
     for (sees_all, words) in
         [(true, "seen from here; on the droplet"), (false, "only the processes of its own container")]
     {
-        let mount_of = Some("/dev/sda".into());
+        let of_users = Some("`fuser -vm /dev/sda`".to_owned());
         let command = "`grep x`".to_owned();
-        let text = Holders { found: Vec::new(), sees_all, is_cut_short: false, mount_of, command }.to_string();
+        let text = Holders { found: Vec::new(), sees_all, is_cut_short: false, of_users, command }.to_string();
         assert!(text.contains(words) && text.contains("`fuser -vm /dev/sda`"), "{text}");
+    }
+}
+
+#[test]
+fn the_users_of_a_file_system_and_those_of_a_raw_disk_are_shown_by_its_device() {
+    for (line, want) in [
+        ("9 1 8:0 / /m rw - xfs /dev/sda rw\n", "`fuser -vm /dev/sda`"),
+        ("9 1 0:41 / /m rw - btrfs /dev/mapper/do-csi-x rw\n", "`fuser -vm /dev/mapper/do-csi-x`"),
+        ("9 1 0:5 /sda /m rw - devtmpfs udev rw\n", "`fuser -v /dev/sda`"),
+        ("9 1 0:5 /sda//deleted /m rw - devtmpfs udev rw\n", "`fuser -v /dev/sda`"),
+    ] {
+        let table = MountTable::parse(line.as_bytes()).unwrap();
+        assert_eq!(command_for_users(table.iter().next().unwrap()), want);
     }
 }
 
