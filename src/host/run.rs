@@ -336,27 +336,42 @@ fn readable(key: &Key) -> std::io::Result<Stdio> {
     Ok(Stdio::from(reader))
 }
 
+/// Waits for a child, and ends it when its time is over. Whatever is not seen to have ended keeps its volume locked.
 fn wait_or_kill(
     mut child: Child,
     cmd: &Cmd,
     idle_limit: Duration,
     outputs: &mut [&mut Capture],
 ) -> std::io::Result<Exit> {
-    let mut watch = cmd.slot.as_ref().map(|slot| Watch::new(&child, cmd, slot, idle_limit));
-    if let Some(status) = wait_within(&mut child, cmd.budget, outputs, watch.as_mut())? {
+    let outcome = wait_then_kill(&mut child, cmd, idle_limit, outputs);
+    match &outcome {
+        Ok(Exit::Code(_) | Exit::Signal(_) | Exit::TimedOut) => {}
+        Ok(Exit::Stuck) => leave_to_reaper(child, cmd, "killed, but it does not die"),
+        Err(_) => leave_to_reaper(child, cmd, "cannot tell whether it goes on"),
+    }
+    outcome
+}
+
+fn wait_then_kill(
+    child: &mut Child,
+    cmd: &Cmd,
+    idle_limit: Duration,
+    outputs: &mut [&mut Capture],
+) -> std::io::Result<Exit> {
+    let mut watch = cmd.slot.as_ref().map(|slot| Watch::new(child, cmd, slot, idle_limit));
+    if let Some(status) = wait_within(child, cmd.budget, outputs, watch.as_mut())? {
         return Ok(exit_of(status));
     }
     // Until it is waited for, a dead leader keeps its process id, so the group cannot be somebody else's.
     let group = i32::try_from(child.id()).map_err(std::io::Error::other)?;
     killpg(Pid::from_raw(group), Signal::SIGTERM)?;
-    if wait_within(&mut child, TERM_GRACE, outputs, None)?.is_some() {
+    if wait_within(child, TERM_GRACE, outputs, None)?.is_some() {
         return Ok(Exit::TimedOut);
     }
     killpg(Pid::from_raw(group), Signal::SIGKILL)?;
-    if wait_within(&mut child, KILL_GRACE, outputs, None)?.is_some() {
+    if wait_within(child, KILL_GRACE, outputs, None)?.is_some() {
         return Ok(Exit::TimedOut);
     }
-    leave_to_reaper(child, cmd);
     Ok(Exit::Stuck)
 }
 
@@ -449,17 +464,14 @@ fn exit_of(status: ExitStatus) -> Exit {
 }
 
 /// Waits for the child on a thread of its own, which keeps the volume locked until then.
-fn leave_to_reaper(mut child: Child, cmd: &Cmd) {
-    log::error!(
-        "killed, but it does not die; its volume stays locked until it does command=`{cmd}` pid={}",
-        child.id()
-    );
+fn leave_to_reaper(mut child: Child, cmd: &Cmd, why: &str) {
+    log::error!("{why}; its volume stays locked until it has ended command=`{cmd}` pid={}", child.id());
     let (command, guard) = (cmd.to_string(), cmd.guard.clone());
     let reaper = std::thread::Builder::new().name("reaper".into()).spawn(move || {
         match child.wait() {
-            // The signal that ended it was ours, so this is not told as an end of its own.
+            // It may have been ended by our signal, so this is not told as an end of its own.
             Ok(status) => log::warn!("gone at last command=`{command}` status=\"{status}\""),
-            Err(error) => log::error!("lost sight of a killed command command=`{command}` error={error}"),
+            Err(error) => log::error!("lost sight of a command command=`{command}` error={error}"),
         }
         drop(guard);
     });

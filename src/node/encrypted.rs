@@ -189,7 +189,7 @@ impl Node {
     /// Does what takes the memory of a key, when it is this volume's turn.
     fn apply_in_turn(&self, call: &Call<'_>, plan: ContainerPlan, disk: &Device, key: &Key) -> Result<(Device, File)> {
         let doing = format!("opening the encrypted volume {}", disk.volume());
-        let _turn = self.turns.take(&doing, call.cap(NODE_BUDGET))?;
+        let _turn = self.turns.take_in_call(&doing, call.cap(NODE_BUDGET))?;
         match plan {
             ContainerPlan::Open | ContainerPlan::OpenNew => {}
             ContainerPlan::MakeThenOpen => {
@@ -265,7 +265,8 @@ impl Node {
     /// Makes an encrypted volume that is in use as large as its disk, and sees that it is.
     pub(super) fn apply_full(&self, call: &Call<'_>, disk: &Device, open: &Device, key: &Key) -> Result<Device> {
         let volume = disk.volume();
-        let _turn = self.turns.take(&format!("growing the encrypted volume {volume}"), call.cap(NODE_BUDGET))?;
+        let _turn =
+            self.turns.take_in_call(&format!("growing the encrypted volume {volume}"), call.cap(NODE_BUDGET))?;
         let name = open.mapper_name().unwrap_or_default();
         apply_resize(&call.guard, &call.runner, volume, name, key)?;
         let grown = self.observe_open_as(disk, name)?;
