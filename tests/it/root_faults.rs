@@ -64,6 +64,11 @@ impl Case {
     fn is_refused_while_used(self) -> bool {
         self.verb == Verb::Unpublish && self.state == State::InUse
     }
+
+    /// Whether it may not be said to be done as long as a mount that nobody sees goes on.
+    fn is_refused_while_held(self) -> bool {
+        self.state == State::Held
+    }
 }
 
 /// All cases of a file system, in an order in which little has to be prepared between them.
@@ -85,13 +90,14 @@ fn cases(fs: &str) -> Vec<Case> {
         (Verb::Expand, State::Grown),
         (Verb::Unstage, State::InUse),
         (Verb::Unstage, State::Staged),
+        (Verb::Unstage, State::Held),
     ]
     .into_iter()
     .map(case)
     .collect();
-    // A raw disk is never formatted, and what the kernel needs for growing ext is not given everywhere.
+    // A raw disk is never formatted, and not mounted when it is staged; and what the kernel needs for growing ext is not given everywhere.
     let is_possible = |case: &Case| match (case.state, case.verb) {
-        (State::Blank, _) => fs != "raw",
+        (State::Blank | State::Held, _) => fs != "raw",
         (State::Grown, Verb::Expand) => fs != "ext4" || crate::rig::may_grow_ext(),
         _ => true,
     };
@@ -275,14 +281,17 @@ fn faults_of(run: Option<usize>, event: &Event) -> impl Iterator<Item = Fault> {
 
 /// Those system calls of a recorded call that are made to fail.
 fn events_of(case: Case, events: &[Event]) -> impl Iterator<Item = &Event> {
-    let is_refused = case.is_refused_while_used();
-    // How often it is tried again until the task has ended is a matter of time.
+    let is_refused = case.is_refused_while_used() || case.is_refused_while_held();
+    // How often it is tried again until what uses the volume has ended is a matter of time.
     let end = events.iter().position(Event::is_busy).filter(|_| is_refused).map_or(events.len(), |last| last + 1);
     events[..end].iter().filter(|event| event.is_played())
 }
 
 /// Makes the call. One that is refused as long as the task goes on is given time to find that out, then the task ends.
 fn ask(scene: &mut Scene, case: Case) -> Outcome<Seen> {
+    if case.is_refused_while_held() {
+        return ask_while_held(scene);
+    }
     if !case.is_refused_while_used() {
         return scene.call(case.verb);
     }
@@ -296,6 +305,23 @@ fn ask(scene: &mut Scene, case: Case) -> Outcome<Seen> {
     scene.end_task();
     let answer = call.join().unwrap();
     if kept.is_err() { Ok(kept) } else { answer.map(Ok) }
+}
+
+/// Unstages while something that nobody sees has the volume mounted, and again if that fails; then that ends.
+fn ask_while_held(scene: &mut Scene) -> Outcome<Seen> {
+    let mut call = scene.unstage_apart();
+    for is_last in [false, true] {
+        if wait_for(HOLDS_ON, || call.is_finished().then_some(())).is_none() {
+            break;
+        }
+        match call.join().unwrap() {
+            Ok(()) => return Ok(Err("OK was said while another mount namespace has the volume mounted".to_owned())),
+            Err(refusal) if is_last => return Err(refusal),
+            Err(_) => call = scene.unstage_apart(),
+        }
+    }
+    scene.end_holder();
+    call.join().unwrap().map(Ok)
 }
 
 fn play(fs: &'static str, choice: &Choice) -> Tally {

@@ -14,7 +14,8 @@ use crate::support::droplet::Droplet;
 const PRECONDITION: RpcStatusCode = RpcStatusCode::FAILED_PRECONDITION;
 
 /// A program on the droplet that has said that it is ready; it ends when this is dropped.
-struct Bystander(Child);
+#[derive(Debug)]
+pub struct Bystander(Child);
 
 impl Bystander {
     /// Runs a shell script, which may take what it works on from its arguments, and then waits.
@@ -31,7 +32,7 @@ impl Bystander {
     }
 
     /// In a mount namespace of its own with a private copy of all mounts, as of a container with `-v /:/host`.
-    fn apart(rig: &Rig, script: &str, args: &[&Path]) -> Bystander {
+    pub fn apart(rig: &Rig, script: &str, args: &[&Path]) -> Bystander {
         Bystander::start(&rig.machine().droplet, &["unshare", "--mount", "--propagation", "private"], script, args)
     }
 

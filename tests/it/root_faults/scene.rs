@@ -10,6 +10,7 @@ use std::thread::{self, JoinHandle};
 use do_csi_plugin::rpc::proto::csi::volume_usage::Unit;
 
 use crate::rig::{Rig, Vol, ok};
+use crate::root_holders::Bystander;
 use crate::support::client::Outcome;
 
 /// Where Nomad shows the volume.
@@ -44,6 +45,8 @@ pub enum State {
     InUse,
     /// The same, and the disk has grown.
     Grown,
+    /// It is staged, and a container that was given the host's root has a mount of its own, which nobody else sees.
+    Held,
 }
 
 impl State {
@@ -110,6 +113,7 @@ pub struct Scene {
     volumes: usize,
     is_blank: bool,
     task: Option<Task>,
+    holder: Option<Bystander>,
 }
 
 impl Scene {
@@ -117,7 +121,7 @@ impl Scene {
     pub fn new(fs: &'static str) -> Scene {
         let rig = Rig::start();
         let vol = new_volume(&rig, fs, 1);
-        Scene { rig, fs, vol, is_read_only: false, gib: 1, volumes: 1, is_blank: true, task: None }
+        Scene { rig, fs, vol, is_read_only: false, gib: 1, volumes: 1, is_blank: true, task: None, holder: None }
     }
 
     fn is_raw(&self) -> bool {
@@ -155,6 +159,12 @@ impl Scene {
         thread::spawn(move || client.unpublish(&id, &target))
     }
 
+    /// The call that lets go of the volume, on a thread of its own.
+    pub fn unstage_apart(&self) -> JoinHandle<Outcome<()>> {
+        let (client, id, staging) = (self.rig.client().clone(), self.vol.csi.id.clone(), self.staging());
+        thread::spawn(move || client.unstage(&id, &staging))
+    }
+
     fn expand(&self) -> Outcome<Seen> {
         let asked = self.gib * GIB;
         let said = self.rig.client().node_expand(&self.vol.csi.id, &self.target(), i64::try_from(asked).unwrap())?;
@@ -187,6 +197,7 @@ impl Scene {
     /// Brings the volume into a state by calls without any fault; all of its known files must be there.
     pub fn prepare(&mut self, state: State) -> Seen {
         self.task = None;
+        self.holder = None;
         if self.is_blank && state != State::Blank {
             self.fill()?;
         }
@@ -216,6 +227,9 @@ impl Scene {
         self.check_files()?;
         if state.has_task() {
             self.start_task();
+        }
+        if state == State::Held {
+            self.holder = Some(Bystander::apart(&self.rig, "true", &[]));
         }
         if state == State::Grown {
             self.gib += 1;
@@ -268,6 +282,11 @@ impl Scene {
         let mut task = Task { file: how.open(&path).unwrap(), path, written: 0, is_read_only: self.is_read_only };
         task.work().unwrap();
         self.task = Some(task);
+    }
+
+    /// What has a mount that nobody else sees ends.
+    pub fn end_holder(&mut self) {
+        self.holder = None;
     }
 
     /// The task ends.
@@ -394,6 +413,7 @@ impl Scene {
     /// Goes on after something went wrong: with a new plugin, and nothing mounted.
     pub fn recover(&mut self) {
         self.task = None;
+        self.holder = None;
         self.rig.restart();
         for point in self.points().iter().rev() {
             self.rig.run("umount", &[&point.to_string_lossy()]);
