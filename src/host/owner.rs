@@ -37,12 +37,16 @@ pub fn observe_disk(places: &DevicePlaces, mount: &Mount) -> Result<Under> {
     if let Some(encrypted) = observe_under(places, mount)? {
         return Ok(encrypted.disk.map_or(Under::Gone, Under::Disk));
     }
-    let number = match number_under(places, mount)? {
-        Some(number) => Some(number),
-        None if mount.fstype == "btrfs" => observe_node(Path::new(&mount.source))?,
-        None => None,
-    };
-    Ok(number.map_or(Under::NoDisk, Under::Disk))
+    Ok(observe_number(places, mount)?.map_or(Under::NoDisk, Under::Disk))
+}
+
+/// The number of the device under a file system, by whatever path it was mounted.
+pub(super) fn observe_number(places: &DevicePlaces, mount: &Mount) -> Result<Option<DeviceNumber>> {
+    match number_under(places, mount)? {
+        Some(number) => Ok(Some(number)),
+        None if mount.fstype == "btrfs" => observe_node(Path::new(&mount.source)),
+        None => Ok(None),
+    }
 }
 
 /// The number of the disk whose node is at a path; `None` when there is no such node.

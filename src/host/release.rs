@@ -13,8 +13,8 @@ use nix::libc;
 
 use super::device::DevicePlaces;
 use super::holders::Sought;
-use super::mapper::number_under;
 use super::mountinfo::{DeviceNumber, Mount};
+use super::owner::observe_number;
 use super::presence::{observe_names, observe_real};
 use super::sysfs::read_attribute;
 use crate::error::{Error, Result};
@@ -179,5 +179,5 @@ fn number_of(places: &DevicePlaces, mount: &Mount) -> Result<Option<DeviceNumber
     if mount.is_node() {
         return Ok(read_attribute(&node)?.and_then(|text| DeviceNumber::parse(&text)));
     }
-    number_under(places, mount)
+    observe_number(places, mount)
 }
