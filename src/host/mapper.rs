@@ -8,7 +8,7 @@ use std::path::Path;
 use super::device::{Device, DevicePlaces, Mapped, Traits};
 use super::mountinfo::{DeviceNumber, Mount};
 use super::presence;
-use super::sysfs::read_attribute;
+use super::sysfs::{is_going, read_attribute};
 use crate::error::{Error, Result};
 use crate::id::{VolumeName, plain_or_hash};
 use crate::size::Bytes;
@@ -56,15 +56,19 @@ pub fn observe_upon(places: &DevicePlaces, disk: &Device) -> Result<Upon> {
     match holders.as_slice() {
         [] => Ok(Upon::Nothing),
         [one] => {
-            if let Some(open) = observe_holder(places, disk, one, |name| is_name_of(disk.volume(), name))? {
-                return Ok(Upon::Open(Box::new(open)));
+            match observe_holder(places, disk, one, |name| is_name_of(disk.volume(), name)) {
+                Ok(Some(open)) => return Ok(Upon::Open(Box::new(open))),
+                Ok(None) => {}
+                // It was taken away between two looks.
+                Err(err) if is_going(&err) => return Ok(Upon::Closing(one.clone())),
+                Err(err) => return Err(err),
             }
             let sysfs = places.sysfs.join("class/block").join(one);
             if let Some(name) = observe_name(&sysfs, TEMPORARY_UUID_PREFIX)? {
                 return Ok(Upon::Temporary(name));
             }
-            let is_going = one.starts_with(MAPPED) && read_attribute(&sysfs.join("dm/uuid"))?.is_none();
-            Ok(if is_going { Upon::Closing(one.clone()) } else { Upon::Other(one.clone()) })
+            let is_closing = one.starts_with(MAPPED) && observe_uuid(&sysfs)?.is_none();
+            Ok(if is_closing { Upon::Closing(one.clone()) } else { Upon::Other(one.clone()) })
         }
         [_, _, ..] => Ok(Upon::Other(holders.join(" and "))),
     }
@@ -114,9 +118,23 @@ fn observe_our_name(sysfs: &Path) -> Result<Option<String>> {
 
 /// The name of a device whose UUID begins like this.
 fn observe_name(sysfs: &Path, uuid_prefix: &str) -> Result<Option<String>> {
-    match read_attribute(&sysfs.join("dm/uuid"))? {
-        Some(uuid) if uuid.starts_with(uuid_prefix) => read_attribute(&sysfs.join("dm/name")),
+    match observe_uuid(sysfs)? {
+        Some(uuid) if uuid.starts_with(uuid_prefix) => observe_while_there(&sysfs.join("dm/name")),
         Some(_) | None => Ok(None),
+    }
+}
+
+fn observe_uuid(sysfs: &Path) -> Result<Option<String>> {
+    observe_while_there(&sysfs.join("dm/uuid"))
+}
+
+/// An attribute of a device that may be taken away while it is read; then it has none any more.
+///
+/// Source: `kernfs_seq_start` in the kernel's `fs/kernfs/file.c`: ENODEV, when what was opened has been removed.
+fn observe_while_there(attribute: &Path) -> Result<Option<String>> {
+    match read_attribute(attribute) {
+        Err(err) if is_going(&err) => Ok(None),
+        read => read,
     }
 }
 
@@ -149,7 +167,8 @@ pub fn observe_all_open(places: &DevicePlaces) -> Result<Vec<(String, DeviceNumb
     let mut open = Vec::new();
     for device in mapped_in(&all)? {
         let sysfs = all.join(device);
-        if let (Some(name), Some(number)) = (observe_our_name(&sysfs)?, observe_number(&sysfs)?) {
+        let number = observe_while_there(&sysfs.join("dev"))?.and_then(|text| DeviceNumber::parse(&text));
+        if let (Some(name), Some(number)) = (observe_our_name(&sysfs)?, number) {
             open.push((name, number));
         }
     }
@@ -179,7 +198,7 @@ pub fn observe_under(places: &DevicePlaces, mount: &Mount) -> Result<Option<Unde
 /// [`Error::Io`] when sysfs cannot be read.
 pub fn observe_is_open(places: &DevicePlaces, under: &Under) -> Result<bool> {
     let sysfs = places.sysfs.join(format!("dev/block/{}", under.number));
-    let is_named = read_attribute(&sysfs.join("dm/uuid"))?.is_some();
+    let is_named = observe_uuid(&sysfs)?.is_some();
     Ok(if is_named {
         observe_our_name(&sysfs)?.as_ref() == Some(&under.name)
     } else {
