@@ -236,7 +236,7 @@ csi-sanity:
 	! is_right || exit 0
 	command -v go >/dev/null || { echo "needs csi-sanity $(SANITY), or go to install it (https://go.dev)" >&2; exit 2; }
 	GOBIN="$(TOOLS)" go install github.com/kubernetes-csi/csi-test/v5/cmd/csi-sanity@v$(SANITY)
-	is_right || { echo "$$found is not version $(SANITY), and hides the one in $(TOOLS): put that folder before it on PATH" >&2; exit 2; }
+	is_right || { echo "$$found is not version $(SANITY), and hides the one in $(TOOLS): put that directory before it on PATH" >&2; exit 2; }
 
 # An Engine that answers is enough, wherever it is: Docker Desktop's, or one that DOCKER_HOST names.
 docker:

@@ -1,6 +1,6 @@
 //! Owns the step from `protos/csi.proto` to Rust: the messages and the service stubs, both written to `OUT_DIR`.
 //!
-//! Does not own where that code appears in the crate or which lints it may break: that is `src/rpc/proto.rs`.
+//! Does not own where that code appears in the crate or which lints it may break: that is `src/proto.rs`.
 //! No `protoc` is run. rust-protobuf 3 parses the file and writes the messages; grpcio's compiler writes the stubs, but
 //! it knows rust-protobuf 2 only, so the descriptor crosses from one library to the other as bytes.
 

@@ -81,7 +81,7 @@ job "postgres" {
       }
 
       env {
-        # A folder below the mount: the root of an ext4 file system has lost+found in it, and initdb wants none.
+        # A directory below the mount: the root of an ext4 file system has lost+found in it, and initdb wants none.
         PGDATA = "/var/lib/postgresql/data/pgdata"
       }
 

@@ -11,12 +11,12 @@ use std::time::Duration;
 
 use clap::{Arg, CommandFactory, FromArgMatches, Parser, ValueEnum};
 
-use crate::cloud::call::BaseUrl;
-use crate::cloud::region::Region;
+use crate::cloud::request::BaseUrl;
 use crate::cloud::tag::Tag;
 use crate::cloud::token::{Secret, Token};
-use crate::host::content::FsKind;
-use crate::host::flags::SelinuxLabel;
+use crate::fs::FsKind;
+use crate::host::mount_options::SelinuxLabel;
+use crate::region::Region;
 use crate::size::{Gib, SizeLimits};
 
 /// How long a node call waits for another call on the same volume before it answers ABORTED: as long as making a file
@@ -42,7 +42,7 @@ pub const CONTROLLER_WORKERS: usize = 64;
 pub const NODE_WORKERS: usize = 32;
 /// How many programs that make a file system run at once, and as many that check one, and that grow one: each may need much
 /// memory, and none of the three is to wait for the others.
-pub const HEAVY_TOOLS: usize = 3;
+pub const MAX_HEAVY_TOOLS: usize = 3;
 /// Calls that may wait for a thread, for each service, before the next one is answered UNAVAILABLE.
 pub const QUEUE_LENGTH: usize = 128;
 
@@ -142,7 +142,7 @@ struct Flags {
     /// Base URL of the droplet metadata service (not in the official driver; for tests and proxies)
     #[arg(long, env = "DIGITALOCEAN_METADATA_URL", default_value = "http://169.254.169.254")]
     metadata_url: String,
-    /// Folder in which links to attached volumes appear (not in the official driver; for tests)
+    /// Directory in which links to attached volumes appear (not in the official driver; for tests)
     #[arg(long, default_value = "/dev/disk/by-id")]
     device_dir: PathBuf,
     /// Where sysfs is mounted (not in the official driver; for tests)

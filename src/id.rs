@@ -126,7 +126,7 @@ pub struct ActionId(pub u64);
 /// A volume's name at DigitalOcean, from which the name of its device link is made.
 ///
 /// Shape: 1 to 255 bytes without `/`, control characters or a leading dot, so that it can never lead out of the device
-/// folder. What DigitalOcean accepts for a new volume is stricter; an existing volume is taken as it is.
+/// directory. What DigitalOcean accepts for a new volume is stricter; an existing volume is taken as it is.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct VolumeName(String);
 

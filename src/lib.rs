@@ -12,18 +12,20 @@
 //! is the three together, can be repeated at any time, and ends only when the wished state has been *seen*.
 //!
 //! # The map, in reading order
-//! - [`config`]: flags, environment, budgets of time
-//! - [`error`], [`id`], [`size`], [`line`](mod@line), [`lock`], [`spelling`]: the words that everything else is written in
-//! - [`request`]: wire messages into types, checked once
+//! - [`app`]: the order of start and stop
+//! - [`ops`]: what an operator sees: the log, the answer to `GET /health`
 //! - [`rpc`]: the gRPC server, its worker threads, status codes; the three CSI services, each a thin passage
 //! - [`controller`]: volumes and attachments at DigitalOcean: create, delete, attach, detach, list
-//! - [`cloud`]: the typed calls of DigitalOcean's API, one request each
-//! - [`own_droplet`]: which droplet this is
 //! - [`node`]: volumes on this droplet: stage, publish, and back; statistics
+//! - [`droplet_identity`]: which droplet this is
+//! - [`request`]: wire messages into types, checked once
+//! - [`config`]: flags, environment, budgets of time
+//! - [`cloud`]: the typed calls of DigitalOcean's API, one request each
 //! - [`host`]: what Linux can do: devices, content of disks, mkfs, mounts; the only place that runs commands
-//! - [`health`]: the answer to `GET /health`
-//! - [`logging`]: what a line of the log looks like
-//! - [`run`](mod@run): the order of start and stop
+//! - [`error`]: what can go wrong, one variant for each decision of a caller or an operator
+//! - [`sync`], [`spelling`], [`fs`], [`id`], [`region`], [`size`], [`proto`]: the words that everything else is written in
+//!
+//! What is above uses what is below, never the other way round; a test reads the imports.
 //!
 //! # Invariants
 //! - The node side never talks to DigitalOcean's API, and the controller side never touches a disk.
@@ -47,22 +49,23 @@
     )
 )]
 
+pub mod app;
 pub mod cloud;
 pub mod config;
 pub mod controller;
+pub mod droplet_identity;
 pub mod error;
-pub mod health;
+pub mod fs;
 pub mod host;
 pub mod id;
-pub mod line;
-pub mod lock;
-pub mod logging;
 pub mod node;
-pub mod own_droplet;
+pub mod ops;
+pub mod proto;
+pub mod region;
 pub mod request;
 pub mod rpc;
-pub mod run;
 pub mod size;
 pub mod spelling;
+pub mod sync;
 
-pub use run::run;
+pub use app::run;

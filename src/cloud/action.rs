@@ -7,12 +7,12 @@ use std::time::SystemTime;
 
 use serde_json::{Value, json};
 
-use super::call::{Call, Method};
-use super::page::{Listed, Page};
-use super::quota::Class;
-use super::region::Region;
-use super::{ApiResult, Cloud, json as wire};
+use crate::cloud::page::{ApiPage, Page};
+use crate::cloud::rate_limit::Class;
+use crate::cloud::request::{ApiRequest, Method};
+use crate::cloud::{ApiResult, Cloud, json as wire};
 use crate::id::{ActionId, DropletId, VolumeId};
+use crate::region::Region;
 use crate::size::Gib;
 
 /// A change of a volume that DigitalOcean carries out on its own time.
@@ -86,7 +86,7 @@ impl Cloud {
     fn start(&self, volume: &VolumeId, body: &Value) -> ApiResult<Action> {
         let path = format_args!("volumes/{volume}/actions");
         let wire::ActionReply { action } =
-            self.send(&Call::new(Method::Post, path, Class::Essential).json(body))?.json()?;
+            self.send(&ApiRequest::new(Method::Post, path, Class::Essential).json(body))?.json()?;
         Ok(action.into())
     }
 
@@ -98,7 +98,7 @@ impl Cloud {
     /// Source: API reference, "Retrieve an Existing Volume Action".
     pub fn get_action(&self, volume: &VolumeId, action: ActionId) -> ApiResult<Action> {
         let path = format_args!("volumes/{volume}/actions/{action}");
-        let reply = self.send(&Call::new(Method::Get, path, Class::Deferrable))?;
+        let reply = self.send(&ApiRequest::new(Method::Get, path, Class::Deferrable))?;
         let wire::ActionReply { action: read } = reply.json()?;
         if read.id == action.0 { Ok(read.into()) } else { Err(reply.unusable("it is about another action")) }
     }
@@ -142,11 +142,11 @@ impl Cloud {
         Ok(actions)
     }
 
-    fn actions(&self, volume: &VolumeId, page: Page) -> ApiResult<(Listed<Action>, Option<Page>)> {
-        let call = Call::new(Method::Get, format_args!("volumes/{volume}/actions"), Class::Essential);
+    fn actions(&self, volume: &VolumeId, page: Page) -> ApiResult<(ApiPage<Action>, Option<Page>)> {
+        let call = ApiRequest::new(Method::Get, format_args!("volumes/{volume}/actions"), Class::Essential);
         let wire::ActionsReply { actions, paging } = self.send(&page.ask(call))?.json()?;
         let last = paging.last().map(|number| page.at(number));
-        Ok((Listed::new(actions.into_iter().map(Action::from).collect(), page, &paging), last))
+        Ok((ApiPage::new(actions.into_iter().map(Action::from).collect(), page, &paging), last))
     }
 }
 

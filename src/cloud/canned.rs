@@ -10,11 +10,11 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
-use super::Cloud;
-use super::call::BaseUrl;
-use super::http::HttpBudgets;
-use super::quota::Quota;
-use super::token::{Secret, Token};
+use crate::cloud::Cloud;
+use crate::cloud::http::HttpBudgets;
+use crate::cloud::rate_limit::RateLimit;
+use crate::cloud::request::BaseUrl;
+use crate::cloud::token::{Secret, Token};
 
 pub(super) const TOKEN: &str = "dop_v1_not-to-be-seen";
 
@@ -108,8 +108,8 @@ pub(super) fn cloud_at(url: &str) -> Cloud {
 
 pub(super) fn cloud_with(url: &str, token: Token) -> Cloud {
     let second = Duration::from_secs(1);
-    let budgets = HttpBudgets { connect: second, total: second, quota: second };
-    Cloud::new(BaseUrl::parse(url).unwrap(), token, Arc::new(Quota::new(0.0)), budgets)
+    let budgets = HttpBudgets { connect: second, total: second, rate_limit: second };
+    Cloud::new(BaseUrl::parse(url).unwrap(), token, Arc::new(RateLimit::new(0.0)), budgets)
 }
 
 impl Shared {

@@ -2,12 +2,12 @@
 //!
 //! Owns reading them. This program never changes a droplet or an account.
 
-use super::call::{Call, Method};
-use super::page::{Listed, Page};
-use super::quota::Class;
-use super::region::Region;
-use super::{ApiResult, Cloud, json as wire};
+use crate::cloud::page::{ApiPage, Page};
+use crate::cloud::rate_limit::Class;
+use crate::cloud::request::{ApiRequest, Method};
+use crate::cloud::{ApiResult, Cloud, json as wire};
 use crate::id::{DropletId, VolumeId};
+use crate::region::Region;
 
 /// A droplet.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -79,11 +79,11 @@ impl Cloud {
     /// Reads one droplet.
     ///
     /// # Errors
-    /// [`NotFound`](super::error::ApiErrorKind::NotFound) when there is none of that id.
+    /// [`NotFound`](crate::error::api::ApiErrorKind::NotFound) when there is none of that id.
     ///
     /// Source: API reference, "Retrieve an Existing Droplet".
     pub fn get_droplet(&self, id: DropletId) -> ApiResult<Droplet> {
-        let reply = self.send(&Call::new(Method::Get, format_args!("droplets/{id}"), Class::Essential))?;
+        let reply = self.send(&ApiRequest::new(Method::Get, format_args!("droplets/{id}"), Class::Essential))?;
         let wire::DropletReply { droplet } = reply.json()?;
         match Droplet::read(droplet) {
             Some(droplet) if droplet.id == id => Ok(droplet),
@@ -95,10 +95,10 @@ impl Cloud {
     /// record.
     ///
     /// Source: API reference, "List All Droplets"; `api-v2` issue 157.
-    pub fn list_droplets(&self, kind: DropletKind, page: Page) -> ApiResult<Listed<Droplet>> {
-        let call = Call::new(Method::Get, "droplets", Class::Essential).query("type", kind.as_str());
+    pub fn list_droplets(&self, kind: DropletKind, page: Page) -> ApiResult<ApiPage<Droplet>> {
+        let call = ApiRequest::new(Method::Get, "droplets", Class::Essential).query("type", kind.as_str());
         let wire::DropletsReply { droplets, paging } = self.send(&page.ask(call))?.json()?;
-        Ok(Listed::new(droplets.into_iter().filter_map(Droplet::read).collect(), page, &paging))
+        Ok(ApiPage::new(droplets.into_iter().filter_map(Droplet::read).collect(), page, &paging))
     }
 
     /// Reads the account; also the cheapest proof that token and API work.
@@ -106,7 +106,7 @@ impl Cloud {
     /// Source: API reference, "Get User Information". `volume_limit` is in real replies only.
     pub fn get_account(&self) -> ApiResult<Account> {
         let wire::AccountReply { account } =
-            self.send(&Call::new(Method::Get, "account", Class::Deferrable))?.json()?;
+            self.send(&ApiRequest::new(Method::Get, "account", Class::Deferrable))?.json()?;
         Ok(Account {
             status: account.status,
             status_message: account.status_message,

@@ -13,12 +13,12 @@ use ureq::http::{HeaderMap, Request, Response};
 use ureq::typestate::AgentScope;
 use ureq::{Agent, Body};
 
-use super::ApiResult;
-use super::call::{BaseUrl, Call};
-use super::dial;
-use super::error::{ApiError, ApiErrorKind, ReplyFacts, Sent};
-use super::quota::{Quota, RateHeaders};
-use super::token::Token;
+use crate::cloud::ApiResult;
+use crate::cloud::connector;
+use crate::cloud::rate_limit::{RateHeaders, RateLimit};
+use crate::cloud::request::{ApiRequest, BaseUrl};
+use crate::cloud::token::Token;
+use crate::error::api::{ApiError, ApiErrorKind, Delivery, ReplyFacts};
 
 /// The largest reply that is read: 200 volumes with all they may carry stay far below it.
 const MAX_REPLY: u64 = 8 << 20;
@@ -44,12 +44,16 @@ pub struct HttpBudgets {
     /// call of Nomad, which lasts up to 110 s, has to survive a request that hangs.
     pub total: Duration,
     /// The longest wait for the rate limit before a request, when the caller has no deadline of its own. Default 30 s.
-    pub quota: Duration,
+    pub rate_limit: Duration,
 }
 
 impl Default for HttpBudgets {
     fn default() -> HttpBudgets {
-        HttpBudgets { connect: Duration::from_secs(5), total: Duration::from_secs(20), quota: Duration::from_secs(30) }
+        HttpBudgets {
+            connect: Duration::from_secs(5),
+            total: Duration::from_secs(20),
+            rate_limit: Duration::from_secs(30),
+        }
     }
 }
 
@@ -84,12 +88,12 @@ pub(super) struct Http {
     agent: Agent,
     base: BaseUrl,
     token: Token,
-    quota: Arc<Quota>,
+    rate_limit: Arc<RateLimit>,
     budgets: HttpBudgets,
 }
 
 impl Http {
-    pub(super) fn new(base: BaseUrl, token: Token, quota: Arc<Quota>, budgets: HttpBudgets) -> Http {
+    pub(super) fn new(base: BaseUrl, token: Token, rate_limit: Arc<RateLimit>, budgets: HttpBudgets) -> Http {
         let mut config = config(budgets.connect, budgets.total);
         if base.is_loopback() {
             // A proxy has another idea of what this machine is; HTTPS_PROXY and its like are for the API far away.
@@ -97,14 +101,14 @@ impl Http {
         } else if base.as_str().starts_with("http://") {
             log::warn!("the access token goes to {base} without encryption");
         }
-        let agent = dial::agent(config.build());
-        Http { agent, base, token, quota, budgets }
+        let agent = connector::agent(config.build());
+        Http { agent, base, token, rate_limit, budgets }
     }
 
     /// Sends one request, waiting for the rate limit first, and reads the whole reply.
     ///
     /// With a deadline, neither the wait nor the request go on after it.
-    pub(super) fn send(&self, call: &Call, deadline: Option<Instant>) -> ApiResult<Reply> {
+    pub(super) fn send(&self, call: &ApiRequest, deadline: Option<Instant>) -> ApiResult<Reply> {
         self.wait_for_quota(call, deadline)?;
         let started = Instant::now();
         let time = match deadline {
@@ -122,10 +126,10 @@ impl Http {
         }
     }
 
-    fn wait_for_quota(&self, call: &Call, deadline: Option<Instant>) -> ApiResult<()> {
-        let patience = deadline.map_or(self.budgets.quota, |at| at.saturating_duration_since(Instant::now()));
+    fn wait_for_quota(&self, call: &ApiRequest, deadline: Option<Instant>) -> ApiResult<()> {
+        let patience = deadline.map_or(self.budgets.rate_limit, |at| at.saturating_duration_since(Instant::now()));
         let give_up = Instant::now().checked_add(patience);
-        let mut wait = self.quota.admit(call.class(), patience).map_err(held_back)?;
+        let mut wait = self.rate_limit.admit(call.class(), patience).map_err(held_back)?;
         while !wait.is_zero() {
             log::debug!(
                 "{} {} waits {} ms for the rate limit",
@@ -135,7 +139,7 @@ impl Http {
             );
             std::thread::sleep(wait);
             // Another thread may have been told meanwhile to wait longer.
-            wait = self.quota.stopped_for();
+            wait = self.rate_limit.stopped_for();
             let left = give_up.map_or(Duration::ZERO, |at| at.saturating_duration_since(Instant::now()));
             if wait > left {
                 return Err(held_back(wait));
@@ -149,12 +153,12 @@ impl Http {
         let error = answer.into_error();
         if let ApiErrorKind::RateLimit { wait } = error.kind() {
             log::warn!("DigitalOcean's rate limit is reached: {error}");
-            self.quota.refused(wait);
+            self.rate_limit.refused(wait);
         }
         error
     }
 
-    fn exchange(&self, call: &Call, time: Duration) -> ApiResult<Answer> {
+    fn exchange(&self, call: &ApiRequest, time: Duration) -> ApiResult<Answer> {
         let token = self.token.current().map_err(|error| {
             ApiError::without_reply(ApiErrorKind::NoToken, &format!("there is no access token to send: {error}"))
         })?;
@@ -170,7 +174,7 @@ impl Http {
             None => request.body(()).map_err(ureq::Error::from).and_then(|r| self.run(r, time)),
         };
         let answer = sent.map_err(|error| no_reply("DigitalOcean", &error)).and_then(Answer::read)?;
-        self.quota.observe(&answer.rate);
+        self.rate_limit.observe(&answer.rate);
         Ok(answer)
     }
 
@@ -221,9 +225,9 @@ impl Answer {
             // The status of a refusal says enough, even when its text breaks off.
             Err(error) if !parts.status.is_success() => log::debug!("the body of a {status} broke off: {error}"),
             Err(error) => {
-                let why = dial::in_words(&ureq::Error::from(error));
+                let why = connector::in_words(&ureq::Error::from(error));
                 let why = format!("DigitalOcean answered {status}, then the reply broke off: {why}");
-                return Err(ApiError::without_reply(ApiErrorKind::Transport { sent: Sent::Maybe }, &why));
+                return Err(ApiError::without_reply(ApiErrorKind::Transport { sent: Delivery::MaybeSent }, &why));
             }
         }
         let most = usize::try_from(most).unwrap_or(usize::MAX);
@@ -268,8 +272,8 @@ fn header<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
 
 /// Turns the HTTP library's error into ours; what matters is whether the request may have left this machine.
 pub(super) fn no_reply(from: &str, error: &ureq::Error) -> ApiError {
-    let sent = if dial::is_before_sending(error) { Sent::No } else { Sent::Maybe };
-    let why = dial::in_words(error);
+    let sent = if connector::is_before_sending(error) { Delivery::NotSent } else { Delivery::MaybeSent };
+    let why = connector::in_words(error);
     ApiError::without_reply(ApiErrorKind::Transport { sent }, &format!("no reply from {from}: {why}"))
 }
 
@@ -282,7 +286,7 @@ fn no_time_left() -> ApiError {
     ApiError::without_reply(ApiErrorKind::NoTimeLeft, "no time was left to ask DigitalOcean")
 }
 
-fn log_call(call: &Call, started: Instant, outcome: &ApiResult<Answer>) {
+fn log_call(call: &ApiRequest, started: Instant, outcome: &ApiResult<Answer>) {
     if !log::log_enabled!(log::Level::Debug) {
         return;
     }

@@ -8,13 +8,13 @@ use std::time::Duration;
 
 use ureq::Agent;
 
-use super::ApiResult;
-use super::call::BaseUrl;
-use super::dial;
-use super::error::{ApiError, ReplyFacts};
-use super::http::{config, no_reply};
-use super::region::Region;
+use crate::cloud::ApiResult;
+use crate::cloud::connector;
+use crate::cloud::http::{config, no_reply};
+use crate::cloud::request::BaseUrl;
+use crate::error::api::{ApiError, ReplyFacts};
 use crate::id::DropletId;
+use crate::region::Region;
 
 /// Where every droplet finds its metadata service.
 ///
@@ -39,7 +39,7 @@ impl Metadata {
     #[must_use]
     pub fn new(base: BaseUrl) -> Metadata {
         // The address is the machine's own; a proxy would answer for another one, if at all.
-        Metadata { agent: dial::agent(config(BUDGET, BUDGET).proxy(None).build()), base }
+        Metadata { agent: connector::agent(config(BUDGET, BUDGET).proxy(None).build()), base }
     }
 
     /// Reads the id of this droplet. One request of at most 2 s, no token.

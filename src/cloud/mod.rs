@@ -9,39 +9,39 @@
 //! | [`call`], [`http`], `dial` | one request, sent once, bounded in time and size |
 //! | [`error`] | what a failure means |
 //! | [`token`] | the access token |
-//! | [`quota`] | the token's rate limit |
+//! | [`rate_limit`] | the token's rate limit |
 //! | [`pace`] | how long actions take |
 //! | [`volume`], [`action`], [`snapshot`], [`droplet`], [`tag`] | the calls, by what they are about |
 //! | [`metadata`] | the droplet that this program runs on |
 //! | `json` | the replies' objects, as DigitalOcean documents them |
 
 pub mod action;
-pub mod call;
-#[cfg(test)]
-mod canned;
-mod dial;
+pub mod connector;
 pub mod droplet;
-pub mod error;
 pub mod http;
-mod json;
+pub mod json;
 pub mod metadata;
-pub mod pace;
 pub mod page;
-pub mod quota;
-pub mod region;
+pub mod rate_limit;
+pub mod request;
 pub mod snapshot;
 pub mod tag;
 pub mod token;
 pub mod volume;
 
+#[cfg(test)]
+mod canned;
+#[cfg(test)]
+mod tests;
+
 use std::sync::Arc;
 use std::time::Instant;
 
-use call::{BaseUrl, Call};
-use error::ApiError;
-use http::{Http, HttpBudgets, Reply};
-use quota::Quota;
-use token::Token;
+use crate::cloud::http::{Http, HttpBudgets, Reply};
+use crate::cloud::rate_limit::RateLimit;
+use crate::cloud::request::{ApiRequest, BaseUrl};
+use crate::cloud::token::Token;
+use crate::error::api::ApiError;
 
 /// The result of a call to DigitalOcean.
 pub type ApiResult<T> = Result<T, ApiError>;
@@ -60,8 +60,8 @@ pub struct Cloud {
 impl Cloud {
     /// Prepares the way to the API; sends nothing, so it also works while the API does not.
     #[must_use]
-    pub fn new(base: BaseUrl, token: Token, quota: Arc<Quota>, budgets: HttpBudgets) -> Cloud {
-        Cloud { http: Arc::new(Http::new(base, token, quota, budgets)), deadline: None }
+    pub fn new(base: BaseUrl, token: Token, rate_limit: Arc<RateLimit>, budgets: HttpBudgets) -> Cloud {
+        Cloud { http: Arc::new(Http::new(base, token, rate_limit, budgets)), deadline: None }
     }
 
     /// The same API for one piece of work that has to end at a given time: no call of the result waits or runs longer.
@@ -71,10 +71,7 @@ impl Cloud {
         Cloud { http: Arc::clone(&self.http), deadline: Some(deadline) }
     }
 
-    fn send(&self, call: &Call) -> ApiResult<Reply> {
+    fn send(&self, call: &ApiRequest) -> ApiResult<Reply> {
         self.http.send(call, self.deadline)
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -4,8 +4,8 @@
 
 use std::num::NonZeroU32;
 
-use super::call::Call;
-use super::json::Paging;
+use crate::cloud::json::Paging;
+use crate::cloud::request::ApiRequest;
 
 /// The most entries that DigitalOcean puts on one page.
 ///
@@ -56,14 +56,14 @@ impl Page {
         self.per_page
     }
 
-    pub(super) fn ask(self, call: Call) -> Call {
+    pub(super) fn ask(self, call: ApiRequest) -> ApiRequest {
         call.query("page", self.number).query("per_page", self.per_page)
     }
 }
 
 /// One page of a list.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Listed<T> {
+pub struct ApiPage<T> {
     /// The entries, in DigitalOcean's order.
     pub items: Vec<T>,
     /// The page after this one, when there is one.
@@ -73,10 +73,10 @@ pub struct Listed<T> {
     pub total: Option<u64>,
 }
 
-impl<T> Listed<T> {
-    pub(super) fn new(items: Vec<T>, asked: Page, paging: &Paging) -> Listed<T> {
+impl<T> ApiPage<T> {
+    pub(super) fn new(items: Vec<T>, asked: Page, paging: &Paging) -> ApiPage<T> {
         // A next page that does not lead forward would make the caller's loop endless.
         let next = paging.next().filter(|next| *next > asked.number).map(|number| asked.at(number));
-        Listed { items, next, total: paging.total() }
+        ApiPage { items, next, total: paging.total() }
     }
 }

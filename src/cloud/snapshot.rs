@@ -6,13 +6,13 @@ use std::time::SystemTime;
 
 use serde_json::json;
 
-use super::call::{Call, Method};
-use super::page::{Listed, Page};
-use super::quota::Class;
-use super::region::Region;
-use super::tag::Tag;
-use super::{ApiResult, Cloud, json as wire};
+use crate::cloud::page::{ApiPage, Page};
+use crate::cloud::rate_limit::Class;
+use crate::cloud::request::{ApiRequest, Method};
+use crate::cloud::tag::Tag;
+use crate::cloud::{ApiResult, Cloud, json as wire};
 use crate::id::{BadId, SnapshotId, VolumeId};
+use crate::region::Region;
 use crate::size::Gib;
 
 /// A snapshot of a volume.
@@ -48,7 +48,7 @@ impl Cloud {
     /// Reads one snapshot.
     ///
     /// # Errors
-    /// [`NotFound`](super::error::ApiErrorKind::NotFound) when there is none of that id.
+    /// [`NotFound`](crate::error::api::ApiErrorKind::NotFound) when there is none of that id.
     ///
     /// Source: API reference, "Retrieve an Existing Volume Snapshot".
     pub fn get_snapshot(&self, id: &SnapshotId) -> ApiResult<Snapshot> {
@@ -66,7 +66,7 @@ impl Cloud {
     }
 
     fn get_snapshot_at(&self, path: &str, id: &SnapshotId) -> ApiResult<Snapshot> {
-        let reply = self.send(&Call::new(Method::Get, path, Class::Essential))?;
+        let reply = self.send(&ApiRequest::new(Method::Get, path, Class::Essential))?;
         let wire::SnapshotReply { snapshot } = reply.json()?;
         let snapshot = Snapshot::try_from(snapshot).map_err(|bad| reply.unusable(&bad.to_string()))?;
         if snapshot.id == *id { Ok(snapshot) } else { Err(reply.unusable("it is about another snapshot")) }
@@ -88,7 +88,7 @@ impl Cloud {
             fields.insert("tags".to_owned(), tags.iter().map(Tag::as_str).collect());
         }
         let path = format_args!("volumes/{volume}/snapshots");
-        let reply = self.send(&Call::new(Method::Post, path, Class::Essential).json(&body))?;
+        let reply = self.send(&ApiRequest::new(Method::Post, path, Class::Essential).json(&body))?;
         let wire::SnapshotReply { snapshot } = reply.json()?;
         Snapshot::try_from(snapshot).map_err(|bad| reply.unusable(&bad.to_string()))
     }
@@ -101,14 +101,14 @@ impl Cloud {
     /// Source: API reference, "Delete a Volume Snapshot".
     pub fn delete_snapshot(&self, id: &SnapshotId) -> ApiResult<()> {
         let path = format_args!("volumes/snapshots/{id}");
-        self.send(&Call::new(Method::Delete, path, Class::Essential))?.nothing()
+        self.send(&ApiRequest::new(Method::Delete, path, Class::Essential))?.nothing()
     }
 
     /// Lists one page of the account's volume snapshots, of all regions.
     ///
     /// Source: API reference, "List All Snapshots", filter by type.
-    pub fn list_snapshots(&self, page: Page) -> ApiResult<Listed<Snapshot>> {
-        let call = Call::new(Method::Get, "snapshots", Class::Deferrable).query("resource_type", "volume");
+    pub fn list_snapshots(&self, page: Page) -> ApiResult<ApiPage<Snapshot>> {
+        let call = ApiRequest::new(Method::Get, "snapshots", Class::Deferrable).query("resource_type", "volume");
         self.snapshots(call, page)
     }
 
@@ -118,13 +118,16 @@ impl Cloud {
     /// `NotFound` when there is no such volume; its snapshots may well exist, see [`Cloud::list_snapshots`].
     ///
     /// Source: API reference, "List Snapshots for a Volume".
-    pub fn list_snapshots_of(&self, volume: &VolumeId, page: Page) -> ApiResult<Listed<Snapshot>> {
-        self.snapshots(Call::new(Method::Get, format_args!("volumes/{volume}/snapshots"), Class::Deferrable), page)
+    pub fn list_snapshots_of(&self, volume: &VolumeId, page: Page) -> ApiResult<ApiPage<Snapshot>> {
+        self.snapshots(
+            ApiRequest::new(Method::Get, format_args!("volumes/{volume}/snapshots"), Class::Deferrable),
+            page,
+        )
     }
 
-    fn snapshots(&self, call: Call, page: Page) -> ApiResult<Listed<Snapshot>> {
+    fn snapshots(&self, call: ApiRequest, page: Page) -> ApiResult<ApiPage<Snapshot>> {
         let wire::SnapshotsReply { snapshots, paging } = self.send(&page.ask(call))?.json()?;
-        Ok(Listed::new(snapshots.into_iter().filter_map(readable).collect(), page, &paging))
+        Ok(ApiPage::new(snapshots.into_iter().filter_map(readable).collect(), page, &paging))
     }
 }
 

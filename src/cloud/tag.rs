@@ -4,10 +4,10 @@
 
 use serde_json::{Value, json};
 
-use super::call::{Call, Method};
-use super::error::ApiErrorKind;
-use super::quota::Class;
-use super::{ApiResult, Cloud, json as wire};
+use crate::cloud::rate_limit::Class;
+use crate::cloud::request::{ApiRequest, Method};
+use crate::cloud::{ApiResult, Cloud, json as wire};
+use crate::error::api::ApiErrorKind;
 use crate::id::VolumeId;
 
 /// A tag.
@@ -74,7 +74,7 @@ impl Cloud {
     /// Source: API reference, "Untag a Resource".
     pub fn untag_volume(&self, volume: &VolumeId, tag: &Tag) -> ApiResult<()> {
         let path = format_args!("tags/{}/resources", tag.as_str());
-        self.send(&Call::new(Method::Delete, path, Class::Essential).json(&resources(volume)))?.nothing()
+        self.send(&ApiRequest::new(Method::Delete, path, Class::Essential).json(&resources(volume)))?.nothing()
     }
 
     /// How many snapshots of volumes carry a tag; none when the reply does not say.
@@ -85,13 +85,13 @@ impl Cloud {
     /// Source: API reference, "Retrieve a Tag", `resources`; a token needs `block_storage_snapshot:read` besides `tag:read`.
     pub fn count_tagged_snapshots(&self, tag: &Tag) -> ApiResult<Option<u64>> {
         let path = format_args!("tags/{}", tag.as_str());
-        let wire::TagReply { tag } = self.send(&Call::new(Method::Get, path, Class::Deferrable))?.json()?;
+        let wire::TagReply { tag } = self.send(&ApiRequest::new(Method::Get, path, Class::Deferrable))?.json()?;
         Ok(tag.resources.volume_snapshots.and_then(|counted| counted.count))
     }
 
     fn put_tag(&self, volume: &VolumeId, tag: &Tag) -> ApiResult<()> {
         let path = format_args!("tags/{}/resources", tag.as_str());
-        self.send(&Call::new(Method::Post, path, Class::Essential).json(&resources(volume)))?.nothing()
+        self.send(&ApiRequest::new(Method::Post, path, Class::Essential).json(&resources(volume)))?.nothing()
     }
 
     /// Makes a tag known. A second call changes nothing and succeeds.
@@ -102,7 +102,7 @@ impl Cloud {
     /// Source: API reference, "Create a New Tag".
     pub fn create_tag(&self, tag: &Tag) -> ApiResult<()> {
         let body = json!({ "name": tag.as_str() });
-        self.send(&Call::new(Method::Post, "tags", Class::Essential).json(&body)).map(drop)
+        self.send(&ApiRequest::new(Method::Post, "tags", Class::Essential).json(&body)).map(drop)
     }
 }
 

@@ -2,17 +2,17 @@
 
 use std::num::NonZeroU32;
 
-use super::action::{Action, ActionStatus};
-use super::canned::{Canned, Turn, reply};
-use super::droplet::DropletStatus;
-use super::error::ApiErrorKind;
-use super::metadata::Metadata;
-use super::page::Page;
-use super::region::Region;
-use super::tag::Tag;
-use super::volume::NewVolume;
 use super::*;
+use crate::cloud::action::{Action, ActionStatus};
+use crate::cloud::canned::{Canned, Turn, reply};
+use crate::cloud::droplet::DropletStatus;
+use crate::cloud::metadata::Metadata;
+use crate::cloud::page::Page;
+use crate::cloud::tag::Tag;
+use crate::cloud::volume::NewVolume;
+use crate::error::api::ApiErrorKind;
 use crate::id::{ActionId, DropletId, SnapshotId, VolumeId, VolumeName};
+use crate::region::Region;
 use crate::size::Gib;
 
 macro_rules! fixture {

@@ -5,14 +5,14 @@
 
 use serde_json::json;
 
-use super::call::{Call, Method};
-use super::page::{Listed, Page};
-use super::quota::Class;
-use super::region::Region;
-use super::snapshot::Snapshot;
-use super::tag::Tag;
-use super::{ApiResult, Cloud, json as wire};
+use crate::cloud::page::{ApiPage, Page};
+use crate::cloud::rate_limit::Class;
+use crate::cloud::request::{ApiRequest, Method};
+use crate::cloud::snapshot::Snapshot;
+use crate::cloud::tag::Tag;
+use crate::cloud::{ApiResult, Cloud, json as wire};
 use crate::id::{BadId, DropletId, SnapshotId, VolumeId, VolumeName};
+use crate::region::Region;
 use crate::size::Gib;
 
 /// A volume as DigitalOcean describes it.
@@ -69,11 +69,11 @@ impl Cloud {
     /// Reads one volume.
     ///
     /// # Errors
-    /// [`NotFound`](super::error::ApiErrorKind::NotFound) when there is none of that id.
+    /// [`NotFound`](crate::error::api::ApiErrorKind::NotFound) when there is none of that id.
     ///
     /// Source: API reference, "Retrieve an Existing Block Storage Volume".
     pub fn get_volume(&self, id: &VolumeId) -> ApiResult<Volume> {
-        let reply = self.send(&Call::new(Method::Get, format_args!("volumes/{id}"), Class::Essential))?;
+        let reply = self.send(&ApiRequest::new(Method::Get, format_args!("volumes/{id}"), Class::Essential))?;
         let wire::VolumeReply { volume } = reply.json()?;
         let volume = Volume::try_from(volume).map_err(|bad| reply.unusable(&bad.to_string()))?;
         if volume.id == *id { Ok(volume) } else { Err(reply.unusable("it is about another volume")) }
@@ -87,7 +87,8 @@ impl Cloud {
     /// Source: API reference, "List All Block Storage Volumes", filter by name and region. That the filter matches whole
     /// names is not documented, so they are compared here.
     pub fn find_volume(&self, name: &VolumeName, region: &Region) -> ApiResult<Option<Volume>> {
-        let call = Call::new(Method::Get, "volumes", Class::Essential).query("name", name).query("region", region);
+        let call =
+            ApiRequest::new(Method::Get, "volumes", Class::Essential).query("name", name).query("region", region);
         let reply = self.send(&Page::first().ask(call))?;
         let wire::VolumesReply { volumes, .. } = reply.json()?;
         let is_asked = |volume: &wire::Volume| {
@@ -123,7 +124,7 @@ impl Cloud {
                 fields.insert("snapshot_id".to_owned(), snapshot.as_str().into());
             }
         }
-        let reply = self.send(&Call::new(Method::Post, "volumes", Class::Essential).json(&body))?;
+        let reply = self.send(&ApiRequest::new(Method::Post, "volumes", Class::Essential).json(&body))?;
         let wire::VolumeReply { volume } = reply.json()?;
         Volume::try_from(volume).map_err(|bad| reply.unusable(&bad.to_string()))
     }
@@ -137,7 +138,7 @@ impl Cloud {
     ///
     /// Source: API reference, "Delete a Block Storage Volume".
     pub fn delete_volume(&self, id: &VolumeId) -> ApiResult<()> {
-        self.send(&Call::new(Method::Delete, format_args!("volumes/{id}"), Class::Essential))?.nothing()
+        self.send(&ApiRequest::new(Method::Delete, format_args!("volumes/{id}"), Class::Essential))?.nothing()
     }
 
     /// Lists one page of the volumes of a region, or of all.
@@ -146,8 +147,8 @@ impl Cloud {
     /// all the others.
     ///
     /// Source: API reference, "List All Block Storage Volumes".
-    pub fn list_volumes(&self, region: Option<&Region>, page: Page) -> ApiResult<Listed<Volume>> {
-        let call = page.ask(Call::new(Method::Get, "volumes", Class::Deferrable));
+    pub fn list_volumes(&self, region: Option<&Region>, page: Page) -> ApiResult<ApiPage<Volume>> {
+        let call = page.ask(ApiRequest::new(Method::Get, "volumes", Class::Deferrable));
         let call = match region {
             Some(region) => call.query("region", region),
             None => call,
@@ -158,13 +159,13 @@ impl Cloud {
     /// The same of all regions, for a call that goes on only when it knows whether a volume is among them.
     ///
     /// Source: as [`Cloud::list_volumes`].
-    pub fn list_volumes_to_find_one(&self, page: Page) -> ApiResult<Listed<Volume>> {
-        self.volumes(&page.ask(Call::new(Method::Get, "volumes", Class::Essential)), page)
+    pub fn list_volumes_to_find_one(&self, page: Page) -> ApiResult<ApiPage<Volume>> {
+        self.volumes(&page.ask(ApiRequest::new(Method::Get, "volumes", Class::Essential)), page)
     }
 
-    fn volumes(&self, call: &Call, page: Page) -> ApiResult<Listed<Volume>> {
+    fn volumes(&self, call: &ApiRequest, page: Page) -> ApiResult<ApiPage<Volume>> {
         let wire::VolumesReply { volumes, paging } = self.send(call)?.json()?;
-        Ok(Listed::new(volumes.into_iter().filter_map(readable).collect(), page, &paging))
+        Ok(ApiPage::new(volumes.into_iter().filter_map(readable).collect(), page, &paging))
     }
 }
 

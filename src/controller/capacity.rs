@@ -3,12 +3,12 @@
 //! Owns the answer to GetCapacity. DigitalOcean tells how many volumes an account may have, and nothing of how much space
 //! a region has left; so the answer is the largest volume as long as one more may be made, and nothing otherwise.
 
-use super::Controller;
-use super::time::CallTime;
 use crate::cloud::droplet::Account;
 use crate::cloud::page::Page;
+use crate::controller::Controller;
+use crate::controller::context::CallContext;
 use crate::error::{Error, Result};
-use crate::request::controller::Capacity;
+use crate::request::query::Capacity;
 use crate::size::{Gib, SizeLimits};
 
 /// The room for volumes.
@@ -24,21 +24,21 @@ impl Controller {
     /// Says how much room there is.
     ///
     /// # Errors
-    /// [`Error::NotReady`], [`Error::OutOfTime`], [`Error::Api`].
-    pub fn room(&self, time: &CallTime, want: &Capacity) -> Result<Room> {
-        let region = self.own_droplet.region()?;
+    /// [`Error::NotReady`], [`Error::TimedOut`], [`Error::Api`].
+    pub fn room(&self, ctx: &CallContext, want: &Capacity) -> Result<Room> {
+        let region = self.droplet_identity.region()?;
         let is_here = want.region.as_ref().is_none_or(|asked| asked == region.as_str());
         if !want.is_supported || !is_here {
             return Ok(Room { available: Gib(0), limits: self.limits });
         }
         let doing = "reading the account's limits";
-        let account = time.ask(doing, Error::api(doing), |cloud| cloud.get_account())?;
+        let account = ctx.query(doing, Error::api(doing), |cloud| cloud.get_account())?;
         let used = match account.volume_limit {
             None => None,
             // Without a filter there is no doubt about what the total counts.
             Some(_) => {
                 let doing = "counting the account's volumes";
-                time.ask(doing, Error::api(doing), |cloud| cloud.list_volumes(None, Page::first().of(1)))?.total
+                ctx.query(doing, Error::api(doing), |cloud| cloud.list_volumes(None, Page::first().of(1)))?.total
             }
         };
         Ok(Room { available: plan_available(&account, used, &self.limits), limits: self.limits })

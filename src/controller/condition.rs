@@ -2,10 +2,10 @@
 //!
 //! Owns the words of a volume's condition. The state of the disk and its file system is the node's to tell.
 
-use super::Controller;
-use super::time::CallTime;
 use crate::cloud::droplet::{Droplet, DropletStatus};
 use crate::cloud::volume::Volume;
+use crate::controller::Controller;
+use crate::controller::context::CallContext;
 use crate::error::Result;
 use crate::id::{DropletId, VolumeId};
 
@@ -22,11 +22,11 @@ impl Controller {
     /// Reads a volume and, when a droplet has it, that droplet.
     ///
     /// # Errors
-    /// [`crate::error::Error::NotFound`] for the volume, [`crate::error::Error::OutOfTime`], [`crate::error::Error::Api`].
-    pub fn examine_volume(&self, time: &CallTime, id: &VolumeId) -> Result<(Volume, Condition)> {
-        let volume = time.observe_volume(id)?;
+    /// [`crate::error::Error::NotFound`] for the volume, [`crate::error::Error::TimedOut`], [`crate::error::Error::Api`].
+    pub fn examine_volume(&self, ctx: &CallContext, id: &VolumeId) -> Result<(Volume, Condition)> {
+        let volume = ctx.observe_volume(id)?;
         let condition = match volume.droplets.as_slice() {
-            [holder] => plan_condition(*holder, time.observe_droplet(*holder)?.as_ref()),
+            [holder] => plan_condition(*holder, ctx.observe_droplet(*holder)?.as_ref()),
             [] | [_, ..] => plan_listed_condition(&volume.droplets),
         };
         Ok((volume, condition))

@@ -6,20 +6,20 @@
 
 use log::{info, warn};
 
-use super::Controller;
-use super::describe::{is_made_for, plan_description, source_of};
-use super::name::plan_name;
-use super::time::CallTime;
-use super::verdict::{Verdict, plan_verdict};
-use crate::cloud::error::ApiErrorKind;
-use crate::cloud::region::Region;
 use crate::cloud::tag::Tag;
 use crate::cloud::volume::{NewVolume, Volume};
+use crate::controller::Controller;
+use crate::controller::api_failure::{ApiFailure, plan_failure};
+use crate::controller::context::CallContext;
+use crate::controller::description::{is_made_for, plan_description, source_of};
+use crate::controller::naming::plan_name;
+use crate::error::api::ApiErrorKind;
 use crate::error::{Error, Result, Thing};
 use crate::id::VolumeName;
-use crate::lock::{VolumeGuard, VolumeKey};
-use crate::request::controller::{CreateVolume, Source};
+use crate::region::Region;
+use crate::request::volume::{CreateVolume, Source};
 use crate::size::{Gib, plan_size};
+use crate::sync::volume_lock::{VolumeGuard, VolumeKey};
 
 impl Controller {
     /// Creates a volume, or finds the one that an earlier call with this name created.
@@ -29,20 +29,20 @@ impl Controller {
     /// somebody else's, [`Error::SizeOutOfRange`],
     /// [`Error::RegionUnavailable`], [`Error::AccountLimit`], [`Error::NotReady`] while the region is unknown; with a
     /// source also [`Error::NotFound`] and, for a clone, [`Error::SnapshotTooSoon`].
-    pub fn create_volume(&self, time: &CallTime, want: &CreateVolume) -> Result<Volume> {
+    pub fn create_volume(&self, ctx: &CallContext, want: &CreateVolume) -> Result<Volume> {
         let size = match want.source {
             None => plan_size(&want.range, &self.limits).map_err(Error::SizeOutOfRange)?,
             // A copy's is its source's, which is not known yet; see `NewVolume::copied_from`.
             Some(Source::Snapshot(_) | Source::Volume(_)) => self.limits.min,
         };
-        let region = self.own_droplet.region()?;
+        let region = self.droplet_identity.region()?;
         check_region(want, &region)?;
         let new = self.plan_new(want, region, size)?;
-        let guard = self.hold(time, VolumeKey::Name(want.name.clone()))?;
+        let guard = self.hold(ctx, VolumeKey::Name(want.name.clone()))?;
         match &want.source {
-            None => check_size(want, self.ensure_created(&guard, time, want, &new)?),
-            Some(Source::Snapshot(id)) => self.ensure_restored(&guard, time, want, new, id),
-            Some(Source::Volume(id)) => self.ensure_cloned(&guard, time, want, new, id),
+            None => check_size(want, self.ensure_created(&guard, ctx, want, &new)?),
+            Some(Source::Snapshot(id)) => self.ensure_restored(&guard, ctx, want, new, id),
+            Some(Source::Volume(id)) => self.ensure_cloned(&guard, ctx, want, new, id),
         }
     }
 
@@ -65,50 +65,52 @@ impl Controller {
     pub(super) fn ensure_created(
         &self,
         _guard: &VolumeGuard,
-        time: &CallTime,
+        ctx: &CallContext,
         want: &CreateVolume,
         new: &NewVolume,
     ) -> Result<Volume> {
         let doing = format!("creating volume {} in {}", new.name, new.region);
-        let mut pauses = time.pauses();
+        let mut pauses = ctx.backoff();
         let asked_tags = plan_tags(None, want);
         let mut new = new.clone();
         loop {
-            let err = match time.cloud.create_volume(&new) {
+            let err = match ctx.cloud.create_volume(&new) {
                 Ok(volume) => {
                     info!("created volume={} name={} size={}", volume.id, volume.name, volume.size);
-                    return time.observe_new_volume(&volume.id);
+                    return ctx.observe_new_volume(&volume.id);
                 }
                 Err(err) => err,
             };
-            let verdict = plan_verdict(&err);
-            if may_exist(verdict)
-                && let Some(found) = observe_named(time, &new)?
+            let failure = plan_failure(&err);
+            if may_exist(failure)
+                && let Some(found) = observe_named(ctx, &new)?
             {
                 info!("found volume={} name={} size={}", found.id, found.name, found.size);
                 return self.compare(want, found);
             }
-            match verdict {
+            match failure {
                 // A name can be taken by a volume that does not show yet, or by one that is just going away.
-                Verdict::Busy | Verdict::Conflict => time.pause(pauses.after(&err), &doing, &err)?,
-                Verdict::Unclear => {
+                ApiFailure::Retryable | ApiFailure::StateConflict => ctx.pause(pauses.after(&err), &doing, &err)?,
+                ApiFailure::OutcomeUnknown => {
                     warn!("create unclear and no volume found, trying again doing={doing}: {err}");
-                    time.pause(pauses.after(&err), &doing, &err)?;
+                    ctx.pause(pauses.after(&err), &doing, &err)?;
                 }
-                Verdict::OutOfTime => return Err(time.out_of_time(&doing, err.to_string())),
-                Verdict::Limit => return Err(Error::AccountLimit { doing, source: err }),
-                Verdict::Missing if let Some(snapshot) = &new.snapshot => {
-                    if time.observe_snapshot_if_there(snapshot)?.is_none() {
+                ApiFailure::OutOfTime => return Err(ctx.timed_out(&doing, err.to_string())),
+                ApiFailure::LimitReached => return Err(Error::AccountLimit { doing, source: err }),
+                ApiFailure::NotFound if let Some(snapshot) = &new.snapshot => {
+                    if ctx.observe_snapshot_if_there(snapshot)?.is_none() {
                         return Err(Error::NotFound(Thing::Snapshot(snapshot.to_string())));
                     }
-                    time.pause(pauses.after(&err), &doing, &err)?;
+                    ctx.pause(pauses.after(&err), &doing, &err)?;
                 }
                 // The description says for whom it is made.
-                Verdict::Refused if err.kind() == ApiErrorKind::Forbidden && new.tags.len() > asked_tags.len() => {
+                ApiFailure::Permanent if err.kind() == ApiErrorKind::Forbidden && new.tags.len() > asked_tags.len() => {
                     warn!("trying without the --do-tag's tag, which the token may not put on doing={doing}: {err}");
                     new.tags.clone_from(&asked_tags);
                 }
-                Verdict::Missing | Verdict::Odd | Verdict::Refused => return Err(Error::Api { doing, source: err }),
+                ApiFailure::NotFound | ApiFailure::Unrecognized | ApiFailure::Permanent => {
+                    return Err(Error::Api { doing, source: err });
+                }
             }
         }
     }
@@ -127,17 +129,21 @@ fn plan_tags(owner: Option<&Tag>, want: &CreateVolume) -> Vec<Tag> {
 
 /// Whether a volume of that name may be there although the create failed. An account at its limit is told so before
 /// DigitalOcean looks at the name.
-fn may_exist(verdict: Verdict) -> bool {
-    match verdict {
-        Verdict::Unclear | Verdict::Conflict | Verdict::Limit => true,
-        Verdict::Busy | Verdict::Missing | Verdict::Odd | Verdict::OutOfTime | Verdict::Refused => false,
+fn may_exist(failure: ApiFailure) -> bool {
+    match failure {
+        ApiFailure::OutcomeUnknown | ApiFailure::StateConflict | ApiFailure::LimitReached => true,
+        ApiFailure::Retryable
+        | ApiFailure::NotFound
+        | ApiFailure::Unrecognized
+        | ApiFailure::OutOfTime
+        | ApiFailure::Permanent => false,
     }
 }
 
 /// Looks for the volume that has the name of the one to be created.
-pub(super) fn observe_named(time: &CallTime, new: &NewVolume) -> Result<Option<Volume>> {
+pub(super) fn observe_named(ctx: &CallContext, new: &NewVolume) -> Result<Option<Volume>> {
     let doing = format!("looking for volume {} in {}", new.name, new.region);
-    time.ask(&doing, Error::api(doing.clone()), |cloud| cloud.find_volume(&new.name, &new.region))
+    ctx.query(&doing, Error::api(doing.clone()), |cloud| cloud.find_volume(&new.name, &new.region))
 }
 
 fn check_region(want: &CreateVolume, ours: &Region) -> Result<()> {

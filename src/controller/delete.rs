@@ -5,16 +5,16 @@
 
 use log::{info, warn};
 
-use super::Controller;
-use super::action::Moves;
-use super::holder::lacks;
-use super::time::CallTime;
-use super::verdict::{Verdict, plan_verdict};
 use crate::cloud::droplet::Droplet;
-use crate::cloud::error::ApiErrorKind;
+use crate::controller::Controller;
+use crate::controller::api_failure::{ApiFailure, plan_failure};
+use crate::controller::context::CallContext;
+use crate::controller::run_action::LastAction;
+use crate::controller::takeover::lacks;
+use crate::error::api::ApiErrorKind;
 use crate::error::{Error, Result};
 use crate::id::{DropletId, VolumeId};
-use crate::lock::{VolumeGuard, VolumeKey};
+use crate::sync::volume_lock::{VolumeGuard, VolumeKey};
 
 /// What to do about a volume that is not deleted because a droplet has it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,12 +26,14 @@ enum AttachedPlan {
 }
 
 /// Decides about a volume that is listed on a droplet.
-fn plan_attached(moves: &Moves, droplet: Option<&Droplet>, id: &VolumeId) -> AttachedPlan {
-    match moves {
-        Moves::Detached | Moves::Running(_) => AttachedPlan::Wait,
+fn plan_attached(last_action: &LastAction, droplet: Option<&Droplet>, id: &VolumeId) -> AttachedPlan {
+    match last_action {
+        LastAction::Detached | LastAction::Running(_) => AttachedPlan::Wait,
         // The detaches that follow a droplet's end begin some seconds after it.
-        Moves::Attached(..) | Moves::Stuck(_) | Moves::Unknown if lacks(droplet, id) => AttachedPlan::Wait,
-        Moves::Attached(..) | Moves::Stuck(_) | Moves::Unknown => AttachedPlan::Refuse,
+        LastAction::Attached(..) | LastAction::Stuck(_) | LastAction::Unknown if lacks(droplet, id) => {
+            AttachedPlan::Wait
+        }
+        LastAction::Attached(..) | LastAction::Stuck(_) | LastAction::Unknown => AttachedPlan::Refuse,
     }
 }
 
@@ -40,21 +42,21 @@ impl Controller {
     ///
     /// # Errors
     /// [`Error::NotOurs`] when no CSI driver has made it, or one for another owner; [`Error::StillAttached`] when a droplet
-    /// has it, [`Error::OtherAccount`], [`Error::OutOfTime`], [`Error::Api`].
-    pub fn delete_volume(&self, time: &CallTime, id: &str) -> Result<()> {
+    /// has it, [`Error::OtherAccount`], [`Error::TimedOut`], [`Error::Api`].
+    pub fn delete_volume(&self, ctx: &CallContext, id: &str) -> Result<()> {
         let Ok(id) = VolumeId::parse(id) else { return Ok(()) };
-        let guard = self.hold(time, VolumeKey::Id(id.to_string()))?;
-        let Some(volume) = time.observe_volume_if_there(&id)? else { return Ok(()) };
+        let guard = self.hold(ctx, VolumeKey::Id(id.to_string()))?;
+        let Some(volume) = ctx.observe_volume_if_there(&id)? else { return Ok(()) };
         self.owner.check_deletion(&volume)?;
-        self.ensure_deleted(&guard, time, &id)
+        self.ensure_deleted(&guard, ctx, &id)
     }
 
-    fn ensure_deleted(&self, guard: &VolumeGuard, time: &CallTime, id: &VolumeId) -> Result<()> {
+    fn ensure_deleted(&self, guard: &VolumeGuard, ctx: &CallContext, id: &VolumeId) -> Result<()> {
         let mut leaving = None;
-        let outcome = self.delete_when_free(guard, time, id, &mut leaving);
+        let outcome = self.delete_when_free(guard, ctx, id, &mut leaving);
         match (outcome, leaving) {
             // That a droplet still has it says more than what the last request met.
-            (Err(Error::OutOfTime { .. }), Some(why)) => Err(time.out_of_time(&format!("deleting volume {id}"), why)),
+            (Err(Error::TimedOut { .. }), Some(why)) => Err(ctx.timed_out(&format!("deleting volume {id}"), why)),
             (outcome, _) => outcome,
         }
     }
@@ -63,49 +65,57 @@ impl Controller {
     fn delete_when_free(
         &self,
         _guard: &VolumeGuard,
-        time: &CallTime,
+        ctx: &CallContext,
         id: &VolumeId,
         leaving: &mut Option<String>,
     ) -> Result<()> {
         let doing = format!("deleting volume {id}");
-        let mut pauses = time.pauses();
+        let mut pauses = ctx.backoff();
         let mut gone = None;
         loop {
-            let err = match time.cloud.delete_volume(id) {
+            let err = match ctx.cloud.delete_volume(id) {
                 Ok(()) => {
                     info!("deleted volume={id}");
                     return Ok(());
                 }
                 Err(err) => err,
             };
-            match plan_verdict(&err) {
-                Verdict::Missing if time.observe_volume_if_there(id)?.is_none() => return Ok(()),
-                Verdict::Conflict => {
-                    let Some(why) = self.observe_leaving(time, id, &mut gone)? else { return Ok(()) };
+            match plan_failure(&err) {
+                ApiFailure::NotFound if ctx.observe_volume_if_there(id)?.is_none() => return Ok(()),
+                ApiFailure::StateConflict => {
+                    let Some(why) = self.observe_leaving(ctx, id, &mut gone)? else { return Ok(()) };
                     let why = leaving.insert(format!("{err}{why}"));
-                    time.pause(pauses.after(&err), &doing, why)?;
+                    ctx.pause(pauses.after(&err), &doing, why)?;
                 }
-                Verdict::Missing | Verdict::Busy => time.pause(pauses.after(&err), &doing, &err)?,
-                Verdict::Unclear => {
+                ApiFailure::NotFound | ApiFailure::Retryable => ctx.pause(pauses.after(&err), &doing, &err)?,
+                ApiFailure::OutcomeUnknown => {
                     warn!("delete unclear, trying again doing={doing}: {err}");
-                    time.pause(pauses.after(&err), &doing, &err)?;
+                    ctx.pause(pauses.after(&err), &doing, &err)?;
                 }
-                Verdict::OutOfTime => return Err(time.out_of_time(&doing, err.to_string())),
-                Verdict::Odd | Verdict::Limit | Verdict::Refused => return Err(Error::Api { doing, source: err }),
+                ApiFailure::OutOfTime => return Err(ctx.timed_out(&doing, err.to_string())),
+                ApiFailure::Unrecognized | ApiFailure::LimitReached | ApiFailure::Permanent => {
+                    return Err(Error::Api { doing, source: err });
+                }
             }
         }
     }
 
     /// Sees that a volume which is said to be attached is on its way out, and says how; none: it is gone. `gone` keeps which
     /// droplet this call has seen not to exist: none comes back.
-    fn observe_leaving(&self, time: &CallTime, id: &VolumeId, gone: &mut Option<DropletId>) -> Result<Option<String>> {
-        let Some(volume) = time.observe_volume_if_there(id)? else { return Ok(None) };
+    fn observe_leaving(
+        &self,
+        ctx: &CallContext,
+        id: &VolumeId,
+        gone: &mut Option<DropletId>,
+    ) -> Result<Option<String>> {
+        let Some(volume) = ctx.observe_volume_if_there(id)? else { return Ok(None) };
         let Some(holder) = volume.droplets.first() else { return Ok(Some(String::new())) };
-        let moves = self.observe_moves_if_there(time, id)?;
-        let droplet = match &moves {
-            Moves::Detached | Moves::Running(_) => return Ok(Some(String::new())),
-            Moves::Attached(..) | Moves::Stuck(_) | Moves::Unknown if *gone == Some(*holder) => None,
-            Moves::Attached(..) | Moves::Stuck(_) | Moves::Unknown => match time.observe_droplet(*holder) {
+        let last_action = self.observe_last_action_if_there(ctx, id)?;
+        let droplet = match &last_action {
+            LastAction::Detached | LastAction::Running(_) => return Ok(Some(String::new())),
+            LastAction::Attached(..) | LastAction::Stuck(_) | LastAction::Unknown if *gone == Some(*holder) => None,
+            LastAction::Attached(..) | LastAction::Stuck(_) | LastAction::Unknown => match ctx.observe_droplet(*holder)
+            {
                 // Where the token may not read droplets, the droplet may well be using it.
                 Err(Error::Api { source, .. }) if source.kind() == ApiErrorKind::Forbidden => {
                     return Err(Error::StillAttached { volume: id.clone(), droplet: *holder });
@@ -114,7 +124,7 @@ impl Controller {
             },
         };
         *gone = droplet.is_none().then_some(*holder);
-        match plan_attached(&moves, droplet.as_ref(), id) {
+        match plan_attached(&last_action, droplet.as_ref(), id) {
             AttachedPlan::Wait => Ok(Some(in_words(*holder, droplet.is_some(), id))),
             AttachedPlan::Refuse => Err(Error::StillAttached { volume: id.clone(), droplet: *holder }),
         }
@@ -154,17 +164,17 @@ mod tests {
             volumes,
         };
         let (with, without) = (droplet(vec![id.clone()]), droplet(Vec::new()));
-        let attached = Moves::Attached(ActionId(1), None);
-        for (moves, on_it, lacking, gone) in [
-            (Moves::Detached, Wait, Wait, Wait),
-            (Moves::Running(action()), Wait, Wait, Wait),
-            (Moves::Stuck(action()), Refuse, Wait, Wait),
+        let attached = LastAction::Attached(ActionId(1), None);
+        for (last_action, on_it, lacking, gone) in [
+            (LastAction::Detached, Wait, Wait, Wait),
+            (LastAction::Running(action()), Wait, Wait, Wait),
+            (LastAction::Stuck(action()), Refuse, Wait, Wait),
             (attached, Refuse, Wait, Wait),
-            (Moves::Unknown, Refuse, Wait, Wait),
+            (LastAction::Unknown, Refuse, Wait, Wait),
         ] {
-            assert_eq!(plan_attached(&moves, Some(&with), &id), on_it, "{moves:?}");
-            assert_eq!(plan_attached(&moves, Some(&without), &id), lacking, "{moves:?}");
-            assert_eq!(plan_attached(&moves, None, &id), gone, "{moves:?}");
+            assert_eq!(plan_attached(&last_action, Some(&with), &id), on_it, "{last_action:?}");
+            assert_eq!(plan_attached(&last_action, Some(&without), &id), lacking, "{last_action:?}");
+            assert_eq!(plan_attached(&last_action, None, &id), gone, "{last_action:?}");
         }
     }
 }

@@ -7,18 +7,18 @@ use std::time::Instant;
 
 use log::{info, warn};
 
-use super::Controller;
-use super::action::{Ended, await_action};
-use super::time::CallTime;
-use super::verdict::{Verdict, plan_verdict};
-use crate::cloud::error::{ApiError, ApiErrorKind};
-use crate::cloud::pace::ActionKind;
 use crate::cloud::volume::Volume;
+use crate::controller::Controller;
+use crate::controller::api_failure::{ApiFailure, plan_failure};
+use crate::controller::context::CallContext;
+use crate::controller::poll::ActionKind;
+use crate::controller::run_action::{ActionOutcome, await_action};
+use crate::error::api::{ApiError, ApiErrorKind};
 use crate::error::{Error, Result};
 use crate::id::VolumeId;
-use crate::lock::{VolumeGuard, VolumeKey};
-use crate::request::change::Expand;
+use crate::request::volume_change::Expand;
 use crate::size::{Gib, plan_growth};
+use crate::sync::volume_lock::{VolumeGuard, VolumeKey};
 
 impl Controller {
     /// Brings a volume's size into a range, by growing it when it is smaller.
@@ -27,14 +27,14 @@ impl Controller {
     ///
     /// # Errors
     /// [`Error::NotFound`], [`Error::NotOurs`], [`Error::SizeOutOfRange`] when it is larger than asked already, or would have to become larger
-    /// than a volume may be, [`Error::AccountLimit`], [`Error::OutOfTime`].
-    pub fn expand(&self, time: &CallTime, want: &Expand) -> Result<Volume> {
-        let guard = self.hold(time, VolumeKey::Id(want.volume.to_string()))?;
-        let volume = time.observe_volume(&want.volume)?;
+    /// than a volume may be, [`Error::AccountLimit`], [`Error::TimedOut`].
+    pub fn expand(&self, ctx: &CallContext, want: &Expand) -> Result<Volume> {
+        let guard = self.hold(ctx, VolumeKey::Id(want.volume.to_string()))?;
+        let volume = ctx.observe_volume(&want.volume)?;
         self.owner.check_change(&volume, "grown")?;
         match plan_growth(volume.size, &want.range, &self.limits).map_err(Error::SizeOutOfRange)? {
             None => Ok(volume),
-            Some(size) => self.ensure_size(&guard, time, volume, size),
+            Some(size) => self.ensure_size(&guard, ctx, volume, size),
         }
     }
 
@@ -42,19 +42,19 @@ impl Controller {
     pub(super) fn ensure_size(
         &self,
         guard: &VolumeGuard,
-        time: &CallTime,
+        ctx: &CallContext,
         mut volume: Volume,
         size: Gib,
     ) -> Result<Volume> {
         let id = volume.id.clone();
         let doing = format!("growing volume {id} to {size}");
-        let mut pauses = time.retries();
+        let mut pauses = ctx.retry_backoff();
         while volume.size < size {
-            match self.apply_resize(guard, time, &volume, size, &doing)? {
-                Ended::Completed => volume = self.await_size(time, &id, size, &doing)?,
-                Ended::Errored | Ended::Overdue => {
-                    time.pause(pauses.next_pause(), &doing, &"the volume does not have the size yet")?;
-                    volume = time.observe_volume(&id)?;
+            match self.apply_resize(guard, ctx, &volume, size, &doing)? {
+                ActionOutcome::Completed => volume = self.await_size(ctx, &id, size, &doing)?,
+                ActionOutcome::Errored | ActionOutcome::Overdue => {
+                    ctx.pause(pauses.next_pause(), &doing, &"the volume does not have the size yet")?;
+                    volume = ctx.observe_volume(&id)?;
                 }
             }
         }
@@ -62,14 +62,14 @@ impl Controller {
     }
 
     /// Waits until a size that DigitalOcean says it has made is shown. Asked for again, it would be refused.
-    fn await_size(&self, time: &CallTime, id: &VolumeId, size: Gib, doing: &str) -> Result<Volume> {
-        let mut pauses = time.pauses();
+    fn await_size(&self, ctx: &CallContext, id: &VolumeId, size: Gib, doing: &str) -> Result<Volume> {
+        let mut pauses = ctx.backoff();
         loop {
-            let volume = time.observe_volume(id)?;
+            let volume = ctx.observe_volume(id)?;
             if volume.size >= size {
                 return Ok(volume);
             }
-            time.pause(
+            ctx.pause(
                 pauses.next_pause(),
                 doing,
                 &"DigitalOcean's resize action completed, but the size does not show",
@@ -81,23 +81,23 @@ impl Controller {
     fn apply_resize(
         &self,
         _guard: &VolumeGuard,
-        time: &CallTime,
+        ctx: &CallContext,
         volume: &Volume,
         size: Gib,
         doing: &str,
-    ) -> Result<Ended> {
+    ) -> Result<ActionOutcome> {
         let region = match &volume.region {
             Some(region) => region.clone(),
-            None => self.own_droplet.region()?,
+            None => self.droplet_identity.region()?,
         };
-        let turns = volume.droplets.iter().map(|droplet| self.take_turn(time, *droplet, doing));
-        let turns = turns.collect::<Result<Vec<_>>>()?;
-        let mut pauses = time.pauses();
+        let droplet_queue = volume.droplets.iter().map(|droplet| self.wait_for_droplet(ctx, *droplet, doing));
+        let droplet_queue = droplet_queue.collect::<Result<Vec<_>>>()?;
+        let mut pauses = ctx.backoff();
         loop {
-            let err = match time.cloud.resize(&volume.id, size, &region) {
+            let err = match ctx.cloud.resize(&volume.id, size, &region) {
                 Ok(action) => {
-                    let ended = await_action(time, &self.pace, &volume.id, ActionKind::Resize, &action, doing)?;
-                    if ended == Ended::Completed {
+                    let ended = await_action(ctx, &self.pace, &volume.id, ActionKind::Resize, &action, doing)?;
+                    if ended == ActionOutcome::Completed {
                         info!(
                             "resized volume={} from=\"{}\" to=\"{size}\" action={}",
                             volume.id, volume.size, action.id
@@ -107,20 +107,20 @@ impl Controller {
                 }
                 Err(err) => err,
             };
-            match plan_verdict(&err) {
-                Verdict::Busy => time.pause(pauses.after(&err), doing, &err)?,
+            match plan_failure(&err) {
+                ApiFailure::Retryable => ctx.pause(pauses.after(&err), doing, &err)?,
                 // Whether the volume is gone, reading it tells.
-                Verdict::Unclear | Verdict::Conflict | Verdict::Missing => {
+                ApiFailure::OutcomeUnknown | ApiFailure::StateConflict | ApiFailure::NotFound => {
                     warn!("resize unclear, reading the volume again doing={doing}: {err}");
-                    return Ok(Ended::Errored);
+                    return Ok(ActionOutcome::Errored);
                 }
-                Verdict::Limit => return Err(Error::AccountLimit { doing: doing.to_owned(), source: err }),
-                Verdict::OutOfTime => return Err(time.out_of_time(doing, err.to_string())),
-                Verdict::Odd | Verdict::Refused => {
+                ApiFailure::LimitReached => return Err(Error::AccountLimit { doing: doing.to_owned(), source: err }),
+                ApiFailure::OutOfTime => return Err(ctx.timed_out(doing, err.to_string())),
+                ApiFailure::Unrecognized | ApiFailure::Permanent => {
                     // Nothing runs on the droplets, and others may be waiting for their turn.
-                    drop(turns);
-                    return if self.is_that_large(time, &volume.id, size, &err, doing)? {
-                        Ok(Ended::Completed)
+                    drop(droplet_queue);
+                    return if self.is_that_large(ctx, &volume.id, size, &err, doing)? {
+                        Ok(ActionOutcome::Completed)
                     } else {
                         Err(Error::Api { doing: doing.to_owned(), source: err })
                     };
@@ -131,17 +131,17 @@ impl Controller {
 
     /// Whether a volume turns out to be large enough after a resize was refused: another one, of this plugin in another life
     /// or of somebody else, may have made it so. DigitalOcean knows that at once, and may show it later.
-    fn is_that_large(&self, time: &CallTime, id: &VolumeId, size: Gib, err: &ApiError, doing: &str) -> Result<bool> {
-        let (since, mut pauses) = (Instant::now(), time.pauses());
+    fn is_that_large(&self, ctx: &CallContext, id: &VolumeId, size: Gib, err: &ApiError, doing: &str) -> Result<bool> {
+        let (since, mut pauses) = (Instant::now(), ctx.backoff());
         let may_show_late = matches!(err.kind(), ApiErrorKind::InvalidSize | ApiErrorKind::Unprocessable);
         loop {
-            if time.observe_volume(id)?.size >= size {
+            if ctx.observe_volume(id)?.size >= size {
                 return Ok(true);
             }
-            if !may_show_late || since.elapsed() > time.patience.shown() {
+            if !may_show_late || since.elapsed() > ctx.patience.propagation() {
                 return Ok(false);
             }
-            time.pause(pauses.next_pause(), doing, err)?;
+            ctx.pause(pauses.next_pause(), doing, err)?;
         }
     }
 }

@@ -7,21 +7,21 @@
 //!
 //! Source: `droplet_kit` issue 94 ("could not be found" of a droplet that exists).
 
-use super::time::CallTime;
-use super::verdict::{Verdict, plan_verdict};
 use crate::cloud::ApiResult;
 use crate::cloud::Cloud;
 use crate::cloud::droplet::{Droplet, DropletKind};
-use crate::cloud::error::ApiErrorKind;
-use crate::cloud::page::{Listed, Page};
+use crate::cloud::page::{ApiPage, Page};
 use crate::cloud::snapshot::Snapshot;
 use crate::cloud::volume::Volume;
+use crate::controller::api_failure::{ApiFailure, plan_failure};
+use crate::controller::context::CallContext;
+use crate::error::api::ApiErrorKind;
 use crate::error::{Error, Result, Thing};
 use crate::id::{DropletId, SnapshotId, VolumeId};
 
 /// Whether the token sees the droplet that this process runs on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum OwnDroplet {
+enum DropletIdentity {
     /// It does, so what it does not see of this account is not there.
     Seen,
     /// It does not, although the droplet runs: this very program runs on it.
@@ -40,26 +40,26 @@ enum GonePlan {
 }
 
 /// Decides about something that was found nowhere.
-fn plan_gone(own: OwnDroplet) -> GonePlan {
+fn plan_gone(own: DropletIdentity) -> GonePlan {
     match own {
-        OwnDroplet::Seen | OwnDroplet::Unknown => GonePlan::Believe,
-        OwnDroplet::Unseen => GonePlan::OtherAccount,
+        DropletIdentity::Seen | DropletIdentity::Unknown => GonePlan::Believe,
+        DropletIdentity::Unseen => GonePlan::OtherAccount,
     }
 }
 
-impl CallTime {
+impl CallContext {
     /// Reads a volume, asking until there is an answer.
     ///
     /// # Errors
-    /// [`Error::NotFound`] for one that is certainly gone, [`Error::OtherAccount`], [`Error::OutOfTime`] or [`Error::Api`].
+    /// [`Error::NotFound`] for one that is certainly gone, [`Error::OtherAccount`], [`Error::TimedOut`] or [`Error::Api`].
     pub fn observe_volume(&self, id: &VolumeId) -> Result<Volume> {
         self.observe_volume_if_there(id)?.ok_or_else(|| Error::NotFound(Thing::Volume(id.to_string())))
     }
 
-    /// As [`CallTime::observe_volume`], for those to whom a missing volume is an answer.
+    /// As [`CallContext::observe_volume`], for those to whom a missing volume is an answer.
     ///
     /// # Errors
-    /// [`Error::OtherAccount`], [`Error::OutOfTime`] or [`Error::Api`].
+    /// [`Error::OtherAccount`], [`Error::TimedOut`] or [`Error::Api`].
     pub fn observe_volume_if_there(&self, id: &VolumeId) -> Result<Option<Volume>> {
         self.find(&format!("volume {id}"), || self.look_at_volume(id), || self.find_listed_volume(id))
     }
@@ -67,7 +67,7 @@ impl CallTime {
     /// Reads a snapshot; a missing one is an answer.
     ///
     /// # Errors
-    /// As [`CallTime::observe_volume_if_there`].
+    /// As [`CallContext::observe_volume_if_there`].
     pub(super) fn observe_snapshot_if_there(&self, id: &SnapshotId) -> Result<Option<Snapshot>> {
         let doing = format!("reading snapshot {id}");
         let elsewhere = || match self.look(&doing, |cloud| cloud.get_snapshot_of_any_kind(id)) {
@@ -89,7 +89,7 @@ impl CallTime {
     /// a volume of it.
     ///
     /// # Errors
-    /// [`Error::OutOfTime`] or [`Error::Api`].
+    /// [`Error::TimedOut`] or [`Error::Api`].
     pub(super) fn observe_droplet(&self, id: DropletId) -> Result<Option<Droplet>> {
         let doing = format!("reading droplet {id}");
         self.look_twice(&doing, || self.look(&doing, |cloud| cloud.get_droplet(id)), || self.find_listed_droplet(id))
@@ -98,14 +98,14 @@ impl CallTime {
     /// Asks about a volume. That the volume is not found there is believed only when it is gone.
     ///
     /// # Errors
-    /// As [`CallTime::observe_volume`].
+    /// As [`CallContext::observe_volume`].
     pub(super) fn ask_of_volume<T>(
         &self,
         id: &VolumeId,
         doing: &str,
         question: impl Fn(&Cloud) -> ApiResult<T>,
     ) -> Result<T> {
-        let mut pauses = self.pauses();
+        let mut pauses = self.backoff();
         loop {
             if let Some(answer) = self.look(doing, &question)? {
                 return Ok(answer);
@@ -157,13 +157,13 @@ impl CallTime {
         }
     }
 
-    fn observe_own_droplet(&self) -> Result<OwnDroplet> {
-        let Some(own) = self.own else { return Ok(OwnDroplet::Unknown) };
+    fn observe_own_droplet(&self) -> Result<DropletIdentity> {
+        let Some(own) = self.own else { return Ok(DropletIdentity::Unknown) };
         match self.look("reading the droplet that this runs on", |cloud| cloud.get_droplet(own)) {
-            Ok(Some(_)) => Ok(OwnDroplet::Seen),
-            Ok(None) => Ok(OwnDroplet::Unseen),
+            Ok(Some(_)) => Ok(DropletIdentity::Seen),
+            Ok(None) => Ok(DropletIdentity::Unseen),
             // A token need not have the scope for droplets.
-            Err(Error::Api { source, .. }) if source.kind() == ApiErrorKind::Forbidden => Ok(OwnDroplet::Unknown),
+            Err(Error::Api { source, .. }) if source.kind() == ApiErrorKind::Forbidden => Ok(DropletIdentity::Unknown),
             Err(err) => Err(err),
         }
     }
@@ -190,15 +190,15 @@ impl CallTime {
     fn find_listed<T>(
         &self,
         doing: &str,
-        fetch: impl Fn(&Cloud, Page) -> ApiResult<Listed<T>>,
+        fetch: impl Fn(&Cloud, Page) -> ApiResult<ApiPage<T>>,
         is_wanted: impl Fn(&T) -> bool,
     ) -> Result<Option<T>> {
-        let mut pauses = self.pauses();
+        let mut pauses = self.backoff();
         loop {
             let mut totals = Vec::new();
             let mut at = Some(Page::first());
             while let Some(page) = at {
-                let listed = self.ask(doing, Error::api(doing), |cloud| fetch(cloud, page))?;
+                let listed = self.query(doing, Error::api(doing), |cloud| fetch(cloud, page))?;
                 if let Some(found) = listed.items.into_iter().find(&is_wanted) {
                     return Ok(Some(found));
                 }
@@ -214,9 +214,9 @@ impl CallTime {
 
     /// Asks until there is an answer, of which "not found" is one.
     fn look<T>(&self, doing: &str, question: impl Fn(&Cloud) -> ApiResult<T>) -> Result<Option<T>> {
-        match self.ask(doing, Error::api(doing), question) {
+        match self.query(doing, Error::api(doing), question) {
             Ok(found) => Ok(Some(found)),
-            Err(Error::Api { source, .. }) if plan_verdict(&source) == Verdict::Missing => Ok(None),
+            Err(Error::Api { source, .. }) if plan_failure(&source) == ApiFailure::NotFound => Ok(None),
             Err(err) => Err(err),
         }
     }
@@ -229,9 +229,9 @@ mod tests {
     #[test]
     fn what_is_found_nowhere_is_gone_unless_the_token_does_not_see_the_droplet_it_is_used_on() {
         let table = [
-            (OwnDroplet::Seen, GonePlan::Believe),
-            (OwnDroplet::Unknown, GonePlan::Believe),
-            (OwnDroplet::Unseen, GonePlan::OtherAccount),
+            (DropletIdentity::Seen, GonePlan::Believe),
+            (DropletIdentity::Unknown, GonePlan::Believe),
+            (DropletIdentity::Unseen, GonePlan::OtherAccount),
         ];
         for (own, want) in table {
             assert_eq!(plan_gone(own), want, "{own:?}");

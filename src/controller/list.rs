@@ -7,17 +7,17 @@
 use std::cmp::Ordering;
 use std::num::NonZeroU32;
 
-use super::Controller;
-use super::temporary::is_temporary;
-use super::time::CallTime;
-use crate::cloud::error::ApiErrorKind;
-use crate::cloud::page::{Listed, Page as CloudPage};
+use crate::cloud::page::{ApiPage, Page as CloudPage};
 use crate::cloud::snapshot::Snapshot;
 use crate::cloud::volume::Volume;
 use crate::cloud::{ApiResult, Cloud};
+use crate::controller::Controller;
+use crate::controller::clone_snapshot::is_temporary;
+use crate::controller::context::CallContext;
+use crate::error::api::ApiErrorKind;
 use crate::error::{Error, Result};
 use crate::id::VolumeId;
-use crate::request::controller::Page;
+use crate::request::query::Page;
 use crate::request::snapshot::{ListSnapshots, Which};
 
 /// Entries on DigitalOcean's largest page.
@@ -25,16 +25,16 @@ const CLOUD_PAGE: usize = 200;
 
 /// One page, and where the next one begins, if there is one.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Slice<T> {
+pub struct ListPage<T> {
     /// The entries of this page.
     pub items: Vec<T>,
     /// The position at which the next page begins.
     pub next: Option<usize>,
 }
 
-impl<T> Slice<T> {
-    fn of(items: Vec<T>) -> Slice<T> {
-        Slice { items, next: None }
+impl<T> ListPage<T> {
+    fn of(items: Vec<T>) -> ListPage<T> {
+        ListPage { items, next: None }
     }
 }
 
@@ -42,11 +42,11 @@ impl Controller {
     /// Lists the volumes of the region.
     ///
     /// # Errors
-    /// [`Error::BadPageToken`] for a start behind the end, [`Error::NotReady`], [`Error::OutOfTime`], [`Error::Api`].
-    pub fn list_volumes(&self, time: &CallTime, page: &Page) -> Result<Slice<Volume>> {
-        let region = self.own_droplet.region()?;
+    /// [`Error::BadPageToken`] for a start behind the end, [`Error::NotReady`], [`Error::TimedOut`], [`Error::Api`].
+    pub fn list_volumes(&self, ctx: &CallContext, page: &Page) -> Result<ListPage<Volume>> {
+        let region = self.droplet_identity.region()?;
         let fetch = |cloud: &Cloud, at| cloud.list_volumes(Some(&region), at);
-        walk(time, page, "listing volumes", fetch, |_| true)
+        collect_page(ctx, page, "listing volumes", fetch, |_| true)
     }
 
     /// Lists snapshots of the region, without those that only clones are made through.
@@ -56,32 +56,32 @@ impl Controller {
     ///
     /// # Errors
     /// As [`Controller::list_volumes`].
-    pub fn list_snapshots(&self, time: &CallTime, want: &ListSnapshots) -> Result<Slice<Snapshot>> {
+    pub fn list_snapshots(&self, ctx: &CallContext, want: &ListSnapshots) -> Result<ListPage<Snapshot>> {
         match &want.which {
             // These have no second page, so no token for one was ever given out.
             Which::Nothing | Which::One(..) if want.page.offset > 0 => Err(bad_token(&want.page)),
-            Which::Nothing => Ok(Slice::of(Vec::new())),
+            Which::Nothing => Ok(ListPage::of(Vec::new())),
             Which::One(id, source) => {
-                let found = time.observe_snapshot_if_there(id)?;
+                let found = ctx.observe_snapshot_if_there(id)?;
                 let is_of = |found: &Snapshot| source.is_none() || found.source == *source;
-                Ok(Slice::of(found.filter(is_of).into_iter().collect()))
+                Ok(ListPage::of(found.filter(is_of).into_iter().collect()))
             }
-            Which::Of(volume) => self.list_snapshots_of(time, volume, &want.page),
+            Which::Of(volume) => self.list_snapshots_of(ctx, volume, &want.page),
             Which::All => {
-                let region = self.own_droplet.region()?;
+                let region = self.droplet_identity.region()?;
                 let keep = |found: &Snapshot| found.regions.contains(&region) && !is_temporary(found);
-                walk(time, &want.page, "listing snapshots", Cloud::list_snapshots, keep)
+                collect_page(ctx, &want.page, "listing snapshots", Cloud::list_snapshots, keep)
             }
         }
     }
 
-    fn list_snapshots_of(&self, time: &CallTime, volume: &VolumeId, page: &Page) -> Result<Slice<Snapshot>> {
+    fn list_snapshots_of(&self, ctx: &CallContext, volume: &VolumeId, page: &Page) -> Result<ListPage<Snapshot>> {
         let doing = format!("listing the snapshots of volume {volume}");
         let fetch = |cloud: &Cloud, at| cloud.list_snapshots_of(volume, at);
-        match walk(time, page, &doing, fetch, |found| !is_temporary(found)) {
+        match collect_page(ctx, page, &doing, fetch, |found| !is_temporary(found)) {
             Err(Error::Api { source, .. }) if source.kind() == ApiErrorKind::NotFound => {
                 let keep = |found: &Snapshot| found.source.as_ref() == Some(volume) && !is_temporary(found);
-                walk(time, page, &doing, Cloud::list_snapshots, keep)
+                collect_page(ctx, page, &doing, Cloud::list_snapshots, keep)
             }
             listed => listed,
         }
@@ -93,17 +93,17 @@ fn bad_token(page: &Page) -> Error {
 }
 
 /// Walks DigitalOcean's pages until a page of CSI's is full.
-fn walk<T>(
-    time: &CallTime,
+fn collect_page<T>(
+    ctx: &CallContext,
     page: &Page,
     doing: &str,
-    fetch: impl Fn(&Cloud, CloudPage) -> ApiResult<Listed<T>>,
+    fetch: impl Fn(&Cloud, CloudPage) -> ApiResult<ApiPage<T>>,
     keep: impl Fn(&T) -> bool,
-) -> Result<Slice<T>> {
+) -> Result<ListPage<T>> {
     let wanted = page.max_entries.unwrap_or(usize::MAX);
     let number = u32::try_from(page.offset / CLOUD_PAGE + 1).ok().and_then(NonZeroU32::new);
     let number = number.ok_or_else(|| bad_token(page))?;
-    let read = |at| time.ask(doing, Error::api(doing), |cloud| fetch(cloud, at));
+    let read = |at| ctx.query(doing, Error::api(doing), |cloud| fetch(cloud, at));
     let before = || NonZeroU32::new(number.get() - 1).map(|number| read(CloudPage::first().at(number))).transpose();
     let mut at = CloudPage::first().at(number);
     let mut position = page.offset - page.offset % CLOUD_PAGE;
@@ -119,14 +119,14 @@ fn walk<T>(
                 continue;
             }
             if items.len() == wanted {
-                return Ok(Slice { items, next: Some(here) });
+                return Ok(ListPage { items, next: Some(here) });
             }
             items.push(item);
         }
-        let Some(next) = listed.next else { return Ok(Slice::of(items)) };
+        let Some(next) = listed.next else { return Ok(ListPage::of(items)) };
         position = start + CLOUD_PAGE;
         if items.len() == wanted {
-            return Ok(Slice { items, next: Some(position) });
+            return Ok(ListPage { items, next: Some(position) });
         }
         at = next;
     }
@@ -137,8 +137,8 @@ fn walk<T>(
 fn reaches<T>(
     offset: usize,
     position: usize,
-    listed: &Listed<T>,
-    before: impl FnOnce() -> Result<Option<Listed<T>>>,
+    listed: &ApiPage<T>,
+    before: impl FnOnce() -> Result<Option<ApiPage<T>>>,
 ) -> Result<bool> {
     match (position + listed.items.len()).cmp(&offset) {
         Ordering::Less => Ok(false),

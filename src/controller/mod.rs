@@ -8,76 +8,78 @@
 //! | [`create`], [`delete`] | volumes come and go |
 //! | [`source`], [`temporary`] | volumes that begin with content |
 //! | [`publish`], [`holder`], [`unpublish`] | attachments come and go |
-//! | [`usage`] | how a volume was published |
+//! | [`mode`] | how a volume was published |
 //! | [`expand`], [`modify`] | volumes become larger, or get other tags |
 //! | [`snapshot`], [`taken_names`] | snapshots come and go, each with a name of its own |
 //! | [`list`] | pages of volumes and of snapshots |
 //! | [`condition`], [`capacity`] | whether a volume is well, and whether there is room for one more |
-//! | [`time`] | one call's budget and the waits in it, and asking again within it |
+//! | [`ctx`] | one call's budget and the waits in it, and asking again within it |
 //! | [`action`] | waiting for an action |
-//! | [`setback`] | pauses between calls that keep failing |
-//! | [`verdict`] | what a failed API call calls for |
+//! | [`failed_detach`] | pauses between calls that keep failing |
+//! | [`failure`] | what a failed API call calls for |
 //! | `tag_scope` | whether the token may put tags on |
 //! | `owner` | whose a volume or a snapshot is |
 //! | `gone` | what has to be known before something counts as gone |
 //! | [`name`], [`describe`] | CSI names into DigitalOcean names, and what a description keeps |
 
-pub mod action;
+pub mod api_failure;
+pub mod attach;
+pub mod attachment;
 pub mod capacity;
+pub mod clone_snapshot;
 pub mod condition;
+pub mod context;
 pub mod create;
 pub mod delete;
-pub mod describe;
+pub mod description;
+pub mod detach;
+pub mod detach_backoff;
 pub mod expand;
-mod gone;
-pub mod holder;
+pub mod gone;
 pub mod list;
 pub mod modify;
-pub mod name;
-mod owner;
-pub mod publish;
-pub mod setback;
+pub mod naming;
+pub mod owner;
+pub mod poll;
+pub mod publish_mode;
+pub mod restore;
+pub mod run_action;
 pub mod snapshot;
-pub mod source;
-mod tag_scope;
-pub mod taken_names;
-pub mod temporary;
-pub mod time;
-pub mod unpublish;
-pub mod usage;
-pub mod verdict;
+pub mod snapshot_names;
+pub mod tag_scope;
+pub mod takeover;
 
 use std::sync::Arc;
 use std::time::Instant;
 
 use crate::cloud::Cloud;
-use crate::cloud::pace::Pace;
 use crate::cloud::volume::Volume;
 use crate::config::Config;
+use crate::controller::poll::Pace;
+use crate::droplet_identity::DropletIdentity;
 use crate::error::Result;
 use crate::id::{DropletId, VolumeId};
-use crate::line::{Lines, Place};
-use crate::lock::{VolumeGuard, VolumeKey, VolumeLocks};
-use crate::own_droplet::OwnDroplet;
 use crate::size::SizeLimits;
+use crate::sync::fifo_lock::{FifoGuard, FifoLocks};
+use crate::sync::volume_lock::{VolumeGuard, VolumeKey, VolumeLocks};
 
-use owner::Owner;
-use setback::{Pair, Setbacks};
-use tag_scope::Refused;
-use taken_names::TakenNames;
-use temporary::Sweeper;
-use time::{CallTime, Patience};
-use usage::Usages;
+use crate::controller::clone_snapshot::Sweeper;
+use crate::controller::context::{CallContext, Timeouts};
+use crate::controller::detach_backoff::{DetachBackoff, Pair};
+use crate::controller::owner::Owner;
+use crate::controller::publish_mode::PublishModes;
+use crate::controller::snapshot_names::TakenNames;
+use crate::controller::tag_scope::Refused;
 
 /// How many calls may be ahead of a publish: every node of a small cluster may ask for it at once, and a
 /// storm of calls for one volume must leave threads for the others.
-const MOST_AHEAD: usize = 8;
+const MAX_QUEUE: usize = 8;
 
 /// The controller side of the driver.
 #[derive(Debug)]
 pub struct Controller {
     cloud: Cloud,
-    own_droplet: Arc<OwnDroplet>,
+    droplet_identity: Arc<DropletIdentity>,
     limits: SizeLimits,
     owner: Owner,
     /// Whether the droplet that this process runs on is one of those that it attaches volumes to.
@@ -86,14 +88,14 @@ pub struct Controller {
     mixed_access: bool,
     locks: VolumeLocks,
     pace: Pace,
-    patience: Patience,
+    patience: Timeouts,
     /// DigitalOcean refuses a droplet's second event while one is running, so the calls of this process wait for each
     /// other here, in order, instead of colliding there.
-    turns: Lines<DropletId>,
+    droplet_queue: FifoLocks<DropletId>,
     /// Calls that repeat the same detach.
-    detaching: Lines<Pair>,
-    setbacks: Setbacks,
-    usages: Usages,
+    detaching: FifoLocks<Pair>,
+    detach_backoff: DetachBackoff,
+    publish_modes: PublishModes,
     taken_names: TakenNames,
     /// Putting a tag on a volume that is there.
     tagging: Refused,
@@ -103,12 +105,12 @@ pub struct Controller {
 impl Controller {
     /// Makes the controller side; it asks nothing yet, but starts the thread that looks for what an earlier process left.
     #[must_use]
-    pub fn new(config: &Config, cloud: Cloud, own_droplet: Arc<OwnDroplet>) -> Controller {
-        let patience = Patience::of(config.call_budget);
+    pub fn new(config: &Config, cloud: Cloud, droplet_identity: Arc<DropletIdentity>) -> Controller {
+        let patience = Timeouts::of(config.call_budget);
         Controller {
             sweeper: Sweeper::start(cloud.clone(), Owner::new(config.tag.clone())),
             cloud,
-            own_droplet,
+            droplet_identity,
             limits: SizeLimits { max: config.max_volume_size, ..SizeLimits::DIGITALOCEAN },
             owner: Owner::new(config.tag.clone()),
             is_on_own_droplet: config.mode.has_node(),
@@ -117,10 +119,10 @@ impl Controller {
             locks: VolumeLocks::new(),
             pace: Pace::new(),
             patience,
-            turns: Lines::default(),
-            detaching: Lines::default(),
-            setbacks: Setbacks::new(patience.setbacks()),
-            usages: Usages::default(),
+            droplet_queue: FifoLocks::default(),
+            detaching: FifoLocks::default(),
+            detach_backoff: DetachBackoff::new(patience.detach_backoff()),
+            publish_modes: PublishModes::default(),
             taken_names: TakenNames::default(),
             tagging: Refused::default(),
         }
@@ -129,31 +131,31 @@ impl Controller {
     /// Reads a volume.
     ///
     /// # Errors
-    /// As [`CallTime::observe_volume`].
-    pub fn find_volume(&self, time: &CallTime, id: &VolumeId) -> Result<Volume> {
-        time.observe_volume(id)
+    /// As [`CallContext::observe_volume`].
+    pub fn find_volume(&self, ctx: &CallContext, id: &VolumeId) -> Result<Volume> {
+        ctx.observe_volume(id)
     }
 
     /// The time of a call that came then, whatever it has done since.
     #[must_use]
-    pub fn time_of_call(&self, came: Instant) -> CallTime {
-        let own = self.own_droplet.facts().ok().filter(|_| self.is_on_own_droplet).map(|facts| facts.id);
-        CallTime::since(came, &self.cloud, self.patience).on_droplet(own)
+    pub fn context_of_call(&self, came: Instant) -> CallContext {
+        let own = self.droplet_identity.facts().ok().filter(|_| self.is_on_own_droplet).map(|facts| facts.id);
+        CallContext::since(came, &self.cloud, self.patience).on_droplet(own)
     }
 
     /// Locks a volume for a call whose caller is better off asking again than waiting long.
-    fn hold(&self, time: &CallTime, key: VolumeKey) -> Result<VolumeGuard> {
-        Ok(self.locks.hold(key, time.patience.lock().min(time.left()))?)
+    fn hold(&self, ctx: &CallContext, key: VolumeKey) -> Result<VolumeGuard> {
+        Ok(self.locks.hold(key, ctx.patience.lock().min(ctx.left()))?)
     }
 
     /// Locks a volume for a call that waits as long as it can, if no more than so many are ahead of it.
-    fn hold_in_line(&self, time: &CallTime, id: &VolumeId, most_ahead: usize) -> Result<VolumeGuard> {
-        Ok(self.locks.hold_in_line(VolumeKey::Id(id.to_string()), most_ahead, time.deadline())?)
+    fn acquire_queued(&self, ctx: &CallContext, id: &VolumeId, max_queue: usize) -> Result<VolumeGuard> {
+        Ok(self.locks.acquire_queued(VolumeKey::Id(id.to_string()), max_queue, ctx.deadline())?)
     }
 
     /// Waits for a droplet's turn.
-    fn take_turn(&self, time: &CallTime, droplet: DropletId, doing: &str) -> Result<Place<DropletId>> {
-        let busy = |_| time.out_of_time(doing, "earlier calls for this droplet are still running");
-        self.turns.wait(droplet, usize::MAX, time.deadline()).map_err(busy)
+    fn wait_for_droplet(&self, ctx: &CallContext, droplet: DropletId, doing: &str) -> Result<FifoGuard<DropletId>> {
+        let busy = |_| ctx.timed_out(doing, "earlier calls for this droplet are still running");
+        self.droplet_queue.wait(droplet, usize::MAX, ctx.deadline()).map_err(busy)
     }
 }

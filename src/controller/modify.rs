@@ -6,15 +6,15 @@ use std::mem;
 
 use log::{info, warn};
 
-use super::Controller;
-use super::time::CallTime;
-use super::verdict::{Verdict, plan_verdict};
 use crate::cloud::tag::Tag;
+use crate::controller::Controller;
+use crate::controller::api_failure::{ApiFailure, plan_failure};
+use crate::controller::context::CallContext;
 use crate::error::{Error, Result};
 use crate::id::VolumeId;
-use crate::lock::{VolumeGuard, VolumeKey};
-use crate::request::change::Modify;
 use crate::request::parameters::TagChange;
+use crate::request::volume_change::Modify;
+use crate::sync::volume_lock::{VolumeGuard, VolumeKey};
 
 /// One thing to do about a volume's tags.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,51 +37,53 @@ impl Controller {
     /// A second call sees the tags and changes nothing.
     ///
     /// # Errors
-    /// [`Error::NotFound`], [`Error::NotOurs`], [`Error::OutOfTime`], [`Error::Api`].
-    pub fn modify(&self, time: &CallTime, want: &Modify) -> Result<()> {
-        let guard = self.hold(time, VolumeKey::Id(want.volume.to_string()))?;
+    /// [`Error::NotFound`], [`Error::NotOurs`], [`Error::TimedOut`], [`Error::Api`].
+    pub fn modify(&self, ctx: &CallContext, want: &Modify) -> Result<()> {
+        let guard = self.hold(ctx, VolumeKey::Id(want.volume.to_string()))?;
         let doing = format!("changing the tags of volume {}", want.volume);
-        let mut pauses = time.retries();
+        let mut pauses = ctx.retry_backoff();
         let mut is_first = true;
         loop {
-            let volume = time.observe_volume(&want.volume)?;
+            let volume = ctx.observe_volume(&want.volume)?;
             self.owner.check_change(&volume, "changed")?;
             let changes = plan_changes(&volume.tags, &want.tags);
             if changes.is_empty() {
                 return Ok(());
             }
             if !mem::take(&mut is_first) {
-                time.pause(pauses.next_pause(), &doing, &"the volume does not show the tags as they are wanted")?;
+                ctx.pause(pauses.next_pause(), &doing, &"the volume does not show the tags as they are wanted")?;
             }
             for change in changes {
-                apply_change(&guard, time, &volume.id, change, &doing)?;
+                apply_change(&guard, ctx, &volume.id, change, &doing)?;
             }
         }
     }
 }
 
 /// Makes one change. What leaves it open whether it was made is no error; the caller reads the volume again.
-fn apply_change(_guard: &VolumeGuard, time: &CallTime, id: &VolumeId, change: Change<'_>, doing: &str) -> Result<()> {
+fn apply_change(_guard: &VolumeGuard, ctx: &CallContext, id: &VolumeId, change: Change<'_>, doing: &str) -> Result<()> {
     let outcome = match change {
         Change::Put(tag) => {
-            time.cloud.tag_volume(id, tag).inspect(|()| info!("tagged volume={id} tag={}", tag.as_str()))
+            ctx.cloud.tag_volume(id, tag).inspect(|()| info!("tagged volume={id} tag={}", tag.as_str()))
         }
         Change::Remove(tag) => {
-            time.cloud.untag_volume(id, tag).inspect(|()| info!("untagged volume={id} tag={}", tag.as_str()))
+            ctx.cloud.untag_volume(id, tag).inspect(|()| info!("untagged volume={id} tag={}", tag.as_str()))
         }
     };
     let Err(err) = outcome else { return Ok(()) };
-    match plan_verdict(&err) {
+    match plan_failure(&err) {
         // What is missing is the volume, which reading it will tell, or a tag that somebody deletes at this moment.
-        Verdict::Busy | Verdict::Unclear | Verdict::Conflict | Verdict::Missing => {
+        ApiFailure::Retryable | ApiFailure::OutcomeUnknown | ApiFailure::StateConflict | ApiFailure::NotFound => {
             warn!("tags unclear, reading the volume again doing={doing}: {err}");
             match err.wait() {
-                Some(wait) => time.pause(wait, doing, &err),
+                Some(wait) => ctx.pause(wait, doing, &err),
                 None => Ok(()),
             }
         }
-        Verdict::OutOfTime => Err(time.out_of_time(doing, err.to_string())),
-        Verdict::Odd | Verdict::Limit | Verdict::Refused => Err(Error::Api { doing: doing.to_owned(), source: err }),
+        ApiFailure::OutOfTime => Err(ctx.timed_out(doing, err.to_string())),
+        ApiFailure::Unrecognized | ApiFailure::LimitReached | ApiFailure::Permanent => {
+            Err(Error::Api { doing: doing.to_owned(), source: err })
+        }
     }
 }
 

@@ -14,10 +14,10 @@
 //!
 //! No moment passes between a create and its mark, so a plugin that is killed knows its own volume again.
 
-use super::describe::{Made, made_by};
 use crate::cloud::snapshot::Snapshot;
 use crate::cloud::tag::Tag;
 use crate::cloud::volume::Volume;
+use crate::controller::description::{Made, made_by};
 use crate::error::{Error, Result};
 
 /// The tag of a snapshot that this driver took: alone, or with the owner's name behind a colon.

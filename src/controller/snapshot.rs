@@ -8,18 +8,18 @@ use std::time::{Duration, Instant, SystemTime};
 
 use log::{info, warn};
 
-use super::Controller;
-use super::name::plan_name;
-use super::time::{CallTime, DOES_NOT_SHOW, Pauses};
-use super::verdict::{Verdict, plan_verdict};
-use crate::cloud::error::{ApiError, ApiErrorKind};
-use crate::cloud::page::{Listed, Page};
+use crate::cloud::page::{ApiPage, Page};
 use crate::cloud::snapshot::Snapshot;
 use crate::cloud::tag::Tag;
+use crate::controller::Controller;
+use crate::controller::api_failure::{ApiFailure, plan_failure};
+use crate::controller::context::{Backoff, CallContext, DOES_NOT_SHOW};
+use crate::controller::naming::plan_name;
+use crate::error::api::{ApiError, ApiErrorKind};
 use crate::error::{Error, Result, Thing};
 use crate::id::{SnapshotId, VolumeId};
-use crate::lock::{VolumeGuard, VolumeKey};
 use crate::request::snapshot::CreateSnapshot;
+use crate::sync::volume_lock::{VolumeGuard, VolumeKey};
 
 /// How many of a volume's snapshots DigitalOcean keeps at most. Source: product documentation, "Snapshots", limits.
 const MOST_OF_A_VOLUME: usize = 25;
@@ -41,8 +41,8 @@ pub(super) struct NewSnapshot<'a> {
 
 /// What one call to take a snapshot has met so far.
 #[derive(Debug)]
-struct Course {
-    pauses: Pauses,
+struct SnapshotProgress {
+    pauses: Backoff,
     /// An earlier try of this call may have taken it.
     is_open: bool,
     awaited: Option<Awaited>,
@@ -56,51 +56,60 @@ struct Awaited {
     until: Instant,
 }
 
-impl Course {
+impl SnapshotProgress {
     /// Takes notice of a failed try, and waits before what comes next.
     fn go_on_after(
         &mut self,
         err: ApiError,
-        time: &CallTime,
+        ctx: &CallContext,
         volume: &VolumeId,
         all: &[Snapshot],
         doing: &str,
     ) -> Result<()> {
         // A pause as long as the ten-minute rule demands is no pause of a call.
         let pause = self.pauses.next_pause();
-        match plan_verdict(&err) {
-            Verdict::Busy => time.pause(err.wait().map_or(pause, |asked| asked.max(pause)), doing, &err),
-            Verdict::Unclear => {
+        match plan_failure(&err) {
+            ApiFailure::Retryable => ctx.pause(err.wait().map_or(pause, |asked| asked.max(pause)), doing, &err),
+            ApiFailure::OutcomeUnknown => {
                 warn!("snapshot unclear, reading the volume's snapshots doing={doing}: {err}");
                 self.is_open = true;
-                time.pause(pause, doing, &err)
+                ctx.pause(pause, doing, &err)
             }
-            Verdict::Conflict => self.look_for_it(time, pause, err, doing),
-            Verdict::Limit if self.is_open && is_too_soon(&err) => self.look_for_it(time, pause, err, doing),
+            ApiFailure::StateConflict => self.look_for_it(ctx, pause, err, doing),
+            ApiFailure::LimitReached if self.is_open && is_too_soon(&err) => self.look_for_it(ctx, pause, err, doing),
             // Whether the volume is gone, the next look at its snapshots tells.
-            Verdict::Missing => time.pause(pause, doing, &err),
-            Verdict::OutOfTime => Err(time.out_of_time(doing, err.to_string())),
-            Verdict::Limit => Err(limit(volume, all, doing.to_owned(), err)),
-            Verdict::Odd if all.len() >= MOST_OF_A_VOLUME => {
+            ApiFailure::NotFound => ctx.pause(pause, doing, &err),
+            ApiFailure::OutOfTime => Err(ctx.timed_out(doing, err.to_string())),
+            ApiFailure::LimitReached => Err(limit(volume, all, doing.to_owned(), err)),
+            ApiFailure::Unrecognized if all.len() >= MOST_OF_A_VOLUME => {
                 Err(Error::AccountLimit { doing: doing.to_owned(), source: err })
             }
-            Verdict::Odd | Verdict::Refused => Err(Error::Api { doing: doing.to_owned(), source: err }),
+            ApiFailure::Unrecognized | ApiFailure::Permanent => {
+                Err(Error::Api { doing: doing.to_owned(), source: err })
+            }
         }
     }
 
     /// Looks once more, or, when an earlier try may have taken it, for as long as it may take to be shown.
-    fn look_for_it(&mut self, time: &CallTime, pause: Duration, err: ApiError, doing: &str) -> Result<()> {
-        let shown = if self.is_open { time.patience.shown() } else { Duration::ZERO };
+    fn look_for_it(&mut self, ctx: &CallContext, pause: Duration, err: ApiError, doing: &str) -> Result<()> {
+        let shown = if self.is_open { ctx.patience.propagation() } else { Duration::ZERO };
         let awaited = self.awaited.insert(Awaited { err, until: Instant::now() + shown });
-        time.pause(pause, doing, &awaited.err)
+        ctx.pause(pause, doing, &awaited.err)
     }
 
     /// What to answer when the snapshot is not among its volume's after all, for which this was the refusal.
-    fn refusal(&self, err: ApiError, time: &CallTime, new: NewSnapshot<'_>, all: &[Snapshot], doing: String) -> Error {
+    fn refusal(
+        &self,
+        err: ApiError,
+        ctx: &CallContext,
+        new: NewSnapshot<'_>,
+        all: &[Snapshot],
+        doing: String,
+    ) -> Error {
         if is_too_soon(&err) {
             limit(new.volume, all, doing, err)
         } else if self.is_open {
-            time.out_of_time(&doing, format!("{err}; it may have been taken, and does not show"))
+            ctx.timed_out(&doing, format!("{err}; it may have been taken, and does not show"))
         } else {
             taken(new.name, new.volume)
         }
@@ -118,38 +127,38 @@ impl Controller {
     /// # Errors
     /// [`Error::NotFound`] when there is no such volume, [`Error::Mismatch`] when another volume has a snapshot of that
     /// name, [`Error::NotAdopted`] when the volume has one that may be somebody else's, [`Error::SnapshotTooSoon`],
-    /// [`Error::AccountLimit`], [`Error::OutOfTime`].
-    pub fn create_snapshot(&self, time: &CallTime, want: &CreateSnapshot) -> Result<Snapshot> {
-        let guard = self.hold(time, VolumeKey::Name(format!("{} (a snapshot)", want.name)))?;
+    /// [`Error::AccountLimit`], [`Error::TimedOut`].
+    pub fn create_snapshot(&self, ctx: &CallContext, want: &CreateSnapshot) -> Result<Snapshot> {
+        let guard = self.hold(ctx, VolumeKey::Name(format!("{} (a snapshot)", want.name)))?;
         let name = plan_name(&want.name);
         let mut tags = self.owner.snapshot_tags();
         let is_new = |tag: &&Tag| !self.owner.snapshot_tags().iter().any(|own| own.is(tag.as_str()));
         tags.extend(want.tags.iter().filter(is_new).cloned());
         let (volume, asked_tags) = (&want.source, want.tags.as_slice());
         let new = NewSnapshot { volume, name: &name, tags: &tags, asked_tags, may_share_name: false };
-        let check = |found: &Snapshot, is_open| self.check_found(time, volume, found, is_open);
-        self.ensure_snapshot(&guard, time, new, |found, is_open| check(found, is_open).map(|()| true))
+        let check = |found: &Snapshot, is_open| self.check_found(ctx, volume, found, is_open);
+        self.ensure_snapshot(&guard, ctx, new, |found, is_open| check(found, is_open).map(|()| true))
     }
 
     /// Sees that a snapshot of the name that was asked for may be taken for the one that this call, or an earlier one, took.
     ///
     /// Without a mark it may when a try of this call may have taken it, as before that none had the name. And when the token
     /// can put no mark on any, if the volume is this plugin's: then nothing tells it from what a repetition has to find.
-    fn check_found(&self, time: &CallTime, volume: &VolumeId, found: &Snapshot, is_open: bool) -> Result<()> {
+    fn check_found(&self, ctx: &CallContext, volume: &VolumeId, found: &Snapshot, is_open: bool) -> Result<()> {
         let Err(refusal) = self.owner.check_snapshot_adoption(found) else { return Ok(()) };
         if !self.owner.is_unmarked(found) {
             return Err(refusal);
         }
         let is_own =
-            is_open || (self.lacks_tags(time)? && self.owner.check_adoption(&time.observe_volume(volume)?).is_ok());
+            is_open || (self.lacks_tags(ctx)? && self.owner.check_adoption(&ctx.observe_volume(volume)?).is_ok());
         if is_own { Ok(()) } else { Err(refusal) }
     }
 
     /// Whether the token may make no tags. What is made to know that is the tag of every snapshot that this plugin takes.
-    fn lacks_tags(&self, time: &CallTime) -> Result<bool> {
+    fn lacks_tags(&self, ctx: &CallContext) -> Result<bool> {
         let Some(mark) = self.owner.snapshot_mark() else { return Ok(false) };
         let doing = format!("making tag {}", mark.as_str());
-        match time.ask(&doing, Error::api(doing.clone()), |cloud| cloud.create_tag(&mark)) {
+        match ctx.query(&doing, Error::api(doing.clone()), |cloud| cloud.create_tag(&mark)) {
             Ok(()) => Ok(false),
             Err(Error::Api { source, .. }) if source.kind() == ApiErrorKind::Forbidden => Ok(true),
             Err(err) => Err(err),
@@ -160,21 +169,21 @@ impl Controller {
     ///
     /// # Errors
     /// [`Error::NotOurs`] when it is another owner's, [`Error::Precondition`] when DigitalOcean says that it is in use,
-    /// [`Error::OtherAccount`], [`Error::OutOfTime`], [`Error::Api`].
-    pub fn delete_snapshot(&self, time: &CallTime, id: &str) -> Result<()> {
+    /// [`Error::OtherAccount`], [`Error::TimedOut`], [`Error::Api`].
+    pub fn delete_snapshot(&self, ctx: &CallContext, id: &str) -> Result<()> {
         let Ok(id) = SnapshotId::parse(id) else { return Ok(()) };
-        let guard = self.hold(time, VolumeKey::Id(id.to_string()))?;
-        let Some(snapshot) = time.observe_snapshot_if_there(&id)? else { return Ok(()) };
+        let guard = self.hold(ctx, VolumeKey::Id(id.to_string()))?;
+        let Some(snapshot) = ctx.observe_snapshot_if_there(&id)? else { return Ok(()) };
         self.owner.check_snapshot_deletion(&snapshot)?;
-        self.ensure_snapshot_deleted(&guard, time, &id)
+        self.ensure_snapshot_deleted(&guard, ctx, &id)
     }
 
     /// Reads a snapshot.
     ///
     /// # Errors
-    /// [`Error::NotFound`], [`Error::OutOfTime`], [`Error::Api`].
-    pub fn find_snapshot(&self, time: &CallTime, id: &SnapshotId) -> Result<Snapshot> {
-        let found = time.observe_snapshot_if_there(id)?;
+    /// [`Error::NotFound`], [`Error::TimedOut`], [`Error::Api`].
+    pub fn find_snapshot(&self, ctx: &CallContext, id: &SnapshotId) -> Result<Snapshot> {
+        let found = ctx.observe_snapshot_if_there(id)?;
         found.ok_or_else(|| Error::NotFound(Thing::Snapshot(id.to_string())))
     }
 
@@ -183,55 +192,60 @@ impl Controller {
     pub(super) fn ensure_snapshot(
         &self,
         guard: &VolumeGuard,
-        time: &CallTime,
+        ctx: &CallContext,
         new: NewSnapshot<'_>,
         is_usable: impl Fn(&Snapshot, bool) -> Result<bool>,
     ) -> Result<Snapshot> {
         let NewSnapshot { volume, name, mut tags, asked_tags, may_share_name } = new;
         let doing = format!("taking snapshot {name} of volume {volume}");
-        let mut course = Course { pauses: time.pauses(), is_open: false, awaited: None };
+        let mut progress = SnapshotProgress { pauses: ctx.backoff(), is_open: false, awaited: None };
         loop {
-            let all = time.observe_snapshots_of(volume)?;
+            let all = ctx.observe_snapshots_of(volume)?;
             match all.iter().find(|snapshot| snapshot.name == name) {
-                Some(found) if is_usable(found, course.is_open)? => {
+                Some(found) if is_usable(found, progress.is_open)? => {
                     self.taken_names.enter(found);
                     return Ok(found.clone());
                 }
                 Some(found) => {
-                    self.ensure_snapshot_deleted(guard, time, &found.id)?;
-                    course.awaited = None;
+                    self.ensure_snapshot_deleted(guard, ctx, &found.id)?;
+                    progress.awaited = None;
                 }
-                None if let Some(awaited) = course.awaited.take() => {
+                None if let Some(awaited) = progress.awaited.take() => {
                     if Instant::now() >= awaited.until {
-                        return Err(course.refusal(awaited.err, time, new, &all, doing));
+                        return Err(progress.refusal(awaited.err, ctx, new, &all, doing));
                     }
-                    time.pause(course.pauses.next_pause(), &doing, &awaited.err)?;
-                    course.awaited = Some(awaited);
+                    ctx.pause(progress.pauses.next_pause(), &doing, &awaited.err)?;
+                    progress.awaited = Some(awaited);
                     continue;
                 }
                 None if may_share_name => {}
-                None => self.check_name(time, name, volume)?,
+                None => self.check_name(ctx, name, volume)?,
             }
-            match time.cloud.create_snapshot(volume, name, tags) {
+            match ctx.cloud.create_snapshot(volume, name, tags) {
                 Ok(taken) => {
                     info!("took snapshot={} name={name} volume={volume}", taken.id);
                     self.taken_names.enter(&taken);
-                    return time.observe_new_snapshot(&taken.id);
+                    return ctx.observe_new_snapshot(&taken.id);
                 }
                 Err(err) if err.kind() == ApiErrorKind::Forbidden && tags.len() > asked_tags.len() => {
                     warn!("trying without this driver's own tags, which the token may not put on doing={doing}: {err}");
                     tags = asked_tags;
                 }
-                Err(err) => course.go_on_after(err, time, volume, &all, &doing)?,
+                Err(err) => progress.go_on_after(err, ctx, volume, &all, &doing)?,
             }
         }
     }
 
-    pub(super) fn ensure_snapshot_deleted(&self, _guard: &VolumeGuard, time: &CallTime, id: &SnapshotId) -> Result<()> {
+    pub(super) fn ensure_snapshot_deleted(
+        &self,
+        _guard: &VolumeGuard,
+        ctx: &CallContext,
+        id: &SnapshotId,
+    ) -> Result<()> {
         let doing = format!("deleting snapshot {id}");
-        let mut pauses = time.pauses();
+        let mut pauses = ctx.backoff();
         loop {
-            let err = match time.cloud.delete_snapshot(id) {
+            let err = match ctx.cloud.delete_snapshot(id) {
                 Ok(()) => {
                     info!("deleted snapshot={id}");
                     self.taken_names.forget(id);
@@ -239,33 +253,37 @@ impl Controller {
                 }
                 Err(err) => err,
             };
-            match plan_verdict(&err) {
-                Verdict::Missing if time.observe_snapshot_if_there(id)?.is_none() => {
+            match plan_failure(&err) {
+                ApiFailure::NotFound if ctx.observe_snapshot_if_there(id)?.is_none() => {
                     self.taken_names.forget(id);
                     return Ok(());
                 }
-                Verdict::Missing | Verdict::Busy | Verdict::Unclear => {
+                ApiFailure::NotFound | ApiFailure::Retryable | ApiFailure::OutcomeUnknown => {
                     warn!("snapshot not deleted, trying again doing={doing}: {err}");
-                    time.pause(pauses.after(&err), &doing, &err)?;
+                    ctx.pause(pauses.after(&err), &doing, &err)?;
                 }
-                Verdict::Conflict => return Err(Error::Precondition(format!("snapshot {id} is in use: {err}"))),
-                Verdict::OutOfTime => return Err(time.out_of_time(&doing, err.to_string())),
-                Verdict::Odd | Verdict::Limit | Verdict::Refused => return Err(Error::Api { doing, source: err }),
+                ApiFailure::StateConflict => {
+                    return Err(Error::Precondition(format!("snapshot {id} is in use: {err}")));
+                }
+                ApiFailure::OutOfTime => return Err(ctx.timed_out(&doing, err.to_string())),
+                ApiFailure::Unrecognized | ApiFailure::LimitReached | ApiFailure::Permanent => {
+                    return Err(Error::Api { doing, source: err });
+                }
             }
         }
     }
 }
 
-impl CallTime {
+impl CallContext {
     /// Reads a snapshot that has just been taken and may take a moment to be shown.
     fn observe_new_snapshot(&self, id: &SnapshotId) -> Result<Snapshot> {
         let doing = format!("taking snapshot {id}");
-        let (since, mut pauses) = (Instant::now(), self.pauses());
+        let (since, mut pauses) = (Instant::now(), self.backoff());
         loop {
             match self.look_at_snapshot(id)? {
                 Some(snapshot) => return Ok(snapshot),
-                None if since.elapsed() > self.patience.shown() => {
-                    return Err(self.out_of_time(&doing, DOES_NOT_SHOW));
+                None if since.elapsed() > self.patience.propagation() => {
+                    return Err(self.timed_out(&doing, DOES_NOT_SHOW));
                 }
                 None => self.pause(pauses.next_pause(), &doing, &DOES_NOT_SHOW)?,
             }
@@ -281,7 +299,7 @@ impl CallTime {
 
 /// Reads a list to its end and keeps what is wanted of it.
 pub(super) fn every_page<T, E>(
-    mut fetch: impl FnMut(Page) -> Result<Listed<T>, E>,
+    mut fetch: impl FnMut(Page) -> Result<ApiPage<T>, E>,
     is_wanted: impl Fn(&T) -> bool,
 ) -> Result<Vec<T>, E> {
     let mut all = Vec::new();

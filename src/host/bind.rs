@@ -1,7 +1,7 @@
 //! Making what is at one place appear at another: bind mounts.
 //!
 //! Owns the bind mount, and the hold on its two ends. A path may mean something else a moment later, when somebody mounts,
-//! unmounts or puts a link there: so each end is opened first, looked at, and then meant by what was opened. A bind of a folder
+//! unmounts or puts a link there: so each end is opened first, looked at, and then meant by what was opened. A bind of a directory
 //! whose mount has gone in between, which would show the host's own files to a task, cannot come about that way.
 
 use std::fs::{self, File, Metadata, OpenOptions};
@@ -12,11 +12,11 @@ use std::path::{Path, PathBuf};
 use nix::fcntl::OFlag;
 use nix::mount::{MsFlags, mount};
 
-use super::mountinfo::{Mount, MountTable};
 use crate::error::{Error, Result};
-use crate::lock::VolumeGuard;
+use crate::host::mountinfo::{Mount, MountTable};
+use crate::sync::volume_lock::VolumeGuard;
 
-/// A folder or file, held open without being used: what is mounted there cannot be unmounted, and another that comes to the
+/// A directory or file, held open without being used: what is mounted there cannot be unmounted, and another that comes to the
 /// same path is not it.
 #[derive(Debug)]
 pub struct Held {
@@ -77,7 +77,7 @@ impl Held {
     }
 }
 
-/// Makes what is held as `source`, a folder or a device node, appear at `target` too, which is of the same sort.
+/// Makes what is held as `source`, a directory or a device node, appear at `target` too, which is of the same sort.
 ///
 /// A second call puts a second mount on top: the caller looks first.
 ///

@@ -9,11 +9,11 @@ use std::time::{Duration, SystemTime};
 
 use jiff::Timestamp;
 
-use super::device::DevicePlaces;
-use super::mountinfo::Mount;
-use super::presence::observe_real;
-use super::sysfs::read_attribute;
 use crate::error::{Error, Result};
+use crate::host::device::DevicePlaces;
+use crate::host::device::sysfs::read_attribute;
+use crate::host::mountinfo::Mount;
+use crate::host::presence::observe_real;
 
 /// What the kernel has recorded.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,7 +39,7 @@ impl fmt::Display for RecordedErrors {
 ///
 /// # Errors
 /// [`Error::Io`] when sysfs cannot be read.
-/// Source: `Documentation/ABI/testing/sysfs-fs-ext4` of the kernel; the folder has the kernel's name of the disk.
+/// Source: `Documentation/ABI/testing/sysfs-fs-ext4` of the kernel; the directory has the kernel's name of the disk.
 pub fn observe_recorded_errors(places: &DevicePlaces, mount: &Mount) -> Result<Option<RecordedErrors>> {
     if !mount.fstype.starts_with("ext") {
         return Ok(None);

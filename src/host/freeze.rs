@@ -6,9 +6,10 @@
 use std::path::Path;
 use std::time::Duration;
 
-use super::run::{Cmd, Exit, Runner, Tool};
+use crate::error::command::Exit;
 use crate::error::{Error, Result};
-use crate::lock::VolumeGuard;
+use crate::host::command::{Cmd, Runner, Tool};
+use crate::sync::volume_lock::VolumeGuard;
 
 /// It is one ioctl.
 const BUDGET: Duration = Duration::from_secs(5);

@@ -8,15 +8,16 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 
-use super::busy::or_in_use;
-use super::content::FsKind;
-use super::device::{ByHand, Device};
-use super::run::{Cmd, Exit, Runner, Tool};
-use super::slots::Slots;
-use super::superblock::{EXT_SUPERBLOCK, why_ext_needs_check};
-use super::{CALL_BUDGET, CHECK_BUDGET, CLAIM_BUDGET, LOOK_BUDGET};
+use crate::error::command::Exit;
 use crate::error::{Error, Result};
-use crate::lock::VolumeGuard;
+use crate::fs::FsKind;
+use crate::host::command::{Cmd, Runner, Tool};
+use crate::host::device::or_in_use;
+use crate::host::device::{Device, ManualAccess};
+use crate::host::probe::superblock::{EXT_SUPERBLOCK, why_ext_needs_check};
+use crate::host::{CALL_BUDGET, CHECK_BUDGET, CLAIM_BUDGET, LOOK_BUDGET};
+use crate::sync::semaphore::Semaphore;
+use crate::sync::volume_lock::VolumeGuard;
 
 /// How much time a check must have had for the file system to be called too large for one.
 const ENOUGH: Duration = Duration::from_secs(60);
@@ -44,9 +45,15 @@ pub fn observe_check_need(device: &Device, fs: FsKind) -> Result<Option<&'static
 /// # Errors
 /// [`Error::DamagedFilesystem`] when a person has to decide, [`Error::Command`] when the check itself failed,
 /// [`Error::Precondition`] when the disk is in use, or the file system is newer than the program that checks it,
-/// [`Error::OutOfTime`] when too many others are checking.
+/// [`Error::TimedOut`] when too many others are checking.
 /// Source: e2fsck(8), "EXIT CODE".
-pub fn apply_check(guard: &VolumeGuard, slots: &Slots, runner: &dyn Runner, device: &Device, fs: FsKind) -> Result<()> {
+pub fn apply_check(
+    guard: &VolumeGuard,
+    tool_permits: &Semaphore,
+    runner: &dyn Runner,
+    device: &Device,
+    fs: FsKind,
+) -> Result<()> {
     match fs {
         FsKind::Xfs | FsKind::Btrfs => return Ok(()),
         FsKind::Ext4 | FsKind::Ext3 => {}
@@ -58,11 +65,11 @@ pub fn apply_check(guard: &VolumeGuard, slots: &Slots, runner: &dyn Runner, devi
     };
     // A slot is not for waiting until somebody else lets go of the disk.
     ensure_free(CLAIM_BUDGET)?;
-    let slot = slots.take_in_call(&doing, runner.cap(CALL_BUDGET))?;
+    let slot = tool_permits.take_within_call(&doing, runner.cap(CALL_BUDGET))?;
     let _pin = device.open()?;
     ensure_free(LOOK_BUDGET)?;
     let left = runner.cap(CHECK_BUDGET);
-    let cmd = Cmd::new(Tool::E2fsck, CHECK_BUDGET).arg("-p").arg(device.path()).holding(guard).in_slot(&slot);
+    let cmd = Cmd::new(Tool::E2fsck, CHECK_BUDGET).arg("-p").arg(device.path()).holding(guard).with_permit(&slot);
     let out = runner.run(&cmd).map_err(|source| Error::Command { doing: doing.clone(), source })?;
     match verdict(out.exit) {
         Verdict::Sound => Ok(()),
@@ -75,7 +82,7 @@ pub fn apply_check(guard: &VolumeGuard, slots: &Slots, runner: &dyn Runner, devi
             let last = said.lines().rfind(|line| !line.trim().is_empty()).unwrap_or("e2fsck gives no reason");
             Err(damaged(device, fs, last.trim()))
         }
-        Verdict::Unfinished if left < ENOUGH => Err(Error::OutOfTime {
+        Verdict::Unfinished if left < ENOUGH => Err(Error::TimedOut {
             doing,
             waited_s: left.as_secs(),
             waited_for:
@@ -97,7 +104,7 @@ fn is_too_old(stderr: &str) -> bool {
 
 /// Nothing is wrong with the file system, and nothing was changed.
 fn too_old(device: &Device, fs: FsKind, said: &str) -> Error {
-    let (ByHand { first, path }, volume) = (device.by_hand(), device.volume());
+    let (ManualAccess { first, path }, volume) = (device.manual_access(), device.volume());
     let said = said.lines().find(|line| line.contains("feature")).unwrap_or_default().trim();
     Error::Precondition(format!(
         "the plugin's e2fsck is too old for {fs} of volume {volume}, which a newer system has made ({said}); nothing was \
@@ -109,7 +116,7 @@ fn too_old(device: &Device, fs: FsKind, said: &str) -> Error {
 /// A check that is ended has lost nothing: e2fsck ends in order when asked to, and begins anew the next time. Begun anew in
 /// each call it would never come to its end, so a person has to let it run once.
 fn unfinished(device: &Device, fs: FsKind) -> Error {
-    let (ByHand { first, path }, volume) = (device.by_hand(), device.volume());
+    let (ManualAccess { first, path }, volume) = (device.manual_access(), device.volume());
     Error::Precondition(format!(
         "the check of {fs} of volume {volume} takes longer than a call may last and was ended; {first}run `e2fsck -p {path}` \
          on this droplet while nothing has it mounted, then try again"
@@ -149,7 +156,7 @@ pub(super) fn damage(device: &Device, fs: FsKind, errno: Errno) -> Option<Error>
 }
 
 fn damaged(device: &Device, fs: FsKind, found: &str) -> Error {
-    let ByHand { first, path } = device.by_hand();
+    let ManualAccess { first, path } = device.manual_access();
     let repair = match fs {
         FsKind::Ext4 | FsKind::Ext3 => format!("e2fsck -f {path}"),
         FsKind::Xfs => format!("xfs_repair {path}"),
@@ -193,14 +200,14 @@ mod tests {
         let other =
             "e2fsck: Permission denied while trying to open /dev/sda\nYou must have r/w access to the filesystem";
         assert!(is_too_old(old) && !is_too_old(other) && !is_too_old(""));
-        let device = Device::fake("/dev/sda", super::super::mountinfo::DeviceNumber { major: 8, minor: 0 }, 1);
+        let device = Device::fake("/dev/sda", crate::host::device::number::DeviceNumber { major: 8, minor: 0 }, 1);
         let told = too_old(&device, FsKind::Ext4, old).to_string();
         assert!(told.contains("FEATURE_I27") && told.contains("too old") && !told.contains("repair"), "{told}");
     }
 
     #[test]
     fn only_what_the_kernel_calls_damage_is_damage() {
-        let device = Device::fake("/dev/sda", super::super::mountinfo::DeviceNumber { major: 8, minor: 0 }, 1);
+        let device = Device::fake("/dev/sda", crate::host::device::number::DeviceNumber { major: 8, minor: 0 }, 1);
         for fs in FsKind::ALL {
             for errno in [Errno::EUCLEAN, Errno::EBADMSG] {
                 assert!(damage(&device, fs, errno).unwrap().to_string().contains("/dev/sda"));

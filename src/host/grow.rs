@@ -8,15 +8,16 @@ use std::path::Path;
 
 use nix::sys::statfs::statfs;
 
-use super::content::FsKind;
-use super::device::Device;
-use super::run::{Cmd, Exit, Runner, Tool};
-use super::slots::Slots;
-use super::superblock::{EXT_SUPERBLOCK, btrfs_size, ext_size, has_ext_errors, xfs_size};
-use super::{CALL_BUDGET, GROW_BUDGET};
+use crate::error::command::Exit;
 use crate::error::{Error, Result};
-use crate::lock::VolumeGuard;
+use crate::fs::FsKind;
+use crate::host::command::{Cmd, Runner, Tool};
+use crate::host::device::Device;
+use crate::host::probe::superblock::{EXT_SUPERBLOCK, btrfs_size, ext_size, has_ext_errors, xfs_size};
+use crate::host::{CALL_BUDGET, GROW_BUDGET};
 use crate::size::Bytes;
+use crate::sync::semaphore::Semaphore;
+use crate::sync::volume_lock::VolumeGuard;
 
 /// How much of a disk a full-grown file system may leave unused: the last group of blocks is left out when it is too
 /// small to hold its own tables. Volumes grow by whole GiB, so a disk that has grown is beyond this at once.
@@ -41,10 +42,10 @@ pub fn observe_is_smaller(device: &Device, fs: FsKind) -> Result<bool> {
 ///
 /// # Errors
 /// [`Error::Command`] when the program fails, [`Error::Precondition`] when the file system is still smaller after it
-/// reported success or the kernel does not let it grow, [`Error::OutOfTime`] when too many others are at work.
+/// reported success or the kernel does not let it grow, [`Error::TimedOut`] when too many others are at work.
 pub fn ensure_grown(
     guard: &VolumeGuard,
-    slots: &Slots,
+    tool_permits: &Semaphore,
     runner: &dyn Runner,
     device: &Device,
     fs: FsKind,
@@ -55,8 +56,8 @@ pub fn ensure_grown(
         return Ok(false);
     }
     let doing = format!("growing {fs} of volume {} at {}", device.volume(), mounted_at.display());
-    let slot = slots.take_in_call(&doing, runner.cap(CALL_BUDGET))?;
-    let cmd = command(device, fs, mounted_at).holding(guard).in_slot(&slot);
+    let slot = tool_permits.take_within_call(&doing, runner.cap(CALL_BUDGET))?;
+    let cmd = command(device, fs, mounted_at).holding(guard).with_permit(&slot);
     let out = runner.run(&cmd).map_err(|source| Error::Command { doing: doing.clone(), source })?;
     match out.exit {
         Exit::Code(0) => {}
@@ -197,7 +198,7 @@ fn parse_geometry(text: &str) -> Option<Bytes> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::host::mountinfo::DeviceNumber;
+    use crate::host::device::number::DeviceNumber;
 
     #[test]
     fn the_geometry_of_an_xfs_is_read() {

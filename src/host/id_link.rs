@@ -9,11 +9,11 @@ use std::fs::{self, DirBuilder};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
-use super::device::{DevicePlaces, LINK_PREFIX};
-use super::presence::{observe_entry, observe_is_there, observe_link, observe_metadata, observe_names};
 use crate::error::{Error, Result};
+use crate::host::device::{DevicePlaces, LINK_PREFIX};
+use crate::host::presence::{observe_entry, observe_is_there, observe_link, observe_metadata, observe_names};
 use crate::id::{VolumeName, plain_or_hash};
-use crate::lock::VolumeGuard;
+use crate::sync::volume_lock::VolumeGuard;
 
 /// What the names of these links begin with; the volume's id follows.
 const PREFIX: &str = "do-csi-id-";
@@ -87,7 +87,10 @@ pub fn ensure_known(_guard: &VolumeGuard, places: &DevicePlaces, id: &str, name:
     if observe_name_at(&link)?.as_ref() == Some(name) && !is_outdated(places, &link, name)? {
         return Ok(());
     }
-    DirBuilder::new().recursive(true).create(&places.links).map_err(Error::io("making the folder", &places.links))?;
+    DirBuilder::new()
+        .recursive(true)
+        .create(&places.links)
+        .map_err(Error::io("making the directory", &places.links))?;
     // Renamed into its place, so that there is no moment without one.
     let fresh = places.links.join(format!(".{}", file_name(id)));
     forget(&fresh)?;
@@ -116,7 +119,7 @@ fn forget(link: &Path) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::lock::{VolumeKey, VolumeLocks};
+    use crate::sync::volume_lock::{VolumeKey, VolumeLocks};
     use std::time::Duration;
 
     #[test]

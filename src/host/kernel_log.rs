@@ -10,7 +10,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 
-use super::device::Device;
+use crate::host::device::Device;
 
 const LOG: &str = "/dev/kmsg";
 

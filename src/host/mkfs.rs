@@ -5,17 +5,19 @@
 
 use std::fs::File;
 
-use super::busy::is_busy;
-use super::content::{Content, FsKind, confirm_content, observe_content};
-use super::device::{ByHand, Device};
-use super::format_options::FormatOptions;
-use super::holders::{Sought, observe_holders};
-use super::marker;
-use super::run::{Cmd, CommandError, Exit, Runner, Tool};
-use super::slots::Slots;
-use super::{CALL_BUDGET, CLAIM_BUDGET, FORMAT_BUDGET, xfs_features};
+use crate::error::command::{CommandError, Exit};
 use crate::error::{Error, Result};
-use crate::lock::VolumeGuard;
+use crate::fs::FsKind;
+use crate::host::command::{Cmd, Runner, Tool};
+use crate::host::device::busy::is_busy;
+use crate::host::device::{Device, ManualAccess};
+use crate::host::holders::{Sought, observe_holders};
+use crate::host::mkfs_options::FormatOptions;
+use crate::host::probe::content::{Content, confirm_content, observe_content};
+use crate::host::probe::format_marker;
+use crate::host::{CALL_BUDGET, CLAIM_BUDGET, FORMAT_BUDGET, xfs_features};
+use crate::sync::semaphore::Semaphore;
+use crate::sync::volume_lock::VolumeGuard;
 
 /// How often mkfs is started when it fails and the disk is as blank as before. It refuses a disk that something looks at
 /// in the moment it starts, as udev rules do that mount a volume for a short look when it is attached.
@@ -36,10 +38,10 @@ enum FormatPlan {
 ///
 /// # Errors
 /// [`Error::WillNotFormat`] when the disk holds anything or is in use, [`Error::Invalid`] when the options do not fit the
-/// file system, [`Error::Command`] when mkfs fails, [`Error::OutOfTime`] when too many others are formatting.
+/// file system, [`Error::Command`] when mkfs fails, [`Error::TimedOut`] when too many others are formatting.
 pub fn apply_format(
     guard: &VolumeGuard,
-    slots: &Slots,
+    tool_permits: &Semaphore,
     runner: &dyn Runner,
     device: &Device,
     fs: FsKind,
@@ -48,12 +50,13 @@ pub fn apply_format(
     options.check_for(fs).map_err(|bad| Error::invalid("volume_context", bad))?;
     // A slot is not for waiting until somebody else lets go of the disk.
     drop(device.open_exclusively(runner.cap(CLAIM_BUDGET)).map_err(|error| in_use(device, error))?);
-    let slot = slots.take_in_call(&format!("formatting {}", device.path().display()), runner.cap(CALL_BUDGET))?;
+    let slot =
+        tool_permits.take_within_call(&format!("formatting {}", device.path().display()), runner.cap(CALL_BUDGET))?;
     let _pin = device.open()?;
     let mut failed = None;
     for _ in 0..TRIES {
         let ready = prepare(guard, runner, device, fs, options);
-        let cmd = ready.map_err(|refused| failed.take().unwrap_or(refused))?.in_slot(&slot);
+        let cmd = ready.map_err(|refused| failed.take().unwrap_or(refused))?.with_permit(&slot);
         match runner.run(&cmd).and_then(|out| out.success(&cmd)) {
             Ok(_) => return see_formatted(runner, device, fs, &cmd),
             Err(source) => {
@@ -115,8 +118,8 @@ fn plan_format(content: &Content, fs: FsKind) -> Result<FormatPlan, String> {
 
 fn leave_note(claim: &File, device: &Device, fs: FsKind, options: &FormatOptions) -> Result<()> {
     match fs {
-        FsKind::Ext4 | FsKind::Ext3 if options.block_size() == marker::BLOCK => {
-            marker::write(claim, fs).map_err(Error::io("preparing", device.path()))
+        FsKind::Ext4 | FsKind::Ext3 if options.block_size() == format_marker::BLOCK => {
+            format_marker::write(claim, fs).map_err(Error::io("preparing", device.path()))
         }
         // mkfs.xfs and mkfs.btrfs mark their own work as unfinished, and clear the place of the note before all else.
         FsKind::Ext4 | FsKind::Ext3 | FsKind::Xfs | FsKind::Btrfs => Ok(()),
@@ -154,7 +157,7 @@ fn in_use(device: &Device, error: Error) -> Error {
 }
 
 fn will_not(device: &Device, found: &str) -> Error {
-    let ByHand { first, path } = device.by_hand();
+    let ManualAccess { first, path } = device.manual_access();
     Error::WillNotFormat {
         volume: device.volume().clone(),
         device: device.path().to_owned(),
@@ -169,7 +172,7 @@ fn will_not(device: &Device, found: &str) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::host::content::{Filesystem, Luks};
+    use crate::host::probe::blkid::{Filesystem, Luks};
 
     #[test]
     fn the_last_decision_before_a_disk_is_written_to_in_full() {
@@ -197,7 +200,8 @@ mod tests {
 
     #[test]
     fn force_is_used_for_nothing_but_an_xfs_that_was_begun() {
-        let device = Device::fake("/dev/sda", crate::host::mountinfo::DeviceNumber { major: 8, minor: 0 }, 1 << 30);
+        let device =
+            Device::fake("/dev/sda", crate::host::device::number::DeviceNumber { major: 8, minor: 0 }, 1 << 30);
         for fs in FsKind::ALL {
             for plan in [FormatPlan::Fresh, FormatPlan::Again] {
                 let line = command(&device, fs, plan, &[], &FormatOptions::default()).to_string();

@@ -3,51 +3,38 @@
 //! In Linux words only. Functions named `observe_` change nothing; those named `apply_` change one thing and take the
 //! volume's guard first. What ought to be done is decided by the caller.
 
-use std::time::Duration;
-
 pub mod bind;
-pub mod busy;
-pub mod container;
-pub mod content;
+pub mod capture;
+pub mod command;
 pub mod device;
 pub mod ext_errors;
-pub mod find;
-pub mod flags;
-pub mod foreign;
-pub mod format_options;
+pub mod external_volumes;
 pub mod freeze;
 pub mod fsck;
 pub mod grow;
 pub mod holders;
 pub mod id_link;
-pub mod key;
-pub mod liveness;
+pub mod kernel_log;
 pub mod luks;
-pub mod mapper;
 pub mod mkfs;
+pub mod mkfs_options;
 pub mod mount;
+pub mod mount_health;
+pub mod mount_options;
 pub mod mount_table;
+pub mod mount_words;
 pub mod mountable;
 pub mod mountinfo;
 pub mod owner;
 pub mod presence;
+pub mod probe;
 pub mod propagation;
-pub mod protect;
+pub mod read_only;
 pub mod release;
-pub mod run;
-pub mod slots;
-pub mod sysfs;
+pub mod tools;
+pub mod xfs_features;
 
-mod blkid;
-mod capture;
-mod identity;
-mod kernel_log;
-mod marker;
-mod mount_words;
-mod probe;
-mod superblock;
-mod tools;
-mod xfs_features;
+use std::time::Duration;
 
 /// Where the running kernel tells its version.
 const KERNEL_RELEASE: &str = "/proc/sys/kernel/osrelease";

@@ -11,19 +11,20 @@ use std::time::Duration;
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
-use super::busy::{or_in_use, retry_while_busy};
-use super::content::FsKind;
-use super::device::Device;
-use super::flags::{MountOptions, NO_UUID};
-use super::kernel_log::KernelLog;
-pub use super::mount_table::observe_mounts;
-use super::mountable::{kernel_release, no_filesystem, observe_mountable, plan_mountable};
-use super::presence::observe_is_there;
-use super::protect::{Flagged, observe_is_protected};
 use crate::error::{Error, Result};
-use crate::lock::VolumeGuard;
+use crate::fs::FsKind;
+use crate::host::device::Device;
+use crate::host::device::busy::retry_while_busy;
+use crate::host::device::or_in_use;
+use crate::host::kernel_log::KernelLog;
+use crate::host::mount_options::{MountOptions, NO_UUID};
+pub use crate::host::mount_table::observe_mounts;
+use crate::host::mountable::{kernel_release, no_filesystem, observe_mountable, plan_mountable};
+use crate::host::presence::observe_is_there;
+use crate::host::read_only::{Flagged, observe_is_protected};
+use crate::sync::volume_lock::VolumeGuard;
 
-/// Mounts a disk's file system at a folder that exists, and sees that it is there. While the disk is in somebody else's
+/// Mounts a disk's file system at a directory that exists, and sees that it is there. While the disk is in somebody else's
 /// use it tries again, for as long as the budget lasts. What is not seen to be there is unmounted again.
 ///
 /// A second call puts a second mount on top: the caller looks first.
@@ -176,7 +177,7 @@ fn not_seen(device: &Device, target: &Path, what: &str) -> Error {
 
 fn refused(device: &Device, fs: FsKind, target: &Path, options: &MountOptions, errno: Errno, log: KernelLog) -> Error {
     let is_protected = || observe_is_protected(&Flagged::from(device)).unwrap_or(false);
-    match super::fsck::damage(device, fs, errno) {
+    match crate::host::fsck::damage(device, fs, errno) {
         Some(damaged) => damaged,
         // A log is replayed also for a reader. Where it cannot be, btrfs says "Input/output error".
         None if matches!((errno, fs), (Errno::EROFS, _) | (Errno::EIO, FsKind::Btrfs)) && is_protected() => {
@@ -235,7 +236,7 @@ mod tests {
 
     #[test]
     fn a_wrong_value_is_told_from_an_old_kernel_as_far_as_the_kernel_says() {
-        let device = Device::fake("/dev/sda", super::super::mountinfo::DeviceNumber { major: 8, minor: 0 }, 1);
+        let device = Device::fake("/dev/sda", crate::host::device::number::DeviceNumber { major: 8, minor: 0 }, 1);
         let options = |flags: &[&str]| MountOptions::parse(flags.iter().copied()).unwrap();
         let told = |flags: &[&str], said: &[&str]| {
             let said: Vec<String> = said.iter().map(|line| (*line).to_owned()).collect();

@@ -10,9 +10,9 @@ use std::sync::OnceLock;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use super::KERNEL_RELEASE;
-use super::mountinfo::MountTable;
 use crate::error::{Error, Result};
+use crate::host::KERNEL_RELEASE;
+use crate::host::mountinfo::MountTable;
 
 const TABLE: &str = "/proc/self/mountinfo";
 

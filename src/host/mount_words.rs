@@ -4,8 +4,8 @@
 //! the mount: xfs before Linux 5.6, ext4 and ext3 before 5.17, btrfs before 6.8. What those kernels know does not grow any
 //! more, so the lists can be complete, which they could not be for kernels to come. Where the kernel tells, it is asked.
 
-use super::content::FsKind;
-use super::flags::KNOWN;
+use crate::fs::FsKind;
+use crate::host::mount_options::KNOWN;
 use crate::spelling::distance;
 
 /// Source: `tokens` in the kernel's `fs/ext4/super.c` of Linux 5.16 and before.

@@ -1,7 +1,7 @@
 //! Whether this kernel can mount a file system, and with these options, before anything is written to a disk.
 //!
 //! Owns the questions to the kernel, which mount nothing, and what its answers mean. A kernel loads the module of a file
-//! system when it is asked for it, so neither `/proc/filesystems` nor the folder of modules, which an image does not have,
+//! system when it is asked for it, so neither `/proc/filesystems` nor the directory of modules, which an image does not have,
 //! could say that there is none.
 
 use std::fs::File;
@@ -12,10 +12,10 @@ use nix::errno::Errno;
 use nix::mount::{MsFlags, mount};
 use rustix::mount::{FsOpenFlags, fsconfig_set_flag, fsconfig_set_string, fsopen};
 
-use super::content::FsKind;
-use super::flags::{LABELS, MountOptions};
-use super::{KERNEL_RELEASE, mount_words};
 use crate::error::{Error, Result};
+use crate::fs::FsKind;
+use crate::host::mount_options::{LABELS, MountOptions};
+use crate::host::{KERNEL_RELEASE, mount_words};
 
 /// The file systems that the kernel has loaded.
 const FILESYSTEMS: &str = "/proc/filesystems";
@@ -49,7 +49,7 @@ pub enum Mountable {
 }
 
 /// Asks the kernel whether it can mount a file system with these options. Nothing is mounted and no disk is touched; the
-/// kernel may load a module. `at` is the folder where the file system is going to be mounted.
+/// kernel may load a module. `at` is the directory where the file system is going to be mounted.
 ///
 /// Source: fsopen(2), fsconfig(2), `vfs_parse_fs_param` in the kernel's `fs/fs_context.c`; `do_new_mount` in its
 /// `fs/namespace.c`, which looks for the file system before it looks for the disk.

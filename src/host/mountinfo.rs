@@ -1,45 +1,15 @@
 //! The mount table of this process, as the kernel prints it.
 //!
 //! Owns the parser of `/proc/self/mountinfo` and the questions asked of it, all pure. It reads no file and changes no
-//! mount; [`observe_mounts`](super::mount_table::observe_mounts) reads the real table.
+//! mount; [`observe_mounts`](crate::host::mount_table::observe_mounts) reads the real table.
 
+use crate::host::device::number::DeviceNumber;
 use std::collections::{HashMap, HashSet};
 use std::ffi::OsString;
-use std::fmt;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
-use super::device::Device;
-
-/// A device's major and minor number.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct DeviceNumber {
-    /// The driver's number; 0 for file systems that are on no single device.
-    pub major: u64,
-    /// The device's number within the driver.
-    pub minor: u64,
-}
-
-impl DeviceNumber {
-    /// Splits the number that stat(2) gives.
-    #[must_use]
-    pub fn from_raw(raw: u64) -> Self {
-        DeviceNumber { major: nix::sys::stat::major(raw), minor: nix::sys::stat::minor(raw) }
-    }
-
-    /// Reads `8:16`, as mountinfo and sysfs print it, with or without a line end.
-    #[must_use]
-    pub fn parse(text: &str) -> Option<Self> {
-        let (major, minor) = text.trim_end().split_once(':')?;
-        Some(DeviceNumber { major: major.parse().ok()?, minor: minor.parse().ok()? })
-    }
-}
-
-impl fmt::Display for DeviceNumber {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}", self.major, self.minor)
-    }
-}
+use crate::host::device::Device;
 
 /// One line of the table.
 ///
@@ -52,7 +22,7 @@ pub struct Mount {
     pub parent: u64,
     /// The file system's `st_dev`; not a disk's number for btrfs, which has one for each subvolume.
     pub device: DeviceNumber,
-    /// What of the file system is mounted: `/`, or the folder or file of a bind mount. For a bind mount of something
+    /// What of the file system is mounted: `/`, or the directory or file of a bind mount. For a bind mount of something
     /// deleted since it ends in `//deleted`.
     pub root: PathBuf,
     /// Where it is mounted, as this process sees it.
@@ -104,7 +74,7 @@ impl Mount {
         self.device == device.number() || (self.fstype == "btrfs" && device.is_called(Path::new(&self.source)))
     }
 
-    /// Whether this shows its file system from its root and not only a folder of it. btrfs has a root for each subvolume, and
+    /// Whether this shows its file system from its root and not only a directory of it. btrfs has a root for each subvolume, and
     /// names the mounted one last among its options.
     ///
     /// Source: `btrfs_show_options` in the kernel's `fs/btrfs/super.c`.
@@ -182,7 +152,7 @@ impl MountTable {
 
     /// The mount that is seen at exactly this path, which must be absolute and without links: the topmost of several.
     ///
-    /// `None` if the path is only inside a mount, and for a mount that another one over a folder above hides.
+    /// `None` if the path is only inside a mount, and for a mount that another one over a directory above hides.
     #[must_use]
     pub fn at(&self, path: &Path) -> Option<&Mount> {
         self.holding(path).filter(|mount| mount.target == path)
@@ -364,12 +334,12 @@ mod tests {
         };
         for (line, want) in [
             ("8:0 / /m rw - xfs /dev/sda rw", true),
-            ("8:0 /folder /m rw - xfs /dev/sda rw", false),
+            ("8:0 /directory /m rw - xfs /dev/sda rw", false),
             ("8:0 /a /m rw - ext4 /dev/sda rw,subvol=/a", false),
             ("0:40 / /m rw - btrfs /dev/sda rw,subvolid=5,subvol=/", true),
-            ("0:40 /folder /m rw - btrfs /dev/sda rw,subvolid=5,subvol=/", false),
+            ("0:40 /directory /m rw - btrfs /dev/sda rw,subvolid=5,subvol=/", false),
             ("0:40 /@ /m rw - btrfs /dev/sda rw,subvolid=256,subvol=/@", true),
-            ("0:40 /@/folder /m rw - btrfs /dev/sda rw,subvolid=256,subvol=/@", false),
+            ("0:40 /@/directory /m rw - btrfs /dev/sda rw,subvolid=256,subvol=/@", false),
             ("0:40 /a\\040b,c /m rw - btrfs /dev/sda rw,subvolid=256,subvol=/a\\040b,c", true),
             ("0:40 /@ /m rw - btrfs /dev/sda rw", false),
         ] {

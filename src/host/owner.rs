@@ -6,17 +6,18 @@
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 
-use super::device::{DevicePlaces, LINK_PREFIX, Traits};
-use super::identity::{Identity, Make, Proof};
-use super::mapper::{number_under, observe_under};
-use super::mountinfo::{DeviceNumber, Mount};
-use super::presence::{observe_metadata, observe_names};
 use crate::error::Result;
+use crate::host::device::number::DeviceNumber;
+use crate::host::device::scsi_id::{Identity, Make, NameMatch};
+use crate::host::device::{DevicePlaces, DiskFingerprint, LINK_PREFIX};
+use crate::host::luks::mapper::{number_under, observe_mapping_under};
+use crate::host::mountinfo::Mount;
+use crate::host::presence::{observe_metadata, observe_names};
 use crate::id::VolumeName;
 
 /// What lies under a mount.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Under {
+pub enum UnderMount {
     /// This disk; below an encrypted volume the one that it lies on.
     Disk(DeviceNumber),
     /// An encrypted volume whose disk is gone.
@@ -30,14 +31,14 @@ pub enum Under {
 ///
 /// # Errors
 /// [`Error::Io`] when that cannot be seen.
-pub fn observe_disk(places: &DevicePlaces, mount: &Mount) -> Result<Under> {
+pub fn observe_disk(places: &DevicePlaces, mount: &Mount) -> Result<UnderMount> {
     if mount.is_node() {
-        return Ok(observe_node(&mount.target)?.map_or(Under::NoDisk, Under::Disk));
+        return Ok(observe_node(&mount.target)?.map_or(UnderMount::NoDisk, UnderMount::Disk));
     }
-    if let Some(encrypted) = observe_under(places, mount)? {
-        return Ok(encrypted.disk.map_or(Under::Gone, Under::Disk));
+    if let Some(encrypted) = observe_mapping_under(places, mount)? {
+        return Ok(encrypted.disk.map_or(UnderMount::Gone, UnderMount::Disk));
     }
-    Ok(observe_number(places, mount)?.map_or(Under::NoDisk, Under::Disk))
+    Ok(observe_number(places, mount)?.map_or(UnderMount::NoDisk, UnderMount::Disk))
 }
 
 /// The number of the device under a file system, by whatever path it was mounted.
@@ -73,14 +74,14 @@ pub enum Owner {
 /// # Errors
 /// [`Error::Io`] when the disk or the links cannot be looked at.
 pub fn observe_owner(places: &DevicePlaces, disk: DeviceNumber, name: Option<&VolumeName>) -> Result<Owner> {
-    let traits = Traits::read(&places.sysfs.join(format!("dev/block/{disk}")))?;
-    if traits.is_partition {
+    let fingerprint = DiskFingerprint::read(&places.sysfs.join(format!("dev/block/{disk}")))?;
+    if fingerprint.is_partition {
         return Ok(Owner::Other("a partition, and volumes are used whole".to_owned()));
     }
     let linked = observe_linked(places, disk)?;
     Ok(match name {
-        Some(name) => judge(&traits.identity, &linked, name),
-        None => judge_any(&traits.identity, linked),
+        Some(name) => judge(&fingerprint.identity, &linked, name),
+        None => judge_any(&fingerprint.identity, linked),
     })
 }
 
@@ -99,9 +100,9 @@ fn observe_linked(places: &DevicePlaces, disk: DeviceNumber) -> Result<Vec<Strin
 /// Judges by the name. What the disk carries goes before what its links say. Pure.
 fn judge(identity: &Identity, linked: &[String], name: &VolumeName) -> Owner {
     match identity.proves(name) {
-        Proof::Same => Owner::This,
-        Proof::Other(found) => Owner::Other(found),
-        Proof::Compatible | Proof::Silent => match (linked, identity.make()) {
+        NameMatch::Same => Owner::This,
+        NameMatch::Other(found) => Owner::Other(found),
+        NameMatch::Compatible | NameMatch::Silent => match (linked, identity.make()) {
             (linked, _) if linked.iter().any(|linked| linked == name.as_str()) => Owner::This,
             // Its link is not there, or not yet.
             ([], Make::Volume) => Owner::This,

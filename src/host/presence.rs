@@ -1,7 +1,7 @@
 //! Whether something is there: yes, no, or cannot tell, which is an error.
 //!
 //! Owns what counts as "no". One system call that answers "no such file" is not enough: the kernel may have been asked at
-//! a bad moment, or the way to the file may be another one than it seems. It counts when the folder in which the file
+//! a bad moment, or the way to the file may be another one than it seems. It counts when the directory in which the file
 //! would be was read and does not list it. Every other error (no memory, no permission, a disk that does not answer) says
 //! nothing of whether the file is there. Nothing here changes anything.
 
@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
 
-/// How often something is asked for that its folder lists and that is not found: it came or went meanwhile, or a signal
+/// How often something is asked for that its directory lists and that is not found: it came or went meanwhile, or a signal
 /// came between.
 const TRIES: usize = 8;
 /// How many links may lead from one to the next. Source: `MAXSYMLINKS` in the kernel's `include/linux/namei.h`.
@@ -71,12 +71,12 @@ pub fn observe_link(path: &Path) -> Result<Option<PathBuf>> {
     ask("reading the link", path, || fs::read_link(path), || is_unlisted(path, MOST_LINKS))
 }
 
-/// The names in a folder, in order; `None` where there is certainly no such folder.
+/// The names in a directory, in order; `None` where there is certainly no such directory.
 ///
 /// # Errors
 /// As [`observe_if_there`].
-pub fn observe_names(folder: &Path) -> Result<Option<Vec<OsString>>> {
-    let names = observe_if_there("listing", folder, || list(folder))?;
+pub fn observe_names(directory: &Path) -> Result<Option<Vec<OsString>>> {
+    let names = observe_if_there("listing", directory, || list(directory))?;
     Ok(names.map(|mut names| {
         names.sort();
         names
@@ -101,7 +101,7 @@ fn ask<T>(
             Err(error) => return Err(Error::io(doing, path)(error)),
         }
     }
-    let unclear = io::Error::other("it is not found, and its folder lists it: cannot tell whether it is there");
+    let unclear = io::Error::other("it is not found, and its directory lists it: cannot tell whether it is there");
     Err(Error::io(doing, path)(unclear))
 }
 
@@ -109,36 +109,36 @@ fn is_no(error: &io::Error) -> bool {
     matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory)
 }
 
-/// Whether a path leads nowhere, as far as the folders on the way tell that were read: its own does not list it, is itself
-/// missing or is no folder; or it is a link for which that holds.
+/// Whether a path leads nowhere, as far as the directories on the way tell that were read: its own does not list it, is itself
+/// missing or is no directory; or it is a link for which that holds.
 fn is_missing(path: &Path, links_left: usize) -> Result<bool> {
     if is_unlisted(path, links_left)? {
         return Ok(true);
     }
-    let (Some(folder), Some(links_left)) = (path.parent(), links_left.checked_sub(1)) else { return Ok(false) };
+    let (Some(directory), Some(links_left)) = (path.parent(), links_left.checked_sub(1)) else { return Ok(false) };
     match fs::read_link(path) {
-        Ok(to) => is_missing(&folder.join(to), links_left),
+        Ok(to) => is_missing(&directory.join(to), links_left),
         // No link; or it went meanwhile, and then the next look shows it.
         Err(error) if error.kind() == ErrorKind::InvalidInput || is_no(&error) => Ok(false),
         Err(error) => Err(Error::io("reading the link", path)(error)),
     }
 }
 
-/// Whether a folder that was read does not list this path, or is itself missing or no folder.
+/// Whether a directory that was read does not list this path, or is itself missing or no directory.
 fn is_unlisted(path: &Path, links_left: usize) -> Result<bool> {
-    // The root, and a path that ends in "..", have no folder that could list them.
-    let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else { return Ok(false) };
-    let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
-    match list(folder) {
+    // The root, and a path that ends in "..", have no directory that could list them.
+    let (Some(directory), Some(name)) = (path.parent(), path.file_name()) else { return Ok(false) };
+    let directory = if directory.as_os_str().is_empty() { Path::new(".") } else { directory };
+    match list(directory) {
         Ok(names) => Ok(!names.iter().any(|listed| listed == name)),
         Err(error) if error.kind() == ErrorKind::NotADirectory => Ok(true),
-        Err(error) if error.kind() == ErrorKind::NotFound => is_missing(folder, links_left),
-        Err(error) => Err(Error::io("listing", folder)(error)),
+        Err(error) if error.kind() == ErrorKind::NotFound => is_missing(directory, links_left),
+        Err(error) => Err(Error::io("listing", directory)(error)),
     }
 }
 
-fn list(folder: &Path) -> io::Result<Vec<OsString>> {
-    fs::read_dir(folder)?.map(|entry| Ok(entry?.file_name())).collect()
+fn list(directory: &Path) -> io::Result<Vec<OsString>> {
+    fs::read_dir(directory)?.map(|entry| Ok(entry?.file_name())).collect()
 }
 
 #[cfg(test)]
@@ -156,7 +156,7 @@ mod tests {
     fn only_what_the_folder_does_not_list_is_missing() {
         let dir = tempfile::tempdir().unwrap();
         let path = |name: &str| dir.path().join(name);
-        fs::create_dir(path("folder")).unwrap();
+        fs::create_dir(path("directory")).unwrap();
         fs::write(path("file"), "x").unwrap();
         for (link, to) in [("good", "file"), ("bad", "none"), ("over", "bad"), ("out", "none/deeper"), ("ring", "ring")]
         {
@@ -164,12 +164,12 @@ mod tests {
         }
         for (name, is_there, leads_somewhere) in [
             ("file", true, true),
-            ("folder", true, true),
+            ("directory", true, true),
             ("good", true, true),
             ("none", false, false),
             ("none/deeper", false, false),
             ("file/deeper", false, false),
-            ("folder/none", false, false),
+            ("directory/none", false, false),
             ("bad", true, false),
             ("over", true, false),
             ("out", true, false),
@@ -186,11 +186,11 @@ mod tests {
         }
         assert!(observe_metadata(&path("ring")).is_err(), "a link to itself is no answer");
         assert_eq!(observe_names(&path("none")).unwrap(), None);
-        assert_eq!(observe_names(&path("folder")).unwrap(), Some(Vec::new()));
-        assert!(observe_names(&path("file")).is_err(), "it is there, and no folder");
+        assert_eq!(observe_names(&path("directory")).unwrap(), Some(Vec::new()));
+        assert!(observe_names(&path("file")).is_err(), "it is there, and no directory");
         assert_eq!(observe_names(dir.path()).unwrap().unwrap().len(), 7);
         assert!(observe_is_there(Path::new("/")).unwrap());
-        // As in the mount table for a file system that has no disk; this is run from the folder with the sources.
+        // As in the mount table for a file system that has no disk; this is run from the directory with the sources.
         assert!(!observe_is_there(Path::new("none")).unwrap() && observe_is_there(Path::new("src")).unwrap());
     }
 

@@ -8,10 +8,10 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
-use super::holders::{is_namespace_of_parent, is_own_namespace_of_host, sees_all_processes};
-use super::mount_table::{observe_mounts, observe_mounts_of};
-use super::mountinfo::{Mount, MountTable};
 use crate::error::{Error, Result};
+use crate::host::holders::{is_namespace_of_parent, is_own_namespace_of_host, sees_all_processes};
+use crate::host::mount_table::{observe_mounts, observe_mounts_of};
+use crate::host::mountinfo::{Mount, MountTable};
 
 /// The table of the process that was first, whose mount namespace is the droplet's own.
 const TABLE_OF_HOST: &str = "/proc/1/mountinfo";

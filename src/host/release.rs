@@ -11,13 +11,14 @@ use std::path::{Path, PathBuf};
 use nix::fcntl::OFlag;
 use nix::libc;
 
-use super::device::DevicePlaces;
-use super::holders::Sought;
-use super::mountinfo::{DeviceNumber, Mount};
-use super::owner::observe_number;
-use super::presence::{observe_names, observe_real};
-use super::sysfs::read_attribute;
 use crate::error::{Error, Result};
+use crate::host::device::DevicePlaces;
+use crate::host::device::number::DeviceNumber;
+use crate::host::device::sysfs::read_attribute;
+use crate::host::holders::Sought;
+use crate::host::mountinfo::Mount;
+use crate::host::owner::observe_number;
+use crate::host::presence::{observe_names, observe_real};
 
 /// The disk under a mount, as it was while it was mounted.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,9 +29,9 @@ pub struct DiskUnder {
     /// The device mapper's path to it, for what is no disk itself but an open encrypted volume.
     alias: Option<PathBuf>,
     node: PathBuf,
-    /// Its folder in sysfs, without links.
+    /// Its directory in sysfs, without links.
     sysfs: PathBuf,
-    /// The folder of sysfs with all block devices.
+    /// The directory of sysfs with all block devices.
     all: PathBuf,
     /// A number that no other disk gets until the next boot; since Linux 5.15.
     sequence: Option<String>,

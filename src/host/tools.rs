@@ -1,7 +1,8 @@
 //! The programs that this plugin needs, and where they are.
 //!
-//! Owns their names, their packages and the fixed folders they are looked for in. It runs none of them.
+//! Owns their names, their packages and the fixed directories they are looked for in. It runs none of them.
 
+use crate::error::command::MissingTool;
 use std::path::{Path, PathBuf};
 
 /// Where programs are looked for, in this order, and the child's `PATH`.
@@ -70,6 +71,11 @@ impl Tool {
         }
     }
 
+    /// The error for a machine that does not have it.
+    fn missing(self) -> MissingTool {
+        MissingTool { name: self.name(), package: self.package(), searched: CHILD_PATH }
+    }
+
     /// The Debian package that has it.
     #[must_use]
     pub fn package(self) -> &'static str {
@@ -102,13 +108,6 @@ impl Tool {
     }
 }
 
-/// A program that is not installed.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{} is missing in {CHILD_PATH}; install the Debian package {}", .tool.name(), .tool.package())]
-pub struct MissingTool {
-    tool: Tool,
-}
-
 /// The programs' absolute paths, found once.
 #[derive(Debug, Clone)]
 pub struct Tools {
@@ -123,7 +122,7 @@ pub struct Tools {
 pub fn find_tools() -> Result<Tools, MissingTool> {
     let locate = |tool: Tool| {
         let found = TOOL_DIRS.iter().map(|dir| Path::new(dir).join(tool.name())).find(|path| path.is_file());
-        found.map(|path| (tool, path)).ok_or(MissingTool { tool })
+        found.map(|path| (tool, path)).ok_or(tool.missing())
     };
     let mut found = Tool::NEEDED.into_iter().map(locate).collect::<Result<Vec<_>, _>>()?;
     found.extend(locate(Tool::Cryptsetup).ok());
@@ -140,7 +139,7 @@ impl Tools {
     /// Where a program is.
     pub(super) fn path(&self, tool: Tool) -> Result<&Path, MissingTool> {
         let found = self.found.iter().find(|(have, _)| *have == tool);
-        found.map(|(_, path)| path.as_path()).ok_or(MissingTool { tool })
+        found.map(|(_, path)| path.as_path()).ok_or(tool.missing())
     }
 
     #[cfg(test)]
@@ -155,7 +154,7 @@ mod tests {
 
     #[test]
     fn a_missing_program_is_named_with_its_package() {
-        let message = MissingTool { tool: Tool::MkfsXfs }.to_string();
+        let message = Tool::MkfsXfs.missing().to_string();
         assert_eq!(message, format!("mkfs.xfs is missing in {CHILD_PATH}; install the Debian package xfsprogs"));
     }
 

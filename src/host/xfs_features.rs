@@ -5,9 +5,9 @@
 
 use std::fs;
 
-use super::run::{Cmd, Runner, Tool};
-use super::{KERNEL_RELEASE, PROBE_BUDGET};
 use crate::error::{Error, Result};
+use crate::host::command::{Cmd, Runner, Tool};
+use crate::host::{KERNEL_RELEASE, PROBE_BUDGET};
 
 /// A version, as far as it matters here.
 type Version = (u32, u32);
@@ -81,7 +81,7 @@ mod tests {
     use std::process::Command;
 
     use super::*;
-    use crate::host::run::{SystemRunner, find_tools};
+    use crate::host::command::{SystemRunner, find_tools};
 
     #[test]
     fn versions_are_read() {

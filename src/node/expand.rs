@@ -7,22 +7,23 @@ use std::fs;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
-use super::place;
-use super::whose::Whose;
-use super::{Arrival, Call, Node};
 use crate::config::DEVICE_BUDGET;
 use crate::error::{Error, Result, Thing};
-use crate::host::content::FsKind;
+use crate::fs::FsKind;
 use crate::host::device::Device;
-use crate::host::find::{await_numbered, rescan_or_warn};
+use crate::host::device::lookup::{await_numbered, rescan_or_warn};
 use crate::host::grow::ensure_grown;
-use crate::host::key::Key;
-use crate::host::liveness::{Health, observe_health};
-use crate::host::mapper::{Under, is_short, observe_under};
+use crate::host::luks::mapper::{LuksMapping, is_short, observe_mapping_under};
+use crate::host::luks::passphrase::Key;
 use crate::host::mount::observe_mounts;
+use crate::host::mount_health::{Health, observe_health};
 use crate::host::mountinfo::{Mount, MountTable};
-use crate::host::owner::{self, observe_disk};
+use crate::host::owner;
+use crate::host::owner::observe_disk;
 use crate::id::VolumeName;
+use crate::node::mount_point;
+use crate::node::whose::Whose;
+use crate::node::{Arrival, Node, NodeCall};
 use crate::request::node::Expand;
 use crate::request::secrets::NAMES;
 use crate::size::Bytes;
@@ -48,10 +49,10 @@ impl Node {
             Whose::Gone => return Err(not_at(&want.path)),
         };
         let name = name.map_err(|bad| Error::invalid("volume_id", bad))?;
-        let under = observe_under(&self.places, &mount)?;
+        let under = observe_mapping_under(&self.places, &mount)?;
         let number = match observe_disk(&self.places, &mount)? {
-            owner::Under::Disk(number) => number,
-            owner::Under::Gone | owner::Under::NoDisk => return Err(not_at(&want.path)),
+            owner::UnderMount::Disk(number) => number,
+            owner::UnderMount::Gone | owner::UnderMount::NoDisk => return Err(not_at(&want.path)),
         };
         let await_size =
             |least| await_numbered(&call.guard, &self.places, &name, number, least, call.cap(DEVICE_BUDGET));
@@ -63,16 +64,23 @@ impl Node {
         }
         if !is_block(&place)? {
             let fs = plan_fs(&want.path, &mount)?;
-            let grow = |under: Under| self.ensure_inner_grown(&call, &device, &under.name, want.key.as_ref());
+            let grow = |under: LuksMapping| self.ensure_inner_grown(&call, &device, &under.name, want.key.as_ref());
             let inner = under.map(grow).transpose()?;
             let through = plan_through(&observe_mounts()?, &mount);
-            ensure_grown(&call.guard, &self.slots.grow, &call.runner, inner.as_ref().unwrap_or(&device), fs, &through)?;
+            ensure_grown(
+                &call.guard,
+                &self.tool_permits.grow,
+                &call.runner,
+                inner.as_ref().unwrap_or(&device),
+                fs,
+                &through,
+            )?;
         }
         Ok(device.size())
     }
 
     /// Lets an encrypted volume follow its disk; gives the device that is in it.
-    fn ensure_inner_grown(&self, call: &Call<'_>, disk: &Device, name: &str, key: Option<&Key>) -> Result<Device> {
+    fn ensure_inner_grown(&self, call: &NodeCall<'_>, disk: &Device, name: &str, key: Option<&Key>) -> Result<Device> {
         let open = self.observe_open_as(disk, name)?;
         match key {
             _ if !is_short(&open, disk) => Ok(open),
@@ -95,7 +103,7 @@ fn not_at(path: &Path) -> Error {
 /// What is mounted at the path.
 fn observe_volume_at(path: &Path) -> Result<(PathBuf, Mount)> {
     let not_there = || not_at(path);
-    let real = place::observe_real_path(path)?.ok_or_else(not_there)?;
+    let real = mount_point::observe_real_path(path)?.ok_or_else(not_there)?;
     let mount = observe_mounts()?.at(&real).cloned().ok_or_else(not_there)?;
     Ok((real, mount))
 }

@@ -5,10 +5,10 @@
 
 use log::{info, warn};
 
-use super::Node;
 use crate::error::Chain;
-use crate::host::foreign::observe_foreign;
+use crate::host::external_volumes::observe_foreign;
 use crate::host::mount::observe_mounts;
+use crate::node::Node;
 
 impl Node {
     /// What is left of the droplet's limit by volumes that are in use outside CSI now; when that cannot be seen, all of it.

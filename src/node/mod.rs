@@ -1,21 +1,20 @@
 //! Volumes on this droplet: from an attached disk to what a workload sees, and back.
 //!
 //! Owns the order of observing, deciding and changing for each node call, the lock of each volume and the time of each
-//! call. The decisions are pure functions in [`plan`]; the machine is touched only through `host/` and the small folders
+//! call. The decisions are pure functions in [`plan`]; the machine is touched only through `host/` and the small directories
 //! of [`place`]. DigitalOcean's API is never asked.
 
-pub mod aside;
-pub mod closing;
-pub mod encrypted;
+pub mod block;
 pub mod expand;
-pub mod let_go;
 pub mod limit;
-pub mod place;
+pub mod luks;
+pub mod mount_point;
+pub mod mount_state;
+pub mod ownership;
 pub mod plan;
 pub mod publish;
-pub mod raw;
-pub mod root;
-pub mod see;
+pub mod release;
+pub mod scratch_mount;
 pub mod stage;
 pub mod stats;
 pub mod take_down;
@@ -24,28 +23,28 @@ pub mod whose;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use crate::config::{Config, HEAVY_TOOLS, LOCK_PATIENCE, NODE_BUDGET};
+use crate::config::{Config, LOCK_PATIENCE, MAX_HEAVY_TOOLS, NODE_BUDGET};
 use crate::error::Result;
-use crate::host::content::FsKind;
+use crate::fs::FsKind;
+use crate::host::command::{Runner, Until};
 use crate::host::device::DevicePlaces;
-use crate::host::flags::SelinuxLabel;
-use crate::host::run::{Runner, Until};
-use crate::host::slots::Slots;
+use crate::host::mount_options::SelinuxLabel;
 use crate::id::VolumeName;
-use crate::lock::{Queued, VolumeGuard, VolumeKey, VolumeLocks};
-use crate::node::let_go::LeftDisks;
+use crate::node::release::LeftDisks;
+use crate::sync::semaphore::Semaphore;
+use crate::sync::volume_lock::{Queued, VolumeGuard, VolumeKey, VolumeLocks};
 
 /// How many calls may be ahead of one in the line for a volume or a path.
-const MOST_AHEAD: usize = 8;
+const MAX_QUEUE: usize = 8;
 
 /// The node side of the driver.
 #[derive(Debug)]
 pub struct Node {
     runner: Box<dyn Runner>,
     places: DevicePlaces,
-    slots: HeavySlots,
+    tool_permits: ToolPermits,
     /// Making a key takes memory, so this is done for one volume after the other.
-    turns: Slots,
+    key_permit: Semaphore,
     locks: VolumeLocks,
     default_fs: FsKind,
     label: Option<SelinuxLabel>,
@@ -61,31 +60,31 @@ pub struct Arrival {
 
 /// Room for the heavy programs, of each sort for itself: none waits for another sort to be done.
 #[derive(Debug)]
-struct HeavySlots {
-    format: Slots,
-    check: Slots,
-    grow: Slots,
+struct ToolPermits {
+    format: Semaphore,
+    check: Semaphore,
+    grow: Semaphore,
 }
 
-impl HeavySlots {
+impl ToolPermits {
     fn new() -> Self {
-        let slots = |held_by| Slots::new(HEAVY_TOOLS, held_by);
-        HeavySlots {
-            format: slots("other volumes are still being formatted"),
-            check: slots("the file systems of other volumes are still being checked"),
-            grow: slots("the file systems of other volumes are still being grown"),
+        let tool_permits = |held_by| Semaphore::new(MAX_HEAVY_TOOLS, held_by);
+        ToolPermits {
+            format: tool_permits("other volumes are still being formatted"),
+            check: tool_permits("the file systems of other volumes are still being checked"),
+            grow: tool_permits("the file systems of other volumes are still being grown"),
         }
     }
 }
 
 /// One call that changes a volume: its lock, and a runner for programs that ends with the call's time.
 #[derive(Debug)]
-struct Call<'a> {
+struct NodeCall<'a> {
     guard: VolumeGuard,
     runner: Until<'a>,
 }
 
-impl Call<'_> {
+impl NodeCall<'_> {
     /// As much of a budget as the call's time leaves.
     fn cap(&self, budget: Duration) -> Duration {
         self.runner.cap(budget)
@@ -101,8 +100,8 @@ impl Node {
         Node {
             runner,
             places,
-            slots: HeavySlots::new(),
-            turns: Slots::new(1, "other encrypted volumes are still being made, opened or grown"),
+            tool_permits: ToolPermits::new(),
+            key_permit: Semaphore::new(1, "other encrypted volumes are still being made, opened or grown"),
             locks: VolumeLocks::new(),
             default_fs: config.default_fs_type,
             label: config.selinux_label.clone(),
@@ -114,9 +113,9 @@ impl Node {
     /// on in the order in which they came.
     ///
     /// # Errors
-    /// [`Error::Locked`](crate::error::Error::Locked) when too many are in the line.
+    /// [`Error::VolumeBusy`](crate::error::Error::Locked) when too many are in the line.
     pub fn arrive(&self, volume: &str) -> Result<Arrival> {
-        let queued = self.locks.queue(VolumeKey::Id(volume.to_owned()), MOST_AHEAD)?;
+        let queued = self.locks.queue(VolumeKey::Id(volume.to_owned()), MAX_QUEUE)?;
         Ok(Arrival { queued, came: Instant::now() })
     }
 
@@ -125,13 +124,19 @@ impl Node {
     ///
     /// Nomad repeats no node call that was refused, and several tasks of one job on one droplet ask at once: they stand in
     /// line. Most of what is waited for takes milliseconds.
-    fn begin(&self, arrival: Arrival, volume: &str, name: Option<&VolumeName>, paths: &[&Path]) -> Result<Call<'_>> {
+    fn begin(
+        &self,
+        arrival: Arrival,
+        volume: &str,
+        name: Option<&VolumeName>,
+        paths: &[&Path],
+    ) -> Result<NodeCall<'_>> {
         let Arrival { queued, came } = arrival;
-        let real = |path: &&Path| Ok(VolumeKey::Path(place::observe_whole_path(path)?));
+        let real = |path: &&Path| Ok(VolumeKey::Path(mount_point::observe_whole_path(path)?));
         let mut others = paths.iter().map(real).collect::<Result<Vec<_>>>()?;
         others.extend(name.map(|name| VolumeKey::Name(name.to_string())));
-        let held = queued.hold_with(others, MOST_AHEAD, came + LOCK_PATIENCE);
+        let held = queued.hold_with(others, MAX_QUEUE, came + LOCK_PATIENCE);
         let guard = held.map_err(|locked| locked.asked_for(volume))?;
-        Ok(Call { guard, runner: Until::new(self.runner.as_ref(), came + NODE_BUDGET) })
+        Ok(NodeCall { guard, runner: Until::new(self.runner.as_ref(), came + NODE_BUDGET) })
     }
 }

@@ -6,25 +6,26 @@
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
-use crate::host::content::{Content, FsKind};
+use crate::fs::FsKind;
 use crate::host::device::Device;
-use crate::host::liveness::Health;
+use crate::host::mount_health::Health;
+use crate::host::probe::content::Content;
 use crate::id::VolumeName;
 use crate::request::capability::AccessMode;
 
 /// What is mounted at a path, seen from a volume's disk and from what is asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum MountAt {
+pub enum MountPointState {
     /// Nothing.
     Free,
     /// The volume, alive and as asked.
-    Fits,
+    AsRequested,
     /// The volume, alive, but otherwise than asked; how, as a phrase.
-    Differs(String),
+    Mismatched(String),
     /// The volume, but read-only because the kernel has seen errors in it.
-    Broken,
+    ReadOnlyAfterError,
     /// Something else that is alive.
-    Other {
+    Foreign {
         /// What it is, for the message.
         what: String,
     },
@@ -34,7 +35,7 @@ pub enum MountAt {
 
 /// What to do with a place where the volume should be mounted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum PlacePlan {
+pub enum MountPointPlan {
     /// It is there already, as asked.
     Keep,
     /// Mount it.
@@ -48,14 +49,16 @@ pub enum PlacePlan {
 /// # Errors
 /// [`Error::MountedOtherwise`] when the volume is mounted there otherwise than asked, [`Error::TargetTaken`] when something
 /// else is, [`Error::Precondition`] when the volume is, and is broken.
-pub fn plan_place(place: &Path, at: &MountAt) -> Result<PlacePlan> {
+pub fn plan_mount_point(place: &Path, at: &MountPointState) -> Result<MountPointPlan> {
     match at {
-        MountAt::Free => Ok(PlacePlan::Mount),
-        MountAt::Fits => Ok(PlacePlan::Keep),
-        MountAt::Dead(health) => Ok(PlacePlan::ClearThenMount(*health)),
-        MountAt::Other { what } => Err(Error::TargetTaken { path: place.to_owned(), by: what.clone() }),
-        MountAt::Differs(how) => Err(Error::MountedOtherwise { path: place.to_owned(), how: how.clone() }),
-        MountAt::Broken => Err(Error::Precondition(format!("the mount at {} {BROKEN}", place.display()))),
+        MountPointState::Free => Ok(MountPointPlan::Mount),
+        MountPointState::AsRequested => Ok(MountPointPlan::Keep),
+        MountPointState::Dead(health) => Ok(MountPointPlan::ClearThenMount(*health)),
+        MountPointState::Foreign { what } => Err(Error::TargetTaken { path: place.to_owned(), by: what.clone() }),
+        MountPointState::Mismatched(how) => Err(Error::MountedOtherwise { path: place.to_owned(), how: how.clone() }),
+        MountPointState::ReadOnlyAfterError => {
+            Err(Error::Precondition(format!("the mount at {} {BROKEN}", place.display())))
+        }
     }
 }
 
@@ -63,15 +66,15 @@ pub fn plan_place(place: &Path, at: &MountAt) -> Result<PlacePlan> {
 ///
 /// # Errors
 /// [`Error::Precondition`] when anything but the volume as asked, and alive, is seen there.
-pub fn plan_mounted(place: &Path, at: &MountAt) -> Result<()> {
+pub fn plan_mounted(place: &Path, at: &MountPointState) -> Result<()> {
     let seen = match at {
-        MountAt::Fits => return Ok(()),
-        MountAt::Free => "nothing is there",
-        MountAt::Differs(how) => how,
-        MountAt::Broken => BROKEN,
-        MountAt::Other { what } => what,
+        MountPointState::AsRequested => return Ok(()),
+        MountPointState::Free => "nothing is there",
+        MountPointState::Mismatched(how) => how,
+        MountPointState::ReadOnlyAfterError => BROKEN,
+        MountPointState::Foreign { what } => what,
         // The kernel gives out what it still has of a file system that was shut down, for as long as anything uses it.
-        MountAt::Dead(_) => "it is dead; something still uses an older mount of it that died, stop that first",
+        MountPointState::Dead(_) => "it is dead; something still uses an older mount of it that died, stop that first",
     };
     Err(Error::Precondition(format!("the volume was mounted at {}, but: {seen}", place.display())))
 }
@@ -256,7 +259,7 @@ fn will_not_format(device: &Device, content: &Content, cure: &str) -> Error {
         volume: device.volume().clone(),
         device: device.path().to_owned(),
         found: format!("it holds {content}"),
-        cure: cure.replace("FIRST", &device.by_hand().first).replace("DEVICE", &device.by_hand().path),
+        cure: cure.replace("FIRST", &device.manual_access().first).replace("DEVICE", &device.manual_access().path),
     }
 }
 
@@ -265,7 +268,7 @@ fn will_not_format(device: &Device, content: &Content, cure: &str) -> Error {
 ///
 /// # Errors
 /// [`Error::Precondition`] when there is one: whoever writes to the raw disk below a mounted file system destroys it.
-pub fn plan_company(volume: &VolumeName, is_raw: bool, other: Option<&Path>) -> Result<()> {
+pub fn plan_exclusive_use(volume: &VolumeName, is_raw: bool, other: Option<&Path>) -> Result<()> {
     let (one, another) = if is_raw { ("a raw disk", "a file system") } else { ("a file system", "a raw disk") };
     other.map_or(Ok(()), |other| {
         Err(Error::Precondition(format!(

@@ -7,45 +7,48 @@ use std::path::{Path, PathBuf};
 
 use log::warn;
 
-use super::aside::{Copied, apply_copied};
-use super::place::{self, Shape};
-use super::plan::{MountAt, PlacePlan, plan_company, plan_mounted, plan_place, plan_target};
-use super::raw::{check_protection, check_raw};
-use super::see::{elsewhere, fs_difference, raw_difference, used_otherwise};
-use super::take_down::apply_clear;
-use super::{Arrival, Call, Node};
 use crate::config::DEVICE_BUDGET;
 use crate::error::{Chain, Error, Result};
-use crate::host::content::FsKind;
+use crate::fs::FsKind;
 use crate::host::device::Device;
-use crate::host::find::{Sighting, await_device, observe_device};
-use crate::host::flags::MountOptions;
+use crate::host::device::lookup::{LookupResult, await_device, observe_device};
 use crate::host::mount::{Unmount, apply_unmount, observe_mounts};
+use crate::host::mount_options::MountOptions;
 use crate::host::mountinfo::{Mount, MountTable};
 use crate::host::propagation::check_reaches_host;
-use crate::host::protect::Flagged;
+use crate::host::read_only::Flagged;
+use crate::node::block::{check_protection, check_raw};
+use crate::node::mount_point;
+use crate::node::mount_point::Shape;
+use crate::node::mount_state::{elsewhere, fs_difference, raw_difference, used_otherwise};
+use crate::node::plan::{
+    MountPointPlan, MountPointState, plan_exclusive_use, plan_mount_point, plan_mounted, plan_target,
+};
+use crate::node::scratch_mount::{Copied, apply_copied};
+use crate::node::take_down::apply_clear;
+use crate::node::{Arrival, Node, NodeCall};
 use crate::request::capability::Access;
 use crate::request::node::{Publish, Stage};
 use crate::request::secrets::NAMES;
 
 /// What is to be shown at a target.
-struct Shown<'a> {
+struct PublishedMount<'a> {
     device: &'a Device,
     want: &'a Publish,
     /// The target as the mount table shows it; `None` as long as the way there does not exist.
     target: Option<PathBuf>,
-    /// The staged folder, or the device's node.
+    /// The staged directory, or the device's node.
     source: PathBuf,
     shape: Shape,
     /// The flags of the mount; none for a device node, on which they would do nothing.
     options: Option<MountOptions>,
 }
 
-impl Shown<'_> {
+impl PublishedMount<'_> {
     fn difference(&self, mount: &Mount) -> Option<String> {
         match self.shape {
             Shape::File => raw_difference(mount),
-            Shape::Folder => fs_difference(None, mount)
+            Shape::Directory => fs_difference(None, mount)
                 .or_else(|| self.options.as_ref().and_then(|options| options.differs_at(mount))),
         }
     }
@@ -66,7 +69,7 @@ impl Node {
         let call = self.begin(arrival, &stage.volume, Some(&stage.attached.name), &paths)?;
         check_apart(stage, &want.target)?;
         // A dead mount at the target would keep the file system below it dead, however often that is mounted anew.
-        let target = place::observe_real_path(&want.target)?;
+        let target = mount_point::observe_real_path(&want.target)?;
         let mounts = match &target {
             Some(target) => self.ensure_not_dead(&call, &stage.volume, target)?,
             None => observe_mounts()?,
@@ -77,16 +80,22 @@ impl Node {
                 let device = await_device(&call.guard, &self.places, name, size, call.cap(DEVICE_BUDGET))?;
                 self.remember(&call, &stage.volume, name);
                 let source = device.path().to_owned();
-                let shown = Shown { device: &device, want, target, source, shape: Shape::File, options: None };
+                let shown = PublishedMount { device: &device, want, target, source, shape: Shape::File, options: None };
                 self.ensure_shown(&call, &mounts, &shown)
             }
             Access::Mount { fs, flags } => {
-                let flags = self.labelled(flags, &want.stage)?;
+                let flags = self.with_selinux_label(flags, &want.stage)?;
                 let (device, source, mounts) = self.ensure_staging(&call, want, *fs, &flags, mounts)?;
                 self.remember(&call, &stage.volume, &stage.attached.name);
                 let options = if want.is_read_only { flags.read_only() } else { flags };
-                let shown =
-                    Shown { device: &device, want, target, source, shape: Shape::Folder, options: Some(options) };
+                let shown = PublishedMount {
+                    device: &device,
+                    want,
+                    target,
+                    source,
+                    shape: Shape::Directory,
+                    options: Some(options),
+                };
                 self.ensure_shown(&call, &mounts, &shown)
             }
         }
@@ -96,23 +105,24 @@ impl Node {
     /// is dead, or not as asked, is put right or refused here. Gives the mount table as it is then.
     fn ensure_staging(
         &self,
-        call: &Call<'_>,
+        call: &NodeCall<'_>,
         want: &Publish,
         fs: Option<FsKind>,
         flags: &MountOptions,
         mounts: MountTable,
     ) -> Result<(Device, PathBuf, MountTable)> {
         let stage = &want.stage;
-        let staging = match place::observe_real_path(&stage.staging)?.filter(|staging| mounts.at(staging).is_some()) {
-            Some(staging) => staging,
-            // The key may come only now.
-            None if stage.settings.is_encrypted && stage.key.is_some() => {
-                place::ensure_place(&call.guard, &stage.staging, Shape::Folder)?
-            }
-            None => return Err(not_staged(stage)),
-        };
+        let staging =
+            match mount_point::observe_real_path(&stage.staging)?.filter(|staging| mounts.at(staging).is_some()) {
+                Some(staging) => staging,
+                // The key may come only now.
+                None if stage.settings.is_encrypted && stage.key.is_some() => {
+                    mount_point::ensure_place(&call.guard, &stage.staging, Shape::Directory)?
+                }
+                None => return Err(not_staged(stage)),
+            };
         let disk = observe_device(&self.places, &stage.attached.name, stage.attached.size)?;
-        if let Sighting::Ready(disk) = disk
+        if let LookupResult::Ready(disk) = disk
             && let Some(device) = self.observe_opened(stage, disk)?
         {
             let is_too_read_only = |mount: &Mount| !want.is_read_only && mount.is_read_only();
@@ -120,7 +130,7 @@ impl Node {
                 let how = fs_difference(fs, mount).or_else(|| flags.differs_below(mount));
                 how.or_else(|| is_too_read_only(mount).then(|| "is read-only".to_owned()))
             };
-            if self.observe_at(&mounts, &staging, &device, difference)? == MountAt::Fits {
+            if self.observe_at(&mounts, &staging, &device, difference)? == MountPointState::AsRequested {
                 if mounts.at(&staging).is_some_and(|mount| !mount.is_read_only()) {
                     self.ensure_finished(call, &device, stage, &staging)?;
                 }
@@ -131,17 +141,17 @@ impl Node {
         Ok((device, staging, observe_mounts()?))
     }
 
-    fn ensure_shown(&self, call: &Call<'_>, mounts: &MountTable, shown: &Shown<'_>) -> Result<()> {
+    fn ensure_shown(&self, call: &NodeCall<'_>, mounts: &MountTable, shown: &PublishedMount<'_>) -> Result<()> {
         let target = shown.target.as_deref();
         check_reaches_host(mounts, target.unwrap_or(&shown.want.target))?;
         let at = match target {
             Some(target) => self.observe_at(mounts, target, shown.device, |mount| shown.difference(mount))?,
-            None => MountAt::Free,
+            None => MountPointState::Free,
         };
-        match plan_place(&shown.want.target, &at)? {
-            PlacePlan::Keep => check_shown(mounts, shown, target.unwrap_or(&shown.want.target)),
-            PlacePlan::Mount => self.apply_show(call, mounts, shown),
-            PlacePlan::ClearThenMount(health) => {
+        match plan_mount_point(&shown.want.target, &at)? {
+            MountPointPlan::Keep => check_shown(mounts, shown, target.unwrap_or(&shown.want.target)),
+            MountPointPlan::Mount => self.apply_show(call, mounts, shown),
+            MountPointPlan::ClearThenMount(health) => {
                 apply_clear(call, target.unwrap_or(&shown.want.target), health)?;
                 // What was hidden below is looked at in turn.
                 self.ensure_shown(call, &observe_mounts()?, shown)
@@ -149,17 +159,17 @@ impl Node {
         }
     }
 
-    fn apply_show(&self, call: &Call<'_>, mounts: &MountTable, shown: &Shown<'_>) -> Result<()> {
+    fn apply_show(&self, call: &NodeCall<'_>, mounts: &MountTable, shown: &PublishedMount<'_>) -> Result<()> {
         // A raw disk is not mounted at its staging path, so none of its places has to be left out.
         check_company(mounts, shown, &[&shown.source])?;
         if shown.shape == Shape::File {
             check_raw(call, mounts, shown.device)?;
         }
         let target = match &shown.target {
-            Some(target) => place::ensure_real_place(&call.guard, target.clone(), shown.shape)?,
-            None => place::ensure_place(&call.guard, &shown.want.target, shown.shape)?,
+            Some(target) => mount_point::ensure_real_place(&call.guard, target.clone(), shown.shape)?,
+            None => mount_point::ensure_place(&call.guard, &shown.want.target, shown.shape)?,
         };
-        if !place::observe_is_empty(&target)? {
+        if !mount_point::observe_is_empty(&target)? {
             return Err(Error::TargetTaken { path: target, by: "it has content of its own".to_owned() });
         }
         let outcome = self.apply_show_at(call, mounts, shown, &target);
@@ -170,7 +180,13 @@ impl Node {
         })
     }
 
-    fn apply_show_at(&self, call: &Call<'_>, mounts: &MountTable, shown: &Shown<'_>, target: &Path) -> Result<()> {
+    fn apply_show_at(
+        &self,
+        call: &NodeCall<'_>,
+        mounts: &MountTable,
+        shown: &PublishedMount<'_>,
+        target: &Path,
+    ) -> Result<()> {
         // While it is held open no other disk gets its name, so what is bound is the disk that was found.
         let _pin = (shown.shape == Shape::File).then(|| shown.device.open()).transpose()?;
         self.ensure_access(call, mounts, shown)?;
@@ -181,7 +197,7 @@ impl Node {
     }
 
     /// Takes back what showing a volume has done before it failed.
-    fn apply_hide(&self, call: &Call<'_>, shown: &Shown<'_>, target: &Path) -> Result<()> {
+    fn apply_hide(&self, call: &NodeCall<'_>, shown: &PublishedMount<'_>, target: &Path) -> Result<()> {
         let is_ours = |mount: &Mount| mount.is_of(shown.device) || mount.is_node_of(shown.device);
         if observe_mounts()?.at(target).is_some_and(is_ours) {
             apply_unmount(&call.guard, target, Unmount::WhenFree)?;
@@ -189,13 +205,13 @@ impl Node {
         if shown.shape == Shape::File && !observe_mounts()?.of_device(shown.device).any(Mount::is_node) {
             self.apply_unprotect(call, &Flagged::from(shown.device));
         }
-        place::apply_remove_place(&call.guard, target)
+        mount_point::apply_remove_place(&call.guard, target)
     }
 
     /// A raw disk is as writable as asked, for which its mounts do not matter.
-    fn ensure_access(&self, call: &Call<'_>, mounts: &MountTable, shown: &Shown<'_>) -> Result<()> {
+    fn ensure_access(&self, call: &NodeCall<'_>, mounts: &MountTable, shown: &PublishedMount<'_>) -> Result<()> {
         match shown.shape {
-            Shape::Folder => Ok(()),
+            Shape::Directory => Ok(()),
             Shape::File => {
                 let target = shown.target.as_deref().unwrap_or(&shown.want.target);
                 self.ensure_protection(call, mounts, shown.device, target, shown.want.is_read_only)
@@ -206,7 +222,8 @@ impl Node {
 
 /// Refuses a target inside the staging path, or the other way round, also where links hide that.
 fn check_apart(stage: &Stage, target: &Path) -> Result<()> {
-    let (staging, target) = (place::observe_whole_path(&stage.staging)?, place::observe_whole_path(target)?);
+    let (staging, target) =
+        (mount_point::observe_whole_path(&stage.staging)?, mount_point::observe_whole_path(target)?);
     if !target.starts_with(&staging) && !staging.starts_with(&target) {
         return Ok(());
     }
@@ -220,18 +237,18 @@ fn check_apart(stage: &Stage, target: &Path) -> Result<()> {
 
 /// Asks of a volume that is shown at a target already all that would be asked if it were shown there only now. It changes
 /// nothing: a disk's read-only flag would change under the task that uses it.
-fn check_shown(mounts: &MountTable, shown: &Shown<'_>, target: &Path) -> Result<()> {
+fn check_shown(mounts: &MountTable, shown: &PublishedMount<'_>, target: &Path) -> Result<()> {
     check_company(mounts, shown, &[&shown.source, target])?;
     match shown.shape {
-        Shape::Folder => Ok(()),
+        Shape::Directory => Ok(()),
         Shape::File => check_protection(shown.device, target, shown.want.is_read_only),
     }
 }
 
 /// Sees that a volume may be shown at one more place beside those where it is used, not counting those `apart`.
-fn check_company(mounts: &MountTable, shown: &Shown<'_>, apart: &[&Path]) -> Result<()> {
+fn check_company(mounts: &MountTable, shown: &PublishedMount<'_>, apart: &[&Path]) -> Result<()> {
     let (volume, is_raw) = (shown.device.volume(), shown.shape == Shape::File);
-    plan_company(volume, is_raw, used_otherwise(mounts, shown.device, is_raw))?;
+    plan_exclusive_use(volume, is_raw, used_otherwise(mounts, shown.device, is_raw))?;
     let other = elsewhere(mounts, shown.device, apart).next();
     plan_target(volume, shown.want.stage.capability.mode, other.map(|mount| mount.target.as_path()))
 }

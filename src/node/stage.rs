@@ -8,32 +8,36 @@ use std::path::{Path, PathBuf};
 
 use log::{info, warn};
 
-use super::aside::{self, Aside, Copied, apply_copied};
-use super::encrypted::Opened;
-use super::place::{self, Shape};
-use super::plan::{
-    DiskPlan, Formatting, MountPlan, PlacePlan, plan_company, plan_disk, plan_mount, plan_mounted, plan_place,
-};
-use super::raw::check_staged_raw;
-use super::root::{Root, ensure_root};
-use super::see::{fs_difference, used_otherwise};
-use super::take_down::apply_clear;
-use super::{Arrival, Call, Node};
 use crate::config::{DEVICE_BUDGET, MOUNT_BUDGET};
 use crate::error::{Chain, Error, Result};
+use crate::fs::FsKind;
 use crate::host::CLAIM_BUDGET;
-use crate::host::content::{Content, FsKind, observe_content};
 use crate::host::device::Device;
-use crate::host::find::await_device;
-use crate::host::flags::{MountOptions, NO_UUID};
+use crate::host::device::lookup::await_device;
 use crate::host::fsck::{apply_check, observe_check_need};
 use crate::host::grow::{ensure_grown, observe_is_smaller};
 use crate::host::mkfs::apply_format;
 use crate::host::mount::{Unmount, apply_mount, apply_unmount, apply_writable, observe_mounts};
+use crate::host::mount_options::{MountOptions, NO_UUID};
 use crate::host::mountable::{observe_mountable, plan_mountable};
 use crate::host::mountinfo::{Mount, MountTable};
 use crate::host::presence::observe_is_there;
+use crate::host::probe::content::{Content, observe_content};
 use crate::host::propagation::check_reaches_host;
+use crate::node::block::check_staged_raw;
+use crate::node::luks::open::Unlocked;
+use crate::node::mount_point;
+use crate::node::mount_point::Shape;
+use crate::node::mount_state::{fs_difference, used_otherwise};
+use crate::node::ownership::{Root, ensure_root};
+use crate::node::plan::{
+    DiskPlan, Formatting, MountPlan, MountPointPlan, plan_disk, plan_exclusive_use, plan_mount, plan_mount_point,
+    plan_mounted,
+};
+use crate::node::scratch_mount;
+use crate::node::scratch_mount::{Copied, ScratchMount, apply_copied};
+use crate::node::take_down::apply_clear;
+use crate::node::{Arrival, Node, NodeCall};
 use crate::request::capability::Access;
 use crate::request::node::Stage;
 
@@ -92,7 +96,7 @@ impl Node {
 
     /// As [`Node::stage`], with the lock held; returns the device with the volume's content, which is its disk, or `None` for
     /// an encrypted volume that waits for its key.
-    pub(super) fn ensure_staged(&self, call: &Call<'_>, want: &Stage) -> Result<Option<Device>> {
+    pub(super) fn ensure_staged(&self, call: &NodeCall<'_>, want: &Stage) -> Result<Option<Device>> {
         let (name, size) = (&want.attached.name, want.attached.size);
         let device = await_device(&call.guard, &self.places, name, size, call.cap(DEVICE_BUDGET))?;
         self.remember(call, &want.volume, name);
@@ -101,9 +105,9 @@ impl Node {
             Access::Mount { fs, flags } => {
                 let staging = ensure_staging_place(call, &want.staging)?;
                 check_reaches_host(&observe_mounts()?, &staging)?;
-                let options = self.labelled(flags, want)?;
-                let opened = self.ensure_opened(call, want, formatting(want, &options), device)?;
-                let Some(Opened { device, new_on, .. }) = &opened else { return Ok(None) };
+                let options = self.with_selinux_label(flags, want)?;
+                let opened = self.ensure_unlocked(call, want, formatting(want, &options), device)?;
+                let Some(Unlocked { device, new_on, .. }) = &opened else { return Ok(None) };
                 let new_on = new_on.as_ref();
                 let wanted = Wanted { device, new_on, stage: want, fs: *fs, options, staging: &staging };
                 self.ensure_mounted(call, &wanted)?;
@@ -114,7 +118,7 @@ impl Node {
 
     /// The mount options with the volume's SELinux label, or else the plugin's. On a droplet without SELinux labels mean
     /// nothing and the kernel would refuse them, so mount(8) leaves them out there, and so does this.
-    pub(super) fn labelled(&self, flags: &MountOptions, want: &Stage) -> Result<MountOptions> {
+    pub(super) fn with_selinux_label(&self, flags: &MountOptions, want: &Stage) -> Result<MountOptions> {
         match want.settings.label.as_ref().or(self.label.as_ref()) {
             Some(label) if observe_is_there(&self.places.sysfs.join("fs/selinux"))? => {
                 Ok(flags.clone().with_label(label))
@@ -123,12 +127,12 @@ impl Node {
         }
     }
 
-    fn ensure_mounted(&self, call: &Call<'_>, want: &Wanted<'_>) -> Result<()> {
+    fn ensure_mounted(&self, call: &NodeCall<'_>, want: &Wanted<'_>) -> Result<()> {
         let at = self.observe_at(&observe_mounts()?, want.staging, want.device, |mount| want.difference(mount))?;
-        match plan_place(want.staging, &at)? {
-            PlacePlan::Keep => {}
-            PlacePlan::Mount => self.apply_mount_seen(call, want)?,
-            PlacePlan::ClearThenMount(health) => {
+        match plan_mount_point(want.staging, &at)? {
+            MountPointPlan::Keep => {}
+            MountPointPlan::Mount => self.apply_mount_seen(call, want)?,
+            MountPointPlan::ClearThenMount(health) => {
                 apply_clear(call, want.staging, health)?;
                 // What was hidden below is looked at in turn.
                 return self.ensure_mounted(call, want);
@@ -140,7 +144,7 @@ impl Node {
         match self.ensure_finished(call, want.device, want.stage, want.staging)? {
             Root::AsAsked => {}
             Root::LeftAlone { owner, group, mode } => info!(
-                "the root folder keeps its owner and mode, as the volume was used before: it has {owner}:{group} {mode:04o}, \
+                "the root directory keeps its owner and mode, as the volume was used before: it has {owner}:{group} {mode:04o}, \
                  asked was {}; with the setting owner-policy=always it is changed volume={}",
                 want.stage.settings.root, want.stage.volume
             ),
@@ -149,13 +153,13 @@ impl Node {
     }
 
     /// Does what a volume that is mounted for writing is still owed: its disk's full size, and owner and mode of its root
-    /// folder. A call that was killed after the mount has left it undone, and Nomad does not stage again what it sees mounted,
+    /// directory. A call that was killed after the mount has left it undone, and Nomad does not stage again what it sees mounted,
     /// so publishing does it too.
     ///
     /// A second call changes nothing.
     pub(super) fn ensure_finished(
         &self,
-        call: &Call<'_>,
+        call: &NodeCall<'_>,
         device: &Device,
         stage: &Stage,
         staging: &Path,
@@ -166,8 +170,8 @@ impl Node {
 
     /// Mounts the volume and sees that it is there as asked, and alive: a file system that was shut down and is still in
     /// use somewhere comes back as dead as it was.
-    fn apply_mount_seen(&self, call: &Call<'_>, want: &Wanted<'_>) -> Result<()> {
-        if !place::observe_is_empty(want.staging)? {
+    fn apply_mount_seen(&self, call: &NodeCall<'_>, want: &Wanted<'_>) -> Result<()> {
+        if !mount_point::observe_is_empty(want.staging)? {
             let by = "it has content of its own".to_owned();
             return Err(Error::TargetTaken { path: want.staging.to_owned(), by });
         }
@@ -182,11 +186,11 @@ impl Node {
         })
     }
 
-    fn apply_mount_as_planned(&self, call: &Call<'_>, want: &Wanted<'_>) -> Result<()> {
+    fn apply_mount_as_planned(&self, call: &NodeCall<'_>, want: &Wanted<'_>) -> Result<()> {
         // What a killed call has left beside the path would pass for a mount of somebody who uses the volume.
-        aside::apply_clean(&call.guard, want.staging)?;
+        scratch_mount::apply_clean(&call.guard, want.staging)?;
         let mounts = observe_mounts()?;
-        plan_company(want.device.volume(), false, used_otherwise(&mounts, want.device, false))?;
+        plan_exclusive_use(want.device.volume(), false, used_otherwise(&mounts, want.device, false))?;
         let superblock = self.observe_superblock(&mounts, want.device, &[want.staging])?;
         match plan_mount(want.device, want.fs, want.options.is_read_only(), &superblock)? {
             MountPlan::First => {
@@ -195,7 +199,7 @@ impl Node {
                 if !want.options.is_read_only() {
                     self.ensure_protection(call, &mounts, want.device, want.staging, false)?;
                 }
-                let fs = self.ensure_sound(call, &mounts, want)?;
+                let fs = self.format_and_check(call, &mounts, want)?;
                 self.ensure_marked_used(call, want.new_on)?;
                 // No mount that is seen from here explains a use. If both mounts are for writing, the kernel lets them share
                 // the file system, frozen or not, and the other one loses its disk when this one is done with it.
@@ -205,21 +209,21 @@ impl Node {
             MountPlan::Again(fs) => apply_mount_of(call, want.device, fs, want.staging, &want.options),
             MountPlan::AgainReadOnly { at } => {
                 let (device, options) = (want.device, Some(&want.options));
-                let copied = Copied { device, source: &at, shape: Shape::Folder, options };
+                let copied = Copied { device, source: &at, shape: Shape::Directory, options };
                 apply_copied(&call.guard, &copied, want.staging)
             }
             MountPlan::AgainWritable(fs) => {
-                let aside = Aside::open(&call.guard, want.staging, Shape::Folder)?;
+                let scratch_mount = ScratchMount::open(&call.guard, want.staging, Shape::Directory)?;
                 let read_only = want.options.clone().read_only();
-                apply_mount_of(call, want.device, fs, aside.path(), &read_only)?;
-                apply_writable(&call.guard, aside.path(), &want.options)?;
+                apply_mount_of(call, want.device, fs, scratch_mount.path(), &read_only)?;
+                apply_writable(&call.guard, scratch_mount.path(), &want.options)?;
                 apply_mount_of(call, want.device, fs, want.staging, &want.options)
             }
         }
     }
 
     /// Formats the disk if it is blank and checks its file system if it needs it; says which one it is.
-    fn ensure_sound(&self, call: &Call<'_>, mounts: &MountTable, want: &Wanted<'_>) -> Result<FsKind> {
+    fn format_and_check(&self, call: &NodeCall<'_>, mounts: &MountTable, want: &Wanted<'_>) -> Result<FsKind> {
         let device = want.device;
         let content = observe_settled(call, device)?;
         let plan = |content| plan_disk(device, want.fs, self.default_fs, want.formatting(), content);
@@ -232,7 +236,7 @@ impl Node {
                 check_mountable(want, fs, true)?;
                 info!("formatting volume={} device={} fs={fs}", device.volume(), device.path().display());
                 let options = &want.stage.settings.format;
-                match apply_format(&call.guard, &self.slots.format, &call.runner, device, fs, options) {
+                match apply_format(&call.guard, &self.tool_permits.format, &call.runner, device, fs, options) {
                     Ok(()) => fs,
                     Err(refused @ Error::WillNotFormat { .. }) => {
                         match plan(&observe_content(&call.runner, device)?)? {
@@ -249,19 +253,19 @@ impl Node {
             info!("checking volume={} device={} fs={fs}: {why}", device.volume(), device.path().display());
             // The check writes also for a reader, and a flag that a killed call has left would make it fail for ever.
             self.ensure_protection(call, mounts, device, want.staging, false)?;
-            apply_check(&call.guard, &self.slots.check, &call.runner, device, fs)?;
+            apply_check(&call.guard, &self.tool_permits.check, &call.runner, device, fs)?;
         }
         Ok(fs)
     }
 
     /// Grows a file system that is smaller than its disk, as that of a restored snapshot. One that cannot be grown is used
     /// as it is: nothing is lost by that, and NodeExpandVolume says why.
-    fn ensure_full_size(&self, call: &Call<'_>, device: &Device, staging: &Path) {
+    fn ensure_full_size(&self, call: &NodeCall<'_>, device: &Device, staging: &Path) {
         let grown = observe_mounts().and_then(|mounts| {
             let fs = mounts.at(staging).and_then(|mount| FsKind::parse(&mount.fstype));
             match fs {
                 Some(fs) if observe_is_smaller(device, fs)? => {
-                    ensure_grown(&call.guard, &self.slots.grow, &call.runner, device, fs, staging)
+                    ensure_grown(&call.guard, &self.tool_permits.grow, &call.runner, device, fs, staging)
                 }
                 Some(_) | None => Ok(false),
             }
@@ -274,7 +278,7 @@ impl Node {
 
 /// Looks at what is on a disk, and once more when it is nothing clear and nobody else uses the disk any more: a mkfs whose
 /// plugin was killed goes on, and what it has left halfway is no reason to refuse what it leaves in the end.
-fn observe_settled(call: &Call<'_>, device: &Device) -> Result<Content> {
+fn observe_settled(call: &NodeCall<'_>, device: &Device) -> Result<Content> {
     let content = observe_content(&call.runner, device)?;
     match content {
         Content::AllZero | Content::Filesystem(_) | Content::Encrypted(_) => return Ok(content),
@@ -294,14 +298,14 @@ fn or_wait(err: Error) -> Error {
     if let Error::InUse { doing, found, cure: _ } = err { Error::InUse { doing, found, cure } } else { err }
 }
 
-/// Makes the staging folder, unless something is mounted there: a dead mount cannot even be examined.
-fn ensure_staging_place(call: &Call<'_>, staging: &Path) -> Result<PathBuf> {
-    if let Some(real) = place::observe_real_path(staging)?
+/// Makes the staging directory, unless something is mounted there: a dead mount cannot even be examined.
+fn ensure_staging_place(call: &NodeCall<'_>, staging: &Path) -> Result<PathBuf> {
+    if let Some(real) = mount_point::observe_real_path(staging)?
         && observe_mounts()?.at(&real).is_some()
     {
         return Ok(real);
     }
-    place::ensure_place(&call.guard, staging, Shape::Folder)
+    mount_point::ensure_place(&call.guard, staging, Shape::Directory)
 }
 
 /// Sees, before anything is written to the disk, that the kernel can mount this file system with the options asked for.
@@ -309,7 +313,7 @@ fn check_mountable(want: &Wanted<'_>, fs: FsKind, is_to_be_made: bool) -> Result
     plan_mountable(fs, &want.options, &observe_mountable(fs, &want.options, want.staging), is_to_be_made)
 }
 
-fn apply_mount_of(call: &Call<'_>, device: &Device, fs: FsKind, at: &Path, options: &MountOptions) -> Result<()> {
+fn apply_mount_of(call: &NodeCall<'_>, device: &Device, fs: FsKind, at: &Path, options: &MountOptions) -> Result<()> {
     let budget = call.cap(MOUNT_BUDGET);
     match fs {
         // A restored snapshot has its source's UUID, and both may be mounted on one droplet.

@@ -8,15 +8,15 @@ use std::path::Path;
 
 use nix::sys::statvfs::statvfs;
 
-use super::Node;
-use super::place;
-use super::see::{is_broken, is_of_our_making};
-use super::whose::Whose;
 use crate::error::{Error, Result, Thing};
 use crate::host::ext_errors::{RecordedErrors, observe_recorded_errors};
-use crate::host::liveness::{Health, observe_health};
 use crate::host::mount::observe_mounts;
+use crate::host::mount_health::{Health, observe_health};
 use crate::host::mountinfo::{Mount, MountTable};
+use crate::node::Node;
+use crate::node::mount_point;
+use crate::node::mount_state::{is_broken, is_of_our_making};
+use crate::node::whose::Whose;
 use crate::request::node::Stats;
 
 /// A total and how it is divided.
@@ -37,7 +37,7 @@ pub enum Usage {
     Size(u64),
     /// Space, in bytes.
     Bytes(Counts),
-    /// Files and folders.
+    /// Files and directories.
     Inodes(Counts),
 }
 
@@ -72,7 +72,7 @@ impl Node {
     /// [`Error::Precondition`] when it cannot be told whether it works.
     pub fn stats(&self, want: &Stats) -> Result<Report> {
         let not_there = || Error::NotFound(Thing::VolumeAt(want.path.clone()));
-        let real = place::observe_real_path(&want.path)?.ok_or_else(not_there)?;
+        let real = mount_point::observe_real_path(&want.path)?.ok_or_else(not_there)?;
         let mounts = observe_mounts()?;
         let mount = mounts.at(&real).filter(|mount| is_of_our_making(mount)).ok_or_else(not_there)?;
         let health = observe_health(&self.places, mount)?;

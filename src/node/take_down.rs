@@ -4,39 +4,24 @@
 //! only when it is certainly dead, so that nothing they write could reach the disk any more, and then only when it does not
 //! go in the usual way. Other mounts of the same volume stay.
 
+use crate::node::mount_point::{MOST_MOUNTS, too_many};
+use crate::node::release::flush_or_say;
 use std::path::Path;
 
-use log::{error, warn};
+use log::warn;
 
-use super::let_go::{Left, Step, or_users};
-use super::see::is_of_our_making;
-use super::whose::Whose;
-use super::{Arrival, Call, Node};
-use super::{aside, place};
 use crate::config::UNMOUNT_BUDGET;
 use crate::error::{Chain, Error, Result};
-use crate::host::liveness::{Health, observe_health};
-use crate::host::mapper::observe_under;
-use crate::host::mount::{Unmount, apply_flush, apply_unmount, apply_unmount_within, observe_mounts};
+use crate::host::luks::mapper::observe_mapping_under;
+use crate::host::mount::{Unmount, apply_unmount, apply_unmount_within, observe_mounts};
+use crate::host::mount_health::{Health, observe_health};
 use crate::host::mountinfo::{Mount, MountTable};
+use crate::node::mount_state::is_of_our_making;
+use crate::node::release::{Left, Step, or_users};
+use crate::node::whose::Whose;
+use crate::node::{Arrival, Node, NodeCall};
+use crate::node::{mount_point, scratch_mount};
 use crate::request::node::{Unpublish, Unstage};
-
-/// How many mounts that lie on top of each other are taken away in one call. This plugin makes one.
-pub(super) const MOST_MOUNTS: usize = 100;
-
-/// The error for a place at which new mounts appear as fast as old ones are taken away.
-pub(super) fn too_many(path: &Path) -> Error {
-    Error::Precondition(format!(
-        "something is still mounted at {} after {MOST_MOUNTS} unmounts; see who mounts there, `findmnt` shows what",
-        path.display()
-    ))
-}
-
-pub(super) fn flush_or_say(call: &Call<'_>, path: &Path) {
-    if let Err(err) = apply_flush(&call.guard, path) {
-        error!("could not write everything that is in memory: {}", Chain(&err));
-    }
-}
 
 /// Takes away one mount after the other until none is seen at a path.
 fn take_all_down(path: &Path, mut apply_one: impl FnMut(&MountTable, &Mount) -> Result<()>) -> Result<()> {
@@ -60,7 +45,7 @@ fn plan_removal(health: Health) -> Unmount {
 }
 
 /// Takes away the mount at a path, which is so: in the usual way if it goes, else as [`plan_removal`] says.
-pub(super) fn apply_clear(call: &Call<'_>, path: &Path, health: Health) -> Result<()> {
+pub(super) fn apply_clear(call: &NodeCall<'_>, path: &Path, health: Health) -> Result<()> {
     warn!("taking away a dead mount path={}: {health}", path.display());
     match (apply_unmount(&call.guard, path, Unmount::WhenFree), plan_removal(health)) {
         (Ok(_), _) => Ok(()),
@@ -70,7 +55,7 @@ pub(super) fn apply_clear(call: &Call<'_>, path: &Path, health: Health) -> Resul
 }
 
 impl Node {
-    /// Takes a volume away from a target path: unmounts it and removes the empty folder or file.
+    /// Takes a volume away from a target path: unmounts it and removes the empty directory or file.
     ///
     /// A second call finds nothing and does nothing but look whether the disk is free by now.
     ///
@@ -79,7 +64,7 @@ impl Node {
     /// unmounted; [`Error::TargetTaken`] when something is mounted there that this plugin never mounts.
     pub fn unpublish(&self, want: &Unpublish, arrival: Arrival) -> Result<()> {
         let call = self.begin(arrival, &want.volume, None, &[&want.target])?;
-        if let Some(target) = place::observe_real_path(&want.target)? {
+        if let Some(target) = mount_point::observe_real_path(&want.target)? {
             take_all_down(&target, |mounts, mount| {
                 self.apply_take_down(&call, &want.volume, mounts, mount)?;
                 if mount.is_node() {
@@ -87,8 +72,8 @@ impl Node {
                 }
                 Ok(())
             })?;
-            aside::apply_clean(&call.guard, &target)?;
-            place::apply_remove_place(&call.guard, &target)?;
+            scratch_mount::apply_clean(&call.guard, &target)?;
+            mount_point::apply_remove_place(&call.guard, &target)?;
         }
         self.ensure_let_go(&call, &want.volume, Step::Unpublish)
     }
@@ -103,30 +88,30 @@ impl Node {
     /// As [`Node::unpublish`].
     pub fn unstage(&self, want: &Unstage, arrival: Arrival) -> Result<()> {
         let call = self.begin(arrival, &want.volume, None, &[&want.staging])?;
-        if let Some(staging) = place::observe_real_path(&want.staging)? {
+        if let Some(staging) = mount_point::observe_real_path(&want.staging)? {
             self.apply_unstage(&call, &want.volume, &staging)?;
         }
         self.ensure_none_left_open(&call.runner);
         self.ensure_let_go(&call, &want.volume, Step::Unstage)
     }
 
-    fn apply_unstage(&self, call: &Call<'_>, volume: &str, staging: &Path) -> Result<()> {
+    fn apply_unstage(&self, call: &NodeCall<'_>, volume: &str, staging: &Path) -> Result<()> {
         take_all_down(staging, |mounts, mount| {
             self.check_ours(volume, mount)?;
             // To keep the volume mounted would not bring back what cannot be written.
             flush_or_say(call, staging);
-            let under = observe_under(&self.places, mount);
+            let under = observe_mapping_under(&self.places, mount);
             self.apply_take_down(call, volume, mounts, mount)?;
             // Also where nothing could be seen the mount had to go first; but then the volume may still be open.
             under?.map_or(Ok(()), |under| self.ensure_closed_after(call, volume, &under))
         })?;
-        aside::apply_clean(&call.guard, staging)
+        scratch_mount::apply_clean(&call.guard, staging)
     }
 
     /// Takes dead mounts away from a path, and what a call that was killed has left beside it, which would pass for another
     /// place where the volume is used; whatever else is there stays. Gives the mount table as it is then.
-    pub(super) fn ensure_not_dead(&self, call: &Call<'_>, volume: &str, real: &Path) -> Result<MountTable> {
-        aside::apply_clean(&call.guard, real)?;
+    pub(super) fn ensure_not_dead(&self, call: &NodeCall<'_>, volume: &str, real: &Path) -> Result<MountTable> {
+        scratch_mount::apply_clean(&call.guard, real)?;
         for _ in 0..MOST_MOUNTS {
             let mounts = observe_mounts()?;
             let Some(mount) = mounts.at(real).filter(|mount| is_of_our_making(mount)) else { return Ok(mounts) };
@@ -165,7 +150,7 @@ impl Node {
     }
 
     /// Takes a mount away. What was under it, if that can still be written to, is kept in mind until it is let go of.
-    fn apply_take_down(&self, call: &Call<'_>, volume: &str, mounts: &MountTable, mount: &Mount) -> Result<()> {
+    fn apply_take_down(&self, call: &NodeCall<'_>, volume: &str, mounts: &MountTable, mount: &Mount) -> Result<()> {
         self.check_ours(volume, mount)?;
         let path = mount.target.as_path();
         let health = self.observe_or_assume_alive(mount);
@@ -190,7 +175,7 @@ impl Node {
     }
 
     /// Takes a mount away to which nothing can be written any more, so that nothing is waited for afterwards.
-    fn apply_clear_for_good(&self, call: &Call<'_>, volume: &str, path: &Path, health: Health) -> Result<()> {
+    fn apply_clear_for_good(&self, call: &NodeCall<'_>, volume: &str, path: &Path, health: Health) -> Result<()> {
         apply_clear(call, path, health)?;
         self.left.keep(volume, Left::nothing());
         Ok(())

@@ -7,17 +7,18 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use log::{Level, log, warn};
 
-use super::{Call, Node};
 use crate::error::{Chain, Error, Result, Thing};
 use crate::host::device::Device;
-use crate::host::find::{Sighting, observe_device};
+use crate::host::device::lookup::{LookupResult, observe_device};
+use crate::host::device::number::DeviceNumber;
 use crate::host::id_link::{apply_forget, ensure_known, observe_ids_of, observe_name_of};
-use crate::host::liveness::Health;
-use crate::host::mapper::{Upon, observe_upon};
+use crate::host::luks::mapper::{DiskHolder, observe_holder_of};
 use crate::host::mount::observe_mounts;
-use crate::host::mountinfo::{DeviceNumber, Mount};
-use crate::host::owner::{Owner, Under, observe_disk, observe_owner};
+use crate::host::mount_health::Health;
+use crate::host::mountinfo::Mount;
+use crate::host::owner::{Owner, UnderMount, observe_disk, observe_owner};
 use crate::id::{VolumeId, VolumeName};
+use crate::node::{Node, NodeCall};
 
 /// What a mount is to the volume that is asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,7 +41,7 @@ impl Whose {
 
 impl Node {
     /// Keeps in mind which name the volume with this id has, for the calls that bring the id alone.
-    pub(super) fn remember(&self, call: &Call<'_>, volume: &str, name: &VolumeName) {
+    pub(super) fn remember(&self, call: &NodeCall<'_>, volume: &str, name: &VolumeName) {
         if let Err(err) = ensure_known(&call.guard, &self.places, volume, name) {
             // Without it a wrong path is noticed less surely, which is no reason to keep a task from its volume. Where `/dev` is
             // read-only it is so for each call, and said once.
@@ -51,7 +52,7 @@ impl Node {
     }
 
     /// Forgets the name of a volume that is used nowhere on this droplet any more.
-    pub(super) fn forget_unused(&self, call: &Call<'_>, volume: &str) {
+    pub(super) fn forget_unused(&self, call: &NodeCall<'_>, volume: &str) {
         let forget = || match observe_name_of(&self.places, volume)? {
             Some(name) if !self.observe_is_used(&name)? => apply_forget(&call.guard, &self.places, volume),
             Some(_) | None => Ok(()),
@@ -62,13 +63,13 @@ impl Node {
     }
 
     /// The disk of the volume with this name, as far as one is there and works, and what lies on it.
-    pub(super) fn observe_named(&self, name: &VolumeName) -> Result<Option<(Device, Upon)>> {
-        let (Sighting::Ready(disk) | Sighting::TooSmall { device: disk, .. }) =
+    pub(super) fn observe_named(&self, name: &VolumeName) -> Result<Option<(Device, DiskHolder)>> {
+        let (LookupResult::Ready(disk) | LookupResult::TooSmall { device: disk, .. }) =
             observe_device(&self.places, name, None)?
         else {
             return Ok(None);
         };
-        let upon = observe_upon(&self.places, &disk)?;
+        let upon = observe_holder_of(&self.places, &disk)?;
         Ok(Some((disk, upon)))
     }
 
@@ -76,9 +77,9 @@ impl Node {
         let Some((disk, upon)) = self.observe_named(name)? else { return Ok(false) };
         let mounts = observe_mounts()?;
         Ok(match upon {
-            Upon::Nothing | Upon::Temporary(_) => mounts.of_device(&disk).next().is_some(),
-            Upon::Open(open) => mounts.of_device(&open).next().is_some(),
-            Upon::Closing(_) | Upon::Other(_) => true,
+            DiskHolder::Nothing | DiskHolder::Temporary(_) => mounts.of_device(&disk).next().is_some(),
+            DiskHolder::Open(open) => mounts.of_device(&open).next().is_some(),
+            DiskHolder::Closing(_) | DiskHolder::Other(_) => true,
         })
     }
 
@@ -93,7 +94,7 @@ impl Node {
             Health::Alive | Health::ShutDown => self.observe_whose(volume, mount),
             Health::NodeGone => {
                 let known = (observe_disk(&self.places, mount)?, observe_name_of(&self.places, volume)?);
-                let (Under::Disk(disk), Some(name)) = known else { return Ok(Whose::Gone) };
+                let (UnderMount::Disk(disk), Some(name)) = known else { return Ok(Whose::Gone) };
                 Ok(match observe_owner(&self.places, disk, Some(&name))? {
                     Owner::Other(found) => Whose::NotOurs(found),
                     Owner::This | Owner::Some(_) | Owner::Nameless => Whose::Gone,
@@ -112,9 +113,9 @@ impl Node {
             return Ok(Whose::NotOurs("the disk with the root file system".to_owned()));
         }
         let disk = match observe_disk(&self.places, mount)? {
-            Under::Disk(disk) => disk,
-            Under::Gone => return Ok(Whose::Gone),
-            Under::NoDisk => return Ok(Whose::NotOurs("no disk that can be told".to_owned())),
+            UnderMount::Disk(disk) => disk,
+            UnderMount::Gone => return Ok(Whose::Gone),
+            UnderMount::NoDisk => return Ok(Whose::NotOurs("no disk that can be told".to_owned())),
         };
         let name = observe_name_of(&self.places, volume)?;
         match observe_owner(&self.places, disk, name.as_ref())? {

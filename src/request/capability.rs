@@ -4,9 +4,9 @@
 //! droplet at a time, so every mode that needs two nodes is refused here, before anything is created or attached.
 
 use crate::error::{Error, Result};
-use crate::host::content::FsKind;
-use crate::host::flags::MountOptions;
-use crate::rpc::proto::csi::{VolumeCapability, volume_capability};
+use crate::fs::FsKind;
+use crate::host::mount_options::MountOptions;
+use crate::proto::csi::{VolumeCapability, volume_capability};
 
 /// The access modes that can be had. Source: CSI specification, `VolumeCapability.AccessMode.Mode`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -3,17 +3,19 @@
 //! Owns the checks of form: what is missing, malformed or contradictory. It never looks at the world; whether a volume
 //! exists is not known here.
 
+pub mod attachment;
 pub mod capability;
-pub mod change;
-pub mod controller;
+pub mod names;
 pub mod node;
 pub mod parameters;
+pub mod publish_context;
+pub mod query;
 pub mod secrets;
-pub mod settings;
 pub mod snapshot;
-
-mod names;
-mod unknown;
+pub mod unknown;
+pub mod volume;
+pub mod volume_change;
+pub mod volume_context;
 
 use std::collections::HashMap;
 use std::path::{Component, Path, PathBuf};

@@ -9,7 +9,7 @@ use std::fmt;
 use zeroize::Zeroize;
 
 use crate::error::{Error, Result};
-use crate::host::key::Key;
+use crate::host::luks::passphrase::Key;
 
 /// The names of the key: those that the drivers of Hetzner, Scaleway, and Linode and cloudscale have for it.
 pub const NAMES: [&str; 3] = ["encryption-passphrase", "encryptionPassphrase", "luksKey"];

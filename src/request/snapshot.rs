@@ -5,10 +5,11 @@
 use crate::cloud::tag::Tag;
 use crate::error::Result;
 use crate::id::{SnapshotId, VolumeId};
-use crate::request::controller::{Page, csi_name};
+use crate::proto::csi;
 use crate::request::parameters::Parameters;
+use crate::request::query::Page;
+use crate::request::volume::csi_name;
 use crate::request::{required, volume_id};
-use crate::rpc::proto::csi;
 
 /// A snapshot to take.
 #[derive(Debug, Clone)]

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use log::warn;
 
-use crate::request::settings::unknown_names;
+use crate::request::volume_context::unknown_names;
 
 /// How many volumes and names are remembered, before all are forgotten and told of once more.
 const MOST: usize = 4096;

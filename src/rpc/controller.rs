@@ -8,18 +8,22 @@ use grpcio::{RpcContext, UnarySink};
 
 use crate::config::Config;
 use crate::controller::Controller;
-use crate::controller::time::CallTime;
+use crate::controller::context::CallContext;
 use crate::error::{Error, Result};
-use crate::request::change::{Expand, Modify};
-use crate::request::controller::{Capacity, CreateVolume, Page, Publish, Unpublish, Validate};
-use crate::request::node::ContextKeys;
+use crate::proto::csi;
+use crate::proto::csi::controller_service_capability;
+use crate::proto::csi::controller_service_capability::rpc::Type;
+use crate::proto::csi_grpc;
+use crate::request::attachment::{Publish, Unpublish};
+use crate::request::publish_context::ContextKeys;
+use crate::request::query::{Capacity, Page, Validate};
 use crate::request::secrets::forget;
 use crate::request::snapshot::{CreateSnapshot, ListSnapshots};
+use crate::request::volume::CreateVolume;
+use crate::request::volume_change::{Expand, Modify};
 use crate::request::{required, snapshot_id, volume_id};
-use crate::rpc::proto::csi::{self, controller_service_capability, controller_service_capability::rpc::Type};
-use crate::rpc::proto::csi_grpc;
-use crate::rpc::reply::{examined, listed_snapshots, listed_volumes, room, snapshot, validated, volume};
-use crate::rpc::worker::{Call, Pool, answer_now};
+use crate::rpc::response::{examined, listed_snapshots, listed_volumes, room, snapshot, validated, volume};
+use crate::rpc::worker::{Pool, RpcInfo, answer_now};
 
 /// What the controller can do. Groups of snapshots are left out: DigitalOcean takes none at one moment of several volumes.
 const CAPABILITIES: [Type; 15] = [
@@ -69,22 +73,22 @@ impl ControllerService {
     }
 
     /// Queues a call that works on the controller.
-    fn answer<T, F>(&self, ctx: &RpcContext<'_>, sink: UnarySink<T>, call: Call, work: F)
+    fn answer<T, F>(&self, ctx: &RpcContext<'_>, sink: UnarySink<T>, call: RpcInfo, work: F)
     where
         T: Send + 'static,
-        F: FnOnce(&Controller, CallTime) -> Result<T> + Send + 'static,
+        F: FnOnce(&Controller, CallContext) -> Result<T> + Send + 'static,
     {
         let pool = if call.is_mutating { &self.pools.change } else { &self.pools.look };
         self.answer_by(pool, ctx, sink, call, work);
     }
 
-    fn answer_by<T, F>(&self, pool: &Pool, ctx: &RpcContext<'_>, sink: UnarySink<T>, call: Call, work: F)
+    fn answer_by<T, F>(&self, pool: &Pool, ctx: &RpcContext<'_>, sink: UnarySink<T>, call: RpcInfo, work: F)
     where
         T: Send + 'static,
-        F: FnOnce(&Controller, CallTime) -> Result<T> + Send + 'static,
+        F: FnOnce(&Controller, CallContext) -> Result<T> + Send + 'static,
     {
         let controller = Arc::clone(&self.controller);
-        pool.answer(ctx, sink, call, move |came| work(&controller, controller.time_of_call(came)));
+        pool.answer(ctx, sink, call, move |came| work(&controller, controller.context_of_call(came)));
     }
 }
 
@@ -108,9 +112,9 @@ impl csi_grpc::Controller for ControllerService {
         sink: UnarySink<csi::CreateVolumeResponse>,
     ) {
         let keys = Arc::clone(&self.keys);
-        self.answer(&ctx, sink, Call::change("CreateVolume", wire.name.clone()), move |controller, time| {
+        self.answer(&ctx, sink, RpcInfo::change("CreateVolume", wire.name.clone()), move |controller, ctx| {
             let want = CreateVolume::parse(wire, &keys)?;
-            let made = controller.create_volume(&time, &want)?;
+            let made = controller.create_volume(&ctx, &want)?;
             let answer = csi::Volume { volume_context: want.context, ..volume(&made) };
             Ok(csi::CreateVolumeResponse { volume: Some(answer).into(), ..Default::default() })
         });
@@ -123,8 +127,8 @@ impl csi_grpc::Controller for ControllerService {
         sink: UnarySink<csi::DeleteVolumeResponse>,
     ) {
         forget(&mut wire.secrets);
-        self.answer(&ctx, sink, Call::change("DeleteVolume", wire.volume_id.clone()), move |controller, time| {
-            controller.delete_volume(&time, &required("volume_id", wire.volume_id)?)?;
+        self.answer(&ctx, sink, RpcInfo::change("DeleteVolume", wire.volume_id.clone()), move |controller, ctx| {
+            controller.delete_volume(&ctx, &required("volume_id", wire.volume_id)?)?;
             Ok(csi::DeleteVolumeResponse::default())
         });
     }
@@ -137,11 +141,11 @@ impl csi_grpc::Controller for ControllerService {
     ) {
         forget(&mut wire.secrets);
         let keys = Arc::clone(&self.keys);
-        let call = Call::change("ControllerPublishVolume", about(&wire.volume_id, &wire.node_id));
-        self.answer(&ctx, sink, Call { refused: Error::or_not_yet, ..call }, move |controller, time| {
+        let call = RpcInfo::change("ControllerPublishVolume", about(&wire.volume_id, &wire.node_id));
+        self.answer(&ctx, sink, RpcInfo { refused: Error::or_not_yet, ..call }, move |controller, ctx| {
             let want = Publish::try_from(wire)?;
-            let volume = controller.publish(&time, &want)?;
-            let publish_context = keys.write(&volume.name, volume.size, want.usage.is_read_only);
+            let volume = controller.publish(&ctx, &want)?;
+            let publish_context = keys.write(&volume.name, volume.size, want.mode.is_read_only);
             Ok(csi::ControllerPublishVolumeResponse { publish_context, ..Default::default() })
         });
     }
@@ -153,10 +157,10 @@ impl csi_grpc::Controller for ControllerService {
         sink: UnarySink<csi::ControllerUnpublishVolumeResponse>,
     ) {
         forget(&mut wire.secrets);
-        let call = Call::change("ControllerUnpublishVolume", about(&wire.volume_id, &wire.node_id));
-        self.answer_by(&self.pools.unpublish, &ctx, sink, call, move |controller, time| {
+        let call = RpcInfo::change("ControllerUnpublishVolume", about(&wire.volume_id, &wire.node_id));
+        self.answer_by(&self.pools.unpublish, &ctx, sink, call, move |controller, ctx| {
             if let Some(request) = Unpublish::parse(wire)? {
-                controller.unpublish(time, &request)?;
+                controller.unpublish(ctx, &request)?;
             }
             Ok(csi::ControllerUnpublishVolumeResponse::default())
         });
@@ -173,10 +177,10 @@ impl csi_grpc::Controller for ControllerService {
         self.answer(
             &ctx,
             sink,
-            Call::question("ValidateVolumeCapabilities", wire.volume_id.clone()),
-            move |controller, time| {
+            RpcInfo::question("ValidateVolumeCapabilities", wire.volume_id.clone()),
+            move |controller, ctx| {
                 let request = Validate::parse(&wire, &keys)?;
-                controller.find_volume(&time, &request.volume)?;
+                controller.find_volume(&ctx, &request.volume)?;
                 Ok(validated(wire, request.refusal))
             },
         );
@@ -189,9 +193,9 @@ impl csi_grpc::Controller for ControllerService {
         sink: UnarySink<csi::ListVolumesResponse>,
     ) {
         let default_page_size = self.default_page_size;
-        self.answer(&ctx, sink, Call::question("ListVolumes", String::new()), move |controller, time| {
+        self.answer(&ctx, sink, RpcInfo::question("ListVolumes", String::new()), move |controller, ctx| {
             let page = Page::parse(wire.max_entries, &wire.starting_token)?.or_size(default_page_size);
-            Ok(listed_volumes(&controller.list_volumes(&time, &page)?))
+            Ok(listed_volumes(&controller.list_volumes(&ctx, &page)?))
         });
     }
 
@@ -204,9 +208,9 @@ impl csi_grpc::Controller for ControllerService {
         self.answer(
             &ctx,
             sink,
-            Call::question("ControllerGetVolume", wire.volume_id.clone()),
-            move |controller, time| {
-                let (volume, condition) = controller.examine_volume(&time, &volume_id("volume_id", wire.volume_id)?)?;
+            RpcInfo::question("ControllerGetVolume", wire.volume_id.clone()),
+            move |controller, ctx| {
+                let (volume, condition) = controller.examine_volume(&ctx, &volume_id("volume_id", wire.volume_id)?)?;
                 Ok(examined(&volume, condition))
             },
         );
@@ -218,8 +222,8 @@ impl csi_grpc::Controller for ControllerService {
         wire: csi::GetCapacityRequest,
         sink: UnarySink<csi::GetCapacityResponse>,
     ) {
-        self.answer(&ctx, sink, Call::question("GetCapacity", String::new()), move |controller, time| {
-            Ok(room(controller.room(&time, &Capacity::parse(wire)?)?))
+        self.answer(&ctx, sink, RpcInfo::question("GetCapacity", String::new()), move |controller, ctx| {
+            Ok(room(controller.room(&ctx, &Capacity::parse(wire)?)?))
         });
     }
 
@@ -233,9 +237,9 @@ impl csi_grpc::Controller for ControllerService {
         self.answer(
             &ctx,
             sink,
-            Call::change("ControllerExpandVolume", wire.volume_id.clone()),
-            move |controller, time| {
-                let volume = controller.expand(&time, &Expand::try_from(wire)?)?;
+            RpcInfo::change("ControllerExpandVolume", wire.volume_id.clone()),
+            move |controller, ctx| {
+                let volume = controller.expand(&ctx, &Expand::try_from(wire)?)?;
                 Ok(csi::ControllerExpandVolumeResponse {
                     capacity_bytes: volume.size.bytes().wire(),
                     // Also a raw block device: its disk has to be asked for its size again.
@@ -256,9 +260,9 @@ impl csi_grpc::Controller for ControllerService {
         self.answer(
             &ctx,
             sink,
-            Call::change("ControllerModifyVolume", wire.volume_id.clone()),
-            move |controller, time| {
-                controller.modify(&time, &Modify::try_from(wire)?)?;
+            RpcInfo::change("ControllerModifyVolume", wire.volume_id.clone()),
+            move |controller, ctx| {
+                controller.modify(&ctx, &Modify::try_from(wire)?)?;
                 Ok(csi::ControllerModifyVolumeResponse::default())
             },
         );
@@ -272,8 +276,8 @@ impl csi_grpc::Controller for ControllerService {
     ) {
         forget(&mut wire.secrets);
         let about = format!("{} volume={}", wire.name, wire.source_volume_id);
-        self.answer(&ctx, sink, Call::change("CreateSnapshot", about), move |controller, time| {
-            let taken = controller.create_snapshot(&time, &CreateSnapshot::try_from(wire)?)?;
+        self.answer(&ctx, sink, RpcInfo::change("CreateSnapshot", about), move |controller, ctx| {
+            let taken = controller.create_snapshot(&ctx, &CreateSnapshot::try_from(wire)?)?;
             Ok(csi::CreateSnapshotResponse { snapshot: Some(snapshot(&taken)).into(), ..Default::default() })
         });
     }
@@ -285,8 +289,8 @@ impl csi_grpc::Controller for ControllerService {
         sink: UnarySink<csi::DeleteSnapshotResponse>,
     ) {
         forget(&mut wire.secrets);
-        self.answer(&ctx, sink, Call::change("DeleteSnapshot", wire.snapshot_id.clone()), move |controller, time| {
-            controller.delete_snapshot(&time, &required("snapshot_id", wire.snapshot_id)?)?;
+        self.answer(&ctx, sink, RpcInfo::change("DeleteSnapshot", wire.snapshot_id.clone()), move |controller, ctx| {
+            controller.delete_snapshot(&ctx, &required("snapshot_id", wire.snapshot_id)?)?;
             Ok(csi::DeleteSnapshotResponse::default())
         });
     }
@@ -301,9 +305,9 @@ impl csi_grpc::Controller for ControllerService {
         self.answer(
             &ctx,
             sink,
-            Call::question("ListSnapshots", wire.source_volume_id.clone()),
-            move |controller, time| {
-                Ok(listed_snapshots(&controller.list_snapshots(&time, &ListSnapshots::parse(&wire)?)?))
+            RpcInfo::question("ListSnapshots", wire.source_volume_id.clone()),
+            move |controller, ctx| {
+                Ok(listed_snapshots(&controller.list_snapshots(&ctx, &ListSnapshots::parse(&wire)?)?))
             },
         );
     }
@@ -315,8 +319,8 @@ impl csi_grpc::Controller for ControllerService {
         sink: UnarySink<csi::GetSnapshotResponse>,
     ) {
         forget(&mut wire.secrets);
-        self.answer(&ctx, sink, Call::question("GetSnapshot", wire.snapshot_id.clone()), move |controller, time| {
-            let found = controller.find_snapshot(&time, &snapshot_id("snapshot_id", wire.snapshot_id)?)?;
+        self.answer(&ctx, sink, RpcInfo::question("GetSnapshot", wire.snapshot_id.clone()), move |controller, ctx| {
+            let found = controller.find_snapshot(&ctx, &snapshot_id("snapshot_id", wire.snapshot_id)?)?;
             Ok(csi::GetSnapshotResponse { snapshot: Some(snapshot(&found)).into(), ..Default::default() })
         });
     }

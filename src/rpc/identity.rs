@@ -9,11 +9,11 @@ use grpcio::{RpcContext, UnarySink};
 use protobuf::well_known_types::wrappers::BoolValue;
 
 use crate::config::Config;
-use crate::rpc::proto::csi::{
+use crate::proto::csi::{
     GetPluginCapabilitiesRequest, GetPluginCapabilitiesResponse, GetPluginInfoRequest, GetPluginInfoResponse,
     PluginCapability, ProbeRequest, ProbeResponse, plugin_capability,
 };
-use crate::rpc::proto::csi_grpc::Identity;
+use crate::proto::csi_grpc::Identity;
 use crate::rpc::worker::answer_now;
 
 /// Serves Identity from the settings alone.

@@ -7,19 +7,24 @@ use std::sync::Arc;
 
 use grpcio::{RpcContext, UnarySink};
 
-use crate::cloud::region::Region;
-use crate::config::{self, Config};
+use crate::config;
+use crate::config::Config;
+use crate::droplet_identity::DropletIdentity;
 use crate::error::Result;
-use crate::lock::VolumeKey;
 use crate::node::stats::{Condition, Usage};
 use crate::node::{Arrival, Node};
-use crate::own_droplet::OwnDroplet;
-use crate::request::controller::REGION_KEY;
-use crate::request::node::{ContextKeys, Expand, Publish, Stage, Stats, Unpublish, Unstage};
-use crate::rpc::proto::csi::{self, node_service_capability, node_service_capability::rpc::Type, volume_usage::Unit};
-use crate::rpc::proto::csi_grpc;
-use crate::rpc::worker::{Call, Pool, answer_now, refuse};
+use crate::proto::csi;
+use crate::proto::csi::node_service_capability;
+use crate::proto::csi::node_service_capability::rpc::Type;
+use crate::proto::csi::volume_usage::Unit;
+use crate::proto::csi_grpc;
+use crate::region::Region;
+use crate::request::node::{Expand, Publish, Stage, Stats, Unpublish, Unstage};
+use crate::request::publish_context::ContextKeys;
+use crate::request::volume::REGION_KEY;
+use crate::rpc::worker::{Pool, RpcInfo, answer_now, refuse};
 use crate::size::Bytes;
+use crate::sync::volume_lock::VolumeKey;
 
 /// What the node can do beyond publishing.
 const CAPABILITIES: [Type; 5] = [
@@ -34,7 +39,7 @@ const CAPABILITIES: [Type; 5] = [
 #[derive(Debug, Clone)]
 pub struct NodeService {
     volume_limit: u32,
-    own_droplet: Arc<OwnDroplet>,
+    droplet_identity: Arc<DropletIdentity>,
     node: Arc<Node>,
     keys: Arc<ContextKeys>,
     pools: Pools,
@@ -56,16 +61,16 @@ impl NodeService {
     /// Makes the service, with threads of its own. The volumes that are in use outside CSI at this moment are taken off the
     /// limit.
     #[must_use]
-    pub fn new(config: &Config, own_droplet: Arc<OwnDroplet>, node: Arc<Node>) -> Self {
+    pub fn new(config: &Config, droplet_identity: Arc<DropletIdentity>, node: Arc<Node>) -> Self {
         let keys = Arc::new(ContextKeys::new(&config.driver_name));
         let volume_limit = node.observe_limit(config.volume_limit);
         let pool = |name| Pool::new(name, config::NODE_WORKERS, config::QUEUE_LENGTH);
         let pools = Pools { bring: pool("node"), take: pool("node-take"), look: pool("node-look") };
-        NodeService { volume_limit, own_droplet, node, keys, pools }
+        NodeService { volume_limit, droplet_identity, node, keys, pools }
     }
 
     /// Queues a call that changes a volume, which is in line for it from this moment on.
-    fn answer<T, F>(&self, pool: &Pool, ctx: &RpcContext<'_>, sink: UnarySink<T>, call: Call, work: F)
+    fn answer<T, F>(&self, pool: &Pool, ctx: &RpcContext<'_>, sink: UnarySink<T>, call: RpcInfo, work: F)
     where
         T: Send + 'static,
         F: FnOnce(&Node, Arrival) -> Result<T> + Send + 'static,
@@ -101,7 +106,7 @@ impl csi_grpc::Node for NodeService {
         sink: UnarySink<csi::NodeGetInfoResponse>,
     ) {
         answer_now(&ctx, sink, "NodeGetInfo", || {
-            let facts = self.own_droplet.facts()?;
+            let facts = self.droplet_identity.facts()?;
             Ok(csi::NodeGetInfoResponse {
                 node_id: facts.id.to_string(),
                 max_volumes_per_node: i64::from(self.volume_limit),
@@ -118,7 +123,7 @@ impl csi_grpc::Node for NodeService {
         sink: UnarySink<csi::NodeStageVolumeResponse>,
     ) {
         let keys = Arc::clone(&self.keys);
-        let call = Call::change("NodeStageVolume", &*wire.volume_id);
+        let call = RpcInfo::change("NodeStageVolume", &*wire.volume_id);
         self.answer(&self.pools.bring, &ctx, sink, call, move |node, arrival| {
             node.stage(&Stage::parse(wire, &keys)?, arrival)?;
             Ok(csi::NodeStageVolumeResponse::default())
@@ -131,7 +136,7 @@ impl csi_grpc::Node for NodeService {
         wire: csi::NodeUnstageVolumeRequest,
         sink: UnarySink<csi::NodeUnstageVolumeResponse>,
     ) {
-        let call = Call::change("NodeUnstageVolume", &*wire.volume_id);
+        let call = RpcInfo::change("NodeUnstageVolume", &*wire.volume_id);
         self.answer(&self.pools.take, &ctx, sink, call, move |node, arrival| {
             node.unstage(&Unstage::parse(wire)?, arrival)?;
             Ok(csi::NodeUnstageVolumeResponse::default())
@@ -145,7 +150,7 @@ impl csi_grpc::Node for NodeService {
         sink: UnarySink<csi::NodePublishVolumeResponse>,
     ) {
         let keys = Arc::clone(&self.keys);
-        let call = Call::change("NodePublishVolume", &*wire.volume_id);
+        let call = RpcInfo::change("NodePublishVolume", &*wire.volume_id);
         self.answer(&self.pools.bring, &ctx, sink, call, move |node, arrival| {
             node.publish(&Publish::parse(wire, &keys)?, arrival)?;
             Ok(csi::NodePublishVolumeResponse::default())
@@ -158,7 +163,7 @@ impl csi_grpc::Node for NodeService {
         wire: csi::NodeUnpublishVolumeRequest,
         sink: UnarySink<csi::NodeUnpublishVolumeResponse>,
     ) {
-        let call = Call::change("NodeUnpublishVolume", &*wire.volume_id);
+        let call = RpcInfo::change("NodeUnpublishVolume", &*wire.volume_id);
         self.answer(&self.pools.take, &ctx, sink, call, move |node, arrival| {
             node.unpublish(&Unpublish::parse(wire)?, arrival)?;
             Ok(csi::NodeUnpublishVolumeResponse::default())
@@ -171,7 +176,7 @@ impl csi_grpc::Node for NodeService {
         wire: csi::NodeGetVolumeStatsRequest,
         sink: UnarySink<csi::NodeGetVolumeStatsResponse>,
     ) {
-        let call = Call::question("NodeGetVolumeStats", &*wire.volume_id);
+        let call = RpcInfo::question("NodeGetVolumeStats", &*wire.volume_id);
         let (node, volume) = (Arc::clone(&self.node), VolumeKey::Id(call.about.clone()));
         self.pools.look.answer(&ctx, sink, call.on(volume), move |_| {
             let report = node.stats(&Stats::parse(wire)?)?;
@@ -189,7 +194,7 @@ impl csi_grpc::Node for NodeService {
         wire: csi::NodeExpandVolumeRequest,
         sink: UnarySink<csi::NodeExpandVolumeResponse>,
     ) {
-        let call = Call::change("NodeExpandVolume", &*wire.volume_id);
+        let call = RpcInfo::change("NodeExpandVolume", &*wire.volume_id);
         self.answer(&self.pools.bring, &ctx, sink, call, move |node, arrival| {
             let size = node.expand(&Expand::parse(wire)?, arrival)?;
             Ok(csi::NodeExpandVolumeResponse { capacity_bytes: size.wire(), ..Default::default() })

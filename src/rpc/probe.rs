@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use grpcio::{CallOption, ChannelBuilder, EnvBuilder};
 
-use crate::rpc::proto::csi::ProbeRequest;
-use crate::rpc::proto::csi_grpc::IdentityClient;
+use crate::proto::csi::ProbeRequest;
+use crate::proto::csi_grpc::IdentityClient;
 use crate::rpc::socket;
 
 /// How long the plugin may take to answer. It answers from memory, so a longer wait would only hide that it does not.

@@ -33,7 +33,7 @@ impl SocketFile {
     /// Checks that a socket can be made at `place`, by making one, and chooses the name to bind first.
     ///
     /// # Errors
-    /// One line saying why not: a missing folder, a path too long, something else than a socket in the place, or the
+    /// One line saying why not: a missing directory, a path too long, something else than a socket in the place, or the
     /// system's reason.
     pub fn plan(place: &Path) -> Result<SocketFile, String> {
         let refuse = |why: String| format!("cannot serve on {}: {why}", place.display());
@@ -42,14 +42,14 @@ impl SocketFile {
         {
             return Err(refuse("it exists and is no socket".to_owned()));
         }
-        let folder = match place.parent() {
+        let directory = match place.parent() {
             Some(parent) if parent != Path::new("") => parent,
             Some(_) | None => Path::new("."),
         };
-        if !folder.is_dir() {
-            return Err(refuse(format!("there is no folder {}", folder.display())));
+        if !directory.is_dir() {
+            return Err(refuse(format!("there is no directory {}", directory.display())));
         }
-        let bound = folder.join(temporary_name(process::id()));
+        let bound = directory.join(temporary_name(process::id()));
         let longest = place.as_os_str().len().max(bound.as_os_str().len());
         if longest > MAX_PATH {
             return Err(refuse(format!("the path has {longest} bytes, a socket's path at most {MAX_PATH}")));

@@ -5,9 +5,9 @@
 
 use grpcio::{RpcStatus, RpcStatusCode};
 
-use crate::cloud::error::{ApiError, ApiErrorKind};
+use crate::error::api::{ApiError, ApiErrorKind};
+use crate::error::command::CommandError;
 use crate::error::{Chain, Error};
-use crate::host::run::CommandError;
 
 /// Makes the status for the caller: the code and the whole chain of causes as text.
 #[must_use]
@@ -54,14 +54,14 @@ fn code(err: &Error) -> RpcStatusCode {
         | Error::InUse { .. }
         | Error::Precondition(_) => RpcStatusCode::FAILED_PRECONDITION,
         Error::OtherAccount { .. } => RpcStatusCode::UNAUTHENTICATED,
-        Error::Locked(_) | Error::BadPageToken(_) => RpcStatusCode::ABORTED,
-        Error::OutOfTime { .. }
+        Error::VolumeBusy(_) | Error::BadPageToken(_) => RpcStatusCode::ABORTED,
+        Error::TimedOut { .. }
         | Error::DeviceMissing { .. }
         | Error::NotReady(_)
         | Error::Overloaded(_)
         | Error::NoThread(_) => RpcStatusCode::UNAVAILABLE,
         Error::Api { source, .. } => code_of_api(source),
-        Error::Abandoned => RpcStatusCode::DEADLINE_EXCEEDED,
+        Error::CallerGone => RpcStatusCode::DEADLINE_EXCEEDED,
         Error::Command { source, .. } if source.timed_out() => RpcStatusCode::DEADLINE_EXCEEDED,
         Error::Command { source: CommandError::Missing(_), .. } => RpcStatusCode::FAILED_PRECONDITION,
         Error::Command { .. } | Error::Io { .. } | Error::Bug(_) => RpcStatusCode::INTERNAL,

@@ -18,10 +18,10 @@ use grpcio::{RpcContext, RpcStatus, UnarySink};
 use log::{Level, debug, error, log};
 
 use crate::error::{Chain, Error, OneLine, Result};
-use crate::line::NoPlace;
-use crate::lock::{Locked, VolumeKey};
-use crate::logging::Label;
+use crate::ops::logging::Label;
 use crate::rpc::status;
+use crate::sync::fifo_lock::NoLock;
+use crate::sync::volume_lock::{VolumeBusy, VolumeKey};
 
 type Job = Box<dyn FnOnce() + Send>;
 type Answer<T> = Result<T, RpcStatus>;
@@ -34,7 +34,7 @@ const STACK: usize = 1 << 20;
 const MOST_AT_WORK: usize = 2;
 
 /// How many calls for one volume may be ahead of one that comes. The room of a pool is for all volumes.
-const MOST_AHEAD: usize = 8;
+const MAX_QUEUE: usize = 8;
 
 /// Most bytes that the log shows of what a call is about: a volume's id with a droplet's, and names of usual length.
 const MAX_ABOUT: usize = 100;
@@ -44,7 +44,7 @@ static NEXT_CALL: AtomicU64 = AtomicU64::new(1);
 
 /// Which call it is: what the log shows of it.
 #[derive(Debug, Clone)]
-pub struct Call {
+pub struct RpcInfo {
     /// The RPC's name as in the CSI specification.
     pub rpc: &'static str,
     /// What it is about: a volume's id or name, or nothing.
@@ -57,27 +57,27 @@ pub struct Call {
     pub volume: Option<VolumeKey>,
 }
 
-impl Call {
+impl RpcInfo {
     /// A call that changes something.
     #[must_use]
-    pub fn change(rpc: &'static str, about: impl Into<String>) -> Call {
-        Call { rpc, about: about.into(), is_mutating: true, refused: |refusal| refusal, volume: None }
+    pub fn change(rpc: &'static str, about: impl Into<String>) -> RpcInfo {
+        RpcInfo { rpc, about: about.into(), is_mutating: true, refused: |refusal| refusal, volume: None }
     }
 
     /// A call that only asks.
     #[must_use]
-    pub fn question(rpc: &'static str, about: impl Into<String>) -> Call {
-        Call { is_mutating: false, ..Call::change(rpc, about) }
+    pub fn question(rpc: &'static str, about: impl Into<String>) -> RpcInfo {
+        RpcInfo { is_mutating: false, ..RpcInfo::change(rpc, about) }
     }
 
     /// The same call, as one that may wait for other calls for this volume.
     #[must_use]
-    pub fn on(self, volume: VolumeKey) -> Call {
-        Call { volume: Some(volume), ..self }
+    pub fn on(self, volume: VolumeKey) -> RpcInfo {
+        RpcInfo { volume: Some(volume), ..self }
     }
 }
 
-impl fmt::Display for Call {
+impl fmt::Display for RpcInfo {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.rpc)?;
         if self.about.is_empty() { Ok(()) } else { write!(OneLine::new(f, MAX_ABOUT), " {}", self.about) }
@@ -127,11 +127,11 @@ impl fmt::Debug for VolumeLine {
 
 impl Load {
     /// Puts a job where it belongs: gives it back when it may have a thread, and keeps it while its volume has enough of them.
-    fn admit(&mut self, volume: Option<&VolumeKey>, job: Job) -> Result<Option<Job>, Locked> {
+    fn admit(&mut self, volume: Option<&VolumeKey>, job: Job) -> Result<Option<Job>, VolumeBusy> {
         if let Some(volume) = volume {
             let line = self.lines.entry(volume.clone()).or_default();
-            if line.dispatched + line.waiting.len() > MOST_AHEAD {
-                return Err(Locked::new(volume.clone(), NoPlace::Full));
+            if line.dispatched + line.waiting.len() > MAX_QUEUE {
+                return Err(VolumeBusy::new(volume.clone(), NoLock::Full));
             }
             if line.dispatched >= MOST_AT_WORK {
                 line.waiting.push_back(job);
@@ -220,7 +220,7 @@ impl Pool {
     ///
     /// A panic in the work is answered INTERNAL and stays without consequence for other calls; a full queue is answered
     /// at once: UNAVAILABLE, or ABORTED when it is the volume's, unless the call says otherwise.
-    pub fn answer<T, F>(&self, ctx: &RpcContext<'_>, sink: UnarySink<T>, call: Call, work: F)
+    pub fn answer<T, F>(&self, ctx: &RpcContext<'_>, sink: UnarySink<T>, call: RpcInfo, work: F)
     where
         T: Send + 'static,
         F: FnOnce(Instant) -> Result<T> + Send + 'static,
@@ -230,7 +230,7 @@ impl Pool {
         let (came, deadline, refused) = (Instant::now(), ctx.deadline(), call.refused);
         let volume = call.volume.clone();
         let job = Box::new(move || {
-            let work = || if deadline.exceeded() { Err(Error::Abandoned) } else { work(came) };
+            let work = || if deadline.exceeded() { Err(Error::CallerGone) } else { work(came) };
             let outcome = run(&call, came, work);
             // Before the caller knows, so that its next call finds the room that this one leaves.
             shared.finish(call.volume.as_ref());
@@ -249,7 +249,7 @@ impl Pool {
 }
 
 /// Refuses a call on the spot.
-pub fn refuse<T: Send + 'static>(ctx: &RpcContext<'_>, sink: UnarySink<T>, call: &Call, why: Error) {
+pub fn refuse<T: Send + 'static>(ctx: &RpcContext<'_>, sink: UnarySink<T>, call: &RpcInfo, why: Error) {
     ctx.spawn(send(sink, run(call, Instant::now(), || Err(why))));
 }
 
@@ -259,7 +259,7 @@ where
     T: Send + 'static,
     F: FnOnce() -> Result<T>,
 {
-    ctx.spawn(send(sink, run(&Call::question(rpc, ""), Instant::now(), work)));
+    ctx.spawn(send(sink, run(&RpcInfo::question(rpc, ""), Instant::now(), work)));
 }
 
 async fn send<T>(sink: UnarySink<T>, answer: Answer<T>) {
@@ -302,7 +302,7 @@ impl Shared {
     }
 }
 
-fn run<T>(call: &Call, came: Instant, work: impl FnOnce() -> Result<T>) -> Answer<T> {
+fn run<T>(call: &RpcInfo, came: Instant, work: impl FnOnce() -> Result<T>) -> Answer<T> {
     let number = NEXT_CALL.fetch_add(1, Ordering::Relaxed);
     let _label = Label::set(format!("{number} {call}"));
     // The work owns everything it changes, or shares it behind locks that absorb poisoning.
@@ -361,12 +361,12 @@ fn level_of(err: &Error) -> Level {
         | Error::TargetTaken { .. }
         | Error::MountedOtherwise { .. }
         | Error::Precondition(_)
-        | Error::Locked(_)
-        | Error::OutOfTime { .. }
+        | Error::VolumeBusy(_)
+        | Error::TimedOut { .. }
         | Error::NotYet(_)
         | Error::NotReady(_)
         | Error::Overloaded(_)
-        | Error::Abandoned
+        | Error::CallerGone
         | Error::BadPageToken(_) => Level::Warn,
     }
 }
@@ -411,19 +411,19 @@ mod tests {
             let order = order.clone();
             Box::new(move || order.send(number).unwrap())
         };
-        let admitted: Vec<bool> = (0..=MOST_AHEAD).map(|n| load.admit(Some(&v), job(n)).unwrap().is_some()).collect();
+        let admitted: Vec<bool> = (0..=MAX_QUEUE).map(|n| load.admit(Some(&v), job(n)).unwrap().is_some()).collect();
         assert_eq!(admitted.iter().filter(|has_thread| **has_thread).count(), MOST_AT_WORK);
         assert_eq!(admitted.iter().position(|has_thread| !has_thread), Some(MOST_AT_WORK));
         let refused = load.admit(Some(&v), job(0)).map(|_| ()).unwrap_err();
         assert!(refused.to_string().contains("volume v") && refused.to_string().contains("others wait"), "{refused}");
         // Other volumes, and calls for none, are not concerned.
         assert!(load.admit(Some(&w), job(0)).unwrap().is_some() && load.admit(None, job(0)).unwrap().is_some());
-        assert_eq!((load.jobs, load.dispatched), (MOST_AHEAD + 3, MOST_AT_WORK + 2));
-        for _ in MOST_AT_WORK..=MOST_AHEAD {
+        assert_eq!((load.jobs, load.dispatched), (MAX_QUEUE + 3, MOST_AT_WORK + 2));
+        for _ in MOST_AT_WORK..=MAX_QUEUE {
             load.finish(Some(&v)).unwrap()();
             assert_eq!(load.dispatched, MOST_AT_WORK + 2);
         }
-        assert_eq!(done.try_iter().collect::<Vec<_>>(), (MOST_AT_WORK..=MOST_AHEAD).collect::<Vec<_>>());
+        assert_eq!(done.try_iter().collect::<Vec<_>>(), (MOST_AT_WORK..=MAX_QUEUE).collect::<Vec<_>>());
         for _ in 0..MOST_AT_WORK {
             assert!(load.finish(Some(&v)).is_none());
         }

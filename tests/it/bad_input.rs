@@ -2,8 +2,9 @@
 
 use std::collections::HashMap;
 
-use do_csi_plugin::rpc::proto::csi::{
-    self, CapacityRange, Topology, TopologyRequirement, VolumeCapability, VolumeContentSource, volume_capability,
+use do_csi_plugin::proto::csi;
+use do_csi_plugin::proto::csi::{
+    CapacityRange, Topology, TopologyRequirement, VolumeCapability, VolumeContentSource, volume_capability,
     volume_content_source,
 };
 use grpcio::RpcStatusCode;
@@ -14,7 +15,7 @@ use crate::PROGRAM;
 use crate::sim::NewVolume;
 use crate::support::client::{Client, Refusal, Volume, capability, option, text_map};
 use crate::support::plugin::Plugin;
-use crate::support::solo::{DROPLET, Solo};
+use crate::support::single_plugin::{DROPLET, SinglePlugin};
 
 /// An id of the right shape that no volume, snapshot or droplet has.
 const UNKNOWN: &str = "1b2c3d4e-8f00-11f0-9a11-0a58ac14d1e2";
@@ -30,7 +31,7 @@ const BAD_PATHS: [&str; 8] = ["", "relative", "./relative", "~/home", "/csi/../e
 type Spoil<R> = (&'static str, Box<dyn Fn(&mut R)>);
 
 struct Bench {
-    solo: Solo,
+    solo: SinglePlugin,
     plugin: Plugin,
     /// A volume that exists.
     id: String,
@@ -38,7 +39,7 @@ struct Bench {
 
 impl Bench {
     fn start() -> Bench {
-        let solo = Solo::new(PROGRAM);
+        let solo = SinglePlugin::new(PROGRAM);
         let plugin = solo.launch(&[]).start().unwrap();
         let id = solo.sim.add_volume(&NewVolume::new("blog", 1, "fra1")).unwrap();
         Bench { solo, plugin, id }

@@ -17,7 +17,7 @@ use crate::sim::{
     Action, ActionFault, ActionKind, ActionStatus, DropletSpec, DropletStatus, Fault, Refusal as Said, Rules, Times,
 };
 use crate::support::client::{Client, Outcome, Refusal, Volume, cloned, new_volume, publish, unpublish};
-use crate::support::fleet::{A, B, C, Fleet, no_rate_limit};
+use crate::support::controllers::{A, B, C, ControllerHarness, no_rate_limit};
 use crate::support::plugin::Plugin;
 
 const ARGS: [&str; 2] = ["--call-budget=5", "--api-timeout=0.3"];
@@ -43,7 +43,7 @@ enum Known {
 
 /// What one run is made of, shared by its threads.
 struct World<'a> {
-    fleet: &'a Fleet,
+    fleet: &'a ControllerHarness,
     clients: RwLock<Vec<Client>>,
     /// Droplets are switched off and on: a volume may be taken from one, rightly.
     has_power_cuts: bool,
@@ -446,7 +446,7 @@ fn play(seed: u64) -> Vec<String> {
     rules.switches.attach_again_is_accepted = rng.bool();
     rules.switches.duplicate_name_says_already_exists = rng.bool();
     rules.switches.empty_arrays_are_null = rng.bool();
-    let fleet = Fleet::with(rules);
+    let fleet = ControllerHarness::with(rules);
     let mut plugins: Vec<Plugin> =
         PLUGINS.iter().map(|name| fleet.controller(Path::new(PROGRAM), name, &ARGS)).collect();
     let world = World {

@@ -6,14 +6,14 @@
 use std::collections::BTreeSet;
 use std::fs;
 
-use do_csi_plugin::rpc::proto::csi;
+use do_csi_plugin::proto::csi;
 use grpcio::RpcStatusCode;
 
 use crate::PROGRAM;
 use crate::sim::{Fault, NewVolume, Refusal};
 use crate::support::client::{Client, Outcome, Volume, cloned, new_volume, option, restored};
 use crate::support::plugin::Plugin;
-use crate::support::solo::{DROPLET, Solo, until};
+use crate::support::single_plugin::{DROPLET, SinglePlugin, until};
 
 const GIB: i64 = 1 << 30;
 /// An id of the right shape that nothing has.
@@ -23,7 +23,7 @@ const REDIS: &str = "redis-0-ccf640c9d73b584b58b5";
 
 /// A plugin, and a cloud with one of everything.
 struct World {
-    solo: Solo,
+    solo: SinglePlugin,
     plugin: Plugin,
     /// A volume of 2 GiB, and a snapshot of it that was just taken.
     blog: String,
@@ -35,7 +35,7 @@ struct World {
 
 impl World {
     fn start() -> World {
-        let solo = Solo::new(PROGRAM);
+        let solo = SinglePlugin::new(PROGRAM);
         let volume = |name: &str| solo.sim.add_volume(&NewVolume::new(name, 2, "fra1")).unwrap();
         let (blog, other) = (volume("blog"), volume("other"));
         let nightly = solo.sim.create_snapshot(&blog, "nightly").unwrap();
@@ -94,7 +94,7 @@ fn at_most(bytes: i64, request: csi::CreateVolumeRequest) -> csi::CreateVolumeRe
 type Ask = fn(&World) -> Outcome<()>;
 
 /// How a line of the specification is proved.
-enum Proof {
+enum NameMatch {
     /// Each of these calls, in a world of its own, ends with the code.
     Asked(&'static [Ask]),
     /// By this test of this file.
@@ -103,16 +103,16 @@ enum Proof {
     Never(&'static str),
 }
 
-use Proof::{Asked, In, Never};
+use NameMatch::{Asked, In, Never};
 use RpcStatusCode as Code;
 
 /// The error tables of the specification's version 1.12, RPC by RPC.
-const LINES: &[(&str, &str, Code, Proof)] = &[
+const LINES: &[(&str, &str, Code, NameMatch)] = &[
     (
         "CreateVolume",
         "source incompatible",
         Code::INVALID_ARGUMENT,
-        In("copies", "a_source_in_another_region_does_not_fit"),
+        In("snapshot_clone", "a_source_in_another_region_does_not_fit"),
     ),
     (
         "CreateVolume",
@@ -157,8 +157,8 @@ const LINES: &[(&str, &str, Code, Proof)] = &[
             // Another name was mapped to this one, or somebody made it by hand.
             |world| {
                 let description = "made by hand".to_owned();
-                let by_hand = NewVolume { description, ..NewVolume::new(REDIS, 1, "fra1") };
-                world.solo.sim.add_volume(&by_hand).unwrap();
+                let manual_access = NewVolume { description, ..NewVolume::new(REDIS, 1, "fra1") };
+                world.solo.sim.add_volume(&manual_access).unwrap();
                 world.create(&new_volume("redis[0]", GIB))
             },
             |world| {

@@ -11,9 +11,9 @@ use grpcio::RpcStatusCode;
 use crate::PROGRAM;
 use crate::sim::{ActionFault, ActionKind, DropletSpec, Fault, Limits, NewVolume, Rules, SimConfig};
 use crate::support::client::{Client, Refusal, Volume};
-use crate::support::fleet::{A, B, Fleet, no_rate_limit};
+use crate::support::controllers::{A, B, ControllerHarness, no_rate_limit};
 use crate::support::plugin::Plugin;
-use crate::support::solo::{DROPLET, Solo, until};
+use crate::support::single_plugin::{DROPLET, SinglePlugin, until};
 
 /// Longer than any test waits.
 const FOR_EVER: Duration = Duration::from_secs(3600);
@@ -60,7 +60,7 @@ fn until_at_work(plugin: &Plugin, service: &str, calls: usize) {
 
 #[test]
 fn of_ten_calls_for_one_volume_one_works_eight_wait_and_one_is_aborted() {
-    let solo = Solo::new(PROGRAM);
+    let solo = SinglePlugin::new(PROGRAM);
     let plugin = solo.launch(&[]).start().unwrap();
     let stage = || stage_without_disk(&plugin.client, "v", solo.path("staging"));
     let first = stage();
@@ -82,7 +82,7 @@ fn of_ten_calls_for_one_volume_one_works_eight_wait_and_one_is_aborted() {
 
 #[test]
 fn attachments_of_one_volume_at_once_attach_it_once() {
-    let solo = Solo::new(PROGRAM);
+    let solo = SinglePlugin::new(PROGRAM);
     let plugin = solo.launch(&[]).start().unwrap();
     let id = solo.sim.add_volume(&NewVolume::new("blog", 1, "fra1")).unwrap();
     solo.sim.faults().add_action(ActionFault::taking(FOR_EVER).of(ActionKind::Attach));
@@ -101,7 +101,7 @@ fn attachments_of_one_volume_at_once_attach_it_once() {
 
 #[test]
 fn a_volume_that_is_being_attached_is_detached_afterwards_and_not_meanwhile() {
-    let solo = Solo::new(PROGRAM);
+    let solo = SinglePlugin::new(PROGRAM);
     let plugin = solo.launch(&[]).start().unwrap();
     let id = solo.sim.add_volume(&NewVolume::new("blog", 1, "fra1")).unwrap();
     solo.sim.faults().add_action(ActionFault::taking(FOR_EVER).of(ActionKind::Attach));
@@ -120,7 +120,7 @@ fn a_volume_that_is_being_attached_is_detached_afterwards_and_not_meanwhile() {
 
 #[test]
 fn different_volumes_do_not_wait_for_each_other() {
-    let solo = Solo::new(PROGRAM);
+    let solo = SinglePlugin::new(PROGRAM);
     let plugin = solo.launch(&[]).start().unwrap();
     let volume = |name: &str| solo.sim.add_volume(&NewVolume::new(name, 1, "fra1")).unwrap();
     let slow = volume("slow");
@@ -144,7 +144,7 @@ fn different_volumes_do_not_wait_for_each_other() {
 
 #[test]
 fn two_creations_of_one_name_at_once_make_one_volume() {
-    let solo = Solo::new(PROGRAM);
+    let solo = SinglePlugin::new(PROGRAM);
     let plugin = solo.launch(&[]).start().unwrap();
     solo.sim.faults().add(Fault::late(Duration::from_millis(300)).on("POST", "/v2/volumes"));
     let calls = [create(&plugin.client, "twice"), create(&plugin.client, "twice")];
@@ -158,7 +158,7 @@ fn many_calls_for_many_volumes_end_as_if_they_had_come_alone() {
     let names = ["n0", "n1", "n2", "n3", "n4", "n5"];
     // Each on a droplet of its own: DigitalOcean itself does one thing at a time for each.
     let droplets = (DROPLET..).zip(names).map(|(id, name)| DropletSpec::new(id, name, "fra1")).collect();
-    let solo = Solo::with(PROGRAM, SimConfig { droplets, ..SimConfig::default() });
+    let solo = SinglePlugin::with(PROGRAM, SimConfig { droplets, ..SimConfig::default() });
     let plugin = solo.launch(&[]).start().unwrap();
     let live = |client: Client, name: &'static str, droplet: u64| {
         move || -> Result<(), Refusal> {
@@ -182,7 +182,7 @@ fn many_calls_for_many_volumes_end_as_if_they_had_come_alone() {
 #[test]
 fn a_flood_of_publishes_ends_in_its_time_and_lets_an_unpublish_pass() {
     let rules = Rules { limits: Limits { volumes: 0, ..no_rate_limit() }, ..Rules::default() };
-    let fleet = Fleet::with(rules);
+    let fleet = ControllerHarness::with(rules);
     let plugin = fleet.controller(Path::new(PROGRAM), "one", &["--call-budget=5"]);
     // More than are worked on at once and can wait in the queue.
     let (workers, queue) = (config::CONTROLLER_WORKERS, config::QUEUE_LENGTH);

@@ -10,7 +10,7 @@ use grpcio::RpcStatusCode;
 use crate::PROGRAM;
 use crate::sim::{ActionFault, ActionKind, ActionStatus, DropletStatus, Fault, Refusal as Said};
 use crate::support::client::{Client, Refusal, publish, unpublish};
-use crate::support::fleet::{A, ACTION, B, C, Fleet};
+use crate::support::controllers::{A, ACTION, B, C, ControllerHarness};
 use crate::support::plugin::Plugin;
 use crate::support::wait_for;
 
@@ -19,7 +19,7 @@ const ATTACH_OR_DETACH: (&str, &str) = ("POST", "/v2/volumes/{id}/actions");
 /// All waits of a call are parts of this; a running droplet is waited for half a second, one that is off for a second.
 const ARGS: [&str; 1] = ["--call-budget=10"];
 
-fn controller(fleet: &Fleet, name: &str) -> Plugin {
+fn controller(fleet: &ControllerHarness, name: &str) -> Plugin {
     fleet.controller(Path::new(PROGRAM), name, &ARGS)
 }
 
@@ -32,7 +32,7 @@ fn assert_names_the_holder(refusal: &Refusal, id: &str, volume: &str, holder: u6
 }
 
 /// Publishes and unpublishes on each droplet in turn.
-fn assert_usable_everywhere(fleet: &Fleet, clients: &[&Client], id: &str) {
+fn assert_usable_everywhere(fleet: &ControllerHarness, clients: &[&Client], id: &str) {
     for (client, droplet) in clients.iter().zip([A, B, C]) {
         publish(client, id, droplet).unwrap();
         assert_eq!(fleet.sim.attached_to(id), Some(droplet));
@@ -42,7 +42,7 @@ fn assert_usable_everywhere(fleet: &Fleet, clients: &[&Client], id: &str) {
 }
 
 /// Three nodes ask at once; whatever the way to the cloud is, one of them wins and nobody is wedged.
-fn conflict_of_three(fleet: &Fleet, clients: [&Client; 3]) {
+fn conflict_of_three(fleet: &ControllerHarness, clients: [&Client; 3]) {
     let id = fleet.volume("one");
     let outcomes: Vec<_> = std::thread::scope(|scope| {
         let id = &id;
@@ -69,21 +69,21 @@ fn conflict_of_three(fleet: &Fleet, clients: [&Client; 3]) {
 
 #[test]
 fn t1_three_nodes_ask_three_plugins_one_wins_and_then_every_node_can_use_the_volume() {
-    let fleet = Fleet::with_actions(Duration::from_millis(300));
+    let fleet = ControllerHarness::with_actions(Duration::from_millis(300));
     let plugins = ["one", "two", "three"].map(|name| controller(&fleet, name));
     conflict_of_three(&fleet, [&plugins[0].client, &plugins[1].client, &plugins[2].client]);
 }
 
 #[test]
 fn t1_three_nodes_ask_one_plugin_one_wins_and_then_every_node_can_use_the_volume() {
-    let fleet = Fleet::with_actions(Duration::from_millis(300));
+    let fleet = ControllerHarness::with_actions(Duration::from_millis(300));
     let plugin = controller(&fleet, "one");
     conflict_of_three(&fleet, [&plugin.client; 3]);
 }
 
 #[test]
 fn t2_a_droplet_with_a_pending_event_is_waited_for() {
-    let fleet = Fleet::with_actions(ACTION);
+    let fleet = ControllerHarness::with_actions(ACTION);
     let plugin = controller(&fleet, "one");
     let id = fleet.volume("one");
     // As 40 s are to the budget of a call by default.
@@ -95,7 +95,7 @@ fn t2_a_droplet_with_a_pending_event_is_waited_for() {
 
 #[test]
 fn t3_a_detach_waits_for_a_pending_event_and_is_repeated_when_it_errored() {
-    let fleet = Fleet::with_actions(ACTION);
+    let fleet = ControllerHarness::with_actions(ACTION);
     let plugin = controller(&fleet, "one");
     let id = fleet.volume_on("one", A);
     fleet.sim.hold_pending_event(A, Duration::from_secs(4));
@@ -112,7 +112,7 @@ fn t3_a_detach_waits_for_a_pending_event_and_is_repeated_when_it_errored() {
 
 #[test]
 fn t5_a_running_droplet_keeps_the_volume() {
-    let fleet = Fleet::with_actions(ACTION);
+    let fleet = ControllerHarness::with_actions(ACTION);
     let plugin = controller(&fleet, "one");
     let id = fleet.volume_on("one", A);
     let actions = fleet.sim.actions().len();
@@ -128,7 +128,7 @@ fn t5_a_running_droplet_keeps_the_volume() {
 #[test]
 fn t5_a_droplet_that_stays_off_or_archived_loses_the_volume_and_the_log_warns() {
     for (status, word) in [(DropletStatus::Off, "which is off,"), (DropletStatus::Archive, "which is archived,")] {
-        let fleet = Fleet::with_actions(ACTION);
+        let fleet = ControllerHarness::with_actions(ACTION);
         let plugin = controller(&fleet, "one");
         let id = fleet.volume_on("one", A);
         fleet.sim.set_droplet_status(A, status);
@@ -144,7 +144,7 @@ fn t5_a_droplet_that_stays_off_or_archived_loses_the_volume_and_the_log_warns() 
 
 #[test]
 fn t5_a_droplet_that_reboots_keeps_the_volume() {
-    let fleet = Fleet::with_actions(ACTION);
+    let fleet = ControllerHarness::with_actions(ACTION);
     let plugin = controller(&fleet, "one");
     let id = fleet.volume_on("one", A);
     fleet.sim.set_droplet_status(A, DropletStatus::Off);
@@ -163,7 +163,7 @@ fn t5_a_droplet_that_reboots_keeps_the_volume() {
 
 #[test]
 fn t5_a_destroyed_droplet_loses_the_volume() {
-    let fleet = Fleet::with_actions(ACTION);
+    let fleet = ControllerHarness::with_actions(ACTION);
     let plugin = controller(&fleet, "one");
     let id = fleet.volume_on("one", A);
     // DigitalOcean's own detach comes to nothing once, and the volume stays behind on a droplet that is no more.
@@ -179,7 +179,7 @@ fn t5_a_destroyed_droplet_loses_the_volume() {
 
 #[test]
 fn a_volume_that_stays_listed_on_a_destroyed_droplet_is_asked_about_in_growing_pauses() {
-    let fleet = Fleet::with_actions(ACTION);
+    let fleet = ControllerHarness::with_actions(ACTION);
     let plugin = controller(&fleet, "one");
     let id = fleet.volume_on("one", A);
     fleet.sim.faults().add_action(ActionFault::droplet_ids_late(Duration::from_secs(3)).of(ActionKind::Detach));
@@ -194,7 +194,7 @@ fn a_volume_that_stays_listed_on_a_destroyed_droplet_is_asked_about_in_growing_p
 
 #[test]
 fn takeover_takes_the_volume_from_a_running_droplet_and_warns() {
-    let fleet = Fleet::with_actions(ACTION);
+    let fleet = ControllerHarness::with_actions(ACTION);
     let plugin = fleet.controller(Path::new(PROGRAM), "one", &[ARGS[0], "--takeover"]);
     let id = fleet.volume_on("one", A);
     assert_eq!(publish(&plugin.client, &id, B), Ok(()));
@@ -208,7 +208,7 @@ fn takeover_takes_the_volume_from_a_running_droplet_and_warns() {
 
 #[test]
 fn a_detach_in_flight_is_waited_for_however_it_was_begun() {
-    let fleet = Fleet::with_actions(ACTION);
+    let fleet = ControllerHarness::with_actions(ACTION);
     let plugin = controller(&fleet, "one");
     let id = fleet.volume_on("one", A);
     fleet.sim.change_rules(|rules| rules.times.detach = Duration::from_secs(2));
@@ -223,7 +223,7 @@ fn a_detach_in_flight_is_waited_for_however_it_was_begun() {
 
 #[test]
 fn a_publish_that_waits_does_not_keep_the_same_plugin_from_the_unpublish_that_it_waits_for() {
-    let fleet = Fleet::with_actions(ACTION);
+    let fleet = ControllerHarness::with_actions(ACTION);
     let plugin = fleet.controller(Path::new(PROGRAM), "one", &["--call-budget=40"]);
     let id = fleet.volume_on("one", A);
     std::thread::scope(|scope| {
@@ -238,7 +238,7 @@ fn a_publish_that_waits_does_not_keep_the_same_plugin_from_the_unpublish_that_it
 
 #[test]
 fn an_unpublish_waits_behind_however_many_publishes() {
-    let fleet = Fleet::with_actions(ACTION);
+    let fleet = ControllerHarness::with_actions(ACTION);
     let plugin = controller(&fleet, "one");
     let id = fleet.volume("one");
     fleet.sim.hold_pending_event(A, Duration::from_secs(2));
@@ -256,7 +256,7 @@ fn an_unpublish_waits_behind_however_many_publishes() {
 
 #[test]
 fn an_attach_in_flight_does_not_outlive_an_unpublish() {
-    let fleet = Fleet::with_actions(ACTION);
+    let fleet = ControllerHarness::with_actions(ACTION);
     let plugin = controller(&fleet, "one");
     let id = fleet.volume("one");
     fleet.sim.change_rules(|rules| rules.times.attach = Duration::from_secs(1));
@@ -278,7 +278,7 @@ fn an_attach_in_flight_does_not_outlive_an_unpublish() {
 
 #[test]
 fn a_list_of_droplets_that_a_finished_detach_contradicts_is_not_believed() {
-    let fleet = Fleet::with_actions(ACTION);
+    let fleet = ControllerHarness::with_actions(ACTION);
     let plugin = controller(&fleet, "one");
     let id = fleet.volume_on("one", A);
     for wanted in [A, B] {
@@ -293,7 +293,7 @@ fn a_list_of_droplets_that_a_finished_detach_contradicts_is_not_believed() {
 
 #[test]
 fn an_empty_list_of_droplets_that_a_finished_attach_contradicts_is_not_believed() {
-    let fleet = Fleet::with_actions(ACTION);
+    let fleet = ControllerHarness::with_actions(ACTION);
     let plugin = controller(&fleet, "one");
     let id = fleet.volume("one");
     for node in [A.to_string(), String::new()] {
@@ -309,7 +309,7 @@ fn an_empty_list_of_droplets_that_a_finished_attach_contradicts_is_not_believed(
 
 #[test]
 fn calls_that_wait_for_each_other_still_end_in_their_own_time() {
-    let fleet = Fleet::with_actions(ACTION);
+    let fleet = ControllerHarness::with_actions(ACTION);
     let plugin = fleet.controller(Path::new(PROGRAM), "one", &["--call-budget=2"]);
     let id = fleet.volume("one");
     fleet.sim.hold_pending_event(A, Duration::from_secs(600));
@@ -327,7 +327,7 @@ fn calls_that_wait_for_each_other_still_end_in_their_own_time() {
 
 #[test]
 fn a_growing_volume_is_attached_without_waiting_for_its_end() {
-    let fleet = Fleet::with_actions(ACTION);
+    let fleet = ControllerHarness::with_actions(ACTION);
     let plugin = controller(&fleet, "one");
     let id = fleet.volume_on("one", A);
     fleet.sim.change_rules(|rules| rules.times.resize = Duration::from_secs(60));
@@ -339,7 +339,7 @@ fn a_growing_volume_is_attached_without_waiting_for_its_end() {
 
 #[test]
 fn a_publish_right_after_a_failed_unpublish_does_not_wait_for_its_repetition() {
-    let fleet = Fleet::with_actions(ACTION);
+    let fleet = ControllerHarness::with_actions(ACTION);
     let plugin = fleet.controller(Path::new(PROGRAM), "one", &["--call-budget=5"]);
     let id = fleet.volume_on("one", A);
     let (method, pattern) = ATTACH_OR_DETACH;
@@ -361,7 +361,7 @@ fn a_publish_right_after_a_failed_unpublish_does_not_wait_for_its_repetition() {
 
 #[test]
 fn t6_a_storm_of_failing_unpublishes_burns_no_quota_and_keeps_nobody_waiting() {
-    let fleet = Fleet::with_actions(ACTION);
+    let fleet = ControllerHarness::with_actions(ACTION);
     // Every wait is a tenth of what it is by default, so six seconds are the minute of the story.
     let plugin = controller(&fleet, "one");
     let (stuck, other) = (fleet.volume_on("stuck", A), fleet.volume("other"));
@@ -404,7 +404,7 @@ fn t6_a_storm_of_failing_unpublishes_burns_no_quota_and_keeps_nobody_waiting() {
 }
 
 /// Detaches what cannot be detached until DigitalOcean is asked nothing for it, and gives that refusal.
-fn fail_until_it_is_too_early(fleet: &Fleet, client: &Client, id: &str) -> Refusal {
+fn fail_until_it_is_too_early(fleet: &ControllerHarness, client: &Client, id: &str) -> Refusal {
     let (method, pattern) = ATTACH_OR_DETACH;
     // Each try fails at once, so only the pauses take time.
     fleet.sim.faults().add(Fault::refused(Said::FORBIDDEN).on(method, pattern).containing("detach").always());
@@ -419,7 +419,7 @@ fn fail_until_it_is_too_early(fleet: &Fleet, client: &Client, id: &str) -> Refus
 
 #[test]
 fn a_detach_that_is_repeated_too_early_is_answered_soon_and_without_a_request() {
-    let fleet = Fleet::with_actions(ACTION);
+    let fleet = ControllerHarness::with_actions(ACTION);
     let plugin = controller(&fleet, "one");
     let id = fleet.volume_on("one", A);
     let refusal = fail_until_it_is_too_early(&fleet, &plugin.client, &id);
@@ -435,7 +435,7 @@ fn a_detach_that_is_repeated_too_early_is_answered_soon_and_without_a_request() 
 
 #[test]
 fn a_detach_that_keeps_failing_is_not_long_in_the_way_of_calls_that_are_made_one_at_a_time() {
-    let fleet = Fleet::with_actions(ACTION);
+    let fleet = ControllerHarness::with_actions(ACTION);
     // A fifth of every wait by default: 1 s before a try, 3 s for it.
     let plugin = fleet.controller(Path::new(PROGRAM), "one", &["--call-budget=20"]);
     let (stuck, other) = (fleet.volume_on("stuck", A), fleet.volume("other"));
@@ -459,7 +459,7 @@ fn a_detach_that_keeps_failing_is_not_long_in_the_way_of_calls_that_are_made_one
 
 #[test]
 fn t10_a_plugin_killed_between_attach_and_reply_finds_the_attachment_again() {
-    let fleet = Fleet::with_actions(Duration::from_millis(700));
+    let fleet = ControllerHarness::with_actions(Duration::from_millis(700));
     let (method, pattern) = ATTACH_OR_DETACH;
     // Killed before DigitalOcean's reply comes, and while the action runs.
     for (round, reply) in [Some(Fault::late(Duration::from_secs(5))), None].into_iter().enumerate() {

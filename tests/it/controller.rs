@@ -3,23 +3,23 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use do_csi_plugin::rpc::proto::csi;
+use do_csi_plugin::proto::csi;
 use grpcio::RpcStatusCode;
 
 use crate::PROGRAM;
 use crate::sim::{DropletSpec, Fault, NewVolume, Refusal as Said, Rules, Times};
 use crate::support::client::{Client, Refusal, Volume, new_volume, option, text_map};
-use crate::support::fleet::{A, ACTION, B, Fleet, no_rate_limit};
+use crate::support::controllers::{A, ACTION, B, ControllerHarness, no_rate_limit};
 use crate::support::plugin::Plugin;
 
 const NOWHERE: &str = "ffffffff-8f00-11f0-9a11-0a58ac14d1e2";
 
-fn started() -> (Fleet, Plugin) {
+fn started() -> (ControllerHarness, Plugin) {
     started_with(&["--call-budget=10"])
 }
 
-fn started_with(args: &[&str]) -> (Fleet, Plugin) {
-    let fleet = Fleet::with_actions(ACTION);
+fn started_with(args: &[&str]) -> (ControllerHarness, Plugin) {
+    let fleet = ControllerHarness::with_actions(ACTION);
     let plugin = fleet.controller(Path::new(PROGRAM), "one", args);
     (fleet, plugin)
 }
@@ -115,7 +115,7 @@ fn publish_says_what_does_not_exist_and_what_is_full() {
 
 #[test]
 fn a_volume_of_another_region_than_the_droplets_is_refused_at_once_and_both_are_named() {
-    let fleet = Fleet::in_regions(&["fra1", "nyc1"]);
+    let fleet = ControllerHarness::in_regions(&["fra1", "nyc1"]);
     let plugin = fleet.controller(Path::new(PROGRAM), "one", &["--call-budget=10"]);
     let id = fleet.sim.add_volume(&NewVolume::new("far-away", 1, "nyc1")).unwrap();
     fleet.sim.reset_calls();
@@ -271,7 +271,7 @@ fn one_topology_that_can_be_had_is_enough() {
 fn a_volume_is_created_once_by_however_many_plugins() {
     let mut rules = Rules { times: Times::actions(ACTION), limits: no_rate_limit(), ..Rules::default() };
     rules.times.create_visible_after = Duration::from_millis(200);
-    let fleet = Fleet::with(rules);
+    let fleet = ControllerHarness::with(rules);
     let plugins = ["one", "two", "three"].map(|name| fleet.controller(Path::new(PROGRAM), name, &["--call-budget=10"]));
     let capability = Volume::mounted("", "ext4").capability;
     fleet.sim.faults().add(Fault::lost_reply().on("POST", "/v2/volumes").times(2));

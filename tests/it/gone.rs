@@ -9,9 +9,9 @@ use grpcio::RpcStatusCode;
 use crate::PROGRAM;
 use crate::sim::{ActionFault, ActionKind, DropletSpec, Fault, Refusal, SimConfig};
 use crate::support::client::{Outcome, publish, unpublish};
-use crate::support::fleet::{A, ACTION, B, Fleet};
+use crate::support::controllers::{A, ACTION, B, ControllerHarness};
 use crate::support::plugin::Plugin;
-use crate::support::solo::{DROPLET, Solo, until};
+use crate::support::single_plugin::{DROPLET, SinglePlugin, until};
 
 const ACT: (&str, &str) = ("POST", "/v2/volumes/{id}/actions");
 const DROPLET_RECORD: (&str, &str) = ("GET", "/v2/droplets/{droplet_id}");
@@ -27,8 +27,8 @@ const OTHER_TOKEN: &str = "dop_v1_of_another_team";
 /// All waits of a call are parts of this; a droplet that is gone is believed to be after a second.
 const BUDGET: &str = "--call-budget=10";
 
-fn started() -> (Fleet, Plugin) {
-    let fleet = Fleet::with_actions(ACTION);
+fn started() -> (ControllerHarness, Plugin) {
+    let fleet = ControllerHarness::with_actions(ACTION);
     let plugin = fleet.controller(Path::new(PROGRAM), "one", &[BUDGET]);
     (fleet, plugin)
 }
@@ -90,7 +90,7 @@ fn a_destroyed_droplet_loses_its_volume_after_the_time_that_one_which_is_off_get
 
 #[test]
 fn a_droplets_record_that_is_old_does_not_make_an_attached_volume_detached() {
-    let fleet = Fleet::with_actions(ACTION);
+    let fleet = ControllerHarness::with_actions(ACTION);
     // What is not shown is waited for six seconds, which is longer than the record is old.
     let plugin = fleet.controller(Path::new(PROGRAM), "one", &["--call-budget=60"]);
     let id = fleet.volume("one");
@@ -104,7 +104,7 @@ fn a_droplets_record_that_is_old_does_not_make_an_attached_volume_detached() {
 #[test]
 fn a_volume_that_the_list_has_is_not_gone() {
     for fault in [Fault::not_found(), Fault::no_route_at_gateway()] {
-        let fleet = Fleet::with_actions(ACTION);
+        let fleet = ControllerHarness::with_actions(ACTION);
         let plugin = fleet.controller(Path::new(PROGRAM), "one", &["--call-budget=3"]);
         let id = fleet.volume_on("one", A);
         for (method, pattern) in [ACT, VOLUME_RECORD, DELETE] {
@@ -137,7 +137,7 @@ fn a_moment_in_which_a_volume_is_not_found_fails_no_call() {
 
 #[test]
 fn a_snapshot_that_another_path_has_is_not_gone() {
-    let fleet = Fleet::with_actions(ACTION);
+    let fleet = ControllerHarness::with_actions(ACTION);
     let plugin = fleet.controller(Path::new(PROGRAM), "one", &["--call-budget=3"]);
     let volume = fleet.volume("one");
     let id = fleet.sim.create_snapshot(&volume, "nightly").unwrap();
@@ -175,7 +175,7 @@ fn a_snapshot_that_is_gone_is_deleted_also_where_the_other_path_refuses_to_tell(
 #[test]
 fn a_token_of_another_account_makes_nothing_gone() {
     let other_token = Some(OTHER_TOKEN.to_owned());
-    let solo = Solo::with(PROGRAM, SimConfig { other_token, ..SimConfig::default() });
+    let solo = SinglePlugin::with(PROGRAM, SimConfig { other_token, ..SimConfig::default() });
     let token = format!("--token={OTHER_TOKEN}");
     let mut launch = solo.launch(&[BUDGET, &token]);
     launch.command.env_remove("DIGITALOCEAN_ACCESS_TOKEN");
@@ -193,7 +193,7 @@ fn a_token_of_another_account_makes_nothing_gone() {
 
 #[test]
 fn what_is_gone_for_the_right_token_is_gone() {
-    let solo = Solo::new(PROGRAM);
+    let solo = SinglePlugin::new(PROGRAM);
     let plugin = solo.launch(&[BUDGET]).start().unwrap();
     until("the droplet is known", || plugin.client.node_info().is_ok());
     assert_eq!(plugin.client.delete_volume(GONE), Ok(()));
@@ -221,7 +221,7 @@ fn a_volume_of_a_droplet_that_has_just_been_destroyed_is_deleted_when_digitaloce
 
 #[test]
 fn a_volume_that_a_destroyed_droplet_keeps_is_not_deleted_and_the_message_says_how() {
-    let fleet = Fleet::with_actions(ACTION);
+    let fleet = ControllerHarness::with_actions(ACTION);
     let plugin = fleet.controller(Path::new(PROGRAM), "one", &["--call-budget=3"]);
     let id = fleet.volume_on("one", A);
     fleet.sim.faults().add_action(ActionFault::errored().of(ActionKind::Detach));

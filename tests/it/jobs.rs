@@ -9,7 +9,7 @@ use hcl::{Attribute, Block, Body, Expression};
 
 use crate::PROGRAM;
 use crate::support::nomad::commands;
-use crate::support::solo::{bare, run_to_end};
+use crate::support::single_plugin::{bare, run_to_end};
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -19,7 +19,7 @@ fn read(path: &str) -> String {
     fs::read_to_string(root().join(path)).unwrap_or_else(|err| panic!("{path}: {err}"))
 }
 
-/// The files of the folder, parsed, but for the guide.
+/// The files of the directory, parsed, but for the guide.
 fn files() -> Vec<(String, Body)> {
     let names = fs::read_dir(root().join("nomad")).unwrap().map(|entry| entry.unwrap().file_name());
     let names = names.map(|name| name.to_str().unwrap().to_owned()).filter(|name| name != "README.md");

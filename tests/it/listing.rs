@@ -5,13 +5,13 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::time::Duration;
 
-use do_csi_plugin::rpc::proto::csi;
+use do_csi_plugin::proto::csi;
 use grpcio::RpcStatusCode;
 
 use crate::PROGRAM;
 use crate::sim::{NewVolume, Rules, Times};
 use crate::support::client::{Client, Outcome, text_map};
-use crate::support::fleet::{A, ACTION, B, Fleet, no_rate_limit};
+use crate::support::controllers::{A, ACTION, B, ControllerHarness, no_rate_limit};
 use crate::support::plugin::Plugin;
 
 const GIB: i64 = 1 << 30;
@@ -19,13 +19,13 @@ const GIB: i64 = 1 << 30;
 /// A name and the tag of the snapshots through which clones are made.
 const TEMPORARY: (&str, &str) = ("do-csi-clone-0123456789abcdef0123", "do-csi-temporary");
 
-fn controller(fleet: &Fleet) -> Plugin {
+fn controller(fleet: &ControllerHarness) -> Plugin {
     fleet.controller(Path::new(PROGRAM), "one", &["--call-budget=60"])
 }
 
 /// A cloud without limits of number and size, in two regions.
-fn roomy() -> Fleet {
-    let fleet = Fleet::in_regions(&["fra1", "nyc1"]);
+fn roomy() -> ControllerHarness {
+    let fleet = ControllerHarness::in_regions(&["fra1", "nyc1"]);
     fleet.sim.change_rules(|rules| {
         (rules.limits.volumes, rules.limits.region_gigabytes, rules.limits.attach) = (0, u64::MAX, 1000);
         (rules.limits.snapshots_per_volume, rules.limits.snapshot_interval) = (1000, Duration::ZERO);
@@ -34,7 +34,7 @@ fn roomy() -> Fleet {
 }
 
 /// So many volumes as an orchestrator makes them.
-fn fill(fleet: &Fleet, count: usize) {
+fn fill(fleet: &ControllerHarness, count: usize) {
     for number in 0..count {
         let name = format!("pvc-6c7d1b0e-3c4e-4d5b-9a52-{number:012}");
         let description = format!("Created by DigitalOcean CSI driver for \"redis[{number}]\"");
@@ -169,7 +169,7 @@ fn ids(page: &csi::ListSnapshotsResponse) -> Vec<String> {
 }
 
 /// Three snapshots of one volume among 500 of others, with one of its temporary ones before, between and after them.
-fn one_of_many(fleet: &Fleet) -> (String, Vec<String>) {
+fn one_of_many(fleet: &ControllerHarness) -> (String, Vec<String>) {
     let (source, other) = (fleet.volume("source"), fleet.volume("other"));
     let mut ours = Vec::new();
     for number in 0..4 {

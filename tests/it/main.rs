@@ -30,16 +30,14 @@ mod codes;
 mod concurrency;
 mod conflict;
 mod controller;
-mod copies;
-mod doubt;
 mod gone;
+mod harness;
 mod jobs;
 mod listing;
 mod ownership;
 mod program;
 mod proto;
 mod retry;
-mod rig;
 mod root_answers;
 mod root_blank;
 mod root_chaos;
@@ -63,6 +61,8 @@ mod root_states;
 mod root_stats;
 mod root_whose;
 mod server;
+mod snapshot_clone;
+mod stale_reads;
 mod tidy;
 
 /// The program under test.

@@ -4,13 +4,13 @@
 use std::path::Path;
 use std::time::Duration;
 
-use do_csi_plugin::rpc::proto::csi;
+use do_csi_plugin::proto::csi;
 use grpcio::RpcStatusCode;
 
 use crate::PROGRAM;
 use crate::sim::{DropletStatus, Fault, NewVolume};
 use crate::support::client::{Client, Outcome, Refusal, cloned, new_volume, option, publish, text_map, unpublish};
-use crate::support::fleet::{A, ACTION, B, Fleet};
+use crate::support::controllers::{A, ACTION, B, ControllerHarness};
 use crate::support::plugin::Plugin;
 use crate::support::wait_for;
 
@@ -20,13 +20,13 @@ const BUDGET: &str = "--call-budget=10";
 const CREATE: (&str, &str) = ("POST", "/v2/volumes");
 const DELETE: (&str, &str) = ("DELETE", "/v2/volumes/{id}");
 
-fn plugin(fleet: &Fleet, name: &str, args: &[&str]) -> Plugin {
+fn plugin(fleet: &ControllerHarness, name: &str, args: &[&str]) -> Plugin {
     fleet.controller(Path::new(PROGRAM), name, &[&[BUDGET], args].concat())
 }
 
 /// Two clusters with one account.
-fn clusters() -> (Fleet, [Plugin; 2]) {
-    let fleet = Fleet::with_actions(ACTION);
+fn clusters() -> (ControllerHarness, [Plugin; 2]) {
+    let fleet = ControllerHarness::with_actions(ACTION);
     fleet.sim.change_rules(|rules| rules.limits.snapshot_interval = Duration::ZERO);
     let plugins = ["cluster-a", "cluster-b"].map(|name| plugin(&fleet, name, &[&format!("--do-tag={name}")]));
     (fleet, plugins)
@@ -101,7 +101,7 @@ fn a_volume_is_handed_over_by_exchanging_its_tags() {
 
 #[test]
 fn a_tag_that_two_clusters_share_hands_no_volume_over() {
-    let fleet = Fleet::with_actions(ACTION);
+    let fleet = ControllerHarness::with_actions(ACTION);
     let a = plugin(&fleet, "a", &["--do-tag=cluster-a"]);
     let b = plugin(&fleet, "b", &["--do-tag=prod"]);
     let wanted = with_tags(new_volume("postgres", GIB), "prod");
@@ -153,7 +153,7 @@ fn another_owners_volume_is_used_where_it_is_free_and_taken_from_no_droplet() {
 
 #[test]
 fn what_no_csi_driver_has_made_is_used_and_neither_adopted_nor_deleted() {
-    let fleet = Fleet::with_actions(ACTION);
+    let fleet = ControllerHarness::with_actions(ACTION);
     for (number, args) in [&["--do-tag=prod"][..], &[]].into_iter().enumerate() {
         let plugin = plugin(&fleet, &format!("plugin-{number}"), args);
         for (at, description) in ["", "managed by terraform"].into_iter().enumerate() {
@@ -176,7 +176,7 @@ fn what_no_csi_driver_has_made_is_used_and_neither_adopted_nor_deleted() {
 
 #[test]
 fn volumes_of_the_official_driver_go_on() {
-    let fleet = Fleet::with_actions(ACTION);
+    let fleet = ControllerHarness::with_actions(ACTION);
     let tag = "k8s:4f1c";
     let ours = plugin(&fleet, "ours", &["--do-tag=k8s:4f1c"]);
     let untagged = plugin(&fleet, "untagged", &[]);
@@ -283,10 +283,10 @@ fn snapshots_are_adopted_and_deleted_by_their_owner_only() {
     assert_eq!(nobody.client.create_snapshot("weekly", &volume).unwrap().snapshot_id, taken);
     assert_refused(a.client.create_snapshot("weekly", &volume), RpcStatusCode::ALREADY_EXISTS, &[&taken]);
     // One that a person took shows what was there then, and not what is there now.
-    let by_hand = fleet.sim.create_snapshot(&volume, "by-hand").unwrap();
+    let manual_access = fleet.sim.create_snapshot(&volume, "by-hand").unwrap();
     for (plugin, tag) in [(&a, "cluster-a"), (&nobody, "")] {
         let adopted = plugin.client.create_snapshot("by-hand", &volume);
-        assert_refused(adopted, RpcStatusCode::ALREADY_EXISTS, &[&by_hand, "no mark of a CSI driver"]);
+        assert_refused(adopted, RpcStatusCode::ALREADY_EXISTS, &[&manual_access, "no mark of a CSI driver"]);
         // The official driver marks none but with its tag, and Kubernetes calls again until one is ready.
         let number = tag.len();
         let official = format!("snapshot-{number:08}-8f02-11f0-bdcd-0a58ac14d1e2");
@@ -297,7 +297,7 @@ fn snapshots_are_adopted_and_deleted_by_their_owner_only() {
     // With its tag it is the owner's, and one without any mark may be the official driver's, so who names its id deletes it.
     let official = fleet.sim.create_tagged_snapshot(&volume, "official", &["cluster-a"]).unwrap();
     assert_eq!(a.client.create_snapshot("official", &volume).unwrap().snapshot_id, official);
-    a.client.delete_snapshot(&by_hand).unwrap();
+    a.client.delete_snapshot(&manual_access).unwrap();
 }
 
 #[test]
@@ -317,12 +317,12 @@ fn two_clusters_may_each_have_a_snapshot_of_one_name() {
 
 #[test]
 fn a_token_without_a_scope_for_tags_makes_volumes_and_takes_snapshots_once() {
-    let fleet = Fleet::with_actions(ACTION);
+    let fleet = ControllerHarness::with_actions(ACTION);
     fleet.sim.change_rules(|rules| {
         rules.switches.token_lacks_tags = true;
         rules.limits.snapshot_interval = Duration::ZERO;
     });
-    let by_hand = fleet.sim.add_volume(&NewVolume::new("by-hand", 1, "fra1").described("")).unwrap();
+    let manual_access = fleet.sim.add_volume(&NewVolume::new("by-hand", 1, "fra1").described("")).unwrap();
     for (name, args) in [("none", &[][..]), ("owner", &["--do-tag=prod"])] {
         let [one, other] = ["one", "other"].map(|number| plugin(&fleet, &format!("{name}-{number}"), args));
         let id = create(&one.client, name).unwrap();
@@ -336,9 +336,9 @@ fn a_token_without_a_scope_for_tags_makes_volumes_and_takes_snapshots_once() {
         // Of a volume that is not its own, only what this very call has taken.
         let shot = format!("{name}-shot");
         fleet.sim.faults().add(Fault::lost_reply().on("POST", "/v2/volumes/{id}/snapshots").after(1));
-        let taken = one.client.create_snapshot(&shot, &by_hand).unwrap().snapshot_id;
+        let taken = one.client.create_snapshot(&shot, &manual_access).unwrap().snapshot_id;
         assert_eq!(fleet.sim.faults().outstanding(), 0);
-        let again = other.client.create_snapshot(&shot, &by_hand);
+        let again = other.client.create_snapshot(&shot, &manual_access);
         assert_refused(again, RpcStatusCode::ALREADY_EXISTS, &[&shot, &taken, "no mark of a CSI driver"]);
         one.client.delete_snapshot(&taken).unwrap();
     }
@@ -347,7 +347,7 @@ fn a_token_without_a_scope_for_tags_makes_volumes_and_takes_snapshots_once() {
 
 #[test]
 fn a_token_without_a_scope_for_tags_does_not_leave_off_those_that_were_asked_for() {
-    let fleet = Fleet::with_actions(ACTION);
+    let fleet = ControllerHarness::with_actions(ACTION);
     fleet.sim.change_rules(|rules| rules.switches.token_lacks_tags = true);
     let plugin = plugin(&fleet, "one", &[]);
     let id = fleet.volume("one");

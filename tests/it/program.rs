@@ -9,7 +9,7 @@ use std::process::{Command, Output, Stdio};
 use std::thread;
 use std::time::Duration;
 
-use do_csi_plugin::rpc::proto::csi;
+use do_csi_plugin::proto::csi;
 use grpcio::RpcStatusCode;
 use nix::sys::signal::Signal;
 
@@ -18,7 +18,7 @@ use crate::sim::{ActionFault, DropletSpec, Fault, NewVolume, SimConfig};
 use crate::support::client::{Client, Volume, option};
 use crate::support::cloud::Cloud;
 use crate::support::plugin::Plugin;
-use crate::support::solo::{DROPLET, Solo, TOKEN, bare, end_of, run_to_end, until};
+use crate::support::single_plugin::{DROPLET, SinglePlugin, TOKEN, bare, end_of, run_to_end, until};
 
 /// Long enough for a test to be over before it has passed.
 const FOR_EVER: Duration = Duration::from_secs(3600);
@@ -63,7 +63,7 @@ fn refusal(what: &str, output: &Output) -> String {
 }
 
 /// Starts the program with arguments and environment of its own and gives its refusal.
-fn refused(solo: &Solo, args: &[&str], env: &[(&str, &str)]) -> String {
+fn refused(solo: &SinglePlugin, args: &[&str], env: &[(&str, &str)]) -> String {
     let mut command = solo.command();
     command.args(args).envs(env.iter().copied());
     let output = run_to_end(command).unwrap_or_else(|err| panic!("{args:?} {env:?}: {err}"));
@@ -89,7 +89,7 @@ fn kill(mut child: std::process::Child) {
 
 #[test]
 fn a_flag_that_cannot_work_is_one_line_and_exit_code_2() {
-    let solo = Solo::new(PROGRAM);
+    let solo = SinglePlugin::new(PROGRAM);
     let table: [(&[&str], &str); 30] = [
         (&["--nonsense"], "--nonsense"),
         (&["-nonsense=1"], "--nonsense"),
@@ -135,12 +135,12 @@ fn a_flag_that_cannot_work_is_one_line_and_exit_code_2() {
 
 #[test]
 fn a_folder_that_is_no_sysfs_is_refused_where_disks_are_looked_for() {
-    let solo = Solo::new(PROGRAM);
-    for folder in [".", "/proc", "/no/such/folder"] {
-        let flag = format!("--sys-dir={folder}");
+    let solo = SinglePlugin::new(PROGRAM);
+    for directory in [".", "/proc", "/no/such/directory"] {
+        let flag = format!("--sys-dir={directory}");
         for mode in ["--mode=node", "--mode=monolith"] {
             let line = refused(&solo, &[&flag, mode, "--token=t", "--endpoint=unix://csi.sock"], &[]);
-            assert!(line.contains("--sys-dir: ") && line.contains(folder), "{line}");
+            assert!(line.contains("--sys-dir: ") && line.contains(directory), "{line}");
         }
     }
     assert_eq!(solo.files(), [""; 0]);
@@ -148,7 +148,7 @@ fn a_folder_that_is_no_sysfs_is_refused_where_disks_are_looked_for() {
 
 #[test]
 fn a_variable_that_cannot_work_is_one_line_that_names_its_flag() {
-    let solo = Solo::new(PROGRAM);
+    let solo = SinglePlugin::new(PROGRAM);
     for (name, value, flag) in [
         ("CSI_ENDPOINT", "tcp://1", "--endpoint"),
         ("DIGITALOCEAN_API_URL", "nowhere", "--url"),
@@ -165,17 +165,17 @@ fn a_variable_that_cannot_work_is_one_line_that_names_its_flag() {
 
 #[test]
 fn an_endpoint_that_cannot_be_served_is_one_line_that_names_the_path() {
-    let solo = Solo::new(PROGRAM);
+    let solo = SinglePlugin::new(PROGRAM);
     fs::write(solo.path("file"), "mine").unwrap();
-    fs::create_dir(solo.path("folder")).unwrap();
+    fs::create_dir(solo.path("directory")).unwrap();
     std::os::unix::fs::symlink("nowhere", solo.path("link")).unwrap();
     let long = "x".repeat(120);
     for (endpoint, why) in [
         ("unix://file", "no socket"),
-        ("unix://folder", "no socket"),
+        ("unix://directory", "no socket"),
         ("unix://link", "no socket"),
-        ("unix://file/csi.sock", "folder"),
-        ("unix://none/csi.sock", "folder"),
+        ("unix://file/csi.sock", "directory"),
+        ("unix://none/csi.sock", "directory"),
         (long.as_str(), "bytes"),
         // The kernel makes no sockets in its own file system, not even for root.
         ("unix:///proc/csi.sock", "/proc"),
@@ -186,16 +186,16 @@ fn an_endpoint_that_cannot_be_served_is_one_line_that_names_the_path() {
         assert!(line.contains(&format!("cannot serve on {path}: ")) && line.contains(why), "{endpoint}: {line}");
     }
     assert_eq!(fs::read_to_string(solo.path("file")).unwrap(), "mine");
-    assert_eq!(solo.files(), ["file", "folder", "link"]);
+    assert_eq!(solo.files(), ["directory", "file", "link"]);
 }
 
 #[test]
 fn a_token_file_that_holds_no_token_is_one_line_unless_no_token_is_needed() {
-    let solo = Solo::new(PROGRAM);
+    let solo = SinglePlugin::new(PROGRAM);
     fs::write(solo.path("empty"), " \n").unwrap();
     fs::write(solo.path("words"), "not a token").unwrap();
-    fs::create_dir(solo.path("folder")).unwrap();
-    for file in ["empty", "words", "folder", "none"] {
+    fs::create_dir(solo.path("directory")).unwrap();
+    for file in ["empty", "words", "directory", "none"] {
         let line = refused(&solo, &["--endpoint=csi.sock", "--token-file", file], &[]);
         assert!(line.contains(&format!("--token-file {file}: ")) && !line.contains("not a token"), "{line}");
     }
@@ -207,7 +207,7 @@ fn a_token_file_that_holds_no_token_is_one_line_unless_no_token_is_needed() {
 
 #[test]
 fn a_debug_address_in_use_is_one_line_even_though_the_socket_could_be_served() {
-    let solo = Solo::new(PROGRAM);
+    let solo = SinglePlugin::new(PROGRAM);
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let addr = format!("--debug-addr={}", taken.local_addr().unwrap());
     let line = refused(&solo, &["--token=t", "--endpoint=csi.sock", &addr], &[]);
@@ -217,7 +217,7 @@ fn a_debug_address_in_use_is_one_line_even_though_the_socket_could_be_served() {
 
 #[test]
 fn flags_take_one_dash_or_two_and_a_blank_or_an_equals_sign() {
-    let solo = Solo::new(PROGRAM);
+    let solo = SinglePlugin::new(PROGRAM);
     let socket = solo.socket();
     let path = socket.display();
     for (number, endpoint) in [
@@ -246,7 +246,7 @@ fn flags_take_one_dash_or_two_and_a_blank_or_an_equals_sign() {
 
 #[test]
 fn an_endpoint_is_absolute_or_relative_to_the_working_directory() {
-    let solo = Solo::new(PROGRAM);
+    let solo = SinglePlugin::new(PROGRAM);
     fs::create_dir(solo.path("csi")).unwrap();
     fs::create_dir(solo.path("odd [0] %41")).unwrap();
     let absolute = solo.path("csi/csi.sock");
@@ -276,7 +276,7 @@ fn is_socket(entry: &std::io::Result<fs::DirEntry>) -> bool {
 
 #[test]
 fn settings_come_from_the_environment_and_flags_go_before_it() {
-    let solo = Solo::new(PROGRAM);
+    let solo = SinglePlugin::new(PROGRAM);
     let socket = solo.socket();
     let mut command = solo.command();
     command.env("CSI_ENDPOINT", "unix://csi.sock");
@@ -304,7 +304,7 @@ fn settings_come_from_the_environment_and_flags_go_before_it() {
 
 #[test]
 fn an_empty_variable_counts_as_not_set() {
-    let solo = Solo::new(PROGRAM);
+    let solo = SinglePlugin::new(PROGRAM);
     let names = [
         "DIGITALOCEAN_ACCESS_TOKEN",
         "DIGITALOCEAN_ACCESS_TOKEN_FILE",
@@ -320,14 +320,14 @@ fn an_empty_variable_counts_as_not_set() {
     let info = plugin.client.identity.get_plugin_info_opt(&Default::default(), option()).unwrap();
     assert_eq!(info.name, "dobs.csi.digitalocean.com");
 
-    // The default endpoint is Kubernetes' folder, which is not there: the line that says so shows it was chosen.
+    // The default endpoint is Kubernetes' directory, which is not there: the line that says so shows it was chosen.
     let line = refused(&solo, &[], &names.map(|name| (name, "")));
     assert!(line.contains("/var/lib/kubelet/plugins/dobs.csi.digitalocean.com/csi.sock"), "{line}");
 }
 
 #[test]
 fn the_token_is_not_in_the_process_list_when_it_comes_from_environment_or_file() {
-    let solo = Solo::new(PROGRAM);
+    let solo = SinglePlugin::new(PROGRAM);
     fs::write(solo.path("token"), format!("{TOKEN}\n")).unwrap();
     let by_file = solo.launch_without_token(&["--token-file=token"]);
     for launch in [solo.launch(&[]), by_file] {
@@ -348,7 +348,7 @@ fn owner_of(pid: u32) -> u32 {
 #[test]
 fn its_memory_is_in_no_core_dump_and_not_for_others_to_see() {
     const NOBODY: u32 = 65534;
-    let solo = Solo::new(PROGRAM);
+    let solo = SinglePlugin::new(PROGRAM);
     let own = fs::metadata(solo.path("")).unwrap().uid();
     let user = if own == 0 { NOBODY } else { own };
     fs::set_permissions(solo.path(""), fs::Permissions::from_mode(0o777)).unwrap();
@@ -373,7 +373,7 @@ fn its_memory_is_in_no_core_dump_and_not_for_others_to_see() {
 
 #[test]
 fn help_lists_every_flag_and_version_says_which_it_is() {
-    let solo = Solo::new(PROGRAM);
+    let solo = SinglePlugin::new(PROGRAM);
     let told = |args: &[&str]| {
         let mut command = solo.command();
         command.args(args).env("DIGITALOCEAN_ACCESS_TOKEN", TOKEN);
@@ -397,7 +397,7 @@ fn help_lists_every_flag_and_version_says_which_it_is() {
 
 #[test]
 fn the_socket_is_its_owners_alone_unless_told_otherwise() {
-    let solo = Solo::new(PROGRAM);
+    let solo = SinglePlugin::new(PROGRAM);
     for (args, mode) in [(&[][..], 0o600), (&["--socket-mode=0660"][..], 0o660), (&["-socket-mode", "666"][..], 0o666)]
     {
         let plugin = solo.launch_without_token(args).start().unwrap();
@@ -410,7 +410,7 @@ fn the_socket_is_its_owners_alone_unless_told_otherwise() {
 
 #[test]
 fn a_stale_socket_is_replaced_and_nothing_else_is_left() {
-    let solo = Solo::new(PROGRAM);
+    let solo = SinglePlugin::new(PROGRAM);
     drop(UnixListener::bind(solo.socket()).unwrap());
     let plugin = solo.launch_without_token(&[]).start().unwrap();
     plugin.client.probe().unwrap();
@@ -425,7 +425,7 @@ fn a_stale_socket_is_replaced_and_nothing_else_is_left() {
 
 #[test]
 fn a_successor_takes_the_socket_over_and_keeps_it_when_the_first_one_ends() {
-    let solo = Solo::new(PROGRAM);
+    let solo = SinglePlugin::new(PROGRAM);
     let first = solo.launch_without_token(&["--driver-name=first"]).start().unwrap();
     let inode = |path: PathBuf| fs::metadata(path).unwrap().ino();
     let before = inode(solo.socket());
@@ -446,7 +446,10 @@ fn a_successor_takes_the_socket_over_and_keeps_it_when_the_first_one_ends() {
 }
 
 /// Starts an attachment that lasts until the test lets time pass, and gives the thread that waits for its answer.
-fn attach_slowly(solo: &Solo, plugin: &Plugin) -> thread::JoinHandle<Result<(), crate::support::client::Refusal>> {
+fn attach_slowly(
+    solo: &SinglePlugin,
+    plugin: &Plugin,
+) -> thread::JoinHandle<Result<(), crate::support::client::Refusal>> {
     let id = solo.sim.add_volume(&NewVolume::new("slow", 1, "fra1")).unwrap();
     solo.sim.faults().add_action(ActionFault::taking(FOR_EVER));
     let client = plugin.client.clone();
@@ -459,7 +462,7 @@ fn attach_slowly(solo: &Solo, plugin: &Plugin) -> thread::JoinHandle<Result<(), 
 #[test]
 fn either_signal_lets_the_running_call_finish_and_takes_no_new_ones() {
     for signal in [Signal::SIGTERM, Signal::SIGINT] {
-        let solo = Solo::new(PROGRAM);
+        let solo = SinglePlugin::new(PROGRAM);
         let mut plugin = solo.launch(&[]).start().unwrap();
         let call = attach_slowly(&solo, &plugin);
         plugin.signal(signal).unwrap();
@@ -477,7 +480,7 @@ fn either_signal_lets_the_running_call_finish_and_takes_no_new_ones() {
 
 #[test]
 fn a_second_signal_ends_the_wait_for_a_call_that_hangs() {
-    let solo = Solo::new(PROGRAM);
+    let solo = SinglePlugin::new(PROGRAM);
     let mut plugin = solo.launch(&[]).start().unwrap();
     let call = attach_slowly(&solo, &plugin);
     plugin.signal(Signal::SIGTERM).unwrap();
@@ -491,7 +494,7 @@ fn a_second_signal_ends_the_wait_for_a_call_that_hangs() {
 
 #[test]
 fn an_open_connection_without_a_call_does_not_hold_up_the_end() {
-    let solo = Solo::new(PROGRAM);
+    let solo = SinglePlugin::new(PROGRAM);
     let mut plugin = solo.launch(&[]).start().unwrap();
     let silent: Vec<_> = (0..4).map(|_| UnixStream::connect(solo.socket()).unwrap()).collect();
     let clients: Vec<_> = (0..4).map(|_| Client::connect(&solo.socket())).collect();
@@ -534,7 +537,7 @@ fn root_the_end_of_the_program_unmounts_and_detaches_nothing() {
 }
 
 /// A root with the program and its libraries, and of the file system tools only names.
-fn chroot_without(solo: &Solo, missing: Option<&str>) -> Command {
+fn chroot_without(solo: &SinglePlugin, missing: Option<&str>) -> Command {
     let root = solo.path("root");
     let script = r#"
         set -e
@@ -581,7 +584,7 @@ const TOOLS: [(&str, &str); 10] = [
 #[test]
 #[ignore = "needs root: make test-root"]
 fn root_a_missing_tool_is_one_line_that_names_its_package() {
-    let solo = Solo::new(PROGRAM);
+    let solo = SinglePlugin::new(PROGRAM);
     for (tool, package) in TOOLS {
         let mut command = chroot_without(&solo, Some(tool));
         command.arg("--endpoint=/csi.sock");
@@ -600,7 +603,7 @@ fn root_a_missing_tool_is_one_line_that_names_its_package() {
 
 #[test]
 fn the_log_has_info_by_default_and_what_rust_log_says_otherwise() {
-    let solo = Solo::new(PROGRAM);
+    let solo = SinglePlugin::new(PROGRAM);
     let log_at = |level: Option<&str>| {
         let mut launch = solo.launch_without_token(&[]);
         launch.log = solo.path(&format!("{level:?}.log"));
@@ -634,7 +637,7 @@ fn secrets() -> std::collections::HashMap<String, String> {
     [("key".to_owned(), SECRET.to_owned()), (SECRET.to_owned(), "value".to_owned())].into()
 }
 
-fn send_secrets(client: &Client, solo: &Solo) {
+fn send_secrets(client: &Client, solo: &SinglePlugin) {
     let id = solo.sim.add_volume(&NewVolume::new("known", 1, "fra1")).unwrap();
     let capability = Volume::mounted("", "ext4").capability;
     let volume = || Some(capability.clone()).into();
@@ -716,7 +719,7 @@ fn send_secrets(client: &Client, solo: &Solo) {
 
 #[test]
 fn neither_the_token_nor_secrets_are_in_the_log_at_any_level() {
-    let solo = Solo::new(PROGRAM);
+    let solo = SinglePlugin::new(PROGRAM);
     let mut launch = solo.launch(&[]);
     launch.command.env("RUST_LOG", "trace,ureq_proto::util=trace,ureq_proto=trace");
     let plugin = launch.start().unwrap();
@@ -745,7 +748,7 @@ fn neither_the_token_nor_secrets_are_in_the_log_at_any_level() {
 fn a_droplet_in_another_region_uses_its_own_unless_the_flag_says_otherwise() {
     let droplets = vec![DropletSpec::new(DROPLET, "node-1", "nyc1")];
     let regions = vec!["fra1".to_owned(), "nyc1".to_owned()];
-    let solo = Solo::with(PROGRAM, SimConfig { droplets, regions, ..SimConfig::default() });
+    let solo = SinglePlugin::with(PROGRAM, SimConfig { droplets, regions, ..SimConfig::default() });
     for (args, region) in [(&[][..], "nyc1"), (&["--region=fra1"][..], "fra1")] {
         let plugin = solo.launch(args).start().unwrap();
         let capability = Volume::mounted("", "ext4").capability;
@@ -761,7 +764,7 @@ fn a_droplet_in_another_region_uses_its_own_unless_the_flag_says_otherwise() {
 
 #[test]
 fn a_probe_tells_whether_the_plugin_at_the_endpoint_answers() {
-    let solo = Solo::new(PROGRAM);
+    let solo = SinglePlugin::new(PROGRAM);
     let probe = |args: &[&str]| {
         let mut command = solo.command();
         command.args(args).arg("--probe").env("CSI_ENDPOINT", format!("unix://{}", solo.socket().display()));

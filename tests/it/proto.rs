@@ -5,7 +5,8 @@
 
 use std::collections::BTreeSet;
 
-use do_csi_plugin::rpc::proto::csi::{self, exts};
+use do_csi_plugin::proto::csi;
+use do_csi_plugin::proto::csi::exts;
 use protobuf::descriptor::field_descriptor_proto::Label;
 use protobuf::descriptor::{
     DescriptorProto, EnumDescriptorProto, FieldDescriptorProto, FileDescriptorProto, MethodDescriptorProto,

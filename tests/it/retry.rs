@@ -10,7 +10,7 @@ use crate::sim::{
     Snapshot, Times, Volume as SimVolume,
 };
 use crate::support::client::{Client, Outcome, Volume, cloned, new_volume, restored};
-use crate::support::fleet::{A, ACTION, B, C, Fleet, no_rate_limit};
+use crate::support::controllers::{A, ACTION, B, C, ControllerHarness, no_rate_limit};
 use crate::support::wait_for;
 
 /// A hanging connection is given up after so long, and all waits inside a call fit into so long.
@@ -52,7 +52,7 @@ const GIB: i64 = 1 << 30;
 
 impl Change {
     /// Makes what the call needs, and gives the id of the volume or snapshot, if it is there before.
-    fn prepare(self, fleet: &Fleet, name: &str) -> String {
+    fn prepare(self, fleet: &ControllerHarness, name: &str) -> String {
         match self {
             Change::Create => String::new(),
             Change::Delete | Change::Publish => fleet.volume(name),
@@ -144,7 +144,7 @@ impl Change {
 
     /// How often DigitalOcean has carried out, or is carrying out, what the call consists of: where the call needs it once,
     /// a second time takes the volume from somebody else. An action that failed does not count.
-    fn moves(self, fleet: &Fleet, volumes: &[SimVolume]) -> usize {
+    fn moves(self, fleet: &ControllerHarness, volumes: &[SimVolume]) -> usize {
         let is_one = |action: &Action| {
             Some(action.kind) == self.kind_of_move()
                 && action.status != ActionStatus::Errored
@@ -159,7 +159,7 @@ impl Change {
     }
 
     /// What is not as the call says it is; also some time after its answer, when nothing is on its way any more.
-    fn mismatch(self, fleet: &Fleet, name: &str, may_stay: bool) -> Option<String> {
+    fn mismatch(self, fleet: &ControllerHarness, name: &str, may_stay: bool) -> Option<String> {
         let source = source_of(name);
         let volumes = fleet.sim.volumes();
         let sources: Vec<String> = volumes
@@ -255,7 +255,7 @@ fn source_of(name: &str) -> String {
 /// One call after another on one cloud, each with something that goes wrong.
 struct Trial {
     change: Change,
-    fleet: Fleet,
+    fleet: ControllerHarness,
     plugin: crate::support::plugin::Plugin,
     bystander: String,
     cases: u32,
@@ -267,7 +267,7 @@ impl Trial {
         let mut rules = rules;
         rules.limits = no_rate_limit();
         (rules.limits.attach, rules.limits.volumes) = (10_000, 0);
-        let fleet = Fleet::with(rules);
+        let fleet = ControllerHarness::with(rules);
         let bystander = fleet.volume_on("bystander", B);
         let takeover = ["--takeover"].into_iter().filter(|_| change == Change::PublishByTakeover);
         let args: Vec<&str> = ARGS.into_iter().chain(takeover).collect();
@@ -276,7 +276,7 @@ impl Trial {
     }
 
     /// Makes the call, twice if need be; says whether everything that was to go wrong did.
-    fn run(&mut self, what: &str, go_wrong: impl FnOnce(&Fleet, &str), has_to_ride: bool) -> bool {
+    fn run(&mut self, what: &str, go_wrong: impl FnOnce(&ControllerHarness, &str), has_to_ride: bool) -> bool {
         self.cases += 1;
         let name = format!("case-{}", self.cases);
         let id = self.change.prepare(&self.fleet, &name);
@@ -378,7 +378,7 @@ fn whatever_happens_to_an_action_the_same_call_gets_over_it() {
     together(&changes, |change| {
         let mut trial = Trial::start(*change, Rules { times: Times::actions(ACTION), ..Rules::default() });
         for (what, fault) in action_faults() {
-            let go_wrong = |fleet: &Fleet, id: &str| {
+            let go_wrong = |fleet: &ControllerHarness, id: &str| {
                 // A copy is another volume, of which the only action is the one that makes it larger.
                 let is_copy = matches!(change, Change::Restore | Change::Clone);
                 let fault = fault.clone();
@@ -443,7 +443,8 @@ fn under_every_habit_that_digitalocean_may_have_a_lost_reply_is_found_again() {
         switch(&mut rules);
         let mut trial = Trial::start(*change, rules);
         for position in 0..3 {
-            let go_wrong = |fleet: &Fleet, _: &str| fleet.sim.faults().add(Fault::lost_reply().after(position));
+            let go_wrong =
+                |fleet: &ControllerHarness, _: &str| fleet.sim.faults().add(Fault::lost_reply().after(position));
             let is_met = trial.run(&format!("{what}, lost reply {position}"), go_wrong, true);
             assert!(is_met || position > 0, "{change:?}, {what}: it never happened");
         }

@@ -16,7 +16,7 @@ use nix::sys::signal::Signal;
 use nix::sys::stat::{major, minor};
 use tempfile::NamedTempFile;
 
-use crate::rig::{Rig, Vol, refused};
+use crate::harness::{NodeHarness, Vol, refused};
 use crate::support::plugin::send;
 use crate::support::wait_for;
 
@@ -28,7 +28,7 @@ struct Fault {
 
 impl Fault {
     /// `inject` in strace's words, as `statx:error=ENOMEM`, for these paths.
-    fn begin(rig: &Rig, inject: &str, paths: &[PathBuf]) -> Fault {
+    fn begin(rig: &NodeHarness, inject: &str, paths: &[PathBuf]) -> Fault {
         let (pid, log) = (rig.plugin().pid(), NamedTempFile::new().unwrap());
         let mut strace = Command::new("strace");
         strace.args(["-f", &format!("--attach={pid}"), &format!("--inject={inject}"), "--output"]).arg(log.path());
@@ -64,7 +64,7 @@ struct Used {
 }
 
 impl Used {
-    fn new(rig: &Rig, name: &str, fs: &str) -> Used {
+    fn new(rig: &NodeHarness, name: &str, fs: &str) -> Used {
         let vol = rig.volume(name, "");
         let vol = if fs == "raw" { vol.block() } else { vol.fs(fs) };
         rig.stage(&vol).unwrap();
@@ -83,7 +83,7 @@ impl Used {
     }
 
     /// Its mounts are where they were, and the task goes on.
-    fn assert_in_use(&self, rig: &Rig, what: &str) {
+    fn assert_in_use(&self, rig: &NodeHarness, what: &str) {
         let target = rig.target(&self.vol, "alloc");
         assert!(rig.mount_at(&target).is_some(), "{what}: the mount of {} was taken away", self.vol.name);
         self.task.write_all_at(b"still there", 0).unwrap();
@@ -91,7 +91,7 @@ impl Used {
     }
 
     /// Everything is let go of without a fault.
-    fn end(self, rig: &Rig) {
+    fn end(self, rig: &NodeHarness) {
         drop(self.task);
         rig.unpublish(&self.vol, "alloc").unwrap();
         rig.unstage(&self.vol).unwrap();
@@ -102,7 +102,7 @@ impl Used {
 #[ignore = "needs root: make test-root"]
 fn root_a_disk_of_which_sysfs_cannot_be_asked_is_not_gone() {
     let play = |errno: &str| {
-        let rig = Rig::start();
+        let rig = NodeHarness::start();
         let used = ["xfs", "ext4", "btrfs", "raw"].map(|fs| Used::new(&rig, &format!("vol-{fs}"), fs));
         let paths: Vec<PathBuf> = used.iter().flat_map(Used::in_sysfs).collect();
         let fault = Fault::begin(&rig, &format!("statx:error={errno}"), &paths);
@@ -133,7 +133,7 @@ fn root_a_disk_of_which_sysfs_cannot_be_asked_is_not_gone() {
 #[test]
 #[ignore = "needs root: make test-root"]
 fn root_a_mount_that_answers_once_with_an_error_is_not_dead() {
-    let rig = Rig::start();
+    let rig = NodeHarness::start();
     for (fs, call) in [("xfs", "statx"), ("ext4", "openat")] {
         let used = Used::new(&rig, &format!("vol-{fs}"), fs);
         let target = rig.target(&used.vol, "alloc");
@@ -150,7 +150,7 @@ fn root_a_mount_that_answers_once_with_an_error_is_not_dead() {
 #[test]
 #[ignore = "needs root: make test-root"]
 fn root_a_way_that_is_said_to_be_missing_while_its_folder_lists_it_is_not_missing() {
-    let rig = Rig::start();
+    let rig = NodeHarness::start();
     let used = Used::new(&rig, "vol", "xfs");
     let (target, staging) = (rig.target(&used.vol, "alloc"), rig.staging(&used.vol));
     drop(used.task);

@@ -10,11 +10,13 @@ use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use do_csi_plugin::host::content::{Content, FsKind, confirm_content, observe_content, observe_unfinished};
-use do_csi_plugin::host::run::{Cmd, CommandError, Output, Runner, SystemRunner, Tool};
+use do_csi_plugin::error::command::CommandError;
+use do_csi_plugin::fs::FsKind;
+use do_csi_plugin::host::command::{Cmd, Output, Runner, SystemRunner, Tool};
+use do_csi_plugin::host::probe::content::{Content, confirm_content, observe_content, observe_unfinished};
 use grpcio::RpcStatusCode;
 
-use crate::rig::{Rig, Vol, ok, refused};
+use crate::harness::{NodeHarness, Vol, ok, refused};
 use crate::root_host::{Bench, Disk};
 
 const MIB: u64 = 1 << 20;
@@ -49,7 +51,7 @@ fn md_superblock() -> Vec<u8> {
 #[test]
 #[ignore = "needs root: make test-root"]
 fn root_a_disk_that_has_lost_its_beginning_is_not_blank() {
-    let rig = Rig::start();
+    let rig = NodeHarness::start();
     let luks = "printf key | cryptsetup --batch-mode luksFormat --type luks2 --luks2-metadata-size 4m --luks2-keyslots-size 4m \
                 --pbkdf pbkdf2 --pbkdf-force-iterations 1000 --key-file=- $NODE; \
                 dd if=/dev/urandom of=$NODE bs=1M seek=16 count=4 status=none";
@@ -269,7 +271,7 @@ fn is_claimed(node: &Path) -> bool {
 }
 
 /// Stages a volume until its mkfs runs, and stops that in the middle; `None` when it was too fast.
-fn stopped_mkfs(rig: &Rig, vol: &Vol) -> Option<i32> {
+fn stopped_mkfs(rig: &NodeHarness, vol: &Vol) -> Option<i32> {
     let node = rig.node(vol);
     std::thread::scope(|scope| {
         let staged = scope.spawn(|| rig.stage(vol));
@@ -291,7 +293,7 @@ fn stopped_mkfs(rig: &Rig, vol: &Vol) -> Option<i32> {
 #[test]
 #[ignore = "needs root: make test-root"]
 fn root_a_mkfs_that_outlives_its_plugin_is_waited_for_and_what_it_made_is_used() {
-    let mut rig = Rig::start();
+    let mut rig = NodeHarness::start();
     // mkfs.btrfs does not claim the disk for all of its time.
     for fs in ["xfs", "ext4"] {
         let mut held = 0;

@@ -11,10 +11,10 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
-use do_csi_plugin::rpc::proto::csi::volume_capability::access_mode::Mode;
+use do_csi_plugin::proto::csi::volume_capability::access_mode::Mode;
 use fastrand::Rng;
 
-use crate::rig::{Rig, Sysfs, Vol};
+use crate::harness::{NodeHarness, Sysfs, Vol};
 use crate::support::client::Client;
 
 const STEPS: usize = 1500;
@@ -39,7 +39,7 @@ struct Known {
 }
 
 struct Chaos {
-    rig: Rig,
+    rig: NodeHarness,
     sysfs: Sysfs,
     rng: Rng,
     volumes: Vec<Known>,
@@ -49,7 +49,7 @@ struct Chaos {
 impl Chaos {
     fn start(seed: u64) -> Chaos {
         let sysfs = Sysfs::new();
-        let rig = Rig::start_with(&[&sysfs.flag()]);
+        let rig = NodeHarness::start_with(&[&sysfs.flag()]);
         let volumes = ["xfs", "ext4", "ext3", "btrfs", "raw"].map(|fs| {
             let (vol, is_raw) = (rig.volume(&format!("vol-{fs}"), ""), fs == "raw");
             let vol = if is_raw { vol.block() } else { vol.fs(fs) };

@@ -10,10 +10,10 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use do_csi_plugin::host::FORMAT_BUDGET;
-use do_csi_plugin::host::run::{Cmd, Runner, SystemRunner, Tool, find_tools};
+use do_csi_plugin::host::command::{Cmd, Runner, SystemRunner, Tool, find_tools};
 use grpcio::RpcStatusCode;
 
-use crate::rig::{Rig, Vol, refused};
+use crate::harness::{NodeHarness, Vol, refused};
 use crate::support::wait_for;
 
 const FILESYSTEMS: [&str; 4] = ["xfs", "ext4", "ext3", "btrfs"];
@@ -25,7 +25,7 @@ struct Tampered(Child);
 
 impl Tampered {
     /// Tampers with the plugin's calls, and those of the programs that it runs, as these arguments of strace say.
-    fn with(rig: &Rig, args: &[&str]) -> Tampered {
+    fn with(rig: &NodeHarness, args: &[&str]) -> Tampered {
         let pid = rig.plugin().pid().to_string();
         let mut child = Command::new("strace")
             .args(["-f", "-o", "/dev/null", "-p", &pid])
@@ -67,7 +67,7 @@ fn ours(name: &str) -> String {
 #[test]
 #[ignore = "needs root: make test-root"]
 fn root_a_flag_that_the_file_system_does_not_have_is_named_before_anything_is_written() {
-    let rig = Rig::start();
+    let rig = NodeHarness::start();
     for fs in FILESYSTEMS {
         let vol = rig.volume(&format!("vol-{fs}"), "").fs(fs);
         let before = rig.bytes(&vol);
@@ -97,7 +97,7 @@ fn root_a_flag_that_the_file_system_does_not_have_is_named_before_anything_is_wr
 #[test]
 #[ignore = "needs root: make test-root"]
 fn root_a_value_that_only_the_mount_refuses_is_told_from_a_kernel_that_is_too_old() {
-    let rig = Rig::start();
+    let rig = NodeHarness::start();
     let vol = rig.volume("value", "").fs("xfs");
     let words = ["xfs of volume value cannot be mounted", "logb", "correct the mount flag"];
     refused(rig.stage(&vol.flags(&["logbsize=7777"])), RpcStatusCode::FAILED_PRECONDITION, &words);
@@ -136,7 +136,7 @@ fn root_a_value_that_only_the_mount_refuses_is_told_from_a_kernel_that_is_too_ol
 #[test]
 #[ignore = "needs root: make test-root"]
 fn root_a_disk_is_not_formatted_for_a_kernel_that_cannot_mount_it() {
-    let rig = Rig::start();
+    let rig = NodeHarness::start();
     let vol = rig.volume("vol", "");
     let before = rig.bytes(&vol);
     // A kernel without the file system, as it answers by the new calls, and by the old one where it has no new ones.
@@ -168,7 +168,7 @@ fn root_a_disk_is_not_formatted_for_a_kernel_that_cannot_mount_it() {
 #[test]
 #[ignore = "needs root: make test-root"]
 fn root_a_disk_is_not_encrypted_when_it_could_not_be_used_then() {
-    let rig = Rig::start();
+    let rig = NodeHarness::start();
     let vol = rig.volume("secret", "").fs("xfs").encrypted(KEY);
     let before = rig.bytes(&vol);
     let code = RpcStatusCode::INVALID_ARGUMENT;
@@ -190,7 +190,7 @@ fn root_a_disk_is_not_encrypted_when_it_could_not_be_used_then() {
 #[test]
 #[ignore = "needs root: make test-root"]
 fn root_a_setting_without_its_prefix_is_refused_and_the_disk_stays_blank() {
-    let rig = Rig::start();
+    let rig = NodeHarness::start();
     let vol = rig.volume("vol", "").fs("ext4");
     let before = rig.bytes(&vol);
     for name in ["noformat", "NOFORMAT", "no-format", "no_format", "nofromat", "owner", "mode", "block_size"] {
@@ -212,7 +212,7 @@ fn root_a_setting_without_its_prefix_is_refused_and_the_disk_stays_blank() {
     rig.close();
 }
 
-fn root_folder(rig: &Rig, vol: &Vol) -> (u32, u32, u32) {
+fn root_folder(rig: &NodeHarness, vol: &Vol) -> (u32, u32, u32) {
     let found = fs::metadata(rig.file(&rig.staging(vol), ".")).unwrap();
     (found.uid(), found.gid(), found.mode() & 0o7777)
 }
@@ -220,7 +220,7 @@ fn root_folder(rig: &Rig, vol: &Vol) -> (u32, u32, u32) {
 #[test]
 #[ignore = "needs root: make test-root"]
 fn root_owner_and_mode_of_a_used_volume_are_changed_when_that_is_asked_for_and_else_it_is_said() {
-    let rig = Rig::start();
+    let rig = NodeHarness::start();
     for fs in FILESYSTEMS {
         let vol = rig.volume(&format!("vol-{fs}"), "").fs(fs);
         rig.stage(&vol).unwrap();
@@ -248,7 +248,7 @@ fn root_owner_and_mode_of_a_used_volume_are_changed_when_that_is_asked_for_and_e
 #[test]
 #[ignore = "needs root: make test-root"]
 fn root_what_a_killed_stage_still_owes_is_done_when_the_volume_is_published() {
-    let mut rig = Rig::start();
+    let mut rig = NodeHarness::start();
     for (fs, call) in FILESYSTEMS.into_iter().zip(["fchown", "fchmod", "fchown", "fchmod"]) {
         let vol = rig.volume(&format!("vol-{fs}"), "").fs(fs);
         let vol = vol.context(&ours("owner"), "1000").context(&ours("group"), "2000").context(&ours("mode"), "02770");

@@ -6,7 +6,8 @@ use std::time::Duration;
 use crate::PROGRAM;
 use crate::sim::SimConfig;
 use crate::support::cloud::Cloud;
-use crate::support::story::{self, Listener};
+use crate::support::story;
+use crate::support::story::Listener;
 
 /// Somebody who only counts, and has enough after some steps.
 struct Counter {
@@ -26,7 +27,7 @@ impl Listener for Counter {
     fn ended(&mut self, _: &str, _: &str, _: Duration) {
         self.steps += 1;
     }
-    fn is_tired(&self) -> bool {
+    fn is_cancelled(&self) -> bool {
         self.steps >= self.patience
     }
 }

@@ -5,26 +5,26 @@ use std::io::{Seek, SeekFrom};
 use std::path::Path;
 use std::time::Duration;
 
-use do_csi_plugin::rpc::proto::csi::volume_capability::access_mode::Mode;
+use do_csi_plugin::proto::csi::volume_capability::access_mode::Mode;
 use grpcio::RpcStatusCode;
 
-use crate::rig::{Rig, Sysfs, Vol, may_grow_ext, refused};
+use crate::harness::{NodeHarness, Sysfs, Vol, may_grow_ext, refused};
 
 const GIB: i64 = 1 << 30;
 
 /// Whether a file system fills a disk of so many GiB, but for its own tables.
-fn fills(rig: &Rig, path: &Path, gib: u64) -> bool {
+fn fills(rig: &NodeHarness, path: &Path, gib: u64) -> bool {
     rig.fs_size(path) > gib * (1 << 30) / 10 * 9
 }
 
-fn expand(rig: &Rig, vol: &Vol, path: &Path, gib: i64) -> crate::support::client::Outcome<i64> {
+fn expand(rig: &NodeHarness, vol: &Vol, path: &Path, gib: i64) -> crate::support::client::Outcome<i64> {
     rig.client().node_expand(&vol.csi.id, path, gib * GIB)
 }
 
 #[test]
 #[ignore = "needs root: make test-root"]
 fn root_ext_grows_where_the_kernel_lets_it_and_stays_whole_where_not() {
-    let rig = Rig::start();
+    let rig = NodeHarness::start();
     for fs in ["ext4", "ext3"] {
         let vol = rig.volume(&format!("vol-{fs}"), "").fs(fs);
         let staging = rig.staging(&vol);
@@ -54,7 +54,7 @@ fn root_ext_grows_where_the_kernel_lets_it_and_stays_whole_where_not() {
 #[test]
 #[ignore = "needs root: make test-root"]
 fn root_a_disk_that_grows_late_is_waited_for() {
-    let rig = Rig::start();
+    let rig = NodeHarness::start();
     let vol = rig.volume("vol", "xfs");
     rig.stage(&vol).unwrap();
     std::thread::scope(|scope| {
@@ -72,7 +72,7 @@ fn root_a_disk_that_grows_late_is_waited_for() {
 #[test]
 #[ignore = "needs root: make test-root"]
 fn root_a_volume_grows_also_when_a_reader_of_it_is_asked_first() {
-    let rig = Rig::start();
+    let rig = NodeHarness::start();
     for fs in ["xfs", "btrfs"] {
         let vol = rig.volume(&format!("vol-{fs}"), "").fs(fs);
         rig.stage(&vol).unwrap();
@@ -91,7 +91,7 @@ fn root_a_volume_grows_also_when_a_reader_of_it_is_asked_first() {
 #[test]
 #[ignore = "needs root: make test-root"]
 fn root_a_raw_disk_grows_by_itself() {
-    let rig = Rig::start();
+    let rig = NodeHarness::start();
     let vol = rig.volume("vol", "").block();
     let target = rig.target(&vol, "alloc");
     rig.publish(&vol, "alloc").unwrap();
@@ -114,7 +114,7 @@ fn root_a_raw_disk_grows_by_itself() {
 #[test]
 #[ignore = "needs root: make test-root"]
 fn root_what_is_read_only_or_not_there_does_not_grow() {
-    let rig = Rig::start();
+    let rig = NodeHarness::start();
     let vol = rig.volume("vol", "xfs");
     let staging = rig.staging(&vol);
     refused(expand(&rig, &vol, &staging, 2), RpcStatusCode::NOT_FOUND, &["vol"]);
@@ -137,7 +137,7 @@ fn root_what_is_read_only_or_not_there_does_not_grow() {
 #[ignore = "needs root: make test-root"]
 fn root_the_disk_is_asked_for_its_size_and_a_refusal_is_no_failure() {
     let sysfs = Sysfs::new();
-    let rig = Rig::start_with(&[&sysfs.flag()]);
+    let rig = NodeHarness::start_with(&[&sysfs.flag()]);
     let vol = rig.volume("vol", "xfs");
     let rescan = sysfs.show_scsi(&rig.node(&vol), "vol", "running\n").join("rescan");
     rig.stage(&vol).unwrap();

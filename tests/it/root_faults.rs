@@ -98,7 +98,7 @@ fn cases(fs: &str) -> Vec<Case> {
     // A raw disk is never formatted, and not mounted when it is staged; and what the kernel needs for growing ext is not given everywhere.
     let is_possible = |case: &Case| match (case.state, case.verb) {
         (State::Blank | State::Held, _) => fs != "raw",
-        (State::Grown, Verb::Expand) => fs != "ext4" || crate::rig::may_grow_ext(),
+        (State::Grown, Verb::Expand) => fs != "ext4" || crate::harness::may_grow_ext(),
         _ => true,
     };
     cases.retain(is_possible);

@@ -5,14 +5,14 @@
 
 use std::time::{Duration, Instant};
 
-use do_csi_plugin::host::content::{Content, observe_content};
+use do_csi_plugin::host::command::{SystemRunner, find_tools};
 use do_csi_plugin::host::device::DevicePlaces;
-use do_csi_plugin::host::find::{Sighting, observe_device};
-use do_csi_plugin::host::run::{SystemRunner, find_tools};
+use do_csi_plugin::host::device::lookup::{LookupResult, observe_device};
+use do_csi_plugin::host::probe::content::{Content, observe_content};
 use do_csi_plugin::id::VolumeName;
 use nix::mount::{MsFlags, mount, umount};
 
-use crate::rig::{Rig, Vol, ok};
+use crate::harness::{NodeHarness, Vol, ok};
 use crate::sim::NewVolume;
 
 const ROUNDS: usize = 40;
@@ -55,7 +55,7 @@ fn time(act: impl FnOnce()) -> Duration {
 }
 
 /// What blkid and the kernel's mount take by themselves on this disk.
-fn tools_alone(rig: &Rig, vol: &Vol, fs: &str) -> (Duration, Duration) {
+fn tools_alone(rig: &NodeHarness, vol: &Vol, fs: &str) -> (Duration, Duration) {
     let node = rig.node(vol);
     let dir = tempfile::tempdir().unwrap();
     let blkid = time(|| drop(ok("blkid", &["-p".as_ref(), "-o".as_ref(), "export".as_ref(), node.as_os_str()])));
@@ -68,7 +68,7 @@ fn tools_alone(rig: &Rig, vol: &Vol, fs: &str) -> (Duration, Duration) {
 #[test]
 #[ignore = "needs root: make test-root"]
 fn root_staging_and_publishing_cost_little_beyond_the_tools() {
-    let rig = Rig::start();
+    let rig = NodeHarness::start();
     for fs in ["xfs", "ext4"] {
         let vol = rig.volume(&format!("vol-{fs}"), fs);
         rig.stage(&vol).unwrap();
@@ -107,13 +107,15 @@ fn root_staging_and_publishing_cost_little_beyond_the_tools() {
 #[test]
 #[ignore = "needs root: make test-root"]
 fn root_a_blank_disk_of_8_tib_is_looked_at_in_no_time() {
-    let rig = Rig::start();
+    let rig = NodeHarness::start();
     let id = rig.cloud.sim.add_volume(&NewVolume::new("vol", 8192, "fra1")).unwrap();
     rig.adopt(&id, "vol");
     let links = rig.cloud.sim.device_dir(rig.machine().id);
     let places = DevicePlaces { links, ..DevicePlaces::default() };
     let seen = observe_device(&places, &VolumeName::parse("vol").unwrap(), None).unwrap();
-    let (Sighting::Ready(device), runner) = (seen, SystemRunner::new(find_tools().unwrap())) else { panic!("no disk") };
+    let (LookupResult::Ready(device), runner) = (seen, SystemRunner::new(find_tools().unwrap())) else {
+        panic!("no disk")
+    };
     let [looked, call] = best_median(|| {
         let looked = time(|| assert_eq!(observe_content(&runner, &device).unwrap(), Content::AllZero));
         [looked, time(|| drop(rig.client().probe().unwrap()))]
@@ -129,7 +131,7 @@ fn root_a_blank_disk_of_8_tib_is_looked_at_in_no_time() {
 fn root_memory_does_not_grow_with_the_number_of_calls() {
     // `CYCLES=10000` for the figure; by default only enough to see a leak of 1 kB in each.
     let cycles = std::env::var("CYCLES").ok().and_then(|text| text.parse().ok()).unwrap_or(800_u64);
-    let rig = Rig::start();
+    let rig = NodeHarness::start();
     let vol = rig.volume("vol", "xfs");
     let cycle = || {
         rig.stage(&vol).unwrap();

@@ -4,12 +4,12 @@ use std::time::{Duration, Instant};
 
 use grpcio::RpcStatusCode;
 
-use crate::rig::{Rig, Vol, refused};
+use crate::harness::{NodeHarness, Vol, refused};
 
 const FILESYSTEMS: [&str; 4] = ["xfs", "ext4", "ext3", "btrfs"];
 
 /// Writes to a volume within some seconds, which a frozen one does not let anybody do.
-fn takes_writes(rig: &Rig, vol: &Vol) -> bool {
+fn takes_writes(rig: &NodeHarness, vol: &Vol) -> bool {
     let file = rig.staging(vol).join("file");
     let script = "echo kept >\"$1\" && sync \"$1\"";
     let write = ["--signal=KILL", "5", "sh", "-c", script, "sh"];
@@ -17,14 +17,14 @@ fn takes_writes(rig: &Rig, vol: &Vol) -> bool {
     droplet.command("timeout".as_ref()).args(write).arg(file).status().unwrap().success()
 }
 
-fn freeze(rig: &Rig, vol: &Vol) {
+fn freeze(rig: &NodeHarness, vol: &Vol) {
     rig.run("fsfreeze", &["-f", &rig.staging(vol).to_string_lossy()]);
 }
 
 #[test]
 #[ignore = "needs root: make test-root"]
 fn root_a_file_system_that_was_left_frozen_is_thawed_before_it_is_unmounted() {
-    let rig = Rig::start();
+    let rig = NodeHarness::start();
     let thaws = || rig.plugin().log().matches("is thawed as").count();
     for fs in FILESYSTEMS {
         let vol = rig.volume(&format!("vol-{fs}"), "").fs(fs);
@@ -51,7 +51,7 @@ fn root_a_file_system_that_was_left_frozen_is_thawed_before_it_is_unmounted() {
 #[test]
 #[ignore = "needs root: make test-root"]
 fn root_a_frozen_file_system_that_is_mounted_nowhere_is_not_given_out() {
-    let rig = Rig::start();
+    let rig = NodeHarness::start();
     for fs in FILESYSTEMS {
         let vol = rig.volume(&format!("vol-{fs}"), "").fs(fs);
         rig.stage(&vol).unwrap();

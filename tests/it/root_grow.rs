@@ -2,22 +2,22 @@
 
 use std::path::Path;
 
-use do_csi_plugin::rpc::proto::csi;
-use do_csi_plugin::rpc::proto::csi::volume_capability::access_mode::Mode;
+use do_csi_plugin::proto::csi;
+use do_csi_plugin::proto::csi::volume_capability::access_mode::Mode;
 use grpcio::RpcStatusCode;
 
-use crate::rig::{Rig, Vol, may_grow_ext, refused};
+use crate::harness::{NodeHarness, Vol, may_grow_ext, refused};
 use crate::support::client::{Client, Outcome, option};
 
 const GIB: i64 = 1 << 30;
 
 /// The size of the disk whose node is at a path on the droplet, in bytes.
-fn disk_size(rig: &Rig, node: &Path) -> i64 {
+fn disk_size(rig: &NodeHarness, node: &Path) -> i64 {
     rig.run("blockdev", &["--getsize64", &node.to_string_lossy()]).trim().parse().unwrap()
 }
 
 /// Asks the controller and then the node, as an orchestrator does.
-fn grow(rig: &Rig, vol: &Vol, path: &Path, bytes: i64) -> Outcome<i64> {
+fn grow(rig: &NodeHarness, vol: &Vol, path: &Path, bytes: i64) -> Outcome<i64> {
     let grown = rig.client().expand(&vol.csi.id, bytes).unwrap();
     assert!(grown.node_expansion_required);
     assert_eq!(grown.capacity_bytes, bytes);
@@ -27,7 +27,7 @@ fn grow(rig: &Rig, vol: &Vol, path: &Path, bytes: i64) -> Outcome<i64> {
 #[test]
 #[ignore = "needs root: make test-root"]
 fn root_a_volume_in_use_grows_with_its_file_system_and_keeps_its_files() {
-    let rig = Rig::start();
+    let rig = NodeHarness::start();
     for fs in ["xfs", "btrfs", "ext4"] {
         let vol = rig.volume(&format!("vol-{fs}"), "").fs(fs);
         rig.stage(&vol).unwrap();
@@ -75,7 +75,7 @@ fn node_expand(client: &Client, request: &csi::NodeExpandVolumeRequest) -> Outco
 #[test]
 #[ignore = "needs root: make test-root"]
 fn root_what_cannot_grow_is_refused_by_the_code_that_says_why() {
-    let rig = Rig::start();
+    let rig = NodeHarness::start();
     let vol = rig.volume("vol", "xfs");
     rig.stage(&vol).unwrap();
     let at = |path: &Path| csi::NodeExpandVolumeRequest {

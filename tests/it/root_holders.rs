@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use grpcio::RpcStatusCode;
 
-use crate::rig::{Rig, Vol, ok, refused};
+use crate::harness::{NodeHarness, Vol, ok, refused};
 use crate::support::droplet::Droplet;
 
 const PRECONDITION: RpcStatusCode = RpcStatusCode::FAILED_PRECONDITION;
@@ -32,12 +32,12 @@ impl Bystander {
     }
 
     /// In a mount namespace of its own with a private copy of all mounts, as of a container with `-v /:/host`.
-    pub fn apart(rig: &Rig, script: &str, args: &[&Path]) -> Bystander {
+    pub fn apart(rig: &NodeHarness, script: &str, args: &[&Path]) -> Bystander {
         Bystander::start(&rig.machine().droplet, &["unshare", "--mount", "--propagation", "private"], script, args)
     }
 
     /// In the droplet's own mount namespace.
-    fn beside(rig: &Rig, script: &str, args: &[&Path]) -> Bystander {
+    fn beside(rig: &NodeHarness, script: &str, args: &[&Path]) -> Bystander {
         Bystander::start(&rig.machine().droplet, &[], script, args)
     }
 
@@ -61,7 +61,7 @@ impl Drop for Bystander {
 #[test]
 #[ignore = "needs root: make test-root"]
 fn root_a_volume_that_another_mount_namespace_still_has_is_not_said_to_be_let_go_of() {
-    let rig = Rig::start();
+    let rig = NodeHarness::start();
     for fs in ["xfs", "ext4", "btrfs"] {
         let vol = rig.volume(&format!("vol-{fs}"), "").fs(fs);
         let staging = rig.staging(&vol);
@@ -113,7 +113,7 @@ fn root_a_volume_that_another_mount_namespace_still_has_is_not_said_to_be_let_go
 #[test]
 #[ignore = "needs root: make test-root"]
 fn root_a_disk_that_is_gone_is_not_waited_for() {
-    let rig = Rig::start();
+    let rig = NodeHarness::start();
     let vol = rig.volume("vol", "xfs");
     rig.stage(&vol).unwrap();
     let other = Bystander::apart(&rig, "true", &[]);
@@ -130,7 +130,7 @@ fn root_a_disk_that_is_gone_is_not_waited_for() {
 #[test]
 #[ignore = "needs root: make test-root"]
 fn root_a_raw_volume_that_is_open_for_writing_is_not_said_to_be_let_go_of() {
-    let rig = Rig::start();
+    let rig = NodeHarness::start();
     let vol = rig.volume("vol", "").block();
     rig.stage(&vol).unwrap();
     for alloc in ["one", "two"] {
@@ -172,7 +172,7 @@ fn root_a_raw_volume_that_is_open_for_writing_is_not_said_to_be_let_go_of() {
 #[test]
 #[ignore = "needs root: make test-root"]
 fn root_what_keeps_a_volume_from_being_unmounted_is_named() {
-    let rig = Rig::start();
+    let rig = NodeHarness::start();
     for fs in ["xfs", "btrfs"] {
         let vol = rig.volume(&format!("vol-{fs}"), "").fs(fs);
         rig.stage(&vol).unwrap();
@@ -213,7 +213,7 @@ fn root_what_keeps_a_volume_from_being_unmounted_is_named() {
 #[ignore = "needs root: make test-root"]
 fn root_a_plugin_that_sees_only_its_own_processes_says_so() {
     // As in a container: a PID namespace of its own, and a /proc that shows it.
-    let rig = Rig::start_within(&[
+    let rig = NodeHarness::start_within(&[
         "unshare",
         "--pid",
         "--fork",
@@ -247,7 +247,7 @@ fn root_a_plugin_that_sees_only_its_own_processes_says_so() {
 #[test]
 #[ignore = "needs root: make test-root"]
 fn root_a_call_that_failed_after_an_unmount_is_repeated_as_strictly() {
-    let rig = Rig::start();
+    let rig = NodeHarness::start();
     for fs in ["xfs", "btrfs"] {
         let vol = rig.volume(&format!("vol-{fs}"), "").fs(fs);
         let (staging, target) = (rig.staging(&vol), rig.target(&vol, "alloc"));
@@ -275,7 +275,7 @@ fn root_a_call_that_failed_after_an_unmount_is_repeated_as_strictly() {
 #[test]
 #[ignore = "needs root: make test-root"]
 fn root_a_plugin_that_was_started_since_is_as_strict() {
-    let mut rig = Rig::start();
+    let mut rig = NodeHarness::start();
     for is_raw in [false, true] {
         let vol = rig.volume(if is_raw { "raw" } else { "vol" }, "");
         let vol = if is_raw { vol.block() } else { vol.fs("xfs") };
@@ -302,7 +302,7 @@ fn root_a_plugin_that_was_started_since_is_as_strict() {
 #[test]
 #[ignore = "needs root: make test-root"]
 fn root_a_mount_that_somebody_else_has_made_does_not_pass_for_one_of_the_volume() {
-    let mut rig = Rig::start();
+    let mut rig = NodeHarness::start();
     let vol = rig.volume("vol", "xfs");
     rig.stage(&vol).unwrap();
     rig.publish(&vol, "alloc").unwrap();

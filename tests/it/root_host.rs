@@ -9,28 +9,30 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use do_csi_plugin::error::command::{CommandError, Exit};
 use do_csi_plugin::error::{Chain, Error};
+use do_csi_plugin::fs::FsKind;
 use do_csi_plugin::host::bind::{Held, apply_bind};
-use do_csi_plugin::host::content::{Content, FsKind, observe_content};
+use do_csi_plugin::host::command::{Cmd, Output, Runner, SystemRunner, Tool, Until, find_tools};
+use do_csi_plugin::host::device::lookup::{LookupResult, await_device, observe_device};
 use do_csi_plugin::host::device::{Device, DevicePlaces};
-use do_csi_plugin::host::find::{Sighting, await_device, observe_device};
-use do_csi_plugin::host::flags::MountOptions;
-use do_csi_plugin::host::format_options::FormatOptions;
 use do_csi_plugin::host::fsck::{apply_check, observe_check_need};
 use do_csi_plugin::host::grow::{ensure_grown, observe_is_smaller};
 use do_csi_plugin::host::mkfs::apply_format;
+use do_csi_plugin::host::mkfs_options::FormatOptions;
 use do_csi_plugin::host::mount::{
     Unmount, apply_flush, apply_mount, apply_own_flags, apply_unmount, apply_unmount_within,
 };
+use do_csi_plugin::host::mount_options::MountOptions;
 use do_csi_plugin::host::mount_table::{Reading, observe_mounts, observe_mounts_by};
-use do_csi_plugin::host::run::{Cmd, CommandError, Exit, Output, Runner, SystemRunner, Tool, Until, find_tools};
-use do_csi_plugin::host::slots::Slots;
+use do_csi_plugin::host::probe::content::{Content, observe_content};
 use do_csi_plugin::id::VolumeName;
-use do_csi_plugin::lock::{VolumeGuard, VolumeKey, VolumeLocks};
 use do_csi_plugin::size::Gib;
+use do_csi_plugin::sync::semaphore::Semaphore;
+use do_csi_plugin::sync::volume_lock::{VolumeGuard, VolumeKey, VolumeLocks};
 use tempfile::TempDir;
 
-use crate::rig::{Bytes, Sysfs, may_grow_ext, ok};
+use crate::harness::{Bytes, Sysfs, may_grow_ext, ok};
 
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
@@ -80,13 +82,13 @@ impl Disk {
         DevicePlaces { links: self.root.path().join("by-id"), ..DevicePlaces::default() }
     }
 
-    fn observe(&self) -> Sighting {
+    fn observe(&self) -> LookupResult {
         observe_device(&self.places(), &self.name, None).unwrap()
     }
 
     pub fn device(&self) -> Device {
         let seen = self.observe();
-        let Sighting::Ready(device) = seen else { panic!("{seen}") };
+        let LookupResult::Ready(device) = seen else { panic!("{seen}") };
         device
     }
 
@@ -131,14 +133,14 @@ impl Drop for Disk {
 /// Everything the functions under test need beside a disk.
 pub struct Bench {
     pub guard: VolumeGuard,
-    slots: Slots,
+    slots: Semaphore,
     pub runner: SystemRunner,
 }
 
 impl Bench {
     pub fn new() -> Bench {
         let guard = VolumeLocks::new().hold(key(), Duration::ZERO).unwrap();
-        Bench { guard, slots: Slots::new(2, "others run"), runner: SystemRunner::new(find_tools().unwrap()) }
+        Bench { guard, slots: Semaphore::new(2, "others run"), runner: SystemRunner::new(find_tools().unwrap()) }
     }
 
     pub fn format(&self, device: &Device, fs: FsKind) -> Result<(), Error> {
@@ -488,17 +490,20 @@ fn root_the_disk_is_looked_for_anew_each_time() {
     let (places, name) = (disk.places(), disk.name.clone());
     let device = disk.device();
     assert_eq!((device.path(), device.size().0), (disk.node.as_path(), 64 * MIB));
-    assert!(matches!(observe_device(&places, &name, Some(Gib(1))).unwrap(), Sighting::TooSmall { want: Gib(1), .. }));
+    assert!(matches!(
+        observe_device(&places, &name, Some(Gib(1))).unwrap(),
+        LookupResult::TooSmall { want: Gib(1), .. }
+    ));
     let link = places.link(&name);
     fs::remove_file(&link).unwrap();
-    assert!(matches!(disk.observe(), Sighting::Missing { .. }));
+    assert!(matches!(disk.observe(), LookupResult::Missing { .. }));
     std::os::unix::fs::symlink("/dev/no-such-disk", &link).unwrap();
-    assert!(matches!(disk.observe(), Sighting::Missing { .. }));
+    assert!(matches!(disk.observe(), LookupResult::Missing { .. }));
     fs::remove_file(&link).unwrap();
     std::os::unix::fs::symlink(disk.file(), &link).unwrap();
-    assert!(matches!(disk.observe(), Sighting::NotABlockDevice { .. }));
+    assert!(matches!(disk.observe(), LookupResult::NotABlockDevice { .. }));
     fs::remove_file(&link).unwrap();
-    assert!(matches!(Disk::new(0).observe(), Sighting::ZeroSize { .. }));
+    assert!(matches!(Disk::new(0).observe(), LookupResult::ZeroSize { .. }));
     disk.close();
 }
 
@@ -607,7 +612,7 @@ fn root_an_ext4_with_errors_is_checked_and_one_beyond_repair_is_left_to_a_person
         check().unwrap();
         assert_eq!(observe_check_need(&device, fs).unwrap(), None);
         check().unwrap();
-        // A root folder that is none cannot be put right without asking.
+        // A root directory that is none cannot be put right without asking.
         ok("debugfs", &["-w".as_ref(), "-R".as_ref(), "clri <2>".as_ref(), disk.node.as_os_str()]);
         ok("debugfs", &["-w".as_ref(), "-R".as_ref(), "set_super_value state 2".as_ref(), disk.node.as_os_str()]);
         let damaged = check().unwrap_err();
@@ -896,7 +901,7 @@ fn root_a_program_that_does_not_die_keeps_its_volume_locked_until_it_is_gone() {
 fn root_only_so_many_disks_are_formatted_at_once() {
     let bench = Bench::new();
     let disks: Vec<Disk> = (0..3).map(|_| Disk::new(512 * MIB)).collect();
-    let slots = Slots::new(1, "others run");
+    let slots = Semaphore::new(1, "others run");
     std::thread::scope(|scope| {
         for disk in &disks {
             scope.spawn(|| {
@@ -1002,21 +1007,21 @@ fn root_a_scsi_disk_is_used_only_when_it_carries_the_name_and_runs() {
     let (disk, tree) = (Disk::new(64 * MIB), Sysfs::new());
     let observe = || observe_device(&tree.places(&disk), &disk.name, None).unwrap();
     // A disk that sysfs does not show could be anything.
-    assert!(matches!(observe(), Sighting::NotRunning { .. }));
+    assert!(matches!(observe(), LookupResult::NotRunning { .. }));
     let attributes = tree.show_disk(&disk, "vol", "running\n");
-    let Sighting::Ready(device) = observe() else { panic!("{}", observe()) };
+    let LookupResult::Ready(device) = observe() else { panic!("{}", observe()) };
     let too_small =
         await_device(&bench.guard, &tree.places(&disk), &disk.name, Some(Gib(1)), Duration::from_millis(20));
     assert!(too_small.is_err());
     assert_eq!(fs::read_to_string(attributes.join("rescan")).unwrap(), "1");
     for state in ["offline\n", "transport-offline\n", "deleted\n", "created\n", "\n"] {
         tree.show_disk(&disk, "vol", state);
-        assert!(matches!(observe(), Sighting::NotRunning { state: seen, .. } if seen == state.trim()), "{state}");
+        assert!(matches!(observe(), LookupResult::NotRunning { state: seen, .. } if seen == state.trim()), "{state}");
         assert!(matches!(device.open(), Err(Error::WrongDevice { .. })), "{state}");
     }
     for name in ["vo", "vol2", "other"] {
         tree.show_disk(&disk, name, "running\n");
-        assert!(matches!(observe(), Sighting::OtherVolume { found, .. } if found.contains(name)), "{name}");
+        assert!(matches!(observe(), LookupResult::OtherVolume { found, .. } if found.contains(name)), "{name}");
         let wrong =
             await_device(&bench.guard, &tree.places(&disk), &disk.name, None, Duration::from_millis(5)).unwrap_err();
         assert!(matches!(&wrong, Error::WrongDevice { found, .. } if found.contains(name)), "{wrong}");
@@ -1032,7 +1037,7 @@ fn root_a_stale_missing_or_cut_link_is_made_up_for_by_the_name_that_the_disk_car
     tree.show_disk(&right, "vol", "running\n");
     let found = |places: &DevicePlaces, name: &VolumeName| {
         let seen = observe_device(places, name, None).unwrap();
-        let Sighting::Ready(device) = seen else { panic!("{seen}") };
+        let LookupResult::Ready(device) = seen else { panic!("{seen}") };
         device.path().to_owned()
     };
     // The link still leads to the disk that had the volume's place before.
@@ -1055,18 +1060,24 @@ fn root_a_stale_missing_or_cut_link_is_made_up_for_by_the_name_that_the_disk_car
     tree.show_disk(&stale, "vol", "running\n");
     tree.show_disk(&right, "vol", "running\n");
     let refused = observe_device(&tree.places(&stale), &stale.name, None).unwrap();
-    assert!(matches!(&refused, Sighting::OtherVolume { found, .. } if found.contains("several disks")), "{refused}");
+    assert!(
+        matches!(&refused, LookupResult::OtherVolume { found, .. } if found.contains("several disks")),
+        "{refused}"
+    );
     // Nor when the link leads to one of them.
     std::os::unix::fs::symlink(&right.node, stale.places().link(&stale.name)).unwrap();
     let refused = observe_device(&tree.places(&stale), &stale.name, None).unwrap();
-    assert!(matches!(&refused, Sighting::OtherVolume { found, .. } if found.contains("several disks")), "{refused}");
+    assert!(
+        matches!(&refused, LookupResult::OtherVolume { found, .. } if found.contains("several disks")),
+        "{refused}"
+    );
     fs::remove_file(stale.places().link(&stale.name)).unwrap();
     // What sysfs calls by a name must be what the node of that name is.
     tree.show_disk(&stale, "gone", "running\n");
-    let folder = tree.show_disk(&right, "vol", "running\n");
-    fs::write(folder.parent().unwrap().join("dev"), "8:240\n").unwrap();
+    let directory = tree.show_disk(&right, "vol", "running\n");
+    fs::write(directory.parent().unwrap().join("dev"), "8:240\n").unwrap();
     let refused = observe_device(&tree.places(&stale), &stale.name, None).unwrap();
-    assert!(matches!(&refused, Sighting::NotRunning { .. }), "{refused}");
+    assert!(matches!(&refused, LookupResult::NotRunning { .. }), "{refused}");
     stale.close();
     right.close();
 }
@@ -1078,12 +1089,12 @@ fn root_a_link_counts_only_while_no_other_disk_carries_the_name() {
     let observe = |name: &VolumeName| observe_device(&tree.places(&linked), name, None).unwrap();
     // A disk that says nothing of itself, behind a link that may be stale.
     tree.show(&linked.node);
-    assert!(matches!(observe(&linked.name), Sighting::Ready(device) if device.path() == linked.node));
+    assert!(matches!(observe(&linked.name), LookupResult::Ready(device) if device.path() == linked.node));
     tree.show_disk(&named, "vol", "running\n");
-    assert!(matches!(observe(&linked.name), Sighting::Ready(device) if device.path() == named.node));
+    assert!(matches!(observe(&linked.name), LookupResult::Ready(device) if device.path() == named.node));
     // One that carries the name goes first also when it cannot be used yet.
     tree.show_disk(&named, "vol", "offline\n");
-    assert!(matches!(observe(&linked.name), Sighting::NotRunning { path, .. } if path == named.node));
+    assert!(matches!(observe(&linked.name), LookupResult::NotRunning { path, .. } if path == named.node));
     // A disk that cannot be read may be the one with the name, so one that says nothing of itself does not go before it.
     let unreadable = tree.show_disk(&named, "other", "running\n").join("vpd_pg83");
     fs::remove_file(&unreadable).unwrap();
@@ -1091,7 +1102,7 @@ fn root_a_link_counts_only_while_no_other_disk_carries_the_name() {
     assert!(observe_device(&tree.places(&linked), &linked.name, None).is_err());
     // With the search for a disk that carries its name it has nothing to do.
     tree.show_disk(&linked, "vol", "running\n");
-    assert!(matches!(observe(&linked.name), Sighting::Ready(device) if device.path() == linked.node));
+    assert!(matches!(observe(&linked.name), LookupResult::Ready(device) if device.path() == linked.node));
     fs::remove_dir(&unreadable).unwrap();
     // Nor does one behind a stale link that cannot be read keep the right one from being used.
     let unreadable = tree.show_disk(&linked, "gone", "running\n").join("vpd_pg83");
@@ -1099,7 +1110,7 @@ fn root_a_link_counts_only_while_no_other_disk_carries_the_name() {
     fs::create_dir(&unreadable).unwrap();
     assert!(observe_device(&tree.places(&linked), &linked.name, None).is_err());
     tree.show_disk(&named, "vol", "running\n");
-    assert!(matches!(observe(&linked.name), Sighting::Ready(device) if device.path() == named.node));
+    assert!(matches!(observe(&linked.name), LookupResult::Ready(device) if device.path() == named.node));
     fs::remove_dir(&unreadable).unwrap();
     tree.show_disk(&named, "other", "running\n");
     // A serial number of 36 bytes may be cut, and then it is the same for two volumes: the link has to tell them apart.
@@ -1107,11 +1118,11 @@ fn root_a_link_counts_only_while_no_other_disk_carries_the_name() {
     let cut = tree.show_disk(&linked, long.as_str(), "running\n");
     fs::remove_file(cut.join("vpd_pg83")).unwrap();
     std::os::unix::fs::symlink(&linked.node, linked.places().link(&long)).unwrap();
-    assert!(matches!(observe(&long), Sighting::Ready(device) if device.path() == linked.node));
+    assert!(matches!(observe(&long), LookupResult::Ready(device) if device.path() == linked.node));
     let brother = VolumeName::parse("pvc-0a1b2c3d-0a1b-0a1b-0a1b-0a1b2c3d0000").unwrap();
-    assert!(matches!(observe(&brother), Sighting::Missing { .. }));
+    assert!(matches!(observe(&brother), LookupResult::Missing { .. }));
     fs::remove_file(linked.places().link(&long)).unwrap();
-    assert!(matches!(observe(&long), Sighting::Missing { .. }));
+    assert!(matches!(observe(&long), LookupResult::Missing { .. }));
     linked.close();
     named.close();
 }
@@ -1129,7 +1140,7 @@ fn root_a_disk_that_is_swapped_before_it_is_opened_is_noticed_without_a_disk_seq
     };
     show("vol");
     let seen = observe_device(&tree.places(&disk), &disk.name, None).unwrap();
-    let Sighting::Ready(device) = seen else { panic!("{seen}") };
+    let LookupResult::Ready(device) = seen else { panic!("{seen}") };
     device.open().unwrap();
     let before = disk.bytes();
     let refused = |words: &str| {
@@ -1153,7 +1164,7 @@ fn root_a_disk_that_is_swapped_before_it_is_opened_is_noticed_without_a_disk_seq
     // An attribute of a disk on its way out answers ENXIO, as does this node without a driver.
     ok("mknod", &[state.as_os_str(), "c".as_ref(), "239".as_ref(), "1".as_ref()]);
     refused("on its way out");
-    assert!(matches!(observe_device(&tree.places(&disk), &disk.name, None).unwrap(), Sighting::NotRunning { .. }));
+    assert!(matches!(observe_device(&tree.places(&disk), &disk.name, None).unwrap(), LookupResult::NotRunning { .. }));
     tree.hide(&disk.node);
     refused("does not show it any more");
     disk.close();

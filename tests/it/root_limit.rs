@@ -2,25 +2,25 @@
 
 use std::path::Path;
 
-use crate::rig::{Rig, Vol};
+use crate::harness::{NodeHarness, Vol};
 
 /// Mounts a volume without the plugin, as an operator does.
-fn mount_by_hand(rig: &Rig, vol: &Vol, at: &Path) {
+fn mount_by_hand(rig: &NodeHarness, vol: &Vol, at: &Path) {
     rig.run("mkdir", &["-p", &at.to_string_lossy()]);
     rig.run("mount", &[&rig.node(vol).to_string_lossy(), &at.to_string_lossy()]);
 }
 
-fn limit(rig: &Rig) -> i64 {
+fn limit(rig: &NodeHarness) -> i64 {
     rig.client().node_info().unwrap().max_volumes_per_node
 }
 
 #[test]
 #[ignore = "needs root: make test-root"]
 fn root_volumes_in_use_outside_csi_when_the_plugin_starts_are_taken_off_the_limit_and_others_are_not() {
-    let mut rig = Rig::start();
-    let rig_limit = |rig: &mut Rig| {
+    let mut rig = NodeHarness::start();
+    let rig_limit = |rig: &mut NodeHarness| {
         rig.restart();
-        crate::support::solo::until("the droplet is known", || rig.client().node_info().is_ok());
+        crate::support::single_plugin::until("the droplet is known", || rig.client().node_info().is_ok());
         limit(rig)
     };
     assert_eq!(rig_limit(&mut rig), 15);
@@ -28,8 +28,8 @@ fn root_volumes_in_use_outside_csi_when_the_plugin_starts_are_taken_off_the_limi
     let database = rig.volume("database", "xfs");
     // Attached and not used: whether CSI is going to use it cannot be seen.
     assert_eq!(rig_limit(&mut rig), 15);
-    let by_hand = rig.machine().home().join("database");
-    mount_by_hand(&rig, &database, &by_hand);
+    let manual_access = rig.machine().home().join("database");
+    mount_by_hand(&rig, &database, &manual_access);
     // The number is read once, as orchestrators do.
     assert_eq!(limit(&rig), 15);
     assert_eq!(rig_limit(&mut rig), 14);
@@ -58,7 +58,7 @@ fn root_volumes_in_use_outside_csi_when_the_plugin_starts_are_taken_off_the_limi
         rig.unpublish(&blog, alloc).unwrap();
     }
     rig.unstage(&blog).unwrap();
-    for at in [&by_hand, &csi_backup] {
+    for at in [&manual_access, &csi_backup] {
         rig.run("umount", &[&at.to_string_lossy()]);
     }
     assert_eq!(rig_limit(&mut rig), 15);

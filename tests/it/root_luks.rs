@@ -11,12 +11,13 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use do_csi_plugin::error::Error;
-use do_csi_plugin::host::container::{
-    Container, apply_blank, apply_container, observe_container, observe_has_grown_blank,
+use do_csi_plugin::error::command::{CommandError, Exit};
+use do_csi_plugin::host::command::{Cmd, Output, Runner, SystemRunner, Tool};
+use do_csi_plugin::host::luks::cryptsetup::apply_mark_used;
+use do_csi_plugin::host::luks::format::{
+    LuksState, apply_blank, apply_luks_format, observe_has_grown_blank, observe_luks_state,
 };
-use do_csi_plugin::host::key::Key;
-use do_csi_plugin::host::luks::apply_mark_used;
-use do_csi_plugin::host::run::{Cmd, CommandError, Exit, Output, Runner, SystemRunner, Tool};
+use do_csi_plugin::host::luks::passphrase::Key;
 
 use crate::root_host::{Bench, Disk};
 use crate::support::wait_for;
@@ -41,43 +42,43 @@ fn opens(disk: &Disk, key: &str) -> bool {
     child.wait().unwrap().success()
 }
 
-fn seen(bench: &Bench, disk: &Disk) -> Container {
-    observe_container(&bench.runner, &disk.device()).unwrap()
+fn seen(bench: &Bench, disk: &Disk) -> LuksState {
+    observe_luks_state(&bench.runner, &disk.device()).unwrap()
 }
 
 fn make(bench: &Bench, disk: &Disk, text: &str) -> Result<(), Error> {
-    apply_container(&bench.guard, &bench.runner, &disk.device(), &key(text))
+    apply_luks_format(&bench.guard, &bench.runner, &disk.device(), &key(text))
 }
 
 #[test]
 #[ignore = "needs root: make test-root"]
 fn root_a_blank_disk_becomes_an_encrypted_volume_and_stays_one() {
     let (bench, disk) = (Bench::new(), Disk::new(GIB));
-    assert_eq!(seen(&bench, &disk), Container::Blank);
+    assert_eq!(seen(&bench, &disk), LuksState::Blank);
     make(&bench, &disk, "first\n").unwrap();
     assert!(opens(&disk, "first\n") && !opens(&disk, "first"));
     // Nobody was given it yet, so the call that comes next may have another key.
-    assert_eq!(seen(&bench, &disk), Container::Begun);
+    assert_eq!(seen(&bench, &disk), LuksState::Interrupted);
     make(&bench, &disk, "second").unwrap();
     assert!(opens(&disk, "second") && !opens(&disk, "first\n"));
 
     // As it is once the note was written over, and then once there is a file system in it.
     disk.write(16 * MIB, &[7; 4096]);
-    assert_eq!(seen(&bench, &disk), Container::New);
+    assert_eq!(seen(&bench, &disk), LuksState::Unused);
     apply_mark_used(&bench.guard, &bench.runner, &disk.device()).unwrap();
     apply_mark_used(&bench.guard, &bench.runner, &disk.device()).unwrap();
-    assert_eq!(seen(&bench, &disk), Container::Whole);
+    assert_eq!(seen(&bench, &disk), LuksState::Ready);
     let before = disk.bytes();
     assert!(matches!(make(&bench, &disk, "third"), Err(Error::WillNotFormat { .. })));
     assert!(before.are_still_there() && opens(&disk, "second"));
 
     // One copy of the head is lost, which cryptsetup makes anew from the other; then both.
     disk.write(0, &[0; 4096]);
-    assert_eq!(seen(&bench, &disk), Container::Whole);
+    assert_eq!(seen(&bench, &disk), LuksState::Ready);
     for at in [512, 16 * 1024 + 512] {
         disk.write(at, &[7; 64]);
     }
-    assert_eq!(seen(&bench, &disk), Container::Damaged);
+    assert_eq!(seen(&bench, &disk), LuksState::Damaged);
     let before = disk.bytes();
     let refused = make(&bench, &disk, "third").unwrap_err().to_string();
     assert!(refused.contains("luksHeaderRestore") && before.are_still_there(), "{refused}");
@@ -96,10 +97,10 @@ fn root_a_mark_that_was_cut_off_while_it_was_written_says_what_the_disk_says() {
     // The first copy was being written, and the second one is as it was.
     disk.write(512, &[7; 64]);
     disk.write(16 * 1024, &old);
-    assert_eq!(seen(&bench, &disk), Container::New);
-    assert_eq!(seen(&bench, &disk), Container::New);
+    assert_eq!(seen(&bench, &disk), LuksState::Unused);
+    assert_eq!(seen(&bench, &disk), LuksState::Unused);
     apply_mark_used(&bench.guard, &bench.runner, &disk.device()).unwrap();
-    assert_eq!(seen(&bench, &disk), Container::Whole);
+    assert_eq!(seen(&bench, &disk), LuksState::Ready);
     disk.close();
 }
 
@@ -140,7 +141,7 @@ fn root_a_disk_that_holds_anything_never_becomes_an_encrypted_volume() {
     let (bench, disk) = (Bench::new(), Disk::new(GIB));
     disk.write(64 * 1024, &text());
     disk.write(16 * MIB, &note);
-    assert_eq!(seen(&bench, &disk), Container::Begun);
+    assert_eq!(seen(&bench, &disk), LuksState::Interrupted);
     make(&bench, &disk, "key").unwrap();
     assert!(opens(&disk, "key"));
     disk.close();
@@ -158,7 +159,7 @@ fn root_what_was_made_blank_and_has_grown_is_known_by_its_zero_head() {
     disk.write(GIB - 4096, &noise);
     assert!(has_grown());
     apply_blank(&bench.guard, &bench.runner, &disk.device()).unwrap();
-    assert!(!has_grown() && seen(&bench, &disk) == Container::Blank);
+    assert!(!has_grown() && seen(&bench, &disk) == LuksState::Blank);
     for at in [0, 4 * MIB - 1] {
         disk.write(GIB - 4096, &noise);
         disk.write(at, &[7]);
@@ -238,9 +239,9 @@ fn root_a_killed_encryption_is_begun_anew_wherever_it_was_cut_off() {
         let after = Duration::from_millis(u64::try_from(round / 3).unwrap() * 70);
         let path = disk.device().path().to_owned();
         let killer = Killer { real: bench.runner.clone(), disk: path, moment, after };
-        apply_container(&bench.guard, &killer, &disk.device(), &key("lost")).unwrap_err();
+        apply_luks_format(&bench.guard, &killer, &disk.device(), &key("lost")).unwrap_err();
         let container = seen(&bench, &disk);
-        assert!(matches!(container, Container::Blank | Container::Begun), "{moment:?} {after:?}: {container:?}");
+        assert!(matches!(container, LuksState::Blank | LuksState::Interrupted), "{moment:?} {after:?}: {container:?}");
         let mut head = [0; 4];
         File::open(disk.file()).unwrap().read_exact_at(&mut head, 0).unwrap();
         *found.entry((format!("{container:?}"), &head == b"LUKS")).or_insert(0) += 1;

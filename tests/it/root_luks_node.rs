@@ -8,7 +8,7 @@ use std::path::Path;
 
 use grpcio::RpcStatusCode;
 
-use crate::rig::{Rig, Vol, refused};
+use crate::harness::{NodeHarness, Vol, refused};
 
 const KEY: &str = "correct horse battery staple";
 const GIB: i64 = 1 << 30;
@@ -19,7 +19,7 @@ fn has_device_mapper() -> bool {
 }
 
 /// The names of the open encrypted volumes on a volume's disk.
-fn open_on(rig: &Rig, vol: &Vol) -> Vec<String> {
+fn open_on(rig: &NodeHarness, vol: &Vol) -> Vec<String> {
     let disk = rig.node(vol);
     let holders = Path::new("/sys/class/block").join(disk.file_name().unwrap()).join("holders");
     let holders = fs::read_dir(holders).unwrap().map(|entry| entry.unwrap().path());
@@ -27,14 +27,14 @@ fn open_on(rig: &Rig, vol: &Vol) -> Vec<String> {
 }
 
 /// What there is to see where the kernel opens no encrypted volume: that is said, and the disk stays as it is.
-fn refuses_to_open(rig: Rig, vol: &Vol) {
+fn refuses_to_open(rig: NodeHarness, vol: &Vol) {
     let before = rig.bytes(vol);
     refused(rig.stage(vol), RpcStatusCode::FAILED_PRECONDITION, &["device-mapper", "disk is as it was"]);
     assert!(rig.mount_at(&rig.staging(vol)).is_none() && before.are_still_there());
     close(rig);
 }
 
-fn close(rig: Rig) {
+fn close(rig: NodeHarness) {
     let log = rig.plugin().log();
     assert!(!log.contains(KEY), "{log}");
     rig.close();
@@ -43,7 +43,7 @@ fn close(rig: Rig) {
 #[test]
 #[ignore = "needs root: make test-root"]
 fn root_an_encrypted_volume_lives_as_any_other() {
-    let rig = Rig::start();
+    let rig = NodeHarness::start();
     for fs in ["ext4", "xfs", "btrfs", "ext3"] {
         let vol = rig.volume(&format!("secret-{fs}"), "").fs(fs).encrypted(KEY);
         if !has_device_mapper() {
@@ -79,7 +79,7 @@ fn root_an_encrypted_volume_lives_as_any_other() {
 #[test]
 #[ignore = "needs root: make test-root"]
 fn root_the_beginning_of_an_encrypted_volume_is_not_given_out_as_a_raw_disk() {
-    let rig = Rig::start();
+    let rig = NodeHarness::start();
     let vol = rig.volume("begun", "").block();
     let node = rig.node(&vol).display().to_string();
     let format = |subsystem: &str| {
@@ -103,7 +103,7 @@ fn root_the_beginning_of_an_encrypted_volume_is_not_given_out_as_a_raw_disk() {
 #[test]
 #[ignore = "needs root: make test-root"]
 fn root_the_key_may_come_with_either_call_and_must_be_right() {
-    let rig = Rig::start();
+    let rig = NodeHarness::start();
     let vol = rig.volume("secret", "").fs("ext4").encrypted(KEY);
     // Without the key nothing happens to the disk.
     let before = rig.bytes(&vol);
@@ -144,7 +144,7 @@ fn root_the_key_may_come_with_either_call_and_must_be_right() {
 #[test]
 #[ignore = "needs root: make test-root"]
 fn root_what_is_not_encrypted_is_never_made_so() {
-    let rig = Rig::start();
+    let rig = NodeHarness::start();
     for fs in ["ext4", "xfs"] {
         let vol = rig.volume(&format!("plain-{fs}"), fs);
         let before = rig.bytes(&vol);
@@ -164,7 +164,7 @@ fn root_what_is_not_encrypted_is_never_made_so() {
 #[test]
 #[ignore = "needs root: make test-root"]
 fn root_an_encrypted_volume_outlives_the_plugin_and_what_was_left_open_is_closed() {
-    let mut rig = Rig::start();
+    let mut rig = NodeHarness::start();
     let vol = rig.volume("secret", "").fs("ext4").encrypted(KEY);
     if !has_device_mapper() {
         rig.restart();
@@ -206,7 +206,7 @@ fn root_an_encrypted_volume_outlives_the_plugin_and_what_was_left_open_is_closed
 #[test]
 #[ignore = "needs root: make test-root"]
 fn root_an_encrypted_volume_grows_with_its_key_or_when_it_is_staged_next() {
-    let rig = Rig::start();
+    let rig = NodeHarness::start();
     for fs in ["ext4", "xfs", "btrfs"] {
         let vol = rig.volume(&format!("growing-{fs}"), "").fs(fs).encrypted(KEY);
         if !has_device_mapper() {

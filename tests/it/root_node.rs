@@ -8,11 +8,11 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use do_csi_plugin::rpc::proto::csi;
-use do_csi_plugin::rpc::proto::csi::volume_capability::access_mode::Mode;
+use do_csi_plugin::proto::csi;
+use do_csi_plugin::proto::csi::volume_capability::access_mode::Mode;
 use grpcio::RpcStatusCode;
 
-use crate::rig::{Bytes, Rig, Sysfs, Vol, refused};
+use crate::harness::{Bytes, NodeHarness, Sysfs, Vol, refused};
 use crate::sim::NewVolume;
 use crate::support::client::{Client, Volume, option};
 use crate::support::droplet::Droplet;
@@ -22,7 +22,7 @@ const FILESYSTEMS: [&str; 4] = ["xfs", "ext4", "ext3", "btrfs"];
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
 
-fn write_at(rig: &Rig, vol: &Vol, at: u64, bytes: &[u8]) {
+fn write_at(rig: &NodeHarness, vol: &Vol, at: u64, bytes: &[u8]) {
     let node = OpenOptions::new().write(true).open(rig.node(vol)).unwrap();
     node.write_all_at(bytes, at).unwrap();
     node.sync_all().unwrap();
@@ -31,7 +31,7 @@ fn write_at(rig: &Rig, vol: &Vol, at: u64, bytes: &[u8]) {
 #[test]
 #[ignore = "needs root: make test-root"]
 fn root_a_blank_volume_is_formatted_once_and_keeps_its_files() {
-    let rig = Rig::start();
+    let rig = NodeHarness::start();
     for fs in FILESYSTEMS {
         let vol = rig.volume(&format!("vol-{fs}"), "").fs(fs);
         for round in 0..3 {
@@ -104,7 +104,7 @@ fn partition_table() -> Vec<u8> {
 #[test]
 #[ignore = "needs root: make test-root"]
 fn root_a_disk_that_holds_anything_unknown_is_refused_and_keeps_every_byte() {
-    let rig = Rig::start();
+    let rig = NodeHarness::start();
     let samples = (GIB - 8 * MIB) / 64;
     let contents: [(&str, u64, Vec<u8>, &str); 14] = [
         ("one byte at the start", 0, vec![1], "unknown data"),
@@ -142,7 +142,7 @@ fn root_a_disk_that_holds_anything_unknown_is_refused_and_keeps_every_byte() {
 #[test]
 #[ignore = "needs root: make test-root"]
 fn root_another_file_system_than_asked_is_named_and_left_alone() {
-    let rig = Rig::start();
+    let rig = NodeHarness::start();
     for have in FILESYSTEMS {
         let vol = rig.volume(&format!("vol-{have}"), "").fs(have);
         rig.stage(&vol).unwrap();
@@ -162,7 +162,7 @@ fn root_another_file_system_than_asked_is_named_and_left_alone() {
 #[test]
 #[ignore = "needs root: make test-root"]
 fn root_a_disk_that_cannot_be_read_is_not_written_to() {
-    let rig = Rig::start();
+    let rig = NodeHarness::start();
     for readable in [0, MIB, 512 * MIB, GIB - 4096] {
         let vol = rig.volume(&format!("vol-{readable}"), "").fs("xfs");
         // The loop device stays as large as it was: what lies beyond the end of its file cannot be read.
@@ -178,7 +178,7 @@ fn root_a_disk_that_cannot_be_read_is_not_written_to() {
 #[test]
 #[ignore = "needs root: make test-root"]
 fn root_no_format_means_no_format_in_every_spelling() {
-    let rig = Rig::start();
+    let rig = NodeHarness::start();
     let vol = rig.volume("vol", "").fs("ext4");
     let before = rig.bytes(&vol);
     for prefix in ["dobs.csi.digitalocean.com", "com.digitalocean.csi", "com.digitalocean.csi.dobs"] {
@@ -202,7 +202,7 @@ fn root_no_format_means_no_format_in_every_spelling() {
 #[test]
 #[ignore = "needs root: make test-root"]
 fn root_a_blank_disk_that_is_only_to_be_read_is_not_written_to() {
-    let rig = Rig::start();
+    let rig = NodeHarness::start();
     let vol = rig.volume("vol", "").fs("ext4");
     let before = rig.bytes(&vol);
     let mut claimed = vol.clone();
@@ -220,7 +220,7 @@ fn root_without_a_wish_a_blank_disk_gets_the_default_file_system() {
     for (args, want) in
         [(&[][..], "ext4"), (&["--default-fs-type=xfs"], "xfs"), (&["-default-fs-type", "btrfs"], "btrfs")]
     {
-        let rig = Rig::start_with(args);
+        let rig = NodeHarness::start_with(args);
         let vol = rig.volume("vol", "");
         rig.stage(&vol).unwrap();
         assert!(rig.mount_at(&rig.staging(&vol)).unwrap().contains(&format!("- {want} ")));
@@ -232,7 +232,7 @@ fn root_without_a_wish_a_blank_disk_gets_the_default_file_system() {
 #[test]
 #[ignore = "needs root: make test-root"]
 fn root_parameters_for_mkfs_come_from_the_volume_context() {
-    let rig = Rig::start();
+    let rig = NodeHarness::start();
     let ours = |name: &str| format!("dobs.csi.digitalocean.com/{name}");
     let vol = rig.volume("vol", "").fs("xfs").context(&ours("block-size"), "1024").context(&ours("label"), "data");
     let before = rig.bytes(&vol);
@@ -258,7 +258,7 @@ fn root_parameters_for_mkfs_come_from_the_volume_context() {
 #[test]
 #[ignore = "needs root: make test-root"]
 fn root_owner_group_and_mode_are_given_to_a_fresh_file_system_only() {
-    let rig = Rig::start();
+    let rig = NodeHarness::start();
     let ours = |name: &str| format!("dobs.csi.digitalocean.com/{name}");
     for fs in FILESYSTEMS {
         let vol = rig.volume(&format!("vol-{fs}"), "").fs(fs);
@@ -288,7 +288,7 @@ fn root_owner_group_and_mode_are_given_to_a_fresh_file_system_only() {
 #[test]
 #[ignore = "needs root: make test-root"]
 fn root_what_a_volume_is_created_with_reaches_its_file_system() {
-    let rig = Rig::start();
+    let rig = NodeHarness::start();
     let parameters = |pairs: &[(&str, &str)]| {
         pairs.iter().map(|(key, value)| (format!("dobs.csi.digitalocean.com/{key}"), (*value).to_owned())).collect()
     };
@@ -332,7 +332,7 @@ fn root_an_selinux_label_is_a_mount_option_where_there_is_selinux() {
         (&with, vec![], Some(label), true),
     ] {
         let sys_dir = sysfs.flag();
-        let rig = Rig::start_with(&[&[sys_dir.as_str()], args.as_slice()].concat());
+        let rig = NodeHarness::start_with(&[&[sys_dir.as_str()], args.as_slice()].concat());
         let mut vol = rig.volume("vol", "xfs");
         sysfs.show(&rig.node(&vol));
         if let Some(label) = context {
@@ -358,7 +358,7 @@ fn root_an_selinux_label_is_a_mount_option_where_there_is_selinux() {
 fn root_a_disk_that_is_not_certainly_the_volumes_is_waited_for_and_never_used() {
     let sysfs = Sysfs::new();
     let flag = sysfs.flag();
-    let rig = Rig::start_with(&[&flag]);
+    let rig = NodeHarness::start_with(&[&flag]);
     // The link leads to a disk that says it is another volume's; one disk is offline, one too small, one not there.
     let [stale, offline, small, absent] = ["stale", "offline", "small", "absent"].map(|name| rig.volume(name, ""));
     sysfs.show_scsi(&rig.node(&stale), "somebody-elses", "running\n");
@@ -395,7 +395,7 @@ fn root_a_disk_that_is_not_certainly_the_volumes_is_waited_for_and_never_used() 
 fn root_a_stale_link_is_made_up_for_by_the_disk_that_carries_the_name() {
     let sysfs = Sysfs::new();
     let flag = sysfs.flag();
-    let rig = Rig::start_with(&[&flag]);
+    let rig = NodeHarness::start_with(&[&flag]);
     let (wrong, right) = (rig.volume("wrong", ""), rig.volume("right", ""));
     let (wrong_node, right_node) = (rig.node(&wrong), rig.node(&right));
     sysfs.show_scsi(&wrong_node, "wrong", "running\n");
@@ -413,7 +413,7 @@ fn root_a_stale_link_is_made_up_for_by_the_disk_that_carries_the_name() {
 #[test]
 #[ignore = "needs root: make test-root"]
 fn root_a_restored_snapshot_is_grown_and_sits_beside_its_source() {
-    let rig = Rig::start();
+    let rig = NodeHarness::start();
     for fs in ["xfs", "btrfs"] {
         let source = rig.volume(&format!("source-{fs}"), "").fs(fs);
         rig.stage(&source).unwrap();
@@ -456,7 +456,7 @@ fn kill(pid: u32) {
 }
 
 /// Stages until it works; what was cut off must be finished, and nothing else may be in the way.
-fn stage_in_the_end(rig: &Rig, vol: &Vol) {
+fn stage_in_the_end(rig: &NodeHarness, vol: &Vol) {
     let staged = wait_for(Duration::from_secs(40), || rig.stage(vol).ok());
     staged.unwrap_or_else(|| panic!("{}: {:?}\n{}", vol.name, rig.stage(vol), rig.plugin().log()));
 }
@@ -464,7 +464,7 @@ fn stage_in_the_end(rig: &Rig, vol: &Vol) {
 #[test]
 #[ignore = "needs root: make test-root"]
 fn root_a_mkfs_killed_half_way_is_finished_by_the_next_call() {
-    let rig = Rig::start();
+    let rig = NodeHarness::start();
     // How often one was killed, by file system: and finished by the next call, or left to a person.
     let mut seen = std::collections::BTreeMap::from(FILESYSTEMS.map(|fs| (fs, (0, 0))));
     for round in 0..96_u64 {
@@ -515,7 +515,7 @@ fn root_a_mkfs_killed_half_way_is_finished_by_the_next_call() {
 #[test]
 #[ignore = "needs root: make test-root"]
 fn root_a_plugin_killed_at_any_moment_of_a_call_is_made_up_for_by_the_next() {
-    let mut rig = Rig::start();
+    let mut rig = NodeHarness::start();
     for round in 0..16_u64 {
         let fs = FILESYSTEMS[usize::try_from(round % 4).unwrap()];
         let vol = rig.volume(&format!("vol-{round}"), "").fs(fs);
@@ -546,7 +546,7 @@ fn root_a_plugin_killed_at_any_moment_of_a_call_is_made_up_for_by_the_next() {
 
 /// A volume mounted, read-only or not, in a mount namespace that neither the plugin nor any other test sees, until this is
 /// dropped.
-fn mounted_elsewhere(rig: &Rig, vol: &Vol, fs: &str, how: &str) -> Droplet {
+fn mounted_elsewhere(rig: &NodeHarness, vol: &Vol, fs: &str, how: &str) -> Droplet {
     let host = Droplet::boot().unwrap();
     let mount = host.command(Path::new("mount")).args([how, "-t", fs]).arg(rig.node(vol)).arg("/mnt").status().unwrap();
     assert!(mount.success());
@@ -556,7 +556,7 @@ fn mounted_elsewhere(rig: &Rig, vol: &Vol, fs: &str, how: &str) -> Droplet {
 #[test]
 #[ignore = "needs root: make test-root"]
 fn root_a_disk_that_is_mounted_for_writing_elsewhere_is_refused_and_not_shared() {
-    let rig = Rig::start();
+    let rig = NodeHarness::start();
     for fs in ["xfs", "btrfs"] {
         let vol = rig.volume(&format!("vol-{fs}"), "").fs(fs);
         rig.stage(&vol).unwrap();
@@ -575,7 +575,7 @@ fn root_a_disk_that_is_mounted_for_writing_elsewhere_is_refused_and_not_shared()
 #[test]
 #[ignore = "needs root: make test-root"]
 fn root_a_disk_in_somebody_elses_use_is_waited_for() {
-    let rig = Rig::start();
+    let rig = NodeHarness::start();
     for fs in ["xfs", "ext4"] {
         // As the automount rule of droplet images does: a look at the volume, read-only, in the host's own namespace.
         let vol = rig.volume(&format!("vol-{fs}"), fs);
@@ -606,7 +606,7 @@ fn hold(node: &Path, time: Duration) -> std::thread::JoinHandle<()> {
 #[test]
 #[ignore = "needs root: make test-root"]
 fn root_making_and_checking_a_file_system_wait_for_the_automount_rule_too() {
-    let rig = Rig::start();
+    let rig = NodeHarness::start();
     let (blank, unclean) = (rig.volume("blank", "").fs("ext4"), rig.volume("unclean", "ext4"));
     rig.run("debugfs", &["-w", "-R", "set_super_value state 2", &rig.node(&unclean).to_string_lossy()]);
     let time = Duration::from_secs(4);
@@ -629,7 +629,7 @@ fn root_making_and_checking_a_file_system_wait_for_the_automount_rule_too() {
 #[test]
 #[ignore = "needs root: make test-root"]
 fn root_a_disk_that_stays_in_somebody_elses_use_is_refused_with_a_hint() {
-    let rig = Rig::start();
+    let rig = NodeHarness::start();
     let [mounted, blank, raw] =
         [("mounted", "xfs"), ("blank", ""), ("raw", "ext4")].map(|(name, fs)| rig.volume(name, fs));
     let before: Vec<Bytes> = [&blank, &raw].map(|vol| rig.bytes(vol)).into();
@@ -654,13 +654,13 @@ fn root_a_disk_that_stays_in_somebody_elses_use_is_refused_with_a_hint() {
 #[test]
 #[ignore = "needs root: make test-root"]
 fn root_an_ext_beyond_repair_is_left_to_a_person() {
-    let rig = Rig::start();
+    let rig = NodeHarness::start();
     for fs in ["ext4", "ext3"] {
         let vol = rig.volume(&format!("vol-{fs}"), "").fs(fs);
         rig.stage(&vol).unwrap();
         rig.write(&rig.staging(&vol), "file", "kept").unwrap();
         rig.unstage(&vol).unwrap();
-        // A root folder that is none: e2fsck answers 4 and leaves it as it is.
+        // A root directory that is none: e2fsck answers 4 and leaves it as it is.
         let node = rig.node(&vol).to_string_lossy().into_owned();
         for request in ["clri <2>", "set_super_value state 2"] {
             rig.run("debugfs", &["-w", "-R", request, &node]);
@@ -683,7 +683,7 @@ fn root_an_ext_beyond_repair_is_left_to_a_person() {
 #[test]
 #[ignore = "needs root: make test-root"]
 fn root_a_file_system_beyond_repair_is_left_to_a_person() {
-    let rig = Rig::start();
+    let rig = NodeHarness::start();
     let vol = rig.volume("vol", "xfs");
     rig.stage(&vol).unwrap();
     rig.write(&rig.staging(&vol), "file", "kept").unwrap();
@@ -710,7 +710,7 @@ fn root_a_file_system_beyond_repair_is_left_to_a_person() {
 #[test]
 #[ignore = "needs root: make test-root"]
 fn root_a_file_system_that_was_not_unmounted_is_put_right_and_keeps_its_files() {
-    let rig = Rig::start();
+    let rig = NodeHarness::start();
     for fs in FILESYSTEMS {
         let vol = rig.volume(&format!("vol-{fs}"), "").fs(fs);
         rig.stage(&vol).unwrap();

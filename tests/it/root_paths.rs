@@ -8,11 +8,11 @@ use std::process::{Child, Stdio};
 use std::sync::Barrier;
 use std::thread;
 
-use do_csi_plugin::rpc::proto::csi::volume_capability::access_mode::Mode;
+use do_csi_plugin::proto::csi::volume_capability::access_mode::Mode;
 use grpcio::RpcStatusCode;
 
 use crate::PROGRAM;
-use crate::rig::{Rig, Vol, refused};
+use crate::harness::{NodeHarness, Vol, refused};
 use crate::support::client::{Client, Outcome};
 use crate::support::cloud::TOKEN;
 
@@ -32,7 +32,7 @@ fn at_once(vols: [&Vol; 2], act: impl Fn(usize, &Vol) -> Outcome<()> + Sync) -> 
 }
 
 /// The mounts at a path, lowest first.
-fn mounts_at(rig: &Rig, path: &Path) -> Vec<String> {
+fn mounts_at(rig: &NodeHarness, path: &Path) -> Vec<String> {
     let mounts = rig.machine().droplet.mounts();
     mounts.into_iter().filter(|line| line.split(' ').nth(4) == path.to_str()).collect()
 }
@@ -48,7 +48,7 @@ fn winner(answers: [Outcome<()>; 2]) -> usize {
 #[test]
 #[ignore = "needs root: make test-root"]
 fn root_of_two_volumes_that_come_to_one_path_at_once_one_is_there_and_nothing_else() {
-    let rig = Rig::start();
+    let rig = NodeHarness::start();
     let vols = [rig.volume("one", "xfs"), rig.volume("two", "xfs")];
     let both = [&vols[0], &vols[1]];
     let nodes = both.map(|vol| rig.node(vol).to_string_lossy().into_owned());
@@ -82,7 +82,7 @@ fn root_of_two_volumes_that_come_to_one_path_at_once_one_is_there_and_nothing_el
 #[ignore = "needs root: make test-root"]
 fn root_two_plugins_at_one_target_never_show_the_hosts_own_files() {
     // While a job is updated two plugins run, and neither knows the other's locks.
-    let rig = Rig::start();
+    let rig = NodeHarness::start();
     let vols = [rig.volume("one", "xfs"), rig.volume("two", "xfs")];
     let both = [&vols[0], &vols[1]];
     let mut launch = rig.machine().launch(Path::new(PROGRAM));
@@ -117,7 +117,7 @@ fn root_two_plugins_at_one_target_never_show_the_hosts_own_files() {
 #[test]
 #[ignore = "needs root: make test-root"]
 fn root_one_path_by_two_names_is_one_path_and_a_target_is_not_inside_its_staging_path() {
-    let rig = Rig::start();
+    let rig = NodeHarness::start();
     let vols = [rig.volume("one", "xfs"), rig.volume("two", "xfs")];
     let both = [&vols[0], &vols[1]];
     for vol in both {
@@ -151,7 +151,7 @@ fn root_one_path_by_two_names_is_one_path_and_a_target_is_not_inside_its_staging
 struct Namespace(Child);
 
 impl Namespace {
-    fn start(rig: &Rig, propagation: &str) -> Namespace {
+    fn start(rig: &NodeHarness, propagation: &str) -> Namespace {
         let mut command = rig.machine().droplet.command(Path::new("unshare"));
         command.args(["--mount", "--propagation", propagation, "sh", "-c", "echo up && exec cat"]);
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
@@ -184,7 +184,7 @@ fn mounts_below(table: &str, path: &Path) -> Vec<PathBuf> {
 fn root_what_is_mounted_inside_one_target_is_seen_in_no_other_and_keeps_none_from_being_unmounted() {
     // Three namespaces, as with Docker: the host's, the plugin's, which shares mounts with it, and a task's, to which those
     // of the host come.
-    let rig = Rig::start();
+    let rig = NodeHarness::start();
     let mut launch = rig.machine().launch(Path::new(PROGRAM));
     launch.command = rig.machine().droplet.command(Path::new("unshare"));
     launch.command.args(["--mount", "--propagation", "unchanged", PROGRAM]).env("DIGITALOCEAN_ACCESS_TOKEN", TOKEN);

@@ -2,7 +2,7 @@
 
 use grpcio::RpcStatusCode;
 
-use crate::rig::{Rig, refused};
+use crate::harness::{NodeHarness, refused};
 
 const PRECONDITION: RpcStatusCode = RpcStatusCode::FAILED_PRECONDITION;
 
@@ -10,7 +10,7 @@ const PRECONDITION: RpcStatusCode = RpcStatusCode::FAILED_PRECONDITION;
 #[ignore = "needs root: make test-root"]
 fn root_a_volume_that_no_task_would_see_is_refused() {
     for propagation in ["private", "slave"] {
-        let rig = Rig::start_within(&["unshare", "--mount", "--propagation", propagation]);
+        let rig = NodeHarness::start_within(&["unshare", "--mount", "--propagation", propagation]);
         let start = rig.plugin().log();
         assert!(start.lines().any(|line| line.contains("ERROR") && line.contains("no task would see")), "{start}");
         let (vol, raw) = (rig.volume("vol", "").fs("xfs"), rig.volume("raw", "").block());
@@ -33,7 +33,7 @@ fn root_a_volume_that_no_task_would_see_is_refused() {
 fn root_a_publish_is_refused_when_only_the_staging_path_is_shared() {
     // As from a container that was given one of two directories with propagation.
     let script = "mount --bind \"$1\" \"$1\" && mount --make-private \"$1\" && shift && exec \"$@\"";
-    let rig = Rig::start_in(|home| {
+    let rig = NodeHarness::start_in(|home| {
         let apart = home.join("per-alloc");
         std::fs::create_dir_all(&apart).unwrap();
         ["unshare", "--mount", "--propagation", "unchanged", "sh", "-c", script, "sh", &apart.to_string_lossy()]
@@ -53,7 +53,7 @@ fn root_a_publish_is_refused_when_only_the_staging_path_is_shared() {
 fn root_mounts_that_only_the_plugins_directories_share_reach_the_droplet() {
     // As Docker does it for Nomad: everything is private but what was given with "rshared".
     let script = "mount --bind \"$1\" \"$1\" && mount --make-private / && shift && exec \"$@\"";
-    let rig = Rig::start_in(|home| {
+    let rig = NodeHarness::start_in(|home| {
         ["unshare", "--mount", "--propagation", "unchanged", "sh", "-c", script, "sh", &home.to_string_lossy()]
             .map(str::to_owned)
             .into()
@@ -77,7 +77,7 @@ fn root_mounts_that_only_the_plugins_directories_share_reach_the_droplet() {
 #[ignore = "needs root: make test-root"]
 fn root_a_plugin_in_the_mount_namespace_of_its_nomad_is_warned_and_works() {
     // As by the driver raw_exec under a Nomad whose unit has a mount namespace of its own: its tasks see what it sees.
-    let rig = Rig::start_within(&["unshare", "--mount", "--propagation", "slave", "--fork", "--kill-child"]);
+    let rig = NodeHarness::start_within(&["unshare", "--mount", "--propagation", "slave", "--fork", "--kill-child"]);
     let vol = rig.volume("vol", "xfs");
     for _ in 0..2 {
         rig.stage(&vol).unwrap();

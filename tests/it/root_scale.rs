@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use grpcio::RpcStatusCode;
 
-use crate::rig::{Rig, Vol, refused};
+use crate::harness::{NodeHarness, Vol, refused};
 use crate::support::client::Volume;
 use crate::support::crowd::make_mounts;
 use crate::support::plugin::send;
@@ -19,7 +19,7 @@ use crate::support::wait_for;
 const ODD_TYPE: &str = r#""$(printf 'fuse.\377\376')""#;
 
 /// Mounts a file system of an odd type, whose server is gone at once.
-fn mount_odd(rig: &Rig, at: &Path) {
+fn mount_odd(rig: &NodeHarness, at: &Path) {
     let options = "fd=3,rootmode=40000,user_id=0,group_id=0";
     let script = format!(
         "mkdir -p {at} && exec 3<>/dev/fuse && mount -i -t {ODD_TYPE} -o {options} odd {at}",
@@ -28,7 +28,7 @@ fn mount_odd(rig: &Rig, at: &Path) {
     rig.run("sh", &["-c", &script]);
 }
 
-fn live(rig: &Rig, vol: &Vol) {
+fn live(rig: &NodeHarness, vol: &Vol) {
     rig.stage(vol).unwrap();
     rig.publish(vol, "alloc").unwrap();
     rig.write(&rig.target(vol, "alloc"), "file", "x").unwrap();
@@ -41,7 +41,7 @@ fn live(rig: &Rig, vol: &Vol) {
 #[test]
 #[ignore = "needs root: make test-root"]
 fn root_a_mount_of_an_odd_type_stops_no_call_and_is_not_overlooked() {
-    let rig = Rig::start();
+    let rig = NodeHarness::start();
     let vols = ["xfs", "ext4", "btrfs"].map(|fs| rig.volume(&format!("vol-{fs}"), "").fs(fs));
     let apart = rig.machine().home().join("odd");
     mount_odd(&rig, &apart);
@@ -67,7 +67,7 @@ fn root_a_mount_of_an_odd_type_stops_no_call_and_is_not_overlooked() {
 struct Restless(Vec<Child>);
 
 impl Restless {
-    fn start(rig: &Rig) -> Restless {
+    fn start(rig: &NodeHarness) -> Restless {
         let start = |number: u32| {
             let at = rig.machine().home().join(format!("restless-{number}"));
             fs::create_dir_all(&at).unwrap();
@@ -91,7 +91,7 @@ impl Drop for Restless {
 #[test]
 #[ignore = "needs root: make test-root"]
 fn root_five_thousand_mounts_of_which_some_come_and_go_all_the_time_stop_no_call() {
-    let rig = Rig::start();
+    let rig = NodeHarness::start();
     let vol = rig.volume("vol", "ext4");
     make_mounts(rig.machine(), 5000).unwrap();
     let restless = Restless::start(&rig);
@@ -103,7 +103,7 @@ fn root_five_thousand_mounts_of_which_some_come_and_go_all_the_time_stop_no_call
 }
 
 /// A stand-in for e2fsck on the droplet, which does `first` for some disks and then what e2fsck does.
-fn slow_check(rig: &Rig, vols: &[Vol], first: &str) -> PathBuf {
+fn slow_check(rig: &NodeHarness, vols: &[Vol], first: &str) -> PathBuf {
     let [real, stand_in, pids] = ["e2fsck-real", "e2fsck", "pids"].map(|name| rig.machine().home().join(name));
     fs::copy("/usr/sbin/e2fsck", &real).unwrap();
     let nodes: String = vols.iter().map(|vol| format!(" {} ", rig.node(vol).display())).collect();
@@ -119,7 +119,7 @@ fn slow_check(rig: &Rig, vols: &[Vol], first: &str) -> PathBuf {
 }
 
 /// Volumes of which a power cut has left the file systems in need of a check.
-fn dirty(rig: &Rig, count: usize) -> Vec<Vol> {
+fn dirty(rig: &NodeHarness, count: usize) -> Vec<Vol> {
     let make = |number| {
         let vol = rig.volume(&format!("vol-{number}"), "ext4");
         rig.run("debugfs", &["-w", "-R", "set_super_value state 2", &rig.node(&vol).to_string_lossy()]);
@@ -131,7 +131,7 @@ fn dirty(rig: &Rig, count: usize) -> Vec<Vol> {
 #[test]
 #[ignore = "needs root: make test-root"]
 fn root_after_a_power_cut_all_volumes_are_checked_however_long_they_wait_for_it() {
-    let rig = Rig::start();
+    let rig = NodeHarness::start();
     let vols = dirty(&rig, 12);
     // Three at a time, so that the last ones have waited for longer than any fixed time shorter than a call would allow.
     slow_check(&rig, &vols, "sleep 7");
@@ -152,7 +152,7 @@ fn root_after_a_power_cut_all_volumes_are_checked_however_long_they_wait_for_it(
 #[test]
 #[ignore = "needs root: make test-root"]
 fn root_checks_that_hang_do_not_keep_other_volumes_from_theirs() {
-    let rig = Rig::start();
+    let rig = NodeHarness::start();
     let vols = dirty(&rig, 5);
     let (hung, others) = vols.split_at(3);
     let pids = slow_check(&rig, hung, "exec sleep 1000");
@@ -186,7 +186,7 @@ fn root_checks_that_hang_do_not_keep_other_volumes_from_theirs() {
 #[test]
 #[ignore = "needs root: make test-root"]
 fn root_callers_that_wait_for_missing_disks_keep_nobody_from_letting_go_of_a_volume() {
-    let rig = Rig::start();
+    let rig = NodeHarness::start();
     let vol = rig.volume("vol", "ext4");
     rig.stage(&vol).unwrap();
     rig.publish(&vol, "alloc").unwrap();

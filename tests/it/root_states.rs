@@ -6,34 +6,34 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
-use do_csi_plugin::rpc::proto::csi::volume_capability::access_mode::Mode;
+use do_csi_plugin::proto::csi::volume_capability::access_mode::Mode;
 use grpcio::RpcStatusCode;
 
-use crate::rig::{Rig, Sysfs, Vol, may_grow_ext, refused};
+use crate::harness::{NodeHarness, Sysfs, Vol, may_grow_ext, refused};
 use crate::support::wait_for;
 
 const PRECONDITION: RpcStatusCode = RpcStatusCode::FAILED_PRECONDITION;
 const EXISTS: RpcStatusCode = RpcStatusCode::ALREADY_EXISTS;
 
-fn count_at(rig: &Rig, path: &Path) -> usize {
+fn count_at(rig: &NodeHarness, path: &Path) -> usize {
     let lines = rig.machine().droplet.mounts();
     lines.iter().filter(|line| line.split(' ').nth(4) == path.to_str()).count()
 }
 
-fn is_read_only(rig: &Rig, path: &Path) -> bool {
+fn is_read_only(rig: &NodeHarness, path: &Path) -> bool {
     let line = rig.mount_at(path).unwrap_or_else(|| panic!("nothing is mounted at {}", path.display()));
     line.split(' ').nth(5).unwrap().split(',').any(|option| option == "ro")
 }
 
 /// Where Nomad stages a volume for readers.
-fn readers_staging(rig: &Rig, vol: &Vol) -> PathBuf {
+fn readers_staging(rig: &NodeHarness, vol: &Vol) -> PathBuf {
     rig.staging(vol).with_file_name("ro-file-system-single-node-reader-only")
 }
 
 #[test]
 #[ignore = "needs root: make test-root"]
 fn root_every_call_may_be_repeated() {
-    let rig = Rig::start();
+    let rig = NodeHarness::start();
     for fs in ["xfs", "ext4", "ext3", "btrfs"] {
         let vol = rig.volume(&format!("vol-{fs}"), "").fs(fs).flags(&["noatime", "nodev", "discard"]);
         let (staging, target) = (rig.staging(&vol), rig.target(&vol, "alloc"));
@@ -71,7 +71,7 @@ fn root_every_call_may_be_repeated() {
 #[test]
 #[ignore = "needs root: make test-root"]
 fn root_a_mount_that_is_not_as_asked_is_named_and_kept() {
-    let rig = Rig::start();
+    let rig = NodeHarness::start();
     let vol = rig.volume("vol", "xfs").flags(&["noexec"]);
     rig.stage(&vol).unwrap();
     rig.publish(&vol, "alloc").unwrap();
@@ -112,7 +112,7 @@ fn root_a_mount_that_is_not_as_asked_is_named_and_kept() {
 #[test]
 #[ignore = "needs root: make test-root"]
 fn root_another_volume_or_anything_else_at_a_path_is_left_alone() {
-    let rig = Rig::start();
+    let rig = NodeHarness::start();
     let (vol, other) = (rig.volume("vol", "xfs"), rig.volume("other", "xfs"));
     rig.stage(&other).unwrap();
     rig.publish(&other, "alloc").unwrap();
@@ -128,21 +128,21 @@ fn root_another_volume_or_anything_else_at_a_path_is_left_alone() {
         PRECONDITION,
         &["is mounted there"],
     );
-    // A folder of the volume is not the volume.
-    fs::create_dir(rig.file(&rig.staging(&vol), "folder")).unwrap();
+    // A directory of the volume is not the volume.
+    fs::create_dir(rig.file(&rig.staging(&vol), "directory")).unwrap();
     let part = rig.target(&vol, "part");
     fs::create_dir_all(&part).unwrap();
-    let folder = rig.staging(&vol).join("folder");
-    rig.run("mount", &["--bind", &folder.to_string_lossy(), &part.to_string_lossy()]);
+    let directory = rig.staging(&vol).join("directory");
+    rig.run("mount", &["--bind", &directory.to_string_lossy(), &part.to_string_lossy()]);
     refused(rig.publish(&vol, "part"), PRECONDITION, &["is mounted there"]);
     rig.run("umount", &[&part.to_string_lossy()]);
     let tree = rig.volume("tree", "").fs("btrfs");
     rig.stage(&tree).unwrap();
-    fs::create_dir(rig.file(&rig.staging(&tree), "folder")).unwrap();
-    let folder = rig.staging(&tree).join("folder");
+    fs::create_dir(rig.file(&rig.staging(&tree), "directory")).unwrap();
+    let directory = rig.staging(&tree).join("directory");
     let part = rig.target(&tree, "part");
     fs::create_dir_all(&part).unwrap();
-    rig.run("mount", &["--bind", &folder.to_string_lossy(), &part.to_string_lossy()]);
+    rig.run("mount", &["--bind", &directory.to_string_lossy(), &part.to_string_lossy()]);
     refused(rig.publish(&tree, "part"), PRECONDITION, &["is mounted there"]);
     rig.run("umount", &[&part.to_string_lossy()]);
     rig.unstage(&tree).unwrap();
@@ -169,7 +169,7 @@ fn root_another_volume_or_anything_else_at_a_path_is_left_alone() {
     fs::write(rig.target(&vol, "file"), "mine").unwrap_err();
     fs::create_dir_all(rig.target(&vol, "file").parent().unwrap()).unwrap();
     fs::write(rig.target(&vol, "file"), "mine").unwrap();
-    refused(rig.publish(&vol, "file"), PRECONDITION, &["no folder"]);
+    refused(rig.publish(&vol, "file"), PRECONDITION, &["no directory"]);
     rig.unpublish(&vol, "file").unwrap();
     assert_eq!(fs::read_to_string(rig.target(&vol, "file")).unwrap(), "mine");
     rig.unpublish(&other, "alloc").unwrap();
@@ -184,13 +184,13 @@ fn root_another_volume_or_anything_else_at_a_path_is_left_alone() {
 #[ignore = "needs root: make test-root"]
 fn root_what_the_official_driver_has_staged_is_gone_on_with() {
     for fs in ["xfs", "ext4"] {
-        let rig = Rig::start();
+        let rig = NodeHarness::start();
         let mut vol = rig.volume("vol", fs);
         vol.csi.publish_context.retain(|key, _| key == "dobs.csi.digitalocean.com/volume-name");
         assert_eq!(vol.csi.publish_context.len(), 1);
         let (staging, old) = (rig.staging(&vol), rig.target(&vol, "old"));
-        for folder in [&staging, &old] {
-            fs::create_dir_all(folder).unwrap();
+        for directory in [&staging, &old] {
+            fs::create_dir_all(directory).unwrap();
         }
         rig.run("mount", &["-t", fs, &rig.link("vol").to_string_lossy(), &staging.to_string_lossy()]);
         rig.run("mount", &["-o", "bind", &staging.to_string_lossy(), &old.to_string_lossy()]);
@@ -229,7 +229,7 @@ fn root_what_the_official_driver_has_staged_is_gone_on_with() {
 #[test]
 #[ignore = "needs root: make test-root"]
 fn root_empty_leftovers_at_a_path_are_used() {
-    let rig = Rig::start();
+    let rig = NodeHarness::start();
     let vol = rig.volume("vol", "xfs");
     // Old Nomads make the target themselves.
     fs::create_dir_all(rig.target(&vol, "alloc")).unwrap();
@@ -244,7 +244,7 @@ fn root_empty_leftovers_at_a_path_are_used() {
     rig.publish(&block, "block").unwrap();
     rig.unpublish(&block, "block").unwrap();
     assert!(!rig.target(&vol, "block").exists());
-    // Nomad 0.11 makes a folder for a device node too; and a file may be left from a job that wanted one.
+    // Nomad 0.11 makes a directory for a device node too; and a file may be left from a job that wanted one.
     fs::create_dir_all(rig.target(&vol, "block")).unwrap();
     rig.publish(&block, "block").unwrap();
     let shown = fs::metadata(rig.file(&rig.target(&vol, "block"), "").components().as_path()).unwrap();
@@ -262,7 +262,7 @@ fn root_empty_leftovers_at_a_path_are_used() {
 #[test]
 #[ignore = "needs root: make test-root"]
 fn root_what_another_task_uses_outlives_the_unstage() {
-    let rig = Rig::start();
+    let rig = NodeHarness::start();
     let vol = rig.volume("vol", "ext4");
     rig.stage(&vol).unwrap();
     for alloc in ["one", "two"] {
@@ -285,7 +285,7 @@ fn root_what_another_task_uses_outlives_the_unstage() {
 #[test]
 #[ignore = "needs root: make test-root"]
 fn root_a_volume_in_use_is_not_torn_away() {
-    let rig = Rig::start();
+    let rig = NodeHarness::start();
     let vol = rig.volume("vol", "xfs");
     rig.stage(&vol).unwrap();
     let user = fs::File::create(rig.file(&rig.staging(&vol), "user")).unwrap();
@@ -302,7 +302,7 @@ fn root_a_volume_in_use_is_not_torn_away() {
 #[ignore = "needs root: make test-root"]
 fn root_what_cannot_be_unpublished_is_written_to_its_disk() {
     // Nomad has the disk detached then all the same.
-    let rig = Rig::start();
+    let rig = NodeHarness::start();
     let told = ["xfs", "ext4", ""].map(|fs| {
         let vol = rig.volume(&format!("vol-{fs}"), fs);
         if fs.is_empty() { vol.block() } else { vol }
@@ -334,7 +334,7 @@ fn root_what_cannot_be_unpublished_is_written_to_its_disk() {
 #[test]
 #[ignore = "needs root: make test-root"]
 fn root_readers_and_writers_have_a_staging_path_each_in_either_order() {
-    let rig = Rig::start();
+    let rig = NodeHarness::start();
     for fs in ["xfs", "ext4", "ext3", "btrfs"] {
         let writer = rig.volume(&format!("vol-{fs}"), "").fs(fs);
         let reader = writer.mode(Mode::SINGLE_NODE_READER_ONLY);
@@ -372,7 +372,7 @@ fn root_readers_and_writers_have_a_staging_path_each_in_either_order() {
 #[test]
 #[ignore = "needs root: make test-root"]
 fn root_a_writer_after_readers_keeps_the_flags_that_all_mounts_have_in_common() {
-    let rig = Rig::start();
+    let rig = NodeHarness::start();
     for (fs, flag) in [("xfs", "sync"), ("ext4", "sync"), ("ext4", "lazytime"), ("btrfs", "lazytime")] {
         let writer = rig.volume(&format!("vol-{fs}-{flag}"), "").fs(fs).flags(&[flag, "noatime"]);
         let (reader, ro) = (writer.mode(Mode::SINGLE_NODE_READER_ONLY), readers_staging(&rig, &writer));
@@ -394,7 +394,7 @@ fn root_a_writer_after_readers_keeps_the_flags_that_all_mounts_have_in_common() 
 #[test]
 #[ignore = "needs root: make test-root"]
 fn root_read_only_holds_end_to_end() {
-    let rig = Rig::start();
+    let rig = NodeHarness::start();
     let vol = rig.volume("vol", "xfs");
     rig.stage(&vol).unwrap();
     rig.write(&rig.staging(&vol), "file", "kept").unwrap();
@@ -432,7 +432,7 @@ fn root_read_only_holds_end_to_end() {
 fn root_a_read_only_target_is_read_only_in_the_hosts_namespace_too() {
     // As with a plugin in a container: its mount namespace is another than the host's, to which its mounts are copied.
     // Tasks get the copy.
-    let rig = Rig::start();
+    let rig = NodeHarness::start();
     let vol = rig.volume("vol", "xfs");
     let home = rig.staging(&vol).ancestors().nth(3).unwrap().to_owned();
     rig.run("mount", &["--bind", &home.to_string_lossy(), &home.to_string_lossy()]);
@@ -473,7 +473,7 @@ fn root_a_read_only_target_is_read_only_in_the_hosts_namespace_too() {
 #[test]
 #[ignore = "needs root: make test-root"]
 fn root_one_writer_has_one_target_and_the_other_modes_have_several() {
-    let rig = Rig::start();
+    let rig = NodeHarness::start();
     let vol = rig.volume("vol", "xfs");
     for mode in [Mode::SINGLE_NODE_WRITER, Mode::SINGLE_NODE_MULTI_WRITER, Mode::SINGLE_NODE_READER_ONLY] {
         let vol = vol.mode(mode);
@@ -529,7 +529,7 @@ fn root_a_mount_whose_disk_was_pulled_is_cleared_and_redone_and_nothing_synced_i
     for fs in ["xfs", "ext4", "btrfs"] {
         let sysfs = Sysfs::new();
         let flag = sysfs.flag();
-        let rig = Rig::start_with(&[&flag]);
+        let rig = NodeHarness::start_with(&[&flag]);
         let vol = rig.volume("vol", "").fs(fs);
         let first = rig.node(&vol);
         sysfs.show(&first);
@@ -586,7 +586,7 @@ fn root_a_mount_whose_disk_was_pulled_is_cleared_and_redone_and_nothing_synced_i
 #[test]
 #[ignore = "needs root: make test-root"]
 fn root_a_file_system_that_was_shut_down_is_mounted_anew_when_nobody_uses_it_any_more() {
-    let rig = Rig::start();
+    let rig = NodeHarness::start();
     for fs in ["xfs", "ext4"] {
         let vol = rig.volume(&format!("vol-{fs}"), fs);
         rig.stage(&vol).unwrap();
@@ -623,7 +623,7 @@ fn root_a_file_system_that_was_shut_down_is_mounted_anew_when_nobody_uses_it_any
 #[test]
 #[ignore = "needs root: make test-root"]
 fn root_a_dead_file_system_that_only_an_open_file_holds_is_refused() {
-    let rig = Rig::start();
+    let rig = NodeHarness::start();
     let vol = rig.volume("vol", "xfs");
     rig.stage(&vol).unwrap();
     rig.write(&rig.staging(&vol), "file", "kept").unwrap();
@@ -642,7 +642,7 @@ fn root_a_dead_file_system_that_only_an_open_file_holds_is_refused() {
 }
 
 /// Makes the kernel find an error in an ext4, which it then makes read-only.
-fn break_ext4(rig: &Rig, vol: &Vol) {
+fn break_ext4(rig: &NodeHarness, vol: &Vol) {
     let staging = rig.staging(vol);
     rig.run("mount", &["-o", "remount,errors=remount-ro", &staging.to_string_lossy()]);
     let name = rig.node(vol).file_name().unwrap().to_string_lossy().into_owned();
@@ -652,7 +652,7 @@ fn break_ext4(rig: &Rig, vol: &Vol) {
 #[test]
 #[ignore = "needs root: make test-root"]
 fn root_a_file_system_that_errors_made_read_only_is_told_and_not_passed_off_as_right() {
-    let rig = Rig::start();
+    let rig = NodeHarness::start();
     let vol = rig.volume("vol", "ext4");
     rig.stage(&vol).unwrap();
     rig.publish(&vol, "alloc").unwrap();
@@ -687,7 +687,7 @@ fn root_a_file_system_that_errors_made_read_only_is_told_and_not_passed_off_as_r
 #[test]
 #[ignore = "needs root: make test-root"]
 fn root_a_raw_disk_is_shown_as_often_as_asked_and_as_writable_as_asked() {
-    let rig = Rig::start();
+    let rig = NodeHarness::start();
     let vol = rig.volume("vol", "").block();
     let target =
         |alloc: &str| rig.file(&rig.target(&vol, alloc), "").to_string_lossy().trim_end_matches('/').to_owned();
@@ -739,7 +739,7 @@ fn root_a_raw_disk_is_shown_as_often_as_asked_and_as_writable_as_asked() {
 #[test]
 #[ignore = "needs root: make test-root"]
 fn root_a_repeat_is_as_strict_as_the_first_call() {
-    let rig = Rig::start();
+    let rig = NodeHarness::start();
     let plain = rig.volume("raw", "");
     let raw = plain.block();
     let is_protected = || rig.run("blockdev", &["--getro", &rig.node(&raw).to_string_lossy()]).trim() == "1";
@@ -786,7 +786,7 @@ fn root_a_repeat_is_as_strict_as_the_first_call() {
 #[test]
 #[ignore = "needs root: make test-root"]
 fn root_a_refused_publish_leaves_nothing_behind() {
-    let rig = Rig::start();
+    let rig = NodeHarness::start();
     let vol = rig.volume("vol", "").block();
     let is_protected = || rig.run("blockdev", &["--getro", &rig.node(&vol).to_string_lossy()]).trim() == "1";
     let full = rig.target(&vol, "full");
@@ -814,7 +814,7 @@ fn root_a_refused_publish_leaves_nothing_behind() {
 #[test]
 #[ignore = "needs root: make test-root"]
 fn root_a_mount_that_never_answers_holds_nobody_up() {
-    let rig = Rig::start();
+    let rig = NodeHarness::start();
     let vol = rig.volume("vol", "xfs");
     rig.stage(&vol).unwrap();
     // A FUSE file system whose server has never begun: whoever examines it waits for ever.
@@ -841,18 +841,18 @@ fn root_a_mount_that_never_answers_holds_nobody_up() {
 #[test]
 #[ignore = "needs root: make test-root"]
 fn root_a_target_with_the_longest_name_is_used_and_taken_away() {
-    let rig = Rig::start();
+    let rig = NodeHarness::start();
     let vol = rig.volume("vol", "xfs");
     rig.stage(&vol).unwrap();
-    let folder = rig.target(&vol, "alloc").parent().unwrap().to_owned();
-    fs::create_dir_all(&folder).unwrap();
+    let directory = rig.target(&vol, "alloc").parent().unwrap().to_owned();
+    fs::create_dir_all(&directory).unwrap();
     for length in [247, 248, 255] {
-        let target = folder.join("t".repeat(length));
+        let target = directory.join("t".repeat(length));
         for readonly in [true, false] {
             rig.client().publish(&vol.csi, &rig.staging(&vol), &target, readonly).unwrap();
             assert_eq!(is_read_only(&rig, &target), readonly);
             rig.client().unpublish(&vol.csi.id, &target).unwrap();
-            assert_eq!(fs::read_dir(&folder).unwrap().count(), 0);
+            assert_eq!(fs::read_dir(&directory).unwrap().count(), 0);
         }
     }
     rig.unstage(&vol).unwrap();
@@ -862,7 +862,7 @@ fn root_a_target_with_the_longest_name_is_used_and_taken_away() {
 #[test]
 #[ignore = "needs root: make test-root"]
 fn root_a_volume_is_not_used_raw_and_with_a_file_system_at_once() {
-    let rig = Rig::start();
+    let rig = NodeHarness::start();
     let vol = rig.volume("vol", "xfs");
     rig.stage(&vol).unwrap();
     refused(rig.publish(&vol.block(), "raw"), PRECONDITION, &["a file system at"]);
@@ -879,7 +879,7 @@ fn root_a_volume_is_not_used_raw_and_with_a_file_system_at_once() {
 #[test]
 #[ignore = "needs root: make test-root"]
 fn root_the_beginning_of_a_file_system_is_not_given_out_as_a_raw_disk() {
-    let rig = Rig::start();
+    let rig = NodeHarness::start();
     let vol = rig.volume("vol", "").fs("ext4");
     rig.stage(&vol).unwrap();
     rig.unstage(&vol).unwrap();
@@ -900,11 +900,10 @@ fn root_the_beginning_of_a_file_system_is_not_given_out_as_a_raw_disk() {
 #[test]
 #[ignore = "needs root: make test-root"]
 fn root_capacity_and_condition_are_told_for_staged_and_published_volumes() {
-    use do_csi_plugin::rpc::proto::csi::{
-        NodeGetCapabilitiesRequest, node_service_capability, node_service_capability::rpc::Type,
-    };
+    use do_csi_plugin::proto::csi::node_service_capability::rpc::Type;
+    use do_csi_plugin::proto::csi::{NodeGetCapabilitiesRequest, node_service_capability};
 
-    let rig = Rig::start();
+    let rig = NodeHarness::start();
     let reply = rig.client().node.node_get_capabilities(&NodeGetCapabilitiesRequest::default()).unwrap();
     let has = |want: Type| {
         let is = |rpc: &node_service_capability::RPC| rpc.type_.enum_value() == Ok(want);
@@ -937,7 +936,7 @@ fn root_capacity_and_condition_are_told_for_staged_and_published_volumes() {
 fn root_a_disk_pulled_while_its_unmount_is_waited_for_ends_the_wait() {
     let sysfs = Sysfs::new();
     let flag = sysfs.flag();
-    let rig = Rig::start_with(&[&flag]);
+    let rig = NodeHarness::start_with(&[&flag]);
     let vol = rig.volume("vol", "xfs");
     let node = rig.node(&vol);
     sysfs.show(&node);

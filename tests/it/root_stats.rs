@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use grpcio::RpcStatusCode;
 
-use crate::rig::{Rig, Vol, may_grow_ext, refused};
+use crate::harness::{NodeHarness, Vol, may_grow_ext, refused};
 use crate::support::wait_for;
 
 /// Has the kernel record an error in a mounted ext4 or ext3, which goes on being writable.
-fn record_an_error(rig: &Rig, vol: &Vol) {
+fn record_an_error(rig: &NodeHarness, vol: &Vol) {
     let own = std::path::Path::new("/sys/fs/ext4").join(rig.node(vol).file_name().unwrap());
     fs::write(own.join("trigger_fs_error"), "a test").unwrap();
     let count = || fs::read_to_string(own.join("errors_count")).ok().filter(|count| count.trim() == "1");
@@ -19,7 +19,7 @@ fn record_an_error(rig: &Rig, vol: &Vol) {
 #[test]
 #[ignore = "needs root: make test-root"]
 fn root_nothing_is_told_of_a_volume_that_is_not_known() {
-    let rig = Rig::start();
+    let rig = NodeHarness::start();
     // How much of a raw disk is used nobody knows; "all of it" is an alarm for every raw volume.
     let raw = rig.volume("raw", "").block();
     rig.stage(&raw).unwrap();
@@ -41,7 +41,7 @@ fn root_nothing_is_told_of_a_volume_that_is_not_known() {
 #[test]
 #[ignore = "needs root: make test-root"]
 fn root_recorded_errors_make_a_volume_abnormal_and_are_why_it_does_not_grow() {
-    let rig = Rig::start();
+    let rig = NodeHarness::start();
     for fs in ["ext4", "ext3"] {
         let vol = rig.volume(&format!("vol-{fs}"), "").fs(fs);
         let staging = rig.staging(&vol);

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use grpcio::RpcStatusCode;
 
-use crate::rig::{Rig, Sysfs, refused};
+use crate::harness::{NodeHarness, Sysfs, refused};
 
 const PRECONDITION: RpcStatusCode = RpcStatusCode::FAILED_PRECONDITION;
 const NOT_FOUND: RpcStatusCode = RpcStatusCode::NOT_FOUND;
@@ -18,7 +18,7 @@ const STALE: &str = "do-csi-id-00000000-0000-4000-8000-000000000000";
 
 /// Asserts that every call which names a path refuses it for this id, and that nothing is mounted otherwise afterwards.
 #[track_caller]
-fn is_left_alone(rig: &Rig, id: &str, path: &Path, words: &[&str]) {
+fn is_left_alone(rig: &NodeHarness, id: &str, path: &Path, words: &[&str]) {
     let before = rig.machine().droplet.mounts();
     let client = rig.client();
     refused(client.unpublish(id, path), PRECONDITION, words);
@@ -29,7 +29,7 @@ fn is_left_alone(rig: &Rig, id: &str, path: &Path, words: &[&str]) {
 }
 
 /// The links by which ids are known.
-fn known_ids(rig: &Rig) -> Vec<String> {
+fn known_ids(rig: &NodeHarness) -> Vec<String> {
     let links = fs::read_dir(rig.link("any").parent().unwrap()).unwrap();
     let names = links.map(|link| link.unwrap().file_name().into_string().unwrap());
     names.filter(|name| name.contains("do-csi-id")).collect()
@@ -38,7 +38,7 @@ fn known_ids(rig: &Rig) -> Vec<String> {
 #[test]
 #[ignore = "needs root: make test-root"]
 fn root_no_call_acts_on_another_volume_whatever_path_it_names() {
-    let mut rig = Rig::start();
+    let mut rig = NodeHarness::start();
     for fs in ["xfs", "ext4", "btrfs"] {
         let (vol, other) = (rig.volume(&format!("vol-{fs}"), "").fs(fs), rig.volume(&format!("other-{fs}"), "").fs(fs));
         for vol in [&vol, &other] {
@@ -71,7 +71,7 @@ fn root_no_call_acts_on_another_volume_whatever_path_it_names() {
 #[test]
 #[ignore = "needs root: make test-root"]
 fn root_no_call_acts_on_a_disk_that_is_no_volume() {
-    let rig = Rig::start();
+    let rig = NodeHarness::start();
     let vol = rig.volume("vol", "xfs");
     rig.stage(&vol).unwrap();
     let own = rig.volume("own", "ext4");
@@ -112,10 +112,10 @@ fn root_no_call_acts_on_a_disk_that_is_no_volume() {
 fn root_a_volume_is_let_go_of_by_any_plugin_that_comes_later() {
     // What an older plugin or the official driver has staged has no id that is known, and its disk is a volume all the same.
     let sysfs = Sysfs::new();
-    let mut rig = Rig::start_with(&[&sysfs.flag()]);
+    let mut rig = NodeHarness::start_with(&[&sysfs.flag()]);
     let vol = rig.volume("vol", "xfs");
     let device = sysfs.show_scsi(&rig.node(&vol), "vol", "running\n");
-    let forget = |rig: &Rig| {
+    let forget = |rig: &NodeHarness| {
         for link in known_ids(rig) {
             fs::remove_file(rig.link("any").with_file_name(link)).unwrap();
         }
@@ -155,7 +155,7 @@ fn root_a_volume_is_let_go_of_by_any_plugin_that_comes_later() {
 #[test]
 #[ignore = "needs root: make test-root"]
 fn root_a_shut_down_file_system_of_another_volume_is_not_torn_away() {
-    let rig = Rig::start();
+    let rig = NodeHarness::start();
     let (vol, other) = (rig.volume("vol", "xfs"), rig.volume("other", "xfs"));
     rig.stage(&other).unwrap();
     rig.publish(&other, "alloc").unwrap();
@@ -186,7 +186,7 @@ fn root_a_shut_down_file_system_of_another_volume_is_not_torn_away() {
 #[test]
 #[ignore = "needs root: make test-root"]
 fn root_an_id_from_before_the_disk_was_attached_keeps_nobody_from_the_volume() {
-    let rig = Rig::start();
+    let rig = NodeHarness::start();
     let vol = rig.volume("vol", "xfs");
     let (link, node) = (rig.link("vol"), rig.node(&vol));
     rig.stage(&vol).unwrap();
@@ -218,7 +218,7 @@ fn root_an_id_from_before_the_disk_was_attached_keeps_nobody_from_the_volume() {
 #[test]
 #[ignore = "needs root: make test-root"]
 fn root_a_node_whose_number_is_another_volumes_by_now_is_left_alone() {
-    let rig = Rig::start();
+    let rig = NodeHarness::start();
     let vol = rig.volume("vol", "").block();
     let (link, node, target) = (rig.link("vol"), rig.node(&vol), rig.target(&vol, "alloc"));
     rig.stage(&vol).unwrap();

@@ -9,14 +9,15 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 use std::time::Duration;
 
-use do_csi_plugin::rpc::Server;
-use do_csi_plugin::rpc::proto::csi::{
-    self, GetPluginCapabilitiesRequest, GetPluginCapabilitiesResponse, GetPluginInfoRequest, GetPluginInfoResponse,
+use do_csi_plugin::proto::csi;
+use do_csi_plugin::proto::csi::{
+    GetPluginCapabilitiesRequest, GetPluginCapabilitiesResponse, GetPluginInfoRequest, GetPluginInfoResponse,
     ProbeRequest, ProbeResponse, controller_service_capability, node_service_capability, plugin_capability,
 };
-use do_csi_plugin::rpc::proto::csi_grpc::{Identity, create_identity};
+use do_csi_plugin::proto::csi_grpc::{Identity, create_identity};
+use do_csi_plugin::rpc::Server;
 use do_csi_plugin::rpc::socket::SocketFile;
-use do_csi_plugin::rpc::worker::{Call, Pool};
+use do_csi_plugin::rpc::worker::{Pool, RpcInfo};
 use grpcio::{
     CallOption, ChannelBuilder, Deadline, EnvBuilder, Marshaller, Method, MethodType, RpcContext, RpcStatusCode,
     UnarySink, pb_de, pb_ser,
@@ -26,7 +27,7 @@ use crate::PROGRAM;
 use crate::sim::{Fault, NewVolume};
 use crate::support::client::{Client, Refusal, Volume, option};
 use crate::support::plugin::Plugin;
-use crate::support::solo::{DROPLET, Solo, until};
+use crate::support::single_plugin::{DROPLET, SinglePlugin, until};
 
 /// Longer than any test waits.
 const FOR_EVER: Duration = Duration::from_secs(3600);
@@ -61,7 +62,7 @@ fn plugin_services(client: &Client) -> BTreeSet<String> {
 
 #[test]
 fn the_plugin_answers_while_the_api_and_the_metadata_service_hang_or_are_dead() {
-    let solo = Solo::new(PROGRAM);
+    let solo = SinglePlugin::new(PROGRAM);
     let (_silent, silent) = silent_server();
     for url in [&silent, &dead_url()] {
         let urls = [format!("--url={url}"), format!("--metadata-url={url}")];
@@ -84,7 +85,7 @@ fn the_plugin_answers_while_the_api_and_the_metadata_service_hang_or_are_dead() 
 
 #[test]
 fn node_info_is_unavailable_until_the_metadata_service_answers_and_right_from_then_on() {
-    let solo = Solo::new(PROGRAM);
+    let solo = SinglePlugin::new(PROGRAM);
     solo.sim.metadata_down(DROPLET, FOR_EVER);
     let plugin = solo.launch(&["--volume-limit=7"]).start().unwrap();
     let client = &plugin.client;
@@ -104,7 +105,7 @@ fn node_info_is_unavailable_until_the_metadata_service_answers_and_right_from_th
 
 #[test]
 fn a_controller_with_a_region_needs_no_droplet() {
-    let solo = Solo::new(PROGRAM);
+    let solo = SinglePlugin::new(PROGRAM);
     let metadata = format!("--metadata-url={}", dead_url());
     let mut launch = solo.launch(&["--mode=controller", "--region=fra1"]);
     launch.args[1] = metadata;
@@ -205,7 +206,7 @@ fn promised(client: &Client) -> BTreeSet<String> {
     promised
 }
 
-fn served(solo: &Solo) -> BTreeSet<String> {
+fn served(solo: &SinglePlugin) -> BTreeSet<String> {
     let rpcs = all_rpcs().into_iter().chain([ALWAYS[9].to_owned()]);
     let is_served = |rpc: &String| {
         let outcome = call_by_name(&solo.socket(), &format!("/csi.v1.{}", rpc.replace('.', "/")));
@@ -216,7 +217,7 @@ fn served(solo: &Solo) -> BTreeSet<String> {
 
 #[test]
 fn exactly_the_rpcs_that_are_promised_are_served_in_every_mode() {
-    let solo = Solo::new(PROGRAM);
+    let solo = SinglePlugin::new(PROGRAM);
     for (args, token, services) in [
         (&[][..], true, &["Identity", "Controller", "Node"][..]),
         (&["--mode=monolith"], true, &["Identity", "Controller", "Node"]),
@@ -239,7 +240,7 @@ fn exactly_the_rpcs_that_are_promised_are_served_in_every_mode() {
 
 #[test]
 fn every_authority_that_an_orchestrator_sends_is_taken() {
-    let solo = Solo::new(PROGRAM);
+    let solo = SinglePlugin::new(PROGRAM);
     let plugin = solo.launch(&[]).start().unwrap();
     plugin.client.probe().unwrap();
     let socket = solo.socket().display().to_string();
@@ -268,7 +269,7 @@ fn question(id: &str) -> csi::ValidateVolumeCapabilitiesRequest {
 
 #[test]
 fn what_needs_no_work_is_answered_while_every_worker_and_the_queue_are_full() {
-    let solo = Solo::new(PROGRAM);
+    let solo = SinglePlugin::new(PROGRAM);
     let plugin = solo.launch(&[]).start().unwrap();
     let client = &plugin.client;
     until("the droplet is known", || client.node_info().is_ok());
@@ -296,7 +297,7 @@ fn what_needs_no_work_is_answered_while_every_worker_and_the_queue_are_full() {
 
 #[test]
 fn a_caller_that_goes_away_in_the_middle_leaves_a_server_that_answers() {
-    let solo = Solo::new(PROGRAM);
+    let solo = SinglePlugin::new(PROGRAM);
     let plugin = solo.launch(&[]).start().unwrap();
     let id = solo.sim.add_volume(&NewVolume::new("blog", 1, "fra1")).unwrap();
     for _ in 0..20 {
@@ -327,7 +328,7 @@ fn a_caller_that_goes_away_in_the_middle_leaves_a_server_that_answers() {
 
 #[test]
 fn a_thousand_probes_at_once_are_all_answered() {
-    let solo = Solo::new(PROGRAM);
+    let solo = SinglePlugin::new(PROGRAM);
     let plugin = solo.launch_without_token(&[]).start().unwrap();
     let ask = |client: &Client| {
         let asked: Vec<_> =
@@ -349,7 +350,7 @@ fn validate_with_context(client: &Client, id: &str, bytes: usize) -> Result<usiz
 
 #[test]
 fn a_big_message_is_taken_and_one_too_big_is_refused() {
-    let solo = Solo::new(PROGRAM);
+    let solo = SinglePlugin::new(PROGRAM);
     let plugin = solo.launch(&[]).start().unwrap();
     let id = solo.sim.add_volume(&NewVolume::new("blog", 1, "fra1")).unwrap();
     let three = 3 << 20;
@@ -361,7 +362,7 @@ fn a_big_message_is_taken_and_one_too_big_is_refused() {
 
 #[test]
 fn a_long_or_odd_text_in_a_request_fills_neither_the_answer_nor_the_log() {
-    let solo = Solo::new(PROGRAM);
+    let solo = SinglePlugin::new(PROGRAM);
     let plugin = solo.launch(&[]).start().unwrap();
     let odd = "no\nid\u{1b}[31m\r".to_owned() + &"x".repeat(1 << 20);
     let client = &plugin.client;
@@ -400,8 +401,8 @@ struct Unsteady {
     go_on: crossbeam::channel::Receiver<()>,
 }
 
-fn named(rpc: &'static str) -> Call {
-    Call::change(rpc, "")
+fn named(rpc: &'static str) -> RpcInfo {
+    RpcInfo::change(rpc, "")
 }
 
 impl Identity for Unsteady {
@@ -568,7 +569,7 @@ fn get_health(address: &str) -> (u16, String) {
 }
 
 /// A plugin that answers health checks, and where.
-fn with_health(solo: &Solo) -> (Plugin, String) {
+fn with_health(solo: &SinglePlugin) -> (Plugin, String) {
     // Another process may take the port before the plugin does.
     let start = || {
         let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
@@ -580,7 +581,7 @@ fn with_health(solo: &Solo) -> (Plugin, String) {
 
 #[test]
 fn health_is_whether_the_api_takes_the_token_and_comes_back_with_it() {
-    let solo = Solo::new(PROGRAM);
+    let solo = SinglePlugin::new(PROGRAM);
     let (_plugin, address) = with_health(&solo);
     solo.sim.faults().add(Fault::unavailable().on("GET", "/v2/account").always());
     let (status, body) = get_health(&address);
@@ -598,7 +599,7 @@ fn health_is_whether_the_api_takes_the_token_and_comes_back_with_it() {
 
 #[test]
 fn connections_that_say_nothing_do_not_keep_health_from_being_asked() {
-    let solo = Solo::new(PROGRAM);
+    let solo = SinglePlugin::new(PROGRAM);
     let (_plugin, address) = with_health(&solo);
     let silent: Vec<_> = (0..20).map(|_| std::net::TcpStream::connect(&address).unwrap()).collect();
     assert_eq!(get_health(&address).0, 200);

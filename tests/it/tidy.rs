@@ -5,16 +5,16 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use do_csi_plugin::cloud::region::Region;
 use do_csi_plugin::config;
 use do_csi_plugin::error::{Chain, Error, Holder, Thing};
 use do_csi_plugin::id::{DropletId, VolumeId, VolumeName};
-use do_csi_plugin::line::NoPlace;
-use do_csi_plugin::lock::{Locked, VolumeKey};
+use do_csi_plugin::region::Region;
 use do_csi_plugin::rpc::status::status;
+use do_csi_plugin::sync::fifo_lock::NoLock;
+use do_csi_plugin::sync::volume_lock::{VolumeBusy, VolumeKey};
 
 use crate::PROGRAM;
-use crate::support::solo::{bare, run_to_end};
+use crate::support::single_plugin::{bare, run_to_end};
 
 /// Most lines of a file, tests in it not counted.
 const MAX_LINES: usize = 500;
@@ -27,27 +27,27 @@ fn read(path: &str) -> String {
     fs::read_to_string(root().join(path)).unwrap_or_else(|err| panic!("{path}: {err}"))
 }
 
-/// Every file below a folder with this ending, relative to the root.
-fn files(folder: &str, ending: &str) -> Vec<String> {
+/// Every file below a directory with this ending, relative to the root.
+fn files(directory: &str, ending: &str) -> Vec<String> {
     let mut found = Vec::new();
-    let mut folders = vec![root().join(folder)];
-    while let Some(folder) = folders.pop() {
-        for entry in fs::read_dir(&folder).unwrap() {
+    let mut directories = vec![root().join(directory)];
+    while let Some(directory) = directories.pop() {
+        for entry in fs::read_dir(&directory).unwrap() {
             let path = entry.unwrap().path();
             if path.is_dir() {
-                folders.push(path);
+                directories.push(path);
             } else if path.to_str().unwrap().ends_with(ending) {
                 found.push(path.strip_prefix(root()).unwrap().to_str().unwrap().to_owned());
             }
         }
     }
     found.sort();
-    assert!(!found.is_empty(), "nothing in {folder} ends with {ending}");
+    assert!(!found.is_empty(), "nothing in {directory} ends with {ending}");
     found
 }
 
 fn rust_files() -> Vec<String> {
-    ["src", "tests"].iter().flat_map(|folder| files(folder, ".rs")).collect()
+    ["src", "tests"].iter().flat_map(|directory| files(directory, ".rs")).collect()
 }
 
 /// The part of a file that is no test; tests in a file come last.
@@ -179,8 +179,8 @@ fn explained_messages() -> Vec<Error> {
     let droplet = |number| DropletId::new(number).unwrap();
     let name = || VolumeName::parse("blog").unwrap();
     let out_of_time =
-        |doing: String, waited_for: &str| Error::OutOfTime { doing, waited_s: 97, waited_for: waited_for.into() };
-    let locked = |why| Error::Locked(Locked::new(VolumeKey::Id(volume().to_string()), why));
+        |doing: String, waited_for: &str| Error::TimedOut { doing, waited_s: 97, waited_for: waited_for.into() };
+    let locked = |why| Error::VolumeBusy(VolumeBusy::new(VolumeKey::Id(volume().to_string()), why));
     let attaching = format!("attaching volume {} to droplet 3164445", volume());
     let busy = "DigitalOcean answered 422: Droplet already has a pending event. (request id …)";
     let access = |access: &str| format!("{access} access to a file system");
@@ -197,7 +197,7 @@ fn explained_messages() -> Vec<Error> {
         },
         out_of_time(attaching, busy).or_not_yet(),
         detach_errored(),
-        Error::OutOfTime {
+        Error::TimedOut {
             doing: format!("detaching volume {}", volume()),
             waited_s: 5,
             waited_for: format!("it is tried again in 55 s at the earliest, as it failed: {}", detach_errored()),
@@ -207,10 +207,10 @@ fn explained_messages() -> Vec<Error> {
             "DigitalOcean answered 503: Service Unavailable (request id …)",
         )
         .or_not_yet(),
-        locked(NoPlace::Full).or_not_yet(),
-        locked(NoPlace::Full),
-        locked(NoPlace::TooLate).or_not_yet(),
-        locked(NoPlace::TooLate),
+        locked(NoLock::Full).or_not_yet(),
+        locked(NoLock::Full),
+        locked(NoLock::TooLate).or_not_yet(),
+        locked(NoLock::TooLate),
         Error::Overloaded(config::QUEUE_LENGTH).or_not_yet(),
         Error::Overloaded(config::QUEUE_LENGTH),
         Error::Mismatch {
@@ -277,10 +277,10 @@ fn the_readme_explains_messages_that_are_the_programs_own() {
 #[test]
 fn what_has_one_place_is_in_no_other() {
     for (text, place) in [
-        ("Command::new", "src/host/run.rs"),
+        ("Command::new", "src/host/command.rs"),
         ("RpcStatusCode", "src/rpc/status.rs"),
         ("std::env::", "src/config.rs"),
-        ("#[allow(", "src/rpc/proto.rs"),
+        ("#[allow(", "src/proto.rs"),
     ] {
         let has = |file: &&String| without_tests(&read(file)).contains(text);
         let found: Vec<String> =
@@ -365,7 +365,7 @@ fn every_dependency_says_why_it_is_there() {
 #[test]
 fn every_fixture_says_where_it_came_from() {
     for file in files("tests/fixtures", "").iter().filter(|file| !file.ends_with(".origin")) {
-        // A tree of files has one for all of them, beside its folder.
+        // A tree of files has one for all of them, beside its directory.
         let has_origin = |path: &Path| PathBuf::from(format!("{}.origin", path.display())).exists();
         let says_itself = fs::read(root().join(file)).unwrap().starts_with(b"#");
         assert!(root().join(file).ancestors().any(has_origin) || says_itself, "{file} has no origin");

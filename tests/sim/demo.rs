@@ -46,9 +46,9 @@ use support::cloud::{Cloud, Machine, Program};
 use support::crowd::{Blank, Crowded};
 use support::encryption;
 use support::facts;
-use support::figures::Figures;
 use support::nomad::Nomad;
 use support::nomad_story;
+use support::overhead::Figures;
 use support::story::{self, Listener};
 
 /// How long an attach, detach or resize takes in the demo.
@@ -172,12 +172,12 @@ fn nomad_test(program: &Path, archive: &Path, nomad: &Path, jobs: &Path) -> Resu
     let (program, nomad) = (fs::canonicalize(program)?, fs::canonicalize(nomad)?);
     play(&["node-a", "node-b", "node-c"], archive, |cloud, screen| {
         // The story edits files as a reader of the guide does, so it has a copy of its own.
-        let folder = cloud.root().join("jobs");
+        let directory = cloud.root().join("jobs");
         for machine in &cloud.machines {
             let engine = machine.engine.as_ref().ok_or("no Docker")?;
             TASK_IMAGES.iter().try_for_each(|(ours, name)| engine.run(&["tag", ours, name]).map(drop))?;
         }
-        let mut nomad = Nomad::start(&nomad, &cloud.machines, cloud.root(), jobs, &folder)?;
+        let mut nomad = Nomad::start(&nomad, &cloud.machines, cloud.root(), jobs, &directory)?;
         println!("{}", nomad.run(&["version"])?.lines().next().unwrap_or_default());
         let told = nomad_story::tell(cloud, &mut nomad, &program, screen);
         if told.is_err() {
@@ -359,7 +359,7 @@ impl Listener for Screen {
         println!("  ok {:>7.1} ms  {step}\n                  {proof}", took.as_secs_f64() * 1000.0);
     }
 
-    fn is_tired(&self) -> bool {
+    fn is_cancelled(&self) -> bool {
         self.interrupted.load(Ordering::Relaxed)
     }
 }

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use super::client::{Client, Volume, publish, unpublish};
 use super::cloud::{Cloud, Machine};
-use super::fleet::{A, B, C, Fleet};
+use super::controllers::{A, B, C, ControllerHarness};
 use crate::sim::{NewVolume, Rules, SimConfig, Times};
 
 pub type Measured<T> = Result<T, Box<dyn Error + Send + Sync>>;
@@ -30,7 +30,12 @@ struct Series {
 }
 
 impl Series {
-    fn add(&mut self, fleet: &Fleet, action: Duration, call: impl FnOnce() -> Measured<()>) -> Measured<()> {
+    fn add(
+        &mut self,
+        fleet: &ControllerHarness,
+        action: Duration,
+        call: impl FnOnce() -> Measured<()>,
+    ) -> Measured<()> {
         let before = fleet.sim.calls().total();
         let asked = Instant::now();
         call()?;
@@ -110,8 +115,8 @@ fn with_action(program: &Path, action: Duration, rounds: usize) -> Measured<With
     Ok(WithAction { action, attach, detach, free_after, elsewhere_after, losers_waited, move_calls, move_time })
 }
 
-fn fleet(action: Duration) -> Fleet {
-    Fleet::with(Rules { times: Times::actions(action), ..Rules::default() })
+fn fleet(action: Duration) -> ControllerHarness {
+    ControllerHarness::with(Rules { times: Times::actions(action), ..Rules::default() })
 }
 
 fn single(program: &Path, action: Duration, rounds: usize) -> Measured<(Series, Series)> {

@@ -10,8 +10,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use do_csi_plugin::rpc::proto::csi::{self, volume_capability};
-use do_csi_plugin::rpc::proto::csi_grpc::{ControllerClient, IdentityClient, NodeClient};
+use do_csi_plugin::proto::csi;
+use do_csi_plugin::proto::csi::volume_capability;
+use do_csi_plugin::proto::csi_grpc::{ControllerClient, IdentityClient, NodeClient};
 use grpcio::{CallOption, ChannelBuilder, EnvBuilder, Error, RpcStatus, RpcStatusCode};
 
 /// The deadline that Nomad gives its controller calls.

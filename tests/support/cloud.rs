@@ -1,6 +1,6 @@
 //! A cloud with some droplets on this machine, and plugins on them: the place in which the story is played.
 //!
-//! Owns the simulated DigitalOcean, the droplets' namespaces, a folder for everything on disk, and the order in which all
+//! Owns the simulated DigitalOcean, the droplets' namespaces, a directory for everything on disk, and the order in which all
 //! of it is taken down.
 
 use std::error::Error;
@@ -13,7 +13,8 @@ use tempfile::TempDir;
 
 use super::docker::Engine;
 use super::droplet::Droplet;
-use super::guest::{self, Guest, Images};
+use super::guest;
+use super::guest::{Guest, Images};
 use super::network;
 use super::plugin::{Container, Launch, Plugin};
 use crate::sim::{Backing, DropletSpec, Sim, SimConfig};
@@ -85,7 +86,7 @@ impl Machine {
         self.home.join("csi.sock")
     }
 
-    /// The folder that is this droplet's own.
+    /// The directory that is this droplet's own.
     pub fn home(&self) -> &Path {
         &self.home
     }
@@ -98,7 +99,7 @@ impl Machine {
         self.droplet.mounts().into_iter().filter(|line| !is_dockers(line)).collect()
     }
 
-    /// Makes the folders that Nomad makes before it calls: the staging path itself, and the target's parent.
+    /// Makes the directories that Nomad makes before it calls: the staging path itself, and the target's parent.
     pub fn prepare(&self, staging: &Path, target: &Path) -> std::io::Result<()> {
         self.droplet.make_folder(staging)?;
         target.parent().map_or(Ok(()), |parent| self.droplet.make_folder(parent))
@@ -126,7 +127,7 @@ impl Machine {
         Launch { command, args: self.args.clone(), socket: self.socket(), log, container }
     }
 
-    /// The container as Nomad makes it for a privileged `csi_plugin` task: the host's devices, and folders whose mounts
+    /// The container as Nomad makes it for a privileged `csi_plugin` task: the host's devices, and directories whose mounts
     /// reach the host.
     fn docker_run(&self, image: &str) -> (std::process::Command, Option<Container>) {
         let engine = self.engine.as_ref().expect("a droplet with Docker");
@@ -225,7 +226,7 @@ impl Cloud {
             );
             let args = vec![format!("--url={}", Guest::url(sim.address().port()))];
             let droplet = Droplet::machine(Arc::new(guest));
-            // The folder that the doors of `tests/vm/guest` know.
+            // The directory that the doors of `tests/vm/guest` know.
             let (name, home, token) = (spec.name.clone(), PathBuf::from("/var/lib/droplet"), TOKEN.to_owned());
             machines.push(Machine { id: spec.id, name, engine: None, droplet, home, token, args });
         }
@@ -242,7 +243,7 @@ impl Cloud {
         Ok(())
     }
 
-    /// The folder for everything of this cloud.
+    /// The directory for everything of this cloud.
     pub fn root(&self) -> &Path {
         self.root.path()
     }

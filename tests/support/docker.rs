@@ -1,6 +1,6 @@
 //! A Docker Engine on a droplet, as Nomad's clients have one.
 //!
-//! Owns the engine's process and its folder. Containers that are left when it is stopped are removed with it.
+//! Owns the engine's process and its directory. Containers that are left when it is stopped are removed with it.
 
 use std::io::{Error, Result};
 use std::path::{Path, PathBuf};
@@ -35,35 +35,35 @@ const SYS_RESOURCE: u32 = 24;
 pub struct Engine {
     process: Child,
     socket: PathBuf,
-    folder: PathBuf,
+    directory: PathBuf,
 }
 
 impl Engine {
-    /// Starts an engine in a droplet, with an empty store below this folder, and waits until it answers.
-    pub fn start(droplet: &Droplet, folder: &Path) -> Result<Engine> {
-        std::fs::create_dir_all(folder)?;
-        let (socket, log) = (folder.join("docker.sock"), std::fs::File::create(folder.join("log"))?);
+    /// Starts an engine in a droplet, with an empty store below this directory, and waits until it answers.
+    pub fn start(droplet: &Droplet, directory: &Path) -> Result<Engine> {
+        std::fs::create_dir_all(directory)?;
+        let (socket, log) = (directory.join("docker.sock"), std::fs::File::create(directory.join("log"))?);
         // With a containerd of the machine in sight, dockerd would use that, and containers would be outside of the droplet.
         let script = "mkdir -p /run/containerd && mount -t tmpfs containerd /run/containerd && exec dockerd \"$@\"";
         let mut command = droplet.command(Path::new("sh"));
         command
             .args(["-c", script, "dockerd"])
             .arg(format!("--host=unix://{}", socket.display()))
-            .arg(format!("--data-root={}", folder.join("data").display()))
-            .arg(format!("--exec-root={}", folder.join("run").display()))
-            .arg(format!("--pidfile={}", folder.join("pid").display()))
+            .arg(format!("--data-root={}", directory.join("data").display()))
+            .arg(format!("--exec-root={}", directory.join("run").display()))
+            .arg(format!("--pidfile={}", directory.join("pid").display()))
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log);
         if !has_capability(SYS_RESOURCE) {
-            let runtime = folder.join("runc");
+            let runtime = directory.join("runc");
             write_program(&runtime, REDUCED_RUNC)?;
             command.arg(format!("--add-runtime=reduced={}", runtime.display())).arg("--default-runtime=reduced");
         }
-        let engine = Engine { process: command.spawn()?, socket, folder: folder.to_owned() };
+        let engine = Engine { process: command.spawn()?, socket, directory: directory.to_owned() };
         let answers = || engine.docker().arg("version").output().is_ok_and(|output| output.status.success());
         wait_for(START_LIMIT, || answers().then_some(())).ok_or_else(|| {
-            let log = std::fs::read_to_string(engine.folder.join("log")).unwrap_or_default();
+            let log = std::fs::read_to_string(engine.directory.join("log")).unwrap_or_default();
             Error::other(format!("no Docker Engine: {log}"))
         })?;
         Ok(engine)

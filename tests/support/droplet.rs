@@ -121,7 +121,7 @@ impl Droplet {
         if output.status.success() { Ok(printed) } else { Err(Error::other(format!("{script}: {printed}"))) }
     }
 
-    /// Makes a folder and those above it.
+    /// Makes a directory and those above it.
     pub fn make_folder(&self, inside: &Path) -> Result<()> {
         match &self.guest {
             Some(guest) => guest.run(&format!("mkdir -p {}", word(inside))).map(drop),

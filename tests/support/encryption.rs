@@ -9,14 +9,14 @@ use std::process::{Command, Stdio};
 
 use super::client::{Client, Volume, text_map};
 use super::cloud::{Cloud, Machine};
-use super::story::{Told, ensure};
+use super::story::{StepResult, ensure};
 use crate::sim::NewVolume;
 
 const KEY: &str = "correct horse battery staple";
 
 /// Has a plugin make an encrypted volume on a droplet, and opens it with this machine's cryptsetup; says what was seen.
 /// Where the kernel has no device mapper, the plugin's cryptsetup must say so, and the disk stays blank.
-pub fn is_made(cloud: &Cloud, machine: &Machine, client: &Client) -> Told<String> {
+pub fn is_made(cloud: &Cloud, machine: &Machine, client: &Client) -> StepResult<String> {
     let id = cloud.sim.add_volume(&NewVolume::new("secret", 1, "fra1"))?;
     let mut volume = Volume::mounted(&id, "ext4");
     volume.context = text_map(&[("encrypted", "true")]);
@@ -42,14 +42,14 @@ pub fn is_made(cloud: &Cloud, machine: &Machine, client: &Client) -> Told<String
 }
 
 /// Whether there is nothing where an encrypted volume begins.
-fn is_blank(file: &Path) -> Told<bool> {
+fn is_blank(file: &Path) -> StepResult<bool> {
     let mut head = Vec::new();
     File::open(file)?.take(32 << 20).read_to_end(&mut head)?;
     Ok(head.iter().all(|byte| *byte == 0))
 }
 
 /// Whether a key opens the encrypted volume in a file.
-fn opens(file: &Path, key: &str) -> Told<bool> {
+fn opens(file: &Path, key: &str) -> StepResult<bool> {
     let mut child = Command::new("cryptsetup")
         .args(["open", "--type", "luks2", "--test-passphrase", "--key-file=-"])
         .arg(file)

@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde_json::Value;
 use ureq::Agent;
 
-use super::story::Told;
+use super::story::StepResult;
 use crate::sim::{Sim, Volume};
 
 /// A volume as the cloud shows it.
@@ -26,17 +26,17 @@ pub struct Seen {
 /// Somebody who knows the truth about volumes.
 pub trait Facts {
     /// The volume with this id; none: there is none.
-    fn volume(&self, id: &str) -> Told<Option<Seen>>;
+    fn volume(&self, id: &str) -> StepResult<Option<Seen>>;
     /// The volume with this name.
-    fn named(&self, name: &str) -> Told<Option<Seen>>;
+    fn named(&self, name: &str) -> StepResult<Option<Seen>>;
 }
 
 impl Facts for Sim {
-    fn volume(&self, id: &str) -> Told<Option<Seen>> {
+    fn volume(&self, id: &str) -> StepResult<Option<Seen>> {
         Ok(Sim::volume(self, id).map(seen))
     }
 
-    fn named(&self, name: &str) -> Told<Option<Seen>> {
+    fn named(&self, name: &str) -> StepResult<Option<Seen>> {
         Ok(Sim::volume(self, name).map(seen))
     }
 }
@@ -62,7 +62,7 @@ impl Api {
         Api { agent: config.into(), url: url.trim_end_matches('/').to_owned(), authorization }
     }
 
-    fn get(&self, path: &str) -> Told<(u16, Value)> {
+    fn get(&self, path: &str) -> StepResult<(u16, Value)> {
         let url = format!("{}{path}", self.url);
         let mut reply = self.agent.get(&url).header("Authorization", &self.authorization).call()?;
         let status = reply.status().as_u16();
@@ -75,12 +75,12 @@ impl Api {
 }
 
 impl Facts for Api {
-    fn volume(&self, id: &str) -> Told<Option<Seen>> {
+    fn volume(&self, id: &str) -> StepResult<Option<Seen>> {
         let (status, reply) = self.get(&format!("/v2/volumes/{id}"))?;
         if status == 404 { Ok(None) } else { parse_volume(&reply["volume"]).map(Some) }
     }
 
-    fn named(&self, name: &str) -> Told<Option<Seen>> {
+    fn named(&self, name: &str) -> StepResult<Option<Seen>> {
         let (_, reply) = self.get(&format!("/v2/volumes?name={name}"))?;
         let volumes = reply["volumes"].as_array().ok_or("a list of volumes without volumes")?;
         volumes.iter().find(|volume| volume["name"] == name).map(parse_volume).transpose()
@@ -91,7 +91,7 @@ impl Facts for Api {
 ///
 /// # Errors
 /// The metadata service does not answer: this is no droplet.
-pub fn droplet_id(metadata_url: &str) -> Told<u64> {
+pub fn droplet_id(metadata_url: &str) -> StepResult<u64> {
     let url = format!("{}/metadata/v1/id", metadata_url.trim_end_matches('/'));
     let config = Agent::config_builder().timeout_global(Some(Duration::from_secs(5))).build();
     let mut reply = Agent::from(config).get(&url).call().map_err(|err| format!("{url}: {err}; is this a droplet?"))?;
@@ -99,7 +99,7 @@ pub fn droplet_id(metadata_url: &str) -> Told<u64> {
 }
 
 /// Source: DigitalOcean's API reference, Block Storage, `volume_full`.
-fn parse_volume(volume: &Value) -> Told<Seen> {
+fn parse_volume(volume: &Value) -> StepResult<Seen> {
     let missing = |field: &str| format!("a volume without {field}: {volume}");
     Ok(Seen {
         id: volume["id"].as_str().ok_or_else(|| missing("id"))?.to_owned(),

@@ -51,16 +51,16 @@ impl Accelerator {
 /// What machines boot from.
 #[derive(Debug, Clone)]
 pub struct Images {
-    /// The folder with kernel, initramfs and root, as `tests/vm/image` makes it.
+    /// The directory with kernel, initramfs and root, as `tests/vm/image` makes it.
     pub base: PathBuf,
     /// The image of the disk with the program and the first script.
     pub program: PathBuf,
 }
 
 impl Images {
-    /// Makes the disk with this program in a folder.
-    pub fn make(base: &Path, program: &Path, folder: &Path) -> Result<Images> {
-        let (content, image) = (folder.join("program"), folder.join("program.ext4"));
+    /// Makes the disk with this program in a directory.
+    pub fn make(base: &Path, program: &Path, directory: &Path) -> Result<Images> {
+        let (content, image) = (directory.join("program"), directory.join("program.ext4"));
         fs::create_dir_all(&content)?;
         fs::copy(program, content.join("do-csi-plugin"))?;
         fs::copy(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/vm/guest"), content.join("init"))?;

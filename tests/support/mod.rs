@@ -5,19 +5,19 @@
 pub mod bench;
 pub mod client;
 pub mod cloud;
+pub mod controllers;
 pub mod crowd;
 pub mod docker;
 pub mod droplet;
 pub mod encryption;
 pub mod facts;
-pub mod figures;
-pub mod fleet;
 pub mod guest;
 pub mod network;
 pub mod nomad;
 pub mod nomad_story;
+pub mod overhead;
 pub mod plugin;
-pub mod solo;
+pub mod single_plugin;
 pub mod story;
 
 use std::time::{Duration, Instant};

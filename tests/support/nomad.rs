@@ -15,7 +15,7 @@ use serde_json::Value;
 use super::cloud::Machine;
 use super::network::{CLOUD, api_url};
 use super::plugin::send;
-use super::story::Told;
+use super::story::StepResult;
 use super::wait_for;
 
 /// How long an agent may take to end by itself.
@@ -35,7 +35,7 @@ pub struct Nomad {
     /// The clients, by the number of their droplet.
     clients: Vec<Option<Child>>,
     /// The job files and volume files, as a user would have them after following the guide.
-    folder: PathBuf,
+    directory: PathBuf,
     guide: Vec<String>,
     used: BTreeSet<String>,
     logs: Vec<PathBuf>,
@@ -43,12 +43,18 @@ pub struct Nomad {
 
 impl Nomad {
     /// Starts a server here and a client on every machine, with a copy of the job files as the working directory.
-    pub fn start(program: &Path, machines: &[Machine], root: &Path, jobs: &Path, folder: &Path) -> Told<Nomad> {
+    pub fn start(
+        program: &Path,
+        machines: &[Machine],
+        root: &Path,
+        jobs: &Path,
+        directory: &Path,
+    ) -> StepResult<Nomad> {
         let guide = commands(&fs::read_to_string(jobs.join("README.md"))?);
-        fs::create_dir_all(folder)?;
+        fs::create_dir_all(directory)?;
         for entry in fs::read_dir(jobs)? {
             let entry = entry?;
-            fs::copy(entry.path(), folder.join(entry.file_name()))?;
+            fs::copy(entry.path(), directory.join(entry.file_name()))?;
         }
         let data = root.join("server");
         fs::create_dir_all(&data)?;
@@ -59,7 +65,7 @@ impl Nomad {
             program: program.to_owned(),
             server,
             clients: Vec::new(),
-            folder: folder.to_owned(),
+            directory: directory.to_owned(),
             guide,
             used: BTreeSet::new(),
             logs: vec![data.join("log")],
@@ -85,20 +91,20 @@ impl Nomad {
         self.logs.iter().map(end).collect()
     }
 
-    fn start_client(&self, machine: &Machine) -> Told<Child> {
+    fn start_client(&self, machine: &Machine) -> StepResult<Child> {
         let config = machine.home().join("client.hcl");
         fs::write(&config, client_config(machine)?)?;
         let is_there = format!("[ \"$(findmnt -n -o SOURCE -T {DATA_DIR} 2>/dev/null)\" = nomad ]");
         let script = format!("{is_there} || {{ mount -t tmpfs nomad /opt && mkdir -p {DATA_DIR}; }}");
         let status = machine.droplet.command(Path::new("sh")).args(["-c", &script]).status()?;
         if !status.success() {
-            return Err("the client's folder cannot be made".into());
+            return Err("the client's directory cannot be made".into());
         }
         agent(machine.droplet.command(&self.program), &config, &log_of(machine))
     }
 
     /// Kills the agent of one droplet, as a crash of the whole machine does.
-    pub fn kill_client(&mut self, number: usize) -> Told<()> {
+    pub fn kill_client(&mut self, number: usize) -> StepResult<()> {
         let client = self.clients.get_mut(number).and_then(Option::take).ok_or("no such client")?;
         let mut client = client;
         client.kill()?;
@@ -107,14 +113,14 @@ impl Nomad {
     }
 
     /// Starts the agent of one droplet again.
-    pub fn restart_client(&mut self, number: usize, machine: &Machine) -> Told<()> {
+    pub fn restart_client(&mut self, number: usize, machine: &Machine) -> StepResult<()> {
         let client = self.start_client(machine)?;
         *self.clients.get_mut(number).ok_or("no such client")? = Some(client);
         Ok(())
     }
 
     /// Waits until this many clients are ready.
-    pub fn await_clients(&self, count: usize) -> Told<()> {
+    pub fn await_clients(&self, count: usize) -> StepResult<()> {
         self.until(&format!("{count} clients are ready"), || {
             let nodes = self.json(&["node", "status", "-json"])?;
             let ready =
@@ -125,7 +131,7 @@ impl Nomad {
 
     /// Runs a command that stands in the guide, with what the guide leaves to the reader, in capitals, filled in. A job is
     /// also told where the simulated cloud is, which a real one does not need.
-    pub fn guide(&mut self, line: &str, filled_in: &[(&str, &str)]) -> Told<String> {
+    pub fn guide(&mut self, line: &str, filled_in: &[(&str, &str)]) -> StepResult<String> {
         if !self.guide.iter().any(|known| known == line) {
             return Err(format!("the guide does not have the command: {line}").into());
         }
@@ -140,12 +146,12 @@ impl Nomad {
     }
 
     fn asks_for_url(&self, job: &str) -> bool {
-        fs::read_to_string(self.folder.join(job)).is_ok_and(|text| text.contains("variable \"api_url\""))
+        fs::read_to_string(self.directory.join(job)).is_ok_and(|text| text.contains("variable \"api_url\""))
     }
 
-    /// A file of the folder.
+    /// A file of the directory.
     pub fn file(&self, name: &str) -> PathBuf {
-        self.folder.join(name)
+        self.directory.join(name)
     }
 
     /// Commands of the guide that were never run.
@@ -154,10 +160,10 @@ impl Nomad {
     }
 
     /// Runs `nomad` with these arguments and gives what it printed.
-    pub fn run(&self, arguments: &[&str]) -> Told<String> {
+    pub fn run(&self, arguments: &[&str]) -> StepResult<String> {
         let output = Command::new(&self.program)
             .args(arguments)
-            .current_dir(&self.folder)
+            .current_dir(&self.directory)
             .env("NOMAD_ADDR", format!("http://{CLOUD}:4646"))
             .env("NO_COLOR", "1")
             .env("NOMAD_VAR_owner", "simulated-cluster")
@@ -171,17 +177,17 @@ impl Nomad {
     }
 
     /// The same for a command that prints JSON.
-    pub fn json(&self, arguments: &[&str]) -> Told<Value> {
+    pub fn json(&self, arguments: &[&str]) -> StepResult<Value> {
         Ok(serde_json::from_str(&self.run(arguments)?)?)
     }
 
     /// What the API answers at a path.
-    pub fn api(&self, path: &str) -> Told<Value> {
+    pub fn api(&self, path: &str) -> StepResult<Value> {
         self.json(&["operator", "api", path])
     }
 
     /// Waits until a look at the cluster gives something.
-    pub fn until<T>(&self, what: &str, mut look: impl FnMut() -> Told<Option<T>>) -> Told<T> {
+    pub fn until<T>(&self, what: &str, mut look: impl FnMut() -> StepResult<Option<T>>) -> StepResult<T> {
         let mut last = None;
         let seen = wait_for(PATIENCE, || match look() {
             Ok(seen) => seen,
@@ -194,7 +200,7 @@ impl Nomad {
     }
 
     /// The id of a client by the name of its droplet.
-    pub fn node_id(&self, name: &str) -> Told<String> {
+    pub fn node_id(&self, name: &str) -> StepResult<String> {
         let nodes = self.json(&["node", "status", "-json"])?;
         let nodes = nodes.as_array().ok_or("no nodes")?;
         let node = nodes.iter().find(|node| node["Name"] == name).ok_or("no such node")?;
@@ -202,14 +208,14 @@ impl Nomad {
     }
 
     /// The newest allocation of a job, whatever became of it.
-    pub fn newest_allocation(&self, job: &str) -> Told<Option<Value>> {
+    pub fn newest_allocation(&self, job: &str) -> StepResult<Option<Value>> {
         let allocations = self.api(&format!("/v1/job/{job}/allocations"))?;
         let newest = allocations.as_array().and_then(|all| all.iter().max_by_key(|one| one["CreateIndex"].as_u64()));
         Ok(newest.cloned())
     }
 
     /// Waits until the newest allocation of a job is in this state, and gives it.
-    pub fn await_status(&self, job: &str, status: &str) -> Told<Value> {
+    pub fn await_status(&self, job: &str, status: &str) -> StepResult<Value> {
         let mut was = String::new();
         self.until(&format!("job {job} is {status}"), || {
             let allocation = self.newest_allocation(job)?;
@@ -224,12 +230,12 @@ impl Nomad {
     }
 
     /// What an allocation's task has printed.
-    pub fn logs(&self, allocation: &Value, task: &str) -> Told<String> {
+    pub fn logs(&self, allocation: &Value, task: &str) -> StepResult<String> {
         self.run(&["alloc", "logs", allocation["ID"].as_str().unwrap_or_default(), task])
     }
 
     /// Ends all agents. Nomad leaves running containers to the engine, which ends them.
-    pub fn stop(mut self) -> Told<()> {
+    pub fn stop(mut self) -> StepResult<()> {
         for client in self.clients.iter_mut().flatten() {
             end(client)?;
         }
@@ -269,7 +275,7 @@ pub fn commands(guide: &str) -> Vec<String> {
 }
 
 /// Ends an agent. A client does not end while an allocation waits for a volume, so there is a limit to patience.
-fn end(agent: &mut Child) -> Told<()> {
+fn end(agent: &mut Child) -> StepResult<()> {
     send(agent.id(), Signal::SIGTERM)?;
     if wait_for(END_LIMIT, || agent.try_wait().ok().flatten()).is_none() {
         agent.kill()?;
@@ -288,7 +294,7 @@ fn fill_in(word: &str, filled_in: &[(&str, &str)]) -> String {
     filled_in.iter().fold(bare.to_owned(), |word, (name, value)| word.replace(name, value))
 }
 
-fn agent(mut command: Command, config: &Path, log: &Path) -> Told<Child> {
+fn agent(mut command: Command, config: &Path, log: &Path) -> StepResult<Child> {
     let log = File::options().create(true).append(true).open(log)?;
     command.args(["agent", "-config"]).arg(config);
     // What is set for whoever runs the tests, such as certificates of a proxy, is nothing to a server's agent.
@@ -321,7 +327,7 @@ fn server_config(data: &Path) -> String {
     )
 }
 
-fn client_config(machine: &Machine) -> Told<String> {
+fn client_config(machine: &Machine) -> StepResult<String> {
     let engine = machine.engine.as_ref().ok_or("a client needs Docker")?;
     Ok(format!(
         r#"

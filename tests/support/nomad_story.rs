@@ -12,7 +12,7 @@ use serde_json::Value;
 use super::cloud::{Cloud, Machine};
 use super::nomad::{DATA_DIR, Nomad};
 use super::status_kb;
-use super::story::{Listener, Told, ensure, step};
+use super::story::{Listener, StepResult, ensure, step};
 use crate::sim::{DropletStatus, NewVolume};
 
 /// Longer than DigitalOcean wants between two snapshots of a volume.
@@ -24,11 +24,11 @@ const NO_ID: &str = "00000000-0000-0000-0000-000000000000";
 /// Plays the whole guide on a cloud with three droplets, each with Docker, the plugin's image and stand-ins for the tasks'.
 ///
 /// Gives a line with the memory that the plugins take after all of it.
-pub fn tell(cloud: &Cloud, nomad: &mut Nomad, program: &Path, listener: &mut dyn Listener) -> Told<String> {
+pub fn tell(cloud: &Cloud, nomad: &mut Nomad, program: &Path, listener: &mut dyn Listener) -> StepResult<String> {
     let [a, b, c] = cloud.machines.as_slice() else {
         return Err("the story needs three droplets".into());
     };
-    let mut story = Story { cloud, nomad, listener };
+    let mut story = Scenario { cloud, nomad, listener };
     story.first_file(a, b)?;
     story.conflict()?;
     story.service()?;
@@ -43,19 +43,23 @@ pub fn tell(cloud: &Cloud, nomad: &mut Nomad, program: &Path, listener: &mut dyn
     Ok(memory)
 }
 
-struct Story<'a> {
+struct Scenario<'a> {
     cloud: &'a Cloud,
     nomad: &'a mut Nomad,
     listener: &'a mut dyn Listener,
 }
 
-impl Story<'_> {
-    fn step<T>(&mut self, name: &str, act: impl FnOnce(&Cloud, &mut Nomad) -> Told<(T, String)>) -> Told<T> {
+impl Scenario<'_> {
+    fn step<T>(
+        &mut self,
+        name: &str,
+        act: impl FnOnce(&Cloud, &mut Nomad) -> StepResult<(T, String)>,
+    ) -> StepResult<T> {
         let (cloud, nomad) = (self.cloud, &mut *self.nomad);
         step(self.listener, name, || act(cloud, nomad))
     }
 
-    fn first_file(&mut self, a: &Machine, b: &Machine) -> Told<()> {
+    fn first_file(&mut self, a: &Machine, b: &Machine) -> StepResult<()> {
         self.listener.chapter("The first file: written on one node, read on another");
         self.step("the plugin as a system job on three clients", |_, nomad| {
             put_token(nomad, "do-csi-plugin")?;
@@ -90,7 +94,7 @@ impl Story<'_> {
 
     /// The volume is registered three times under different names, so that Nomad's own claims do not come in between, and
     /// a job on each node wants it at the same moment.
-    fn conflict(&mut self) -> Told<()> {
+    fn conflict(&mut self) -> StepResult<()> {
         self.listener.chapter("Three nodes want one volume at the same moment");
         let names: Vec<String> = self.cloud.machines.iter().map(|machine| machine.name.clone()).collect();
         self.step("one has it, the others wait, and each gets its turn", |cloud, nomad| {
@@ -141,7 +145,7 @@ impl Story<'_> {
         })
     }
 
-    fn service(&mut self) -> Told<()> {
+    fn service(&mut self) -> StepResult<()> {
         self.listener.chapter("A service with a volume: created, moved, the plugin upgraded under it");
         self.step("PostgreSQL on a volume that the plugin makes and formats", |cloud, nomad| {
             nomad.guide("nomad volume create postgres.volume.hcl", &[])?;
@@ -183,7 +187,7 @@ impl Story<'_> {
         })
     }
 
-    fn dead_node(&mut self) -> Told<()> {
+    fn dead_node(&mut self) -> StepResult<()> {
         self.listener.chapter("A node dies");
         let was = self.step(
             "power cut: the service comes up on another node with all that was committed",
@@ -219,7 +223,7 @@ impl Story<'_> {
         })
     }
 
-    fn leak(&mut self, a: &Machine, c: &Machine) -> Told<()> {
+    fn leak(&mut self, a: &Machine, c: &Machine) -> StepResult<()> {
         self.listener.chapter("An attachment that Nomad knows nothing of");
         self.step("a job that wants the volume elsewhere waits until it is detached", |cloud, nomad| {
             let id = free(cloud, nomad, "blog")?;
@@ -249,7 +253,7 @@ impl Story<'_> {
         })
     }
 
-    fn snapshots(&mut self) -> Told<()> {
+    fn snapshots(&mut self) -> StepResult<()> {
         self.listener.chapter("Snapshots, copies, growth");
         let snapshot = self.step("a snapshot of the volume in use", |cloud, nomad| {
             insert(nomad, "in the snapshot")?;
@@ -312,7 +316,7 @@ impl Story<'_> {
         })
     }
 
-    fn per_alloc(&mut self) -> Told<()> {
+    fn per_alloc(&mut self) -> StepResult<()> {
         self.listener.chapter("One volume for each allocation");
         self.step("data[0] and data[1], two allocations, each with its own", |cloud, nomad| {
             nomad.guide("nomad volume create per-alloc.volume.hcl", &[])?;
@@ -353,7 +357,7 @@ impl Story<'_> {
         })
     }
 
-    fn memory(&mut self) -> Told<String> {
+    fn memory(&mut self) -> StepResult<String> {
         self.step("what the plugins take after all of this", |cloud, _| {
             let mut each = Vec::new();
             for machine in &cloud.machines {
@@ -370,7 +374,7 @@ impl Story<'_> {
         })
     }
 
-    fn apart(&mut self, a: &Machine) -> Told<()> {
+    fn apart(&mut self, a: &Machine) -> StepResult<()> {
         self.listener.chapter("Other ways to run the plugin");
         self.step("two controllers, and nodes without a token", |cloud, nomad| {
             free(cloud, nomad, "blog")?;
@@ -390,7 +394,7 @@ impl Story<'_> {
         })
     }
 
-    fn raw_exec(&mut self, program: &Path, b: &Machine) -> Told<()> {
+    fn raw_exec(&mut self, program: &Path, b: &Machine) -> StepResult<()> {
         self.step("as a program of the host, without Docker", |cloud, nomad| {
             edit(
                 &nomad.file("plugin-raw-exec.nomad.hcl"),
@@ -409,7 +413,7 @@ impl Story<'_> {
         })
     }
 
-    fn all_of_the_guide(&mut self) -> Told<()> {
+    fn all_of_the_guide(&mut self) -> StepResult<()> {
         self.step("every command of the guide has been run", |_, nomad| {
             let unused = nomad.unused();
             ensure(unused.is_empty(), || format!("these have not: {unused:?}"))?;
@@ -418,7 +422,7 @@ impl Story<'_> {
     }
 }
 
-fn put_token(nomad: &mut Nomad, job: &str) -> Told<()> {
+fn put_token(nomad: &mut Nomad, job: &str) -> StepResult<()> {
     let line = format!("nomad var put nomad/jobs/{job} token=DIGITALOCEAN_ACCESS_TOKEN");
     // The variable stays when its job is gone.
     if nomad.run(&["var", "get", "-out=json", &format!("nomad/jobs/{job}")]).is_err() {
@@ -427,7 +431,7 @@ fn put_token(nomad: &mut Nomad, job: &str) -> Told<()> {
     Ok(())
 }
 
-fn await_plugins(nomad: &Nomad, controllers: usize, nodes: usize) -> Told<()> {
+fn await_plugins(nomad: &Nomad, controllers: usize, nodes: usize) -> StepResult<()> {
     nomad.until(&format!("{controllers} controllers and {nodes} nodes are healthy"), || {
         let have = healthy_plugins(nomad)?;
         if have == (controllers, nodes) { Ok(Some(())) } else { Err(format!("healthy: {have:?}").into()) }
@@ -436,7 +440,7 @@ fn await_plugins(nomad: &Nomad, controllers: usize, nodes: usize) -> Told<()> {
 
 /// How many controllers and nodes are healthy, of those that run: Nomad may go on counting what a client had that was lost and
 /// came back.
-fn healthy_plugins(nomad: &Nomad) -> Told<(usize, usize)> {
+fn healthy_plugins(nomad: &Nomad) -> StepResult<(usize, usize)> {
     if nomad.api("/v1/plugins?type=csi")?.as_array().is_none_or(Vec::is_empty) {
         return Ok((0, 0));
     }
@@ -453,7 +457,7 @@ fn healthy_plugins(nomad: &Nomad) -> Told<(usize, usize)> {
 }
 
 /// Waits until every allocation of the plugin is of its job's newest version, and healthy.
-fn await_new_plugins(nomad: &Nomad, count: usize) -> Told<()> {
+fn await_new_plugins(nomad: &Nomad, count: usize) -> StepResult<()> {
     nomad.until("all plugins are new", || {
         let version = nomad.api("/v1/job/do-csi-plugin")?["Version"].as_u64();
         let all = nomad.api("/v1/job/do-csi-plugin/allocations")?;
@@ -466,13 +470,13 @@ fn await_new_plugins(nomad: &Nomad, count: usize) -> Told<()> {
     await_plugins(nomad, 3, 3)
 }
 
-fn await_no_plugin(nomad: &Nomad) -> Told<()> {
+fn await_no_plugin(nomad: &Nomad) -> StepResult<()> {
     await_plugins(nomad, 0, 0)
 }
 
 /// Submits get-file once more, for this node. Nomad does nothing for a job that it knows, so it must not know it any more.
 /// Gives the moment after which its allocation is made.
-fn submit_get_file(nomad: &Nomad, node: &str) -> Told<u64> {
+fn submit_get_file(nomad: &Nomad, node: &str) -> StepResult<u64> {
     let since = nomad.newest_allocation("get-file")?.and_then(|one| one["CreateIndex"].as_u64()).unwrap_or_default();
     nomad.run(&["job", "stop", "-purge", "get-file"])?;
     nomad.run(&["job", "run", "-detach", &format!("-var=node={node}"), "get-file.nomad.hcl"])?;
@@ -480,7 +484,7 @@ fn submit_get_file(nomad: &Nomad, node: &str) -> Told<u64> {
 }
 
 /// Waits until the get-file that was submitted then has ended well.
-fn await_get_file(nomad: &Nomad, since: u64) -> Told<()> {
+fn await_get_file(nomad: &Nomad, since: u64) -> StepResult<()> {
     nomad.until("get-file is complete", || {
         let newest = nomad.newest_allocation("get-file")?.ok_or("no allocation")?;
         let is_new = newest["CreateIndex"].as_u64().is_some_and(|index| index > since);
@@ -489,19 +493,19 @@ fn await_get_file(nomad: &Nomad, since: u64) -> Told<()> {
     })
 }
 
-fn get_file_on(nomad: &Nomad, node: &str) -> Told<()> {
+fn get_file_on(nomad: &Nomad, node: &str) -> StepResult<()> {
     let since = submit_get_file(nomad, node)?;
     await_get_file(nomad, since)
 }
 
-fn printed(nomad: &Nomad, allocation: &Value, task: &str, text: &str) -> Told<((), String)> {
+fn printed(nomad: &Nomad, allocation: &Value, task: &str, text: &str) -> StepResult<((), String)> {
     let printed = nomad.logs(allocation, task)?;
     ensure(printed == text, || format!("it printed {printed:?}"))?;
     Ok(((), format!("{printed:?}")))
 }
 
 /// Waits until the cloud and Nomad agree that nobody has a volume, and gives its id at DigitalOcean.
-fn free(cloud: &Cloud, nomad: &Nomad, name: &str) -> Told<String> {
+fn free(cloud: &Cloud, nomad: &Nomad, name: &str) -> StepResult<String> {
     nomad.until(&format!("{name} is free"), || {
         let volume = nomad.api(&format!("/v1/volume/csi/{name}"))?;
         let is_claimed = ["ReadAllocs", "WriteAllocs"]
@@ -517,13 +521,13 @@ fn free(cloud: &Cloud, nomad: &Nomad, name: &str) -> Told<String> {
 }
 
 /// The name of the droplet that has a volume.
-fn where_is(cloud: &Cloud, volume: &str) -> Told<String> {
+fn where_is(cloud: &Cloud, volume: &str) -> StepResult<String> {
     let holder = cloud.sim.attached_to(volume).ok_or("it is attached to nobody")?;
     let machine = cloud.machines.iter().find(|machine| machine.id == holder).ok_or("no such droplet")?;
     Ok(machine.name.clone())
 }
 
-fn await_moved(cloud: &Cloud, nomad: &Nomad, job: &str, from: &str) -> Told<()> {
+fn await_moved(cloud: &Cloud, nomad: &Nomad, job: &str, from: &str) -> StepResult<()> {
     nomad.until(&format!("{job} has moved"), || {
         let newest = nomad.newest_allocation(job)?.ok_or("no allocation")?;
         let is_away = newest["ClientStatus"] == "running" && newest["NodeName"] != from;
@@ -540,21 +544,21 @@ fn await_moved(cloud: &Cloud, nomad: &Nomad, job: &str, from: &str) -> Told<()> 
     })
 }
 
-fn machine_named<'a>(cloud: &'a Cloud, name: &str) -> Told<(usize, &'a Machine)> {
+fn machine_named<'a>(cloud: &'a Cloud, name: &str) -> StepResult<(usize, &'a Machine)> {
     Ok(cloud.machines.iter().enumerate().find(|(_, machine)| machine.name == name).ok_or("no such droplet")?)
 }
 
 /// What a power cut does to the processes of a droplet.
-fn cut_power(nomad: &mut Nomad, number: usize, machine: &Machine) -> Told<()> {
+fn cut_power(nomad: &mut Nomad, number: usize, machine: &Machine) -> StepResult<()> {
     nomad.kill_client(number)?;
     let engine = machine.engine.as_ref().ok_or("no Docker")?;
     let running = engine.run(&["ps", "--quiet"])?;
     running.lines().try_for_each(|id| engine.run(&["kill", id]).map(drop))?;
     // The kernel's memory goes too, and with it the mounts.
-    let folder = Path::new(DATA_DIR).join("client/csi");
+    let directory = Path::new(DATA_DIR).join("client/csi");
     let points = machine.droplet.mounts();
     let points =
-        points.iter().filter_map(|line| line.split(' ').nth(4)).filter(|at| Path::new(at).starts_with(&folder));
+        points.iter().filter_map(|line| line.split(' ').nth(4)).filter(|at| Path::new(at).starts_with(&directory));
     for point in points.collect::<Vec<_>>().into_iter().rev() {
         machine.droplet.command(Path::new("umount")).args(["--lazy", point]).status()?;
     }
@@ -563,26 +567,26 @@ fn cut_power(nomad: &mut Nomad, number: usize, machine: &Machine) -> Told<()> {
 
 /// Runs a command in the newest allocation of a job. By the job's name alone, Nomad chooses among all that it knows, also one
 /// that a client has just brought back.
-fn exec_in(nomad: &Nomad, job: &str, command: &[&str]) -> Told<String> {
+fn exec_in(nomad: &Nomad, job: &str, command: &[&str]) -> StepResult<String> {
     let newest = nomad.newest_allocation(job)?.ok_or("no allocation")?;
     let id = newest["ID"].as_str().unwrap_or_default();
     nomad.run(&[&["alloc", "exec", id], command].concat())
 }
 
-fn sql(nomad: &Nomad, statement: &str) -> Told<()> {
+fn sql(nomad: &Nomad, statement: &str) -> StepResult<()> {
     exec_in(nomad, "postgres", &["psql", "-U", "postgres", "-c", statement]).map(drop)
 }
 
-fn insert(nomad: &Nomad, word: &str) -> Told<()> {
+fn insert(nomad: &Nomad, word: &str) -> StepResult<()> {
     sql(nomad, &format!("insert into seen values ('{word}')"))
 }
 
-fn await_words(nomad: &Nomad) -> Told<Vec<String>> {
+fn await_words(nomad: &Nomad) -> StepResult<Vec<String>> {
     await_words_of(nomad, "postgres")
 }
 
 /// What is in the service's table, as soon as the service answers.
-fn await_words_of(nomad: &Nomad, job: &str) -> Told<Vec<String>> {
+fn await_words_of(nomad: &Nomad, job: &str) -> StepResult<Vec<String>> {
     nomad.until("PostgreSQL answers", || {
         let all = exec_in(nomad, job, &["psql", "-U", "postgres", "-t", "-A", "-c", "select word from seen"])?;
         Ok(Some(all.lines().map(|line| line.trim().to_owned()).filter(|line| !line.is_empty()).collect()))
@@ -590,7 +594,7 @@ fn await_words_of(nomad: &Nomad, job: &str) -> Told<Vec<String>> {
 }
 
 /// Everything that the plugins' containers have logged.
-fn plugin_logs(cloud: &Cloud) -> Told<String> {
+fn plugin_logs(cloud: &Cloud) -> StepResult<String> {
     let mut logs = String::new();
     for machine in &cloud.machines {
         let engine = machine.engine.as_ref().ok_or("no Docker")?;
@@ -604,7 +608,7 @@ fn plugin_logs(cloud: &Cloud) -> Told<String> {
 }
 
 /// The running containers of the plugin's image.
-fn plugin_containers(machine: &Machine) -> Told<Vec<String>> {
+fn plugin_containers(machine: &Machine) -> StepResult<Vec<String>> {
     let engine = machine.engine.as_ref().ok_or("no Docker")?;
     let ids = engine.run(&["ps", "--quiet", "--filter=label=org.opencontainers.image.title=do-csi-plugin"])?;
     Ok(ids.lines().map(str::to_owned).collect())
@@ -614,14 +618,14 @@ fn lines_with(text: &str, part: &str) -> String {
     text.lines().filter(|line| line.contains(part)).map(str::trim).collect::<Vec<_>>().join(", ")
 }
 
-fn edit(file: &Path, old: &str, new: &str) -> Told<()> {
+fn edit(file: &Path, old: &str, new: &str) -> StepResult<()> {
     let text = fs::read_to_string(file)?;
     ensure(text.contains(old), || format!("{} does not have {old}", file.display()))?;
     fs::write(file, text.replace(old, new))?;
     Ok(())
 }
 
-fn write(nomad: &Nomad, name: &str, text: &str) -> Told<()> {
+fn write(nomad: &Nomad, name: &str, text: &str) -> StepResult<()> {
     let file: PathBuf = nomad.file(name);
     fs::write(file, text)?;
     Ok(())

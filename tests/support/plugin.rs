@@ -202,7 +202,7 @@ impl Plugin {
 
     /// How many files it has open, and how many threads.
     pub fn files_and_threads(&self) -> Option<(usize, usize)> {
-        let count = |folder: &str| Some(fs::read_dir(format!("/proc/{}/{folder}", self.pid)).ok()?.count());
+        let count = |directory: &str| Some(fs::read_dir(format!("/proc/{}/{directory}", self.pid)).ok()?.count());
         Some((count("fd")?, count("task")?))
     }
 

@@ -17,7 +17,7 @@ use super::plugin::Plugin;
 use crate::sim::{NewVolume, Sim};
 
 /// What went wrong, or what was seen.
-pub type Told<T> = Result<T, Box<dyn Error>>;
+pub type StepResult<T> = Result<T, Box<dyn Error>>;
 
 /// Somebody who is told the story.
 pub trait Listener {
@@ -28,7 +28,7 @@ pub trait Listener {
     /// The step that began has ended well, with this proof.
     fn ended(&mut self, step: &str, proof: &str, took: Duration);
     /// Whether the story should be broken off here.
-    fn is_tired(&self) -> bool;
+    fn is_cancelled(&self) -> bool;
 }
 
 /// A step whose outcome is not what it must be.
@@ -47,11 +47,11 @@ impl fmt::Display for Mismatch {
 impl Error for Mismatch {}
 
 /// Plays the whole story with this program on the cloud's first two droplets.
-pub fn tell(cloud: &Cloud, program: &Program, listener: &mut dyn Listener) -> Told<()> {
+pub fn tell(cloud: &Cloud, program: &Program, listener: &mut dyn Listener) -> StepResult<()> {
     let [a, b, ..] = cloud.machines.as_slice() else {
         return Err("the story needs two droplets".into());
     };
-    let mut story = Story { facts: &cloud.sim, listener };
+    let mut story = Scenario { facts: &cloud.sim, listener };
     let (on_a, on_b) = story.start(program, a, b)?;
     let mut blog = story.terraform(&cloud.sim)?;
     story.write_on(a, &on_a, &mut blog)?;
@@ -68,8 +68,8 @@ pub fn tell_one_life(
     facts: &dyn Facts,
     name: &str,
     listener: &mut dyn Listener,
-) -> Told<()> {
-    let mut story = Story { facts, listener };
+) -> StepResult<()> {
+    let mut story = Scenario { facts, listener };
     story.listener.chapter("The plugin on this droplet");
     let told = story.boot(program, machine).and_then(|plugin| story.whole_life(name, program, machine, plugin));
     match (told, clean_up(machine, program, facts, name)) {
@@ -80,7 +80,7 @@ pub fn tell_one_life(
 }
 
 /// Takes a volume of the story away, wherever in its life the story has ended.
-fn clean_up(machine: &Machine, program: &Program, facts: &dyn Facts, name: &str) -> Told<()> {
+fn clean_up(machine: &Machine, program: &Program, facts: &dyn Facts, name: &str) -> StepResult<()> {
     let Some(seen) = facts.named(name)? else { return Ok(()) };
     let used = Use::of(machine, name, ALLOC);
     let plugin = machine.start(program)?;
@@ -91,7 +91,7 @@ fn clean_up(machine: &Machine, program: &Program, facts: &dyn Facts, name: &str)
     Ok(())
 }
 
-struct Story<'a> {
+struct Scenario<'a> {
     facts: &'a dyn Facts,
     listener: &'a mut dyn Listener,
 }
@@ -112,19 +112,19 @@ const VOLUME: &str = "nomad-volume";
 const ALLOC: &str = "5a2c9e3f";
 const MESSAGE: &str = "hello from the first node\n";
 
-impl Story<'_> {
-    fn step<T>(&mut self, step: &str, act: impl FnOnce() -> Told<(T, String)>) -> Told<T> {
+impl Scenario<'_> {
+    fn step<T>(&mut self, step: &str, act: impl FnOnce() -> StepResult<(T, String)>) -> StepResult<T> {
         self::step(self.listener, step, act)
     }
 
-    fn start(&mut self, program: &Program, a: &Machine, b: &Machine) -> Told<(Plugin, Plugin)> {
+    fn start(&mut self, program: &Program, a: &Machine, b: &Machine) -> StepResult<(Plugin, Plugin)> {
         self.listener.chapter("Two droplets, a plugin on each");
         let on_a = self.boot(program, a)?;
         let on_b = self.boot(program, b)?;
         Ok((on_a, on_b))
     }
 
-    fn boot(&mut self, program: &Program, machine: &Machine) -> Told<Plugin> {
+    fn boot(&mut self, program: &Program, machine: &Machine) -> StepResult<Plugin> {
         let plugin = self.step(&format!("{}: start the plugin, first Probe", machine.name), || {
             let plugin = machine.start(program)?;
             let proof = format!("answered {} ms after exec", plugin.ready_after.as_millis());
@@ -136,7 +136,7 @@ impl Story<'_> {
         Ok(plugin)
     }
 
-    fn terraform(&mut self, sim: &Sim) -> Told<Volume> {
+    fn terraform(&mut self, sim: &Sim) -> StepResult<Volume> {
         self.listener.chapter("An xfs volume, written on one node and read on the other");
         self.step("Terraform creates the volume, formatted as xfs", || {
             let id = sim.add_volume(&NewVolume::new(VOLUME, 1, "fra1").formatted("xfs"))?;
@@ -146,7 +146,7 @@ impl Story<'_> {
         })
     }
 
-    fn write_on(&mut self, machine: &Machine, plugin: &Plugin, volume: &mut Volume) -> Told<()> {
+    fn write_on(&mut self, machine: &Machine, plugin: &Plugin, volume: &mut Volume) -> StepResult<()> {
         let used = Use::of(machine, VOLUME, ALLOC);
         self.step(&format!("{}: validate, as at `volume register`", machine.name), || {
             let reply = plugin.client.validate(volume)?;
@@ -158,14 +158,21 @@ impl Story<'_> {
         self.down(machine, plugin, volume, &used)
     }
 
-    fn read_on(&mut self, machine: &Machine, plugin: &Plugin, volume: &mut Volume) -> Told<()> {
+    fn read_on(&mut self, machine: &Machine, plugin: &Plugin, volume: &mut Volume) -> StepResult<()> {
         let used = Use::of(machine, VOLUME, "77aa01bc");
         self.up(machine, plugin, volume, &used)?;
         self.get(machine, &used)?;
         self.down(machine, plugin, volume, &used)
     }
 
-    fn conflict(&mut self, a: &Machine, on_a: &Plugin, b: &Machine, on_b: &Plugin, volume: &mut Volume) -> Told<()> {
+    fn conflict(
+        &mut self,
+        a: &Machine,
+        on_a: &Plugin,
+        b: &Machine,
+        on_b: &Plugin,
+        volume: &mut Volume,
+    ) -> StepResult<()> {
         self.listener.chapter("Both nodes want it at once");
         let (used_a, used_b) = (Use::of(a, VOLUME, "c0ffee01"), Use::of(b, VOLUME, "c0ffee02"));
         let mut other = volume.clone();
@@ -184,7 +191,7 @@ impl Story<'_> {
         self.down(b, on_b, &other, &used_b)
     }
 
-    fn whole_life(&mut self, name: &str, program: &Program, machine: &Machine, plugin: Plugin) -> Told<()> {
+    fn whole_life(&mut self, name: &str, program: &Program, machine: &Machine, plugin: Plugin) -> StepResult<()> {
         self.listener.chapter("A volume from creation to deletion, with a crash in between");
         let used = Use::of(machine, name, ALLOC);
         let mut volume = self.create(name, &plugin.client)?;
@@ -204,7 +211,7 @@ impl Story<'_> {
         })
     }
 
-    fn grow(&mut self, machine: &Machine, plugin: &Plugin, volume: &Volume, used: &Use) -> Told<()> {
+    fn grow(&mut self, machine: &Machine, plugin: &Plugin, volume: &Volume, used: &Use) -> StepResult<()> {
         let (facts, want) = (self.facts, 2 << 30);
         self.step(&format!("{}: expand the volume while it is in use", machine.name), || {
             let grown = plugin.client.expand(&volume.id, want)?;
@@ -219,7 +226,7 @@ impl Story<'_> {
         })
     }
 
-    fn create(&mut self, name: &str, client: &Client) -> Told<Volume> {
+    fn create(&mut self, name: &str, client: &Client) -> StepResult<Volume> {
         let facts = self.facts;
         self.step("create a volume", || {
             let mut volume = Volume::mounted("", "xfs");
@@ -230,7 +237,7 @@ impl Story<'_> {
         })
     }
 
-    fn crash(&mut self, program: &Program, machine: &Machine, plugin: Plugin) -> Told<Plugin> {
+    fn crash(&mut self, program: &Program, machine: &Machine, plugin: Plugin) -> StepResult<Plugin> {
         self.step(&format!("{}: SIGKILL the plugin and start it again", machine.name), || {
             let before = machine.mounts();
             plugin.kill()?;
@@ -240,12 +247,18 @@ impl Story<'_> {
         })
     }
 
-    fn up(&mut self, machine: &Machine, plugin: &Plugin, volume: &mut Volume, used: &Use) -> Told<()> {
+    fn up(&mut self, machine: &Machine, plugin: &Plugin, volume: &mut Volume, used: &Use) -> StepResult<()> {
         self.attach_and_stage(machine, plugin, volume, used)?;
         self.publish(machine, plugin, volume, used)
     }
 
-    fn attach_and_stage(&mut self, machine: &Machine, plugin: &Plugin, volume: &mut Volume, used: &Use) -> Told<()> {
+    fn attach_and_stage(
+        &mut self,
+        machine: &Machine,
+        plugin: &Plugin,
+        volume: &mut Volume,
+        used: &Use,
+    ) -> StepResult<()> {
         let facts = self.facts;
         self.step(&format!("{}: controller publish", machine.name), || {
             plugin.client.controller_publish(volume, &machine.node_id())?;
@@ -259,14 +272,14 @@ impl Story<'_> {
         })
     }
 
-    fn publish(&mut self, machine: &Machine, plugin: &Plugin, volume: &Volume, used: &Use) -> Told<()> {
+    fn publish(&mut self, machine: &Machine, plugin: &Plugin, volume: &Volume, used: &Use) -> StepResult<()> {
         self.step(&format!("{}: publish", machine.name), || {
             plugin.client.publish(volume, &used.staging, &used.target, false)?;
             Ok(((), mounted(machine, &used.target)?))
         })
     }
 
-    fn down(&mut self, machine: &Machine, plugin: &Plugin, volume: &Volume, used: &Use) -> Told<()> {
+    fn down(&mut self, machine: &Machine, plugin: &Plugin, volume: &Volume, used: &Use) -> StepResult<()> {
         let facts = self.facts;
         self.step(&format!("{}: unpublish, unstage", machine.name), || {
             plugin.client.unpublish(&volume.id, &used.target)?;
@@ -282,7 +295,7 @@ impl Story<'_> {
         })
     }
 
-    fn put(&mut self, machine: &Machine, used: &Use) -> Told<()> {
+    fn put(&mut self, machine: &Machine, used: &Use) -> StepResult<()> {
         let file = used.target.join(format!("hello-{ALLOC}"));
         self.step(&format!("{}: a task writes a file", machine.name), || {
             machine.droplet.write(&file, MESSAGE)?;
@@ -290,7 +303,7 @@ impl Story<'_> {
         })
     }
 
-    fn get(&mut self, machine: &Machine, used: &Use) -> Told<()> {
+    fn get(&mut self, machine: &Machine, used: &Use) -> StepResult<()> {
         let file = used.target.join(format!("hello-{ALLOC}"));
         self.step(&format!("{}: a task reads it", machine.name), || {
             let text = machine.droplet.read(&file)?;
@@ -301,8 +314,12 @@ impl Story<'_> {
 }
 
 /// Plays one step, of this story or another, before a listener.
-pub fn step<T>(listener: &mut dyn Listener, step: &str, act: impl FnOnce() -> Told<(T, String)>) -> Told<T> {
-    if listener.is_tired() {
+pub fn step<T>(
+    listener: &mut dyn Listener,
+    step: &str,
+    act: impl FnOnce() -> StepResult<(T, String)>,
+) -> StepResult<T> {
+    if listener.is_cancelled() {
         return Err("interrupted".into());
     }
     listener.begins(step);
@@ -313,16 +330,16 @@ pub fn step<T>(listener: &mut dyn Listener, step: &str, act: impl FnOnce() -> To
 }
 
 /// Gives an error unless something is so.
-pub fn ensure(is_so: bool, why_not: impl FnOnce() -> String) -> Told<()> {
+pub fn ensure(is_so: bool, why_not: impl FnOnce() -> String) -> StepResult<()> {
     if is_so { Ok(()) } else { Err(why_not().into()) }
 }
 
-fn attached_to(facts: &dyn Facts, volume: &str, droplet: Option<u64>) -> Told<()> {
+fn attached_to(facts: &dyn Facts, volume: &str, droplet: Option<u64>) -> StepResult<()> {
     let seen = facts.volume(volume)?.ok_or("the cloud does not have the volume")?;
     ensure(seen.droplet == droplet, || format!("the cloud says it is attached to {:?}", seen.droplet))
 }
 
-fn mounted(machine: &Machine, path: &Path) -> Told<String> {
+fn mounted(machine: &Machine, path: &Path) -> StepResult<String> {
     let line = machine.droplet.mount_at(path).ok_or_else(|| format!("nothing is mounted at {}", path.display()))?;
     let fields: Vec<&str> = line.split(' ').collect();
     let after = fields.iter().position(|field| *field == "-").unwrap_or(fields.len());
@@ -330,15 +347,15 @@ fn mounted(machine: &Machine, path: &Path) -> Told<String> {
     Ok(format!("mounted: {} {} {}", part(after + 2), part(after + 1), part(5)))
 }
 
-fn not_mounted(machine: &Machine, path: &Path) -> Told<()> {
+fn not_mounted(machine: &Machine, path: &Path) -> StepResult<()> {
     match machine.droplet.mount_at(path) {
         None => Ok(()),
         Some(line) => Err(format!("still mounted: {line}").into()),
     }
 }
 
-fn fingerprint(client: &Client, machine: &Machine) -> Told<String> {
-    use do_csi_plugin::rpc::proto::csi::{
+fn fingerprint(client: &Client, machine: &Machine) -> StepResult<String> {
+    use do_csi_plugin::proto::csi::{
         ControllerGetCapabilitiesRequest, GetPluginCapabilitiesRequest, GetPluginInfoRequest,
         NodeGetCapabilitiesRequest,
     };

@@ -1,7 +1,7 @@
 //! The udev rule of DigitalOcean's droplet images that mounts volumes by itself.
 
-use super::yard::{A, Yard};
-use crate::support::story::{Told, ensure};
+use super::harness::{A, VmHarness};
+use crate::support::story::{StepResult, ensure};
 
 const RULE: &str = "/etc/udev/rules.d/99-digitalocean-automount.rules";
 const SCRIPT: &str = "/run/automount";
@@ -13,7 +13,7 @@ mount \"$1\" /mnt/look && sleep 4 && umount /mnt/look && touch /run/looked
 ";
 
 /// A volume that the rule has mounted when it is staged.
-pub fn wins(yard: &mut Yard) -> Told<()> {
+pub fn wins(yard: &mut VmHarness) -> StepResult<()> {
     let mut vol = yard.volume("automounted", "ext4")?;
     yard.up(A, &mut vol)?;
     yard.put(A, &vol, "file", "content")?;

@@ -1,8 +1,8 @@
 //! Encrypted volumes, on disks as DigitalOcean has them and with a device mapper.
 
-use super::yard::{A, B, GIB, Vol, Yard};
+use super::harness::{A, B, GIB, VmHarness, Vol};
 use crate::support::client::text_map;
-use crate::support::story::{Told, ensure};
+use crate::support::story::{StepResult, ensure};
 
 /// The key of every encrypted volume here.
 pub const KEY: &str = "correct horse battery staple";
@@ -30,7 +30,7 @@ pub fn keyless(vol: &Vol) -> Vol {
 }
 
 /// An encrypted volume on a machine's disk that no cloud knows, with a file in it, which nothing uses.
-pub fn used(yard: &mut Yard, name: &str, fs: &str) -> Told<Vol> {
+pub fn used(yard: &mut VmHarness, name: &str, fs: &str) -> StepResult<Vol> {
     let (vol, disk) = (encrypted(yard.told(name, fs)?), yard.disk(name)?);
     yard.plug(A, &disk)?;
     yard.stage(A, &vol)??;
@@ -42,7 +42,7 @@ pub fn used(yard: &mut Yard, name: &str, fs: &str) -> Told<Vol> {
 }
 
 /// Asserts that an encrypted volume can be used and has its content, and lets go of it.
-pub fn is_whole(yard: &mut Yard, vol: &Vol) -> Told<()> {
+pub fn is_whole(yard: &mut VmHarness, vol: &Vol) -> StepResult<()> {
     yard.stage(A, vol)??;
     yard.publish(A, vol)?;
     yard.says(A, vol, "file", "for nobody's eyes")?;
@@ -51,12 +51,12 @@ pub fn is_whole(yard: &mut Yard, vol: &Vol) -> Told<()> {
 }
 
 /// Asserts that no encrypted volume is open on a machine.
-pub fn nothing_is_open(yard: &Yard, at: usize) -> Told<()> {
+pub fn nothing_is_open(yard: &VmHarness, at: usize) -> StepResult<()> {
     yard.until(at, "! ls -d /sys/block/dm-*").map(drop)
 }
 
 /// From one machine to the other and back, with every file system; grown in use and while it is away.
-pub fn life(yard: &mut Yard) -> Told<()> {
+pub fn life(yard: &mut VmHarness) -> StepResult<()> {
     for fs in ["ext4", "xfs", "btrfs"] {
         let mut vol = encrypted(yard.volume(&format!("secret-{fs}"), fs)?);
         yard.up(A, &mut vol)?;
@@ -90,7 +90,7 @@ pub fn life(yard: &mut Yard) -> Told<()> {
 
 /// Pulled out by the cloud while it is mounted: the plugin says so and cleans up, the kernel closes what is left, and the
 /// same machine uses the disk that comes back.
-pub fn pulled(yard: &mut Yard) -> Told<()> {
+pub fn pulled(yard: &mut VmHarness) -> StepResult<()> {
     let mut vol = encrypted(yard.volume("pulled-secret", "xfs")?);
     yard.up(A, &mut vol)?;
     yard.put(A, &vol, "synced", "for good")?;
@@ -116,7 +116,7 @@ pub fn pulled(yard: &mut Yard) -> Told<()> {
 /// Killed in the middle of making an encrypted volume, right after it was opened, and while the file system is made in it, with
 /// the tool that is at work, as a container is. What is left open is closed by the plugin that starts next, and the volume is
 /// finished by the next call.
-pub fn killed(yard: &mut Yard) -> Told<()> {
+pub fn killed(yard: &mut VmHarness) -> StepResult<()> {
     let vol = encrypted(yard.told("killed-secret", "ext4")?);
     let disk = yard.disk("killed-secret")?;
     yard.plug(A, &disk)?;
@@ -141,7 +141,7 @@ pub fn killed(yard: &mut Yard) -> Told<()> {
 }
 
 /// Several at once, over and over: each is opened while others are closed, and the closing of what was left open looks at all.
-pub fn storm(yard: &mut Yard) -> Told<()> {
+pub fn storm(yard: &mut VmHarness) -> StepResult<()> {
     let mut vols = Vec::new();
     for (name, fs) in [("storm-ext4", "ext4"), ("storm-xfs", "xfs"), ("storm-btrfs", "btrfs")] {
         let (vol, disk) = (encrypted(yard.told(name, fs)?), yard.disk(name)?);
@@ -165,7 +165,7 @@ pub fn storm(yard: &mut Yard) -> Told<()> {
         }
         Ok(())
     };
-    std::thread::scope(|scope| -> Told<()> {
+    std::thread::scope(|scope| -> StepResult<()> {
         let threads: Vec<_> = vols.iter().map(|vol| scope.spawn(|| rounds(vol))).collect();
         for thread in threads {
             thread.join().map_err(|_| "a call panicked")??;
@@ -176,12 +176,12 @@ pub fn storm(yard: &mut Yard) -> Told<()> {
 }
 
 /// Makes a volume's disk blank.
-fn clear(yard: &Yard, vol: &Vol) -> Told<()> {
+fn clear(yard: &VmHarness, vol: &Vol) -> StepResult<()> {
     yard.sh(A, &format!("wipefs -aq {0} && blkdiscard -z {0}", vol.link())).map(drop)
 }
 
 /// Stages a volume and kills the plugin as soon as a script succeeds; tells whether that was before the call was over.
-fn is_killed_at(yard: &mut Yard, vol: &Vol, moment: &str) -> Told<bool> {
+fn is_killed_at(yard: &mut VmHarness, vol: &Vol, moment: &str) -> StepResult<bool> {
     let (client, staging) = (yard.client(A)?, yard.staging(A, vol));
     yard.machine(A).prepare(&staging, &yard.target(A, vol))?;
     let pid = yard.plugin_pid(A)?;

@@ -6,18 +6,18 @@ use std::time::Instant;
 use grpcio::RpcStatusCode;
 
 use super::encrypted::{KEY, encrypted, is_whole, keyless, nothing_is_open, used, with_key};
-use super::yard::{A, GIB, Vol, Yard, refused};
-use crate::support::story::{Told, ensure};
+use super::harness::{A, GIB, VmHarness, Vol, refused};
+use crate::support::story::{StepResult, ensure};
 
 const MIB: u64 = 1 << 20;
 
 /// The sum of what is on a volume's disk as far as the head of an encrypted volume reaches, and a little of its data.
-fn sum(yard: &Yard, vol: &Vol) -> Told<String> {
+fn sum(yard: &VmHarness, vol: &Vol) -> StepResult<String> {
     yard.sh(A, &format!("head -c 20M {} | sha256sum", vol.link()))
 }
 
 /// Asserts that staging a volume is refused, which writes nothing and leaves nothing open or mounted.
-fn is_refused(yard: &mut Yard, vol: &Vol, code: RpcStatusCode, words: &[&str]) -> Told<()> {
+fn is_refused(yard: &mut VmHarness, vol: &Vol, code: RpcStatusCode, words: &[&str]) -> StepResult<()> {
     let before = sum(yard, vol)?;
     refused(yard.stage(A, vol)?, code, words)?;
     nothing_is_open(yard, A)?;
@@ -26,7 +26,7 @@ fn is_refused(yard: &mut Yard, vol: &Vol, code: RpcStatusCode, words: &[&str]) -
 }
 
 /// Wrong keys, and keys that come late or not at all.
-pub fn keys(yard: &mut Yard) -> Told<()> {
+pub fn keys(yard: &mut VmHarness) -> StepResult<()> {
     let mut vol = encrypted(yard.volume("keys", "ext4")?);
     let (droplet, target) = (yard.machine(A).node_id(), yard.target(A, &vol));
     yard.up(A, &mut vol)?;
@@ -77,11 +77,11 @@ pub fn keys(yard: &mut Yard) -> Told<()> {
 
 /// A head of which one copy is spoilt, both are, the key slots are, and one that is gone. Each time the message says what to
 /// do, and that helps.
-pub fn damaged(yard: &mut Yard) -> Told<()> {
+pub fn damaged(yard: &mut VmHarness) -> StepResult<()> {
     let vol = used(yard, "damaged", "xfs")?;
     let (disk, copy) = (vol.link(), "/var/lib/droplet/head");
     yard.sh(A, &format!("cryptsetup luksHeaderBackup {disk} --header-backup-file {copy}"))?;
-    let spoil = |yard: &Yard, from: &str, at: u64, length: u64| {
+    let spoil = |yard: &VmHarness, from: &str, at: u64, length: u64| {
         let blocks = format!("bs=512 seek={} count={}", at / 512, length / 512);
         yard.sh(A, &format!("dd if={from} of={disk} {blocks} conv=notrunc,fsync status=none")).map(drop)
     };
@@ -108,11 +108,12 @@ pub fn damaged(yard: &mut Yard) -> Told<()> {
 }
 
 /// Open without anybody using it, as a plugin leaves it that is killed right after opening it; and open as something else.
-pub fn left_open(yard: &mut Yard) -> Told<()> {
+pub fn left_open(yard: &mut VmHarness) -> StepResult<()> {
     let vol = used(yard, "left", "ext4")?;
     let (disk, own) = (vol.link(), "do-csi-left");
-    let open =
-        |yard: &Yard, name: &str| yard.sh(A, &format!("printf '{KEY}' | cryptsetup open --key-file=- {disk} {name}"));
+    let open = |yard: &VmHarness, name: &str| {
+        yard.sh(A, &format!("printf '{KEY}' | cryptsetup open --key-file=- {disk} {name}"))
+    };
     // Closed when the volume is staged, unstaged, and when the plugin starts.
     open(yard, own)?;
     is_whole(yard, &vol)?;
@@ -150,7 +151,7 @@ pub fn left_open(yard: &mut Yard) -> Told<()> {
 }
 
 /// Staged at two paths, as Nomad does for readers and writers: it stays open until it is unstaged at both.
-pub fn twice(yard: &mut Yard) -> Told<()> {
+pub fn twice(yard: &mut VmHarness) -> StepResult<()> {
     let vol = used(yard, "twice", "btrfs")?;
     yard.stage(A, &vol)??;
     yard.publish(A, &vol)?;
@@ -185,7 +186,7 @@ pub fn twice(yard: &mut Yard) -> Told<()> {
 }
 
 /// Made an encrypted volume, but without a file system yet, when its disk grows.
-pub fn grown_early(yard: &mut Yard) -> Told<()> {
+pub fn grown_early(yard: &mut VmHarness) -> StepResult<()> {
     let (vol, disk) = (encrypted(yard.told("early", "xfs")?), yard.disk("early")?);
     yard.plug(A, &disk)?;
     yard.sh(A, "mount --bind /bin/false /usr/sbin/mkfs.xfs")?;

@@ -4,12 +4,12 @@ use std::thread;
 
 use grpcio::RpcStatusCode;
 
-use super::yard::{A, GIB, Yard, refused};
+use super::harness::{A, GIB, VmHarness, refused};
 use crate::sim::qmp::Disk;
-use crate::support::story::{Told, ensure};
+use crate::support::story::{StepResult, ensure};
 
 /// Names from the shortest to the longest that DigitalOcean takes.
-pub fn names(yard: &mut Yard) -> Told<()> {
+pub fn names(yard: &mut VmHarness) -> StepResult<()> {
     for length in [1, 40, 63, 64] {
         let name: String = "n-0123456789abcdef".chars().cycle().take(length).collect();
         let (vol, disk) = (yard.told(&name, "ext4")?, yard.disk(&name)?);
@@ -27,7 +27,7 @@ pub fn names(yard: &mut Yard) -> Told<()> {
 }
 
 /// A disk without a link, and two disks whose links are exchanged.
-pub fn links(yard: &mut Yard) -> Told<()> {
+pub fn links(yard: &mut VmHarness) -> StepResult<()> {
     let (lonely, one, other) = (yard.told("lonely", "ext4")?, yard.told("one", "ext4")?, yard.told("other", "ext4")?);
     for vol in [&lonely, &one, &other] {
         let disk = yard.disk(&vol.name)?;
@@ -48,7 +48,7 @@ pub fn links(yard: &mut Yard) -> Told<()> {
 }
 
 /// A stale link to a disk that is another volume's by now, and another maker's disk of the same name.
-pub fn strangers(yard: &mut Yard) -> Told<()> {
+pub fn strangers(yard: &mut VmHarness) -> StepResult<()> {
     let (gone, forged) = (yard.told("gone", "ext4")?, yard.told("forged", "ext4")?);
     let (taken_over, foreign) =
         (yard.disk("somebody-elses")?, Disk { vendor: "QEMU".to_owned(), ..yard.disk("forged")? });
@@ -76,7 +76,7 @@ pub fn strangers(yard: &mut Yard) -> Told<()> {
 }
 
 /// Whether nothing was ever written to a disk: its file has no block of its own.
-fn is_blank(disk: &Disk) -> Told<bool> {
+fn is_blank(disk: &Disk) -> StepResult<bool> {
     use std::os::unix::fs::MetadataExt;
     let file = std::fs::metadata(&disk.file)?;
     Ok(file.len() == GIB && file.blocks() == 0)

@@ -8,6 +8,7 @@
 mod automount;
 mod encrypted;
 mod encrypted_doubt;
+mod harness;
 mod identity;
 mod power;
 mod pulled;
@@ -16,7 +17,6 @@ mod resize;
 mod selinux;
 mod slow;
 mod story;
-mod yard;
 
 use std::error::Error;
 use std::fs;
@@ -24,8 +24,8 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use crate::support::story::{Told, ensure};
-use yard::Yard;
+use crate::support::story::{StepResult, ensure};
+use harness::VmHarness;
 
 /// Something that is to be seen on virtual droplets.
 struct Case {
@@ -35,7 +35,7 @@ struct Case {
     says: &'static str,
     /// What it needs.
     needs: Needs,
-    play: fn(&mut Yard) -> Told<()>,
+    play: fn(&mut VmHarness) -> StepResult<()>,
 }
 
 /// What a case cannot be played without.
@@ -53,7 +53,7 @@ use Needs::{Droplets, Machines};
 pub enum Stage<'a> {
     /// Namespaces with loop devices.
     Loops,
-    /// Virtual machines that boot from what is in this folder.
+    /// Virtual machines that boot from what is in this directory.
     Machines(&'a Path),
 }
 
@@ -201,7 +201,7 @@ const CASES: &[Case] = &[
 ];
 
 /// Plays all cases that this stage has what they need for, or the one of this name. What is kept of cases that fail goes to a
-/// folder. Between cases it looks whether it should stop.
+/// directory. Between cases it looks whether it should stop.
 ///
 /// # Errors
 /// A case failed, no machine could be had, or it was interrupted.
@@ -226,8 +226,8 @@ pub fn run(
         }
         let mut yard = match (open.take(), stage) {
             (Some(yard), _) => yard,
-            (None, Stage::Loops) => Yard::on_loop_devices(program)?,
-            (None, Stage::Machines(base)) => Yard::open(base, program)?,
+            (None, Stage::Loops) => VmHarness::on_loop_devices(program)?,
+            (None, Stage::Machines(base)) => VmHarness::open(base, program)?,
         };
         let has_passed = play(case, &mut yard, kept)?;
         memory = memory.max(yard.peak_memory_mb());
@@ -239,7 +239,7 @@ pub fn run(
             drop(yard);
         }
     }
-    open.map_or(Ok(()), Yard::close)?;
+    open.map_or(Ok(()), VmHarness::close)?;
     let took = started.elapsed().as_secs_f64();
     println!(
         "\n{} passed, {} failed, in {took:.0} s, with at most {memory} MB",
@@ -251,7 +251,7 @@ pub fn run(
 }
 
 /// Plays a case and tells whether it passed.
-fn play(case: &Case, yard: &mut Yard, kept: &Path) -> Told<bool> {
+fn play(case: &Case, yard: &mut VmHarness, kept: &Path) -> StepResult<bool> {
     let began = Instant::now();
     let played = (case.play)(yard).and_then(|()| yard.tidy());
     let took = began.elapsed().as_secs_f64();
@@ -259,27 +259,27 @@ fn play(case: &Case, yard: &mut Yard, kept: &Path) -> Told<bool> {
         println!("  ok     {took:5.1} s  {}: {}", case.name, case.says);
         return Ok(true);
     };
-    let folder = keep(yard, kept, case.name)?;
+    let directory = keep(yard, kept, case.name)?;
     println!("  FAILED {took:5.1} s  {}: {}\n{why}", case.name, case.says);
-    println!("  the machines' serial lines and the plugins' logs are in {}", folder.display());
+    println!("  the machines' serial lines and the plugins' logs are in {}", directory.display());
     let disks =
         if yard.machines().iter().any(|machine| machine.droplet.guest().is_some()) { "" } else { " DISKS=loop" };
     println!("  alone: make test-droplets CASE={}{disks}", case.name);
     Ok(false)
 }
 
-/// Copies what is of use of a failed case, and gives the folder.
-fn keep(yard: &Yard, kept: &Path, case: &str) -> Told<PathBuf> {
-    let folder = kept.join(case);
-    fs::create_dir_all(&folder)?;
+/// Copies what is of use of a failed case, and gives the directory.
+fn keep(yard: &VmHarness, kept: &Path, case: &str) -> StepResult<PathBuf> {
+    let directory = kept.join(case);
+    fs::create_dir_all(&directory)?;
     for machine in yard.machines() {
         if let Some(guest) = machine.droplet.guest() {
-            fs::copy(guest.serial(), folder.join(format!("{}.serial", machine.name)))?;
+            fs::copy(guest.serial(), directory.join(format!("{}.serial", machine.name)))?;
         }
         // A machine that does not answer any more has only its serial line.
         let log = machine.home().join("plugin.log");
         let said = machine.droplet.sh(&format!("cat {}; dmesg | tail -n 200; cat /proc/self/mountinfo", log.display()));
-        fs::write(folder.join(format!("{}.log", machine.name)), said.unwrap_or_else(|error| error.to_string()))?;
+        fs::write(directory.join(format!("{}.log", machine.name)), said.unwrap_or_else(|error| error.to_string()))?;
     }
-    Ok(folder)
+    Ok(directory)
 }

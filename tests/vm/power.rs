@@ -1,11 +1,11 @@
 //! Machines that lose their power.
 
-use super::yard::{A, B, Yard};
+use super::harness::{A, B, VmHarness};
 use crate::sim::DropletStatus;
-use crate::support::story::Told;
+use crate::support::story::StepResult;
 
 /// A machine that is cut off with a volume in use: the cloud frees it, and the other machine has what was synced.
-pub fn cut(yard: &mut Yard) -> Told<()> {
+pub fn cut(yard: &mut VmHarness) -> StepResult<()> {
     let mut vol = yard.volume("cut-off", "ext4")?;
     yard.up(A, &mut vol)?;
     yard.put(A, &vol, "synced", "for good")?;

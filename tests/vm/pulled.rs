@@ -2,16 +2,16 @@
 
 use std::thread;
 
-use super::yard::{A, B, Vol, Yard};
+use super::harness::{A, B, VmHarness, Vol};
 use crate::sim::qmp::Disk;
 use crate::support::client::Outcome;
-use crate::support::story::{Told, ensure};
+use crate::support::story::{StepResult, ensure};
 
 /// How many requests a disk answers in a second that is so slow that whoever works with it is still at it when it goes.
 const SLOW: u64 = 20;
 
 /// Pulled out under mkfs: nothing is staged, and the disk, which has never held anything, is formatted the next time.
-pub fn mkfs(yard: &mut Yard) -> Told<()> {
+pub fn mkfs(yard: &mut VmHarness) -> StepResult<()> {
     let (vol, disk) = (yard.told("half-made", "ext4")?, yard.disk("half-made")?);
     let pulled = Disk { requests: Some(SLOW), ..disk.clone() };
     let outcome = stage_and_pull(yard, &vol, &pulled, "pgrep -x 'mkfs.ext4|mke2fs'")?;
@@ -21,7 +21,7 @@ pub fn mkfs(yard: &mut Yard) -> Told<()> {
 }
 
 /// Pulled out under mount(2): nothing is staged, and what was on the disk is still there.
-pub fn mount(yard: &mut Yard) -> Told<()> {
+pub fn mount(yard: &mut VmHarness) -> StepResult<()> {
     let (vol, disk) = (yard.told("half-mounted", "xfs")?, yard.disk("half-mounted")?);
     yard.plug(A, &disk)?;
     yard.stage(A, &vol)??;
@@ -41,7 +41,7 @@ pub fn mount(yard: &mut Yard) -> Told<()> {
 
 /// Pulled out by the cloud while a task writes: reads fail, the plugin says so and cleans up, and the next machine has what
 /// was synced.
-pub fn written(yard: &mut Yard) -> Told<()> {
+pub fn written(yard: &mut VmHarness) -> StepResult<()> {
     let mut vol = yard.volume("written", "xfs")?;
     yard.up(A, &mut vol)?;
     yard.put(A, &vol, "synced", "for good")?;
@@ -63,11 +63,11 @@ pub fn written(yard: &mut Yard) -> Told<()> {
 }
 
 /// Stages a volume on a slow disk and pulls the disk out as soon as a script succeeds.
-fn stage_and_pull(yard: &mut Yard, vol: &Vol, disk: &Disk, script: &str) -> Told<Outcome<()>> {
+fn stage_and_pull(yard: &mut VmHarness, vol: &Vol, disk: &Disk, script: &str) -> StepResult<Outcome<()>> {
     yard.plug(A, disk)?;
     let (client, staging) = (yard.client(A)?, yard.staging(A, vol));
     yard.machine(A).prepare(&staging, &yard.target(A, vol))?;
-    let outcome = thread::scope(|scope| -> Told<_> {
+    let outcome = thread::scope(|scope| -> StepResult<_> {
         let stage = scope.spawn(|| client.stage(&vol.csi, &staging));
         let moment = yard.until(A, script);
         yard.pull(disk)?;
@@ -79,7 +79,7 @@ fn stage_and_pull(yard: &mut Yard, vol: &Vol, disk: &Disk, script: &str) -> Told
 }
 
 /// Plugs a disk in again and uses it.
-fn works_again(yard: &mut Yard, vol: &Vol, disk: &Disk) -> Told<()> {
+fn works_again(yard: &mut VmHarness, vol: &Vol, disk: &Disk) -> StepResult<()> {
     // QEMU may still know the other one's limits by its name.
     let again = Disk { id: format!("{}-again", disk.id), ..disk.clone() };
     yard.plug(A, &again)?;

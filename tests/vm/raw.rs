@@ -1,12 +1,12 @@
 //! Volumes without a file system, and a plugin that is killed while volumes are in use.
 
-use super::yard::{A, B, GIB, Vol, Yard};
+use super::harness::{A, B, GIB, VmHarness, Vol};
 use crate::support::client::Volume;
-use crate::support::story::{Told, ensure};
+use crate::support::story::{StepResult, ensure};
 
 /// Written on one machine, read and grown on the other, and protected from writes for a reader, whatever the kernel reads
 /// anew of the disk meanwhile.
-pub fn moves(yard: &mut Yard) -> Told<()> {
+pub fn moves(yard: &mut VmHarness) -> StepResult<()> {
     let Vol { csi, name } = yard.volume("raw", "")?;
     let mut vol = Vol { csi: Volume { publish_context: csi.publish_context, ..Volume::block(&csi.id) }, name };
     let (on_a, on_b) = (yard.target(A, &vol), yard.target(B, &vol));
@@ -34,17 +34,17 @@ pub fn moves(yard: &mut Yard) -> Told<()> {
     yard.down(B, &vol)
 }
 
-fn starts_with(yard: &Yard, at: usize, vol: &Vol, want: &str) -> Told<()> {
+fn starts_with(yard: &VmHarness, at: usize, vol: &Vol, want: &str) -> StepResult<()> {
     let text = yard.sh(at, &format!("head -c {} {}", want.len(), yard.target(at, vol).display()))?;
     ensure(text == want, || format!("it starts with {text:?} and not {want:?}"))
 }
 
-fn refuses_writes(yard: &Yard, vol: &Vol) -> Told<()> {
+fn refuses_writes(yard: &VmHarness, vol: &Vol) -> StepResult<()> {
     let target = yard.target(B, vol).display().to_string();
     yard.sh(B, &format!("! dd if=/dev/zero of={target} count=1 conv=notrunc,fsync")).map(drop)
 }
 
-fn grows(yard: &mut Yard, vol: &Vol, gib: u64) -> Told<()> {
+fn grows(yard: &mut VmHarness, vol: &Vol, gib: u64) -> StepResult<()> {
     let (client, target, bytes) = (yard.client(B)?, yard.target(B, vol), i64::try_from(gib * GIB)?);
     client.expand(&vol.csi.id, bytes)?;
     client.node_expand(&vol.csi.id, &target, bytes)?;
@@ -53,7 +53,7 @@ fn grows(yard: &mut Yard, vol: &Vol, gib: u64) -> Told<()> {
 }
 
 /// Killed while volumes are in use: they stay in use, and its successor takes them down.
-pub fn outlives_the_plugin(yard: &mut Yard) -> Told<()> {
+pub fn outlives_the_plugin(yard: &mut VmHarness) -> StepResult<()> {
     let (mut files, raw) = (yard.volume("files", "xfs")?, yard.volume("raw-too", "")?);
     let mut raw = Vol { csi: Volume::block(&raw.csi.id), name: raw.name };
     yard.up(A, &mut files)?;

@@ -1,12 +1,12 @@
 //! Disks that grow while they are used, and disks with the same content.
 
-use super::yard::{A, GIB, Vol, Yard};
+use super::harness::{A, GIB, VmHarness, Vol};
 use crate::sim::qmp::{Bus, Disk};
 use crate::support::client::{Volume, new_volume, restored};
-use crate::support::story::{Told, ensure};
+use crate::support::story::{StepResult, ensure};
 
 /// The kernel is told of the new size.
-pub fn told(yard: &mut Yard) -> Told<()> {
+pub fn told(yard: &mut VmHarness) -> StepResult<()> {
     let mut vol = yard.volume("grows", "xfs")?;
     yard.up(A, &mut vol)?;
     let bytes = i64::try_from(2 * GIB)?;
@@ -16,7 +16,7 @@ pub fn told(yard: &mut Yard) -> Told<()> {
 }
 
 /// The kernel is not told, and the plugin has to ask.
-pub fn asked(yard: &mut Yard) -> Told<()> {
+pub fn asked(yard: &mut VmHarness) -> StepResult<()> {
     let (vol, disk) = (yard.told("asks", "ext4")?, yard.disk("asks")?);
     let disk = Disk { bus: Bus::Silent, ..disk };
     yard.plug(A, &disk)?;
@@ -29,7 +29,7 @@ pub fn asked(yard: &mut Yard) -> Told<()> {
     yard.off(A, &vol)
 }
 
-fn grows(yard: &mut Yard, vol: &Vol) -> Told<()> {
+fn grows(yard: &mut VmHarness, vol: &Vol) -> StepResult<()> {
     let target = yard.target(A, vol);
     yard.client(A)?.node_expand(&vol.csi.id, &target, i64::try_from(2 * GIB)?)?;
     let bytes = yard.machine(A).droplet.file_system_size(&target)?;
@@ -38,7 +38,7 @@ fn grows(yard: &mut Yard, vol: &Vol) -> Told<()> {
 }
 
 /// A volume and what was made from its snapshot, mounted side by side.
-pub fn snapshot(yard: &mut Yard) -> Told<()> {
+pub fn snapshot(yard: &mut VmHarness) -> StepResult<()> {
     let mut source = yard.volume("source", "xfs")?;
     yard.up(A, &mut source)?;
     yard.put(A, &source, "file", "as it was")?;

@@ -1,7 +1,7 @@
 //! A machine on which SELinux forbids what is not allowed.
 
-use super::yard::{B, Yard};
-use crate::support::story::{Told, ensure};
+use super::harness::{B, VmHarness};
+use crate::support::story::{StepResult, ensure};
 
 /// The setting of a volume that names its label.
 const SETTING: &str = "dobs.csi.digitalocean.com/selinux-label";
@@ -10,7 +10,7 @@ const LABEL: &str = "system_u:object_r:volume_t:s0";
 const POLICY: &str = include_str!("selinux.cil");
 
 /// The files of a volume have the label that was asked for, and a confined process reads them.
-pub fn labelled(yard: &mut Yard) -> Told<()> {
+pub fn labelled(yard: &mut VmHarness) -> StepResult<()> {
     yard.cut_power(B);
     yard.boot(B, "security=selinux selinux=1 enforcing=0")?;
     yard.machine(B).droplet.write("/run/policy.cil".as_ref(), POLICY)?;

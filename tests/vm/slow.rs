@@ -4,21 +4,21 @@ use std::fs::File;
 use std::thread;
 use std::time::Duration;
 
-use super::yard::{A, GIB, Yard};
+use super::harness::{A, GIB, VmHarness};
 use crate::sim::ActionFault;
-use crate::support::story::{Told, ensure};
+use crate::support::story::{StepResult, ensure};
 
 /// A disk that the machine sees only some seconds after the cloud has called it attached.
-pub fn late(yard: &mut Yard) -> Told<()> {
+pub fn late(yard: &mut VmHarness) -> StepResult<()> {
     attached_with(yard, "late", ActionFault::device_late(Duration::from_secs(5)))
 }
 
 /// A disk that is there without a size, and goes for one that has its size.
-pub fn half(yard: &mut Yard) -> Told<()> {
+pub fn half(yard: &mut VmHarness) -> StepResult<()> {
     attached_with(yard, "half", ActionFault::half_attached(Duration::from_secs(3)))
 }
 
-fn attached_with(yard: &mut Yard, name: &str, fault: ActionFault) -> Told<()> {
+fn attached_with(yard: &mut VmHarness, name: &str, fault: ActionFault) -> StepResult<()> {
     yard.cloud.sim.faults().add_action(fault);
     let mut vol = yard.volume(name, "xfs")?;
     yard.up(A, &mut vol)?;
@@ -27,7 +27,7 @@ fn attached_with(yard: &mut Yard, name: &str, fault: ActionFault) -> Told<()> {
 }
 
 /// A disk that is there without a size, and has one a moment later.
-pub fn empty(yard: &mut Yard) -> Told<()> {
+pub fn empty(yard: &mut VmHarness) -> StepResult<()> {
     let (vol, disk) = (yard.told("empty", "ext4")?, yard.disk("empty")?);
     File::create(&disk.file)?.set_len(0)?;
     yard.plug(A, &disk)?;
@@ -35,7 +35,7 @@ pub fn empty(yard: &mut Yard) -> Told<()> {
     let (client, staging) = (yard.client(A)?, yard.staging(A, &vol));
     yard.machine(A).prepare(&staging, &staging)?;
     let monitor = yard.monitor(A);
-    let staged = thread::scope(|scope| -> Told<_> {
+    let staged = thread::scope(|scope| -> StepResult<_> {
         let stage = scope.spawn(|| client.stage(&vol.csi, &staging));
         // It is certainly looking at the disk by then.
         thread::sleep(Duration::from_secs(2));

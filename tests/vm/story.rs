@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
-use super::yard::Yard;
-use crate::support::story::{self, Listener, Told, ensure};
+use super::harness::VmHarness;
+use crate::support::story;
+use crate::support::story::{Listener, StepResult, ensure};
 
 /// Plays it between the two machines.
-pub fn whole(yard: &mut Yard) -> Told<()> {
+pub fn whole(yard: &mut VmHarness) -> StepResult<()> {
     let mut counter = Counter(0);
     story::tell(&yard.cloud, &yard.program(), &mut counter)?;
     ensure(counter.0 > 30, || format!("only {} steps", counter.0))
@@ -21,7 +22,7 @@ impl Listener for Counter {
     fn ended(&mut self, _: &str, _: &str, _: Duration) {
         self.0 += 1;
     }
-    fn is_tired(&self) -> bool {
+    fn is_cancelled(&self) -> bool {
         false
     }
 }

@@ -2,9 +2,9 @@
 
 use std::net::TcpListener;
 
-use super::super::canned::{Canned, TOKEN, Turn, cloud_at, cloud_with, reply};
 use super::*;
 use crate::cloud::Cloud;
+use crate::cloud::canned::{Canned, TOKEN, Turn, cloud_at, cloud_with, reply};
 use crate::id::{DropletId, VolumeId};
 
 const ID: &str = "1b2c3d4e-8f00-11f0-9a11-0a58ac14d1e2";
@@ -22,7 +22,7 @@ fn ask(cloud: &Cloud) -> ApiError {
     cloud.get_account().unwrap_err()
 }
 
-fn lost(sent: Sent) -> ApiErrorKind {
+fn lost(sent: Delivery) -> ApiErrorKind {
     ApiErrorKind::Transport { sent }
 }
 
@@ -67,14 +67,14 @@ fn nobody_listening_means_that_nothing_was_sent() {
     let url = format!("http://{}", listener.local_addr().unwrap());
     drop(listener);
     let error = cloud_at(&url).attach(&volume_id(), droplet()).unwrap_err();
-    assert_eq!(error.kind(), lost(Sent::No), "{error}");
+    assert_eq!(error.kind(), lost(Delivery::NotSent), "{error}");
     assert!(!error.may_have_had_effect() && error.is_transient());
 }
 
 #[test]
 fn a_name_that_does_not_resolve_means_that_nothing_was_sent() {
     let error = cloud_at("http://no-such-host.invalid").attach(&volume_id(), droplet()).unwrap_err();
-    assert_eq!(error.kind(), lost(Sent::No), "{error}");
+    assert_eq!(error.kind(), lost(Delivery::NotSent), "{error}");
 }
 
 #[test]
@@ -82,7 +82,7 @@ fn a_server_that_does_not_speak_tls_means_that_nothing_was_sent() {
     let server = Canned::start([Turn::Drop]);
     let url = server.url.replace("http:", "https:");
     let error = cloud_at(&url).attach(&volume_id(), droplet()).unwrap_err();
-    assert_eq!((error.kind(), server.seen().len()), (lost(Sent::No), 0), "{error}");
+    assert_eq!((error.kind(), server.seen().len()), (lost(Delivery::NotSent), 0), "{error}");
 }
 
 #[test]
@@ -94,7 +94,7 @@ fn a_server_that_does_not_accept_means_that_nothing_was_sent() {
         let started = Instant::now();
         let within = cloud.until(started + Duration::from_millis(budget));
         let error = within.attach(&volume_id(), droplet()).unwrap_err();
-        assert_eq!(error.kind(), lost(Sent::No), "{error}");
+        assert_eq!(error.kind(), lost(Delivery::NotSent), "{error}");
         assert!(started.elapsed() < Duration::from_millis(budget.min(1000) + 300), "{:?}", started.elapsed());
     }
 }
@@ -103,7 +103,7 @@ fn a_server_that_does_not_accept_means_that_nothing_was_sent() {
 fn a_dropped_request_is_sent_once_and_may_have_had_an_effect() {
     let server = Canned::start([Turn::Drop]);
     let error = server.cloud().attach(&volume_id(), droplet()).unwrap_err();
-    assert_eq!((error.kind(), server.seen().len()), (lost(Sent::Maybe), 1), "{error}");
+    assert_eq!((error.kind(), server.seen().len()), (lost(Delivery::MaybeSent), 1), "{error}");
 }
 
 #[test]
@@ -112,7 +112,7 @@ fn a_dropped_request_on_a_kept_connection_is_sent_once_too() {
     let cloud = server.cloud();
     cloud.get_account().unwrap();
     let error = cloud.attach(&volume_id(), droplet()).unwrap_err();
-    assert_eq!((error.kind(), server.seen().len()), (lost(Sent::Maybe), 2), "{error}");
+    assert_eq!((error.kind(), server.seen().len()), (lost(Delivery::MaybeSent), 2), "{error}");
 }
 
 #[test]
@@ -131,7 +131,7 @@ fn a_silent_server_is_left_after_the_budget() {
     let server = Canned::start([Turn::Hang(Duration::from_secs(5))]);
     let started = Instant::now();
     let error = server.cloud().detach(&volume_id(), droplet()).unwrap_err();
-    assert_eq!(error.kind(), lost(Sent::Maybe), "{error}");
+    assert_eq!(error.kind(), lost(Delivery::MaybeSent), "{error}");
     assert!((900..2000).contains(&started.elapsed().as_millis()), "{:?}", started.elapsed());
 }
 
@@ -141,7 +141,7 @@ fn no_call_outlives_its_deadline() {
     let cloud = server.cloud();
     let started = Instant::now();
     let error = ask(&cloud.until(started + Duration::from_millis(200)));
-    assert_eq!(error.kind(), lost(Sent::Maybe), "{error}");
+    assert_eq!(error.kind(), lost(Delivery::MaybeSent), "{error}");
     assert!(started.elapsed() < Duration::from_millis(700), "{:?}", started.elapsed());
     let error = ask(&cloud.until(Instant::now()));
     assert_eq!((error.kind(), server.seen().len()), (ApiErrorKind::NoTimeLeft, 1));
@@ -153,7 +153,7 @@ fn a_good_reply_that_breaks_off_may_have_had_an_effect() {
     let cut = b"HTTP/1.1 202 Accepted\r\ncontent-length: 500\r\n\r\n{\"action\":{\"id\":7".to_vec();
     let server = Canned::start([Turn::SendAndClose(cut)]);
     let error = server.cloud().attach(&volume_id(), droplet()).unwrap_err();
-    assert_eq!(error.kind(), lost(Sent::Maybe), "{error}");
+    assert_eq!(error.kind(), lost(Delivery::MaybeSent), "{error}");
     assert!(error.to_string().contains("202"), "{error}");
 }
 
@@ -180,7 +180,7 @@ fn bytes_that_are_not_http_are_no_reply() {
     for bytes in [&b"SSH-2.0-OpenSSH_9.2\r\n\r\n"[..], b"\0\0\0\0", b"HTTP/1.1 abc\r\n\r\n", b""] {
         let server = Canned::start([Turn::SendAndClose(bytes.to_vec())]);
         let error = ask(&server.cloud());
-        assert_eq!(error.kind(), lost(Sent::Maybe), "{error}");
+        assert_eq!(error.kind(), lost(Delivery::MaybeSent), "{error}");
     }
 }
 
@@ -195,7 +195,7 @@ fn an_endless_reply_is_cut() {
     assert_eq!(error.kind(), ApiErrorKind::BadReply, "{error}");
     assert!(error.to_string().contains("8 MiB"), "{error}");
     assert_eq!(ask(&cloud).kind(), ApiErrorKind::Server);
-    assert_eq!(ask(&cloud).kind(), lost(Sent::Maybe));
+    assert_eq!(ask(&cloud).kind(), lost(Delivery::MaybeSent));
 }
 
 #[test]
@@ -237,15 +237,15 @@ fn a_short_stop_is_waited_out() {
 #[test]
 fn a_longer_stop_that_another_thread_was_told_is_waited_out_too() {
     let server = Canned::start([reply(200, "", ACCOUNT)]);
-    let quota = Arc::new(Quota::new(0.0));
-    let token = Token::fixed(super::super::token::Secret::parse(TOKEN).unwrap());
+    let rate_limit = Arc::new(RateLimit::new(0.0));
+    let token = Token::fixed(crate::cloud::token::Secret::parse(TOKEN).unwrap());
     let base = BaseUrl::parse(&server.url).unwrap();
-    let cloud = Cloud::new(base, token, Arc::clone(&quota), HttpBudgets::default());
+    let cloud = Cloud::new(base, token, Arc::clone(&rate_limit), HttpBudgets::default());
     let started = Instant::now();
-    quota.refused(Some(Duration::from_millis(200)));
+    rate_limit.refused(Some(Duration::from_millis(200)));
     let waiter = std::thread::spawn(move || cloud.get_account());
     std::thread::sleep(Duration::from_millis(50));
-    quota.refused(Some(Duration::from_millis(500)));
+    rate_limit.refused(Some(Duration::from_millis(500)));
     waiter.join().unwrap().unwrap();
     assert!(started.elapsed() >= Duration::from_millis(540), "{:?}", started.elapsed());
 }

@@ -12,9 +12,9 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
 use ureq::tls::{Certificate, TlsConfig};
 
-use super::super::canned::{TOKEN, cloud_at};
 use super::*;
 use crate::cloud::Cloud;
+use crate::cloud::canned::{TOKEN, cloud_at};
 use crate::cloud::token::Secret;
 
 const AUTHORITY: &[u8] = include_bytes!("../../../tests/fixtures/tls/authority.pem");
@@ -50,12 +50,12 @@ fn answer(stream: StreamOwned<ServerConnection, TcpStream>) -> Option<String> {
 /// A cloud as the product makes it, which trusts the tests' authority instead of the roots that are compiled in.
 fn cloud_that_trusts_us(url: &str) -> Cloud {
     let budget = Duration::from_secs(5);
-    let budgets = HttpBudgets { connect: budget, total: budget, quota: budget };
+    let budgets = HttpBudgets { connect: budget, total: budget, rate_limit: budget };
     let token = Token::fixed(Secret::parse(TOKEN).unwrap());
-    let mut http = Http::new(BaseUrl::parse(url).unwrap(), token, Arc::new(Quota::new(0.0)), budgets);
+    let mut http = Http::new(BaseUrl::parse(url).unwrap(), token, Arc::new(RateLimit::new(0.0)), budgets);
     let roots = vec![Certificate::from_pem(AUTHORITY).unwrap()].into();
     let tls = TlsConfig::builder().root_certs(roots).build();
-    http.agent = dial::agent(config(budget, budget).proxy(None).tls_config(tls).build());
+    http.agent = connector::agent(config(budget, budget).proxy(None).tls_config(tls).build());
     Cloud { http: Arc::new(http), deadline: None }
 }
 
@@ -75,7 +75,7 @@ fn a_certificate_of_an_unknown_authority_or_for_another_name_gets_no_request() {
     {
         let (port, server) = serve_once();
         let error = cloud(&format!("https://{host}:{port}")).get_account().unwrap_err();
-        assert_eq!(error.kind(), ApiErrorKind::Transport { sent: Sent::No }, "{host}: {error}");
+        assert_eq!(error.kind(), ApiErrorKind::Transport { sent: Delivery::NotSent }, "{host}: {error}");
         assert!(error.to_string().contains("certificate"), "{host}: {error}");
         assert_eq!(server.join().unwrap(), None, "{host}");
     }

@@ -4,8 +4,11 @@
 //! Owns the search, which changes nothing and may find nothing: in a container only its own processes are seen, and that is
 //! said. The kernel alone knows whether a disk is in use; what is found here is for the person who has to end it.
 
-mod named;
-mod process;
+pub mod named;
+pub mod process;
+
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, HashSet};
 use std::ffi::OsString;
@@ -15,9 +18,9 @@ use std::time::{Duration, Instant};
 
 pub use self::named::{Holder, Holders};
 use self::process::{OpenFile, Proc, Process};
-use super::device::Device;
-use super::mountinfo::{DeviceNumber, Mount, MountTable};
-use super::sysfs::read_attribute;
+use crate::host::device::number::DeviceNumber;
+use crate::host::device::sysfs::read_attribute;
+use crate::host::mountinfo::{Mount, MountTable};
 
 /// Where processes are seen.
 const PROC: &str = "/proc";
@@ -34,20 +37,20 @@ pub struct Sought {
     nodes: Vec<PathBuf>,
     /// What is made of it, by the kernel's name, and by the device mapper's where it has one.
     made_of_it: Vec<(String, Option<String>)>,
-    /// The folder of sysfs with all block devices.
+    /// The directory of sysfs with all block devices.
     all: PathBuf,
 }
 
 impl Sought {
-    /// The disk with this folder in sysfs, whose nodes are in `nodes`; `all` is the folder with all block devices.
+    /// The disk with this directory in sysfs, whose nodes are in `nodes`; `all` is the directory with all block devices.
     pub(super) fn read(disk: &Path, nodes: &Path, all: &Path) -> Sought {
         let mut sought = Sought { all: all.to_owned(), ..Sought::default() };
         sought.add(disk, nodes);
         sought
     }
 
-    fn add(&mut self, folder: &Path, nodes: &Path) {
-        let Ok(real) = std::fs::canonicalize(folder) else { return };
+    fn add(&mut self, directory: &Path, nodes: &Path) {
+        let Ok(real) = std::fs::canonicalize(directory) else { return };
         let attribute = |name: &str| read_attribute(&real.join(name)).ok().flatten();
         let Some(number) = attribute("dev").and_then(|text| DeviceNumber::parse(&text)) else { return };
         if self.numbers.contains(&number) {
@@ -79,13 +82,6 @@ impl Sought {
         let node = self.nodes.iter().map(|node| format!(" {} ", node.display()));
         let words: Vec<String> = number.chain(node).collect();
         format!("`grep -lE '{}' /proc/[0-9]*/mountinfo`", words.join("|"))
-    }
-}
-
-impl From<&Device> for Sought {
-    fn from(device: &Device) -> Self {
-        let parent = |path: &Path| path.parent().unwrap_or(path).to_owned();
-        Sought::read(&device.sysfs, &parent(&device.path), &parent(&device.sysfs))
     }
 }
 
@@ -231,7 +227,7 @@ fn parse_swaps(text: &[u8]) -> Vec<PathBuf> {
     let lines = text.split(|byte| *byte == b'\n').skip(1);
     let path = |line: &[u8]| {
         let first = line.split(|byte| matches!(byte, b' ' | b'\t')).next().filter(|first| !first.is_empty())?;
-        Some(PathBuf::from(super::mountinfo::unescape(first)))
+        Some(PathBuf::from(crate::host::mountinfo::unescape(first)))
     };
     lines.filter_map(path).collect()
 }
@@ -379,6 +375,3 @@ impl<'a> Search<'a> {
         Some(Holder::Open { path: path?, by: by() })
     }
 }
-
-#[cfg(test)]
-mod tests;

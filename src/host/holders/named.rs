@@ -5,7 +5,7 @@
 use std::fmt;
 use std::path::PathBuf;
 
-use super::process::{Place, Process};
+use crate::host::holders::process::{Place, Process};
 
 /// How many holders a message names.
 const MOST_NAMED: usize = 4;

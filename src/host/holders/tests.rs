@@ -3,8 +3,8 @@
 use std::fs;
 use std::os::unix::fs::symlink;
 
-use super::process::{Owner, Place};
 use super::*;
+use crate::host::holders::process::{Owner, Place};
 
 fn process(pid: u32, command: &str, owner: Option<Owner>) -> Process {
     Process { pid, command: command.to_owned(), owner }
@@ -105,11 +105,11 @@ fn a_disk_is_known_by_all_that_is_made_of_it() {
     let class = dir.path().join("class/block");
     fs::create_dir_all(&class).unwrap();
     let add = |path: &str, number: &str| {
-        let folder = dir.path().join("devices").join(path);
-        fs::create_dir_all(folder.join("holders")).unwrap();
-        fs::write(folder.join("dev"), format!("{number}\n")).unwrap();
-        symlink(&folder, class.join(folder.file_name().unwrap())).unwrap();
-        folder
+        let directory = dir.path().join("devices").join(path);
+        fs::create_dir_all(directory.join("holders")).unwrap();
+        fs::write(directory.join("dev"), format!("{number}\n")).unwrap();
+        symlink(&directory, class.join(directory.file_name().unwrap())).unwrap();
+        directory
     };
     let (disk, part, mapped) = (add("sda", "8:0"), add("sda/sda1", "8:1"), add("dm-3", "253:3"));
     fs::write(part.join("partition"), "1\n").unwrap();

@@ -9,10 +9,10 @@ use std::os::unix::fs::FileExt;
 
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 
-use super::places::{Place, places};
-use super::{BLOCK, first_non_zero};
 use crate::error::{Error, Result};
 use crate::host::device::Device;
+use crate::host::probe::places::{Place, places};
+use crate::host::probe::{BLOCK, first_non_zero};
 
 /// What is read in one go, and all memory that a look at a disk takes.
 const BUFFER: u64 = 64 * 1024;

@@ -2,22 +2,25 @@
 //!
 //! Owns where a disk is looked at before it counts as blank, the one buffer through which that is read, the names of what is
 //! found there, and the proofs that nothing was ever stored in what a mkfs program left half done. Writes to no disk. What
-//! all of it means for a volume is `content.rs`'s and `container.rs`'s.
+//! all of it means for a volume is `probe/content.rs`'s and `container.rs`'s.
 
-mod disk;
-mod partial_btrfs;
-mod partial_ext;
-mod partial_xfs;
-mod places;
-mod traces;
+pub mod blkid;
+pub mod content;
+pub mod disk;
+pub mod format_marker;
+pub mod partial_btrfs;
+pub mod partial_ext;
+pub mod partial_xfs;
+pub mod places;
+pub mod superblock;
+pub mod traces;
 
 pub(super) use disk::Disk;
 pub(super) use places::EDGE;
 pub(super) use traces::Trace;
 
-use super::content::FsKind;
-use super::marker;
 use crate::error::Result;
+use crate::fs::FsKind;
 
 /// Disks are judged in blocks of this size, and so aligned: no file system here has larger ones of its own.
 pub(super) const BLOCK: u64 = 4096;
@@ -62,7 +65,7 @@ fn find_unfinished_nameless(disk: &Disk<'_>) -> Result<Option<FsKind>> {
     if partial_btrfs::is_there(disk)? {
         return Ok(Some(FsKind::Btrfs));
     }
-    match marker::find(&disk.read_head(marker::END)?) {
+    match format_marker::find(&disk.read_head(format_marker::END)?) {
         Some(kind) => Ok(partial_ext::is_nothing_else_there(disk)?.then_some(kind)),
         None => partial_ext::find(disk),
     }

@@ -8,9 +8,9 @@
 //! Source: `BTRFS_MAGIC_TEMPORARY` and `mkfs/main.c` of btrfs-progs; `struct btrfs_super_block` and `btrfs_header` in the
 //! kernel's `include/uapi/linux/btrfs_tree.h`. All numbers are little-endian.
 
-use super::{Disk, crc32c, first_non_zero};
 use crate::error::Result;
-use crate::host::superblock::{BTRFS_SUPERBLOCK, bytes_at};
+use crate::host::probe::superblock::{BTRFS_SUPERBLOCK, bytes_at};
+use crate::host::probe::{Disk, crc32c, first_non_zero};
 
 const LENGTH: u64 = 4096;
 /// Where its copies are. Source: `btrfs_sb_offset` in the kernel's `fs/btrfs/disk-io.c`.

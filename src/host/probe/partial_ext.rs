@@ -6,18 +6,18 @@
 //! descriptors count no inode but those that mke2fs makes, the journal has never held anything, and whatever else is looked
 //! at is zero or what mke2fs writes. Files that were synced to the disk are in the one or in the other.
 
-use super::{BLOCK, Disk, first_non_zero};
 use crate::error::Result;
-use crate::host::content::FsKind;
-use crate::host::superblock::{ExtSuper, MapStart, bytes_at, map_start};
+use crate::fs::FsKind;
+use crate::host::probe::superblock::{ExtSuper, MapStart, bytes_at, map_start};
+use crate::host::probe::{BLOCK, Disk, first_non_zero};
 
 /// The first copy of the superblock is at the start of the second group. The proof is tried for the usual block size only;
 /// the copies of the superblock have other places with others.
 const GROUP_BLOCKS: u64 = 32768;
 /// Inodes 1 to 10 are reserved, and 11 is `lost+found`.
 const INODES_OF_MKE2FS: u64 = 11;
-/// The root folder and `lost+found`.
-const FOLDERS_OF_MKE2FS: u64 = 2;
+/// The root directory and `lost+found`.
+const DIRECTORIES_OF_MKE2FS: u64 = 2;
 /// The longest descriptor of a group.
 const DESCRIPTOR: u64 = 64;
 /// What follows the descriptors in a group: blocks kept for more of them, the bitmaps of 16 groups, and the first inodes.
@@ -60,7 +60,7 @@ fn is_of_mke2fs(size: u64, at: u64, block: &[u8]) -> bool {
     is_head_of_group || is_unwritten_journal(block) || is_own_folder(block) || is_map(block)
 }
 
-/// Whether this is the first block of a folder that mke2fs makes, or one of `lost+found` that is empty.
+/// Whether this is the first block of a directory that mke2fs makes, or one of `lost+found` that is empty.
 ///
 /// Source: `struct ext4_dir_entry_2` in the kernel's `fs/ext4/ext4.h`.
 fn is_own_folder(block: &[u8]) -> bool {
@@ -104,16 +104,16 @@ fn find_journal(superblock: &ExtSuper, disk: &Disk<'_>) -> Result<Option<Vec<u8>
 ///
 /// Source: `struct ext4_group_desc` in the kernel's `fs/ext4/ext4.h`.
 fn has_only_own_inodes(superblock: &ExtSuper, descriptors: &[u8]) -> bool {
-    let (mut free, mut folders, mut groups) = (0, 0, 0);
+    let (mut free, mut directories, mut groups) = (0, 0, 0);
     for descriptor in descriptors.chunks_exact(superblock.descriptor_size()) {
         let low = |at| bytes_at(descriptor, at).map_or(0, |bytes| u64::from(u16::from_le_bytes(bytes)));
         // Descriptors of 64 bytes have the upper halves behind; shorter ones have none.
         free += low(14) + (low(46) << 16);
-        folders += low(16) + (low(48) << 16);
+        directories += low(16) + (low(48) << 16);
         groups += 1;
     }
     groups == superblock.groups()
-        && folders == FOLDERS_OF_MKE2FS
+        && directories == DIRECTORIES_OF_MKE2FS
         && free.checked_add(INODES_OF_MKE2FS) == Some(superblock.inodes())
 }
 
@@ -149,7 +149,7 @@ mod tests {
         let journal: Vec<u8> = [0xc03b_3998_u32, 4, 0, 4096, 16384, 1, 1, 0].map(u32::to_be_bytes).concat();
         let own = [
             ("an empty journal", block(&journal)),
-            ("the root folder", block(b"\x02\0\0\0\x0c\0\x01\x02.\0\0\0")),
+            ("the root directory", block(b"\x02\0\0\0\x0c\0\x01\x02.\0\0\0")),
             ("lost+found", block(b"\x0b\0\0\0\x0c\0\x01\x02.\0\0\0")),
             ("the rest of lost+found", block(b"\0\0\0\0\xf4\x0f\0\0")),
             ("the map of a journal", numbers(40_000..41_024)),
@@ -162,7 +162,7 @@ mod tests {
         used_journal[27] = 7;
         for (what, block) in [
             ("a journal that was used", block(&used_journal)),
-            ("another folder", block(b"\x0c\0\0\0\x0c\0\x01\x02.\0\0\0")),
+            ("another directory", block(b"\x0c\0\0\0\x0c\0\x01\x02.\0\0\0")),
             ("text", block(b"my data")),
             ("numbers that do not follow each other", numbers([1, 2, 3, 5])),
             ("one number", numbers([7])),

@@ -10,9 +10,9 @@
 //! which order; `struct xfs_dsb`, `xfs_agf`, `xfs_agi` and `xfs_agfl` in the kernel's `fs/xfs/libxfs/xfs_format.h`, for where
 //! it lies. All numbers are big-endian, but for the checksums.
 
-use super::{Disk, crc32c, first_non_zero};
 use crate::error::Result;
-use crate::host::superblock::bytes_at;
+use crate::host::probe::superblock::bytes_at;
+use crate::host::probe::{Disk, crc32c, first_non_zero};
 
 /// The largest sector, and so all of the superblock that is read.
 const LARGEST_SECTOR: u64 = 4096;
@@ -277,9 +277,9 @@ mod tests {
         assert!(Begun::parse(&second).is_some());
         assert!(Begun::parse(&with(finished(), 126, &[1])).is_some());
         let refused = [
-            // The last copy of the superblock in a healthy file system: a root folder, and no inodes.
-            ("a copy with a root folder", with(begun(), 56, &128_u64.to_be_bytes())),
-            ("no root folder, but inodes", with(begun(), 128, &inodes(64, 61))),
+            // The last copy of the superblock in a healthy file system: a root directory, and no inodes.
+            ("a copy with a root directory", with(begun(), 56, &128_u64.to_be_bytes())),
+            ("no root directory, but inodes", with(begun(), 128, &inodes(64, 61))),
             ("a file", with(&second, 128, &inodes(64, 60))),
             ("many files", with(&second, 128, &inodes(128, 100))),
             ("every inode free", with(&second, 128, &inodes(64, 64))),

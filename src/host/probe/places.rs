@@ -5,7 +5,7 @@
 //! which are whole when the first MiB of a disk were overwritten; and samples between, half of them evenly spread and half
 //! drawn at random, which find what has no name.
 
-use super::BLOCK;
+use crate::host::probe::BLOCK;
 
 const KIB: u64 = 1024;
 const MIB: u64 = 1024 * KIB;
@@ -17,7 +17,7 @@ const TIB: u64 = 1024 * GIB;
 pub(in crate::host) const EDGE: u64 = 4 * MIB;
 /// Where the data of an encrypted volume begins, as cryptsetup makes them: as much as at the ends is read there, for a
 /// volume whose head was lost is certainly not zero there, if anything was ever stored in it.
-const INNER: u64 = crate::host::container::DATA_AT;
+const INNER: u64 = crate::host::luks::layout::DATA_AT;
 /// How many places between the ends are looked at: evenly spread, and as many again at random.
 const SAMPLES: u64 = 64;
 /// Where partitioning programs put the first partition, and LVM the first volume.

@@ -3,7 +3,7 @@
 //! Owns the marks by which formats are known wherever a copy of their head lies, for the message to whoever has to find out
 //! what is on the disk. Pure. Nothing is decided by it but that the disk is not blank, and it is not blank without a name too.
 
-use crate::host::superblock::bytes_at;
+use crate::host::probe::superblock::bytes_at;
 
 /// Something that was recognised.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

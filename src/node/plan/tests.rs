@@ -1,8 +1,8 @@
 //! The decision tables, in full: every kind of thing that can be seen, with every wish.
 
 use super::*;
-use crate::host::content::{Filesystem, Luks};
-use crate::host::mountinfo::DeviceNumber;
+use crate::host::device::number::DeviceNumber;
+use crate::host::probe::blkid::{Filesystem, Luks};
 
 const ASKED: [Option<FsKind>; 5] =
     [None, Some(FsKind::Xfs), Some(FsKind::Ext4), Some(FsKind::Ext3), Some(FsKind::Btrfs)];
@@ -101,19 +101,19 @@ fn nothing_but_a_blank_disk_or_a_cut_off_format_is_ever_formatted() {
 fn the_decision_about_a_place_in_full() {
     let place = Path::new("/csi/staging/vol");
     let table = [
-        (MountAt::Free, Ok(PlacePlan::Mount)),
-        (MountAt::Fits, Ok(PlacePlan::Keep)),
-        (MountAt::Dead(Health::DiskGone), Ok(PlacePlan::ClearThenMount(Health::DiskGone))),
-        (MountAt::Dead(Health::ShutDown), Ok(PlacePlan::ClearThenMount(Health::ShutDown))),
-        (MountAt::Dead(Health::NodeGone), Ok(PlacePlan::ClearThenMount(Health::NodeGone))),
-        (MountAt::Differs("is mounted without noexec".into()), Err("is mounted without noexec")),
-        (MountAt::Broken, Err("the kernel has seen errors")),
-        (MountAt::Other { what: "/dev/sdb (xfs) is mounted there".into() }, Err("taken: /dev/sdb (xfs)")),
+        (MountPointState::Free, Ok(MountPointPlan::Mount)),
+        (MountPointState::AsRequested, Ok(MountPointPlan::Keep)),
+        (MountPointState::Dead(Health::DiskGone), Ok(MountPointPlan::ClearThenMount(Health::DiskGone))),
+        (MountPointState::Dead(Health::ShutDown), Ok(MountPointPlan::ClearThenMount(Health::ShutDown))),
+        (MountPointState::Dead(Health::NodeGone), Ok(MountPointPlan::ClearThenMount(Health::NodeGone))),
+        (MountPointState::Mismatched("is mounted without noexec".into()), Err("is mounted without noexec")),
+        (MountPointState::ReadOnlyAfterError, Err("the kernel has seen errors")),
+        (MountPointState::Foreign { what: "/dev/sdb (xfs) is mounted there".into() }, Err("taken: /dev/sdb (xfs)")),
     ];
     for (at, want) in table {
         let mounted = plan_mounted(place, &at);
-        assert_eq!(mounted.is_ok(), at == MountAt::Fits, "{mounted:?}");
-        match (plan_place(place, &at), want) {
+        assert_eq!(mounted.is_ok(), at == MountPointState::AsRequested, "{mounted:?}");
+        match (plan_mount_point(place, &at), want) {
             (Ok(got), Ok(want)) => assert_eq!(got, want, "{at:?}"),
             (Err(err), Err(words)) => {
                 let text = err.to_string();
@@ -198,8 +198,8 @@ fn a_disk_takes_writes_from_all_its_raw_users_or_from_none() {
 fn a_volume_is_raw_or_has_a_file_system_but_not_both() {
     let volume = VolumeName::parse("blog").unwrap();
     for is_raw in [false, true] {
-        assert!(plan_company(&volume, is_raw, None).is_ok());
-        let refused = plan_company(&volume, is_raw, Some(Path::new("/other"))).unwrap_err().to_string();
+        assert!(plan_exclusive_use(&volume, is_raw, None).is_ok());
+        let refused = plan_exclusive_use(&volume, is_raw, Some(Path::new("/other"))).unwrap_err().to_string();
         assert!(refused.contains("/other"), "{refused}");
     }
 }

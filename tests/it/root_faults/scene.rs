@@ -7,9 +7,9 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::thread::{self, JoinHandle};
 
-use do_csi_plugin::rpc::proto::csi::volume_usage::Unit;
+use do_csi_plugin::proto::csi::volume_usage::Unit;
 
-use crate::rig::{Rig, Vol, ok};
+use crate::harness::{NodeHarness, Vol, ok};
 use crate::root_holders::Bystander;
 use crate::support::client::Outcome;
 
@@ -105,7 +105,7 @@ impl Task {
 /// The volume and everything around it.
 #[derive(Debug)]
 pub struct Scene {
-    pub rig: Rig,
+    pub rig: NodeHarness,
     pub fs: &'static str,
     vol: Vol,
     is_read_only: bool,
@@ -119,7 +119,7 @@ pub struct Scene {
 impl Scene {
     /// A droplet with a blank volume; `fs` is `raw` for a raw block device.
     pub fn new(fs: &'static str) -> Scene {
-        let rig = Rig::start();
+        let rig = NodeHarness::start();
         let vol = new_volume(&rig, fs, 1);
         Scene { rig, fs, vol, is_read_only: false, gib: 1, volumes: 1, is_blank: true, task: None, holder: None }
     }
@@ -431,7 +431,7 @@ impl Scene {
     }
 }
 
-fn new_volume(rig: &Rig, fs: &str, number: usize) -> Vol {
+fn new_volume(rig: &NodeHarness, fs: &str, number: usize) -> Vol {
     let vol = rig.volume(&format!("vol-{number}"), "");
     if fs == "raw" { vol.block() } else { vol.fs(fs) }
 }

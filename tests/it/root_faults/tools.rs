@@ -7,10 +7,10 @@ use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use do_csi_plugin::host::run::Tool;
+use do_csi_plugin::host::command::Tool;
 
 use super::tracer::{Event, events, is_injected};
-use crate::rig::Rig;
+use crate::harness::NodeHarness;
 
 /// Where the plugin looks for programs.
 const PLACES: [&str; 4] = ["/usr/sbin", "/usr/bin", "/sbin", "/bin"];
@@ -23,7 +23,7 @@ pub struct Tools {
 
 impl Tools {
     /// Puts the scripts into place.
-    pub fn new(rig: &Rig) -> Tools {
+    pub fn new(rig: &NodeHarness) -> Tools {
         let dir = rig.machine().home().join("tools");
         fs::create_dir_all(dir.join("runs")).unwrap();
         for tool in Tool::NEEDED {

@@ -13,7 +13,7 @@ use nix::sys::signal::Signal;
 use tempfile::TempDir;
 
 use crate::support::plugin::send;
-use crate::support::solo::bare;
+use crate::support::single_plugin::bare;
 use crate::support::wait_for;
 
 /// What belongs to threads, memory, time and signals; closing, which the kernel does whatever it answers; and what can only

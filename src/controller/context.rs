@@ -1,0 +1,294 @@
+//! One call's time: when it has to end, the waits inside it, and asking again until then.
+//!
+//! Owns the deadline of a call, the length of every wait inside it, and the repetition of questions that DigitalOcean
+//! did not answer. Only questions are repeated here; a change is repeated by whoever knows what it may have done.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use log::warn;
+
+use crate::cloud::volume::Volume;
+use crate::cloud::{ApiResult, Cloud};
+use crate::error::api::{ApiError, ApiErrorKind};
+use crate::error::{Error, Result};
+use crate::id::{DropletId, VolumeId};
+
+/// What is said of something that DigitalOcean has just made, and does not find.
+pub(super) const DOES_NOT_SHOW: &str = "DigitalOcean has made it, and it does not show";
+
+/// How long a call waits for what. Every wait is a part of the call's budget, so that they fit into it together and tests
+/// can shrink them all at once; the comments say what comes of the budget of 100 s that a call has by default.
+#[derive(Debug, Clone, Copy)]
+pub struct Timeouts(Duration);
+
+impl Timeouts {
+    /// The waits of calls with this budget.
+    #[must_use]
+    pub fn of(budget: Duration) -> Timeouts {
+        Timeouts(budget)
+    }
+
+    /// The whole call; Nomad gives up after 120 s.
+    #[must_use]
+    pub fn call(self) -> Duration {
+        self.0
+    }
+
+    /// 20 s: for another call on the same volume, where the caller is better off asking again.
+    #[must_use]
+    pub fn lock(self) -> Duration {
+        self.0 / 5
+    }
+
+    /// 5 s: for a running droplet to let go of a volume, when no action says that it is about to.
+    #[must_use]
+    pub fn release_grace(self) -> Duration {
+        self.0 / 20
+    }
+
+    /// 1 s: until what DigitalOcean did not find is looked for again.
+    #[must_use]
+    pub fn watch(self) -> Duration {
+        self.0 / 100
+    }
+
+    /// 1 s and 2 s: the first and the longest pause between looks at a droplet that has the volume.
+    fn poll_backoff(self) -> (Duration, Duration) {
+        (self.0 / 100, self.0 / 50)
+    }
+
+    /// 10 s: until a droplet that is off, or archived, is believed to stay so; a reboot passes through `off`.
+    #[must_use]
+    pub fn power_off_grace(self) -> Duration {
+        self.0 / 10
+    }
+
+    /// 10 s: for the effect of a completed action, or a new volume, to be shown.
+    #[must_use]
+    pub fn propagation(self) -> Duration {
+        self.0 / 10
+    }
+
+    /// 15 s: for a new action to be known. Source: Terraform's provider tolerates sixty times 404.
+    #[must_use]
+    pub fn unknown_action(self) -> Duration {
+        self.0 * 3 / 20
+    }
+
+    /// 60 s: for an action to end. One that takes longer may never be said to have ended, whatever it has done.
+    #[must_use]
+    pub fn overdue(self) -> Duration {
+        self.0 * 3 / 5
+    }
+
+    /// 1 s and 60 s: the first and the longest pause between detaches of one volume that keep failing.
+    #[must_use]
+    pub fn detach_backoff(self) -> (Duration, Duration) {
+        (self.0 / 100, self.0 * 3 / 5)
+    }
+
+    /// 5 s: how much of such a pause is waited for inside a call. Nomad sends a plugin one call at a time, so attaches of
+    /// other volumes wait behind it; and an answer at once would be repeated at once.
+    #[must_use]
+    pub fn while_backing_off(self) -> Duration {
+        self.0 / 20
+    }
+
+    /// 15 s: for a detach that has failed before, for the same reason.
+    #[must_use]
+    pub fn after_backoff(self) -> Duration {
+        self.0 * 3 / 20
+    }
+
+    /// 200 ms and 5 s: the first and the longest pause while something is busy and will not be for long.
+    fn backoff(self) -> (Duration, Duration) {
+        (self.0 / 500, self.0 / 20)
+    }
+
+    /// 200 ms and 10 s: the first and the longest pause after something failed; each try of it costs several requests.
+    fn retry_backoff(self) -> (Duration, Duration) {
+        (self.0 / 500, self.0 / 10)
+    }
+}
+
+/// The time that one call has.
+#[derive(Debug)]
+pub struct CallContext {
+    /// The API, bounded by this call's deadline.
+    pub cloud: Cloud,
+    /// How long to wait for what.
+    pub patience: Timeouts,
+    started: Instant,
+    deadline: Instant,
+    has_failed_before: bool,
+    /// The droplet that this process runs on, where that is one of the token's account for certain.
+    pub(super) own: Option<DropletId>,
+}
+
+impl CallContext {
+    /// The time of a call that came then.
+    #[must_use]
+    pub fn since(started: Instant, cloud: &Cloud, patience: Timeouts) -> CallContext {
+        let deadline = started + patience.call();
+        CallContext { cloud: cloud.until(deadline), patience, started, deadline, has_failed_before: false, own: None }
+    }
+
+    /// The same call, by a process on that droplet.
+    #[must_use]
+    pub fn on_droplet(self, own: Option<DropletId>) -> CallContext {
+        CallContext { own, ..self }
+    }
+
+    /// The same call, to end earlier and to try less often, because what it does has failed before.
+    #[must_use]
+    pub fn after_backoff(self) -> CallContext {
+        let deadline = self.deadline.min(Instant::now() + self.patience.after_backoff());
+        CallContext { has_failed_before: true, cloud: self.cloud.until(deadline), deadline, ..self }
+    }
+
+    /// How much is left.
+    #[must_use]
+    pub fn left(&self) -> Duration {
+        self.deadline.saturating_duration_since(Instant::now())
+    }
+
+    /// The moment at which the call has to end.
+    #[must_use]
+    pub fn deadline(&self) -> Instant {
+        self.deadline
+    }
+
+    /// Growing pauses while something is busy.
+    #[must_use]
+    pub fn backoff(&self) -> Backoff {
+        let (next, longest) = self.patience.backoff();
+        Backoff { next, longest }
+    }
+
+    /// Growing pauses between looks at what only somebody else can change.
+    #[must_use]
+    pub fn poll_backoff(&self) -> Backoff {
+        let (next, longest) = self.patience.poll_backoff();
+        Backoff { next, longest }
+    }
+
+    /// Growing pauses between tries of something that fails.
+    #[must_use]
+    pub fn retry_backoff(&self) -> Backoff {
+        let (first, longest) = self.patience.retry_backoff();
+        Backoff { next: if self.has_failed_before { longest } else { first }, longest }
+    }
+
+    /// The error of a call whose time is used up.
+    #[must_use]
+    pub fn timed_out(&self, doing: &str, waited_for: impl Into<String>) -> Error {
+        let waited_s = self.started.elapsed().as_secs();
+        Error::TimedOut { doing: doing.to_owned(), waited_s, waited_for: waited_for.into() }
+    }
+
+    /// Waits before the next try of something that failed.
+    ///
+    /// # Errors
+    /// [`Error::TimedOut`] at once when the pause would outlast the call: nothing can come of it any more.
+    pub fn pause(&self, pause: Duration, doing: &str, because: &dyn std::fmt::Display) -> Result<()> {
+        if pause >= self.left() {
+            return Err(self.timed_out(doing, because.to_string()));
+        }
+        thread::sleep(pause);
+        Ok(())
+    }
+
+    /// Asks until there is an answer.
+    ///
+    /// # Errors
+    /// [`Error::TimedOut`] when only transient failures came; otherwise what `refused` makes of the failure.
+    pub fn query<T>(
+        &self,
+        doing: &str,
+        refused: impl FnOnce(ApiError) -> Error,
+        question: impl Fn(&Cloud) -> ApiResult<T>,
+    ) -> Result<T> {
+        let mut pauses = self.backoff();
+        loop {
+            let err = match question(&self.cloud) {
+                Ok(answer) => return Ok(answer),
+                Err(err) => err,
+            };
+            if err.kind() == ApiErrorKind::NoTimeLeft {
+                return Err(self.timed_out(doing, err.to_string()));
+            }
+            if !err.is_transient() {
+                return Err(refused(err));
+            }
+            warn!("asking again doing={doing}: {err}");
+            self.pause(pauses.after(&err), doing, &err)?;
+        }
+    }
+
+    /// As [`CallContext::observe_volume`], for a volume that has just been created and may take a moment to be shown.
+    ///
+    /// # Errors
+    /// [`Error::TimedOut`] also when it is not shown for too long, or [`Error::Api`].
+    pub fn observe_new_volume(&self, id: &VolumeId) -> Result<Volume> {
+        let doing = format!("creating volume {id}");
+        let (since, mut pauses) = (Instant::now(), self.backoff());
+        loop {
+            match self.look_at_volume(id)? {
+                Some(volume) => return Ok(volume),
+                None if since.elapsed() > self.patience.propagation() => {
+                    return Err(self.timed_out(&doing, DOES_NOT_SHOW));
+                }
+                None => self.pause(pauses.next_pause(), &doing, &DOES_NOT_SHOW)?,
+            }
+        }
+    }
+}
+
+/// Growing pauses, each with a random part, so that the plugins of a cluster do not stay in step.
+#[derive(Debug)]
+pub struct Backoff {
+    next: Duration,
+    longest: Duration,
+}
+
+impl Backoff {
+    /// The next pause: at least half of what it would be without chance, at most one and a half times as much.
+    pub fn next_pause(&mut self) -> Duration {
+        let pause = self.next.mul_f64(0.5 + fastrand::f64());
+        self.next = (self.next * 2).min(self.longest);
+        pause
+    }
+
+    /// The next pause after a failure; longer when DigitalOcean says how long to wait.
+    pub fn after(&mut self, err: &ApiError) -> Duration {
+        let pause = self.next_pause();
+        err.wait().map_or(pause, |asked| asked.max(pause))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BUDGET: Duration = Duration::from_secs(100);
+
+    #[test]
+    fn pauses_grow_to_a_bound_and_are_never_the_same() {
+        let (first, longest) = Timeouts::of(BUDGET).backoff();
+        let mut pauses = Backoff { next: first, longest };
+        let all: Vec<Duration> = (0..20).map(|_| pauses.next_pause()).collect();
+        assert!(all.iter().all(|pause| *pause >= first / 2 && *pause <= longest * 3 / 2));
+        assert!(all.last() > all.first());
+    }
+
+    #[test]
+    fn what_one_call_waits_for_in_turn_fits_into_it() {
+        let patience = Timeouts::of(BUDGET);
+        assert!(patience.lock() + patience.while_backing_off() + patience.after_backoff() < patience.call());
+        assert!(
+            patience.release_grace() + patience.power_off_grace() + patience.propagation() + patience.unknown_action()
+                < patience.call()
+        );
+    }
+}

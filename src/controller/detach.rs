@@ -1,0 +1,464 @@
+//! Detaching a volume from a droplet, so that it is not there when the call says so.
+//!
+//! Owns the loop that ends only when the volume has been seen not to be on the droplet, or not to exist. The detach is
+//! sent first, without a look: it is right in almost every case, and DigitalOcean refuses it harmlessly in the others. A
+//! second one is sent only when the first has certainly had no effect: once DigitalOcean has carried one out, the volume
+//! may be in use there again.
+
+use crate::controller::attachment::{DetachOutcome, OnBusy};
+use std::time::{Instant, SystemTime};
+
+use log::{info, warn};
+
+use crate::cloud::action::Action;
+use crate::cloud::volume::Volume;
+use crate::controller::Controller;
+use crate::controller::api_failure::{ApiFailure, plan_failure};
+use crate::controller::context::CallContext;
+use crate::controller::detach_backoff::{Admission, Pair};
+use crate::controller::poll::ActionKind;
+use crate::controller::run_action::{ActionOutcome, LastAction, Waits, await_action, is_detach};
+use crate::error::{Chain, Error, Result};
+use crate::id::{ActionId, DropletId, VolumeId};
+use crate::request::attachment::{DetachFrom, Unpublish};
+use crate::sync::volume_lock::{VolumeBusy, VolumeGuard, VolumeKey};
+
+/// What is known when a detach was sent and has not been seen to be carried out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct DetachFacts {
+    /// Which droplets the volume lists.
+    listing: Listing,
+    /// What its actions say.
+    last_action: LastAction,
+    /// The attach that the detach was meant for, as far as it is known.
+    meant: Option<ActionId>,
+    /// When the detach was sent, by this machine's clock.
+    sent_at: SystemTime,
+    /// How long the call has been trying.
+    age: Age,
+}
+
+/// One try of a call to detach a volume.
+#[derive(Debug)]
+struct Try {
+    sent: DetachOutcome,
+    sent_at: SystemTime,
+    age: Age,
+}
+
+/// How long a call has been trying to detach a volume.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Age {
+    /// Not long: a record may still be of before the volume was attached.
+    Early,
+    /// So long that what was attached before it would be shown by now.
+    Late,
+}
+
+/// Which droplets a volume lists.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Listing {
+    Here,
+    Elsewhere,
+    Nowhere,
+}
+
+/// What follows from the facts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum DetachStep {
+    /// The volume is not on the droplet.
+    Done,
+    /// It has been detached; wait until that shows.
+    AwaitShown,
+    /// An action is running: wait for it.
+    Await(Action),
+    /// The volume and the droplet keep their records apart: when the droplet's has no volume, there is none.
+    AskDroplet,
+    /// Nothing was detached: send it again.
+    Again,
+    /// It may have been detached, and attached again since: neither may another detach be sent, nor is it done.
+    Open,
+}
+
+/// Decides what a detach that has not been seen to be carried out calls for.
+fn plan_detach(sent: &DetachOutcome, facts: &DetachFacts) -> DetachStep {
+    if let LastAction::Running(action) = &facts.last_action {
+        return DetachStep::Await(action.clone());
+    }
+    let is_shown = facts.listing == Listing::Here;
+    match &facts.last_action {
+        // It can only have taken the volume away; but the list may show that before it has.
+        LastAction::Stuck(_) if !is_shown && sent.proves_nothing_attached() => return DetachStep::Done,
+        LastAction::Stuck(action) if is_shown && !sent.proves_nothing_attached() => {
+            return DetachStep::Await(action.clone());
+        }
+        LastAction::Stuck(_) => return DetachStep::AskDroplet,
+        LastAction::Detached | LastAction::Unknown if !is_shown => return DetachStep::Done,
+        LastAction::Detached if !sent.proves_nothing_attached() => return DetachStep::AwaitShown,
+        LastAction::Running(_) | LastAction::Detached | LastAction::Attached(..) | LastAction::Unknown => {}
+    }
+    match (sent, facts.listing) {
+        (_, Listing::Elsewhere) => DetachStep::Done,
+        (sent, Listing::Nowhere) if sent.proves_nothing_attached() => DetachStep::Done,
+        (sent, Listing::Here) if sent.proves_nothing_attached() => DetachStep::AskDroplet,
+        (DetachOutcome::Open(_), Listing::Here | Listing::Nowhere) if is_another(facts) => DetachStep::Open,
+        (_, Listing::Here | Listing::Nowhere) if facts.age == Age::Late => DetachStep::AskDroplet,
+        (_, Listing::Here | Listing::Nowhere) => DetachStep::Again,
+    }
+}
+
+/// Whether the volume is attached by another attach than the detach was meant for.
+///
+/// Where that is not known, as another process published the volume, it is one that began after the detach was sent. Times
+/// of actions are cut off to seconds, which hides none: between the two the detach itself has to be carried out.
+fn is_another(facts: &DetachFacts) -> bool {
+    match (facts.meant, &facts.last_action) {
+        (Some(meant), last_action) => last_action.attach() != Some(meant),
+        (None, LastAction::Attached(_, Some(started))) => *started > facts.sent_at,
+        (
+            None,
+            LastAction::Attached(_, None)
+            | LastAction::Running(_)
+            | LastAction::Stuck(_)
+            | LastAction::Detached
+            | LastAction::Unknown,
+        ) => false,
+    }
+}
+
+impl Controller {
+    /// Detaches a volume from a droplet, or from wherever it is. Attached elsewhere, it is left alone.
+    ///
+    /// A second call sees that nothing is attached and changes nothing.
+    ///
+    /// # Errors
+    /// [`Error::TimedOut`] when the volume was still there at the end of the call, [`Error::Api`] when DigitalOcean
+    /// refuses for good, [`Error::VolumeBusy`] at once when two calls like this one are running already. What keeps failing is
+    /// tried less and less often, and the calls between two tries end with [`Error::TimedOut`] and ask DigitalOcean
+    /// nothing, so that a caller that repeats them in a hot loop does not use up the quota.
+    pub fn unpublish(&self, ctx: CallContext, want: &Unpublish) -> Result<()> {
+        let droplet = match want.from {
+            DetachFrom::Droplet(droplet) => Some(droplet),
+            DetachFrom::Anywhere => None,
+        };
+        let pair = (want.volume.clone(), droplet);
+        // Who repeats a failed detach waits here, where it is in the way of its own repetitions only, and of a caller that
+        // makes one call at a time.
+        let until = ctx.deadline().min(Instant::now() + ctx.patience.lock());
+        let locked = |why| VolumeBusy::new(VolumeKey::Id(want.volume.to_string()), why);
+        let _place = self.detaching.wait(pair.clone(), 1, until).map_err(locked)?;
+        let ctx = self.await_admission(ctx, &pair)?;
+        // It may be what all the others in the line wait for, and at most two like it are there.
+        let guard = self.acquire_queued(&ctx, &want.volume, usize::MAX)?;
+        let outcome = match droplet {
+            Some(droplet) => self.ensure_detached(&guard, &ctx, &want.volume, droplet),
+            None => self.ensure_detached_everywhere(&guard, &ctx, &want.volume),
+        };
+        match &outcome {
+            Ok(()) => {
+                self.detach_backoff.succeeded(&pair);
+                self.publish_modes.unpublished(&want.volume, want.from);
+            }
+            Err(err) => self.detach_backoff.failed(pair, Chain(err).to_string(), Instant::now()),
+        }
+        outcome
+    }
+
+    /// Waits for the end of the pause that earlier failures demand, but not for long: it is the caller's to come again.
+    /// The call that makes the next try has less time for it than the first one had, and longer pauses in it.
+    fn await_admission(&self, ctx: CallContext, pair: &Pair) -> Result<CallContext> {
+        let (left, why) = match self.detach_backoff.repeat(pair, Instant::now()) {
+            Admission::Normal => return Ok(ctx),
+            Admission::Shortened => return Ok(ctx.after_backoff()),
+            Admission::Deferred { left, why } => (left, why),
+        };
+        let doing = format!("detaching volume {}", pair.0);
+        let wait = ctx.patience.while_backing_off();
+        ctx.pause(left.min(wait), &doing, &why)?;
+        match left.checked_sub(wait).filter(|rest| !rest.is_zero()) {
+            None => Ok(ctx.after_backoff()),
+            Some(rest) => {
+                let rest_s = rest.as_millis().div_ceil(1000);
+                Err(ctx
+                    .timed_out(&doing, format!("it is tried again in {rest_s} s at the earliest, as it failed: {why}")))
+            }
+        }
+    }
+
+    fn ensure_detached_everywhere(&self, guard: &VolumeGuard, ctx: &CallContext, id: &VolumeId) -> Result<()> {
+        let (asked_at, mut stale_since) = (SystemTime::now(), None);
+        let (mut pauses, mut waits) = (ctx.retry_backoff(), Waits::new(ctx));
+        loop {
+            let Some(volume) = ctx.observe_volume_if_there(id)? else { return Ok(()) };
+            if !volume.droplets.is_empty() {
+                // The caller names no droplet, so it may be one of the owner's.
+                self.owner.check_change(&volume, "detached from wherever it is")?;
+            }
+            // The list may be old: the volume can be on another droplet than the ones that it has just been detached from.
+            let detach = |droplet: &DropletId| self.ensure_detached(guard, ctx, id, *droplet);
+            volume.droplets.iter().try_for_each(detach)?;
+            let doing = format!("detaching volume {id}");
+            match self.observe_last_action_if_there(ctx, id)? {
+                LastAction::Running(action) => {
+                    self.await_foreign(ctx, id, &action, &mut waits, &doing)?;
+                }
+                // Attached since this call came, it is somebody's who has got it after the call's caller.
+                LastAction::Attached(_, Some(started)) if started > asked_at => return Ok(()),
+                LastAction::Attached(..)
+                    if stale_since.get_or_insert_with(Instant::now).elapsed() < ctx.patience.propagation() =>
+                {
+                    ctx.pause(pauses.next_pause(), &doing, &"it has been attached, and that does not show")?;
+                }
+                LastAction::Attached(..) | LastAction::Stuck(_) | LastAction::Detached | LastAction::Unknown => {
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    fn ensure_detached(&self, guard: &VolumeGuard, ctx: &CallContext, id: &VolumeId, droplet: DropletId) -> Result<()> {
+        let mut meant = self.publish_modes.attached_by(id, droplet);
+        let mut pauses = ctx.retry_backoff();
+        let (begun, mut age) = (Instant::now(), Age::Early);
+        loop {
+            let sent_at = SystemTime::now();
+            let sent = self.apply_detach(guard, ctx, id, droplet, OnBusy::Wait)?;
+            let tried = Try { sent, sent_at, age };
+            if self.settle_detach(ctx, id, droplet, &tried, &mut meant)? {
+                return Ok(());
+            }
+            ctx.pause(pauses.next_pause(), &detaching(id, droplet), &tried.sent.in_words())?;
+            age = if begun.elapsed() < ctx.patience.propagation() { Age::Early } else { Age::Late };
+        }
+    }
+
+    /// Finds out what a detach has brought about: whether the volume is not on the droplet, or a detach is to be sent again.
+    fn settle_detach(
+        &self,
+        ctx: &CallContext,
+        id: &VolumeId,
+        droplet: DropletId,
+        tried: &Try,
+        meant: &mut Option<ActionId>,
+    ) -> Result<bool> {
+        let Try { sent, sent_at, age } = tried;
+        let doing = detaching(id, droplet);
+        let mut waits = Waits::new(ctx);
+        loop {
+            let Some(volume) = ctx.observe_volume_if_there(id)? else { return Ok(true) };
+            if matches!(sent, DetachOutcome::Completed) {
+                return self.await_not_shown(ctx, volume, droplet).map(|()| true);
+            }
+            let last_action = self.observe_last_action_if_there(ctx, id)?;
+            let facts = DetachFacts {
+                listing: listing(&volume, droplet),
+                last_action,
+                meant: *meant,
+                sent_at: *sent_at,
+                age: *age,
+            };
+            match plan_detach(sent, &facts) {
+                DetachStep::Done => return Ok(true),
+                DetachStep::AwaitShown => return self.await_not_shown(ctx, volume, droplet).map(|()| true),
+                DetachStep::Await(action) => {
+                    let ended = self.await_foreign(ctx, id, &action, &mut waits, &doing)?;
+                    if is_detach(&action) && ended == ActionOutcome::Completed {
+                        let Some(volume) = ctx.observe_volume_if_there(id)? else { return Ok(true) };
+                        return self.await_not_shown(ctx, volume, droplet).map(|()| true);
+                    }
+                    // What DigitalOcean said of the volume before that action is over with it.
+                    if !matches!(sent, DetachOutcome::Open(_)) {
+                        return Ok(false);
+                    }
+                }
+                DetachStep::AskDroplet => return self.is_without(ctx, droplet, id),
+                DetachStep::Again => {
+                    *meant = meant.or(facts.last_action.attach());
+                    return Ok(false);
+                }
+                DetachStep::Open => {
+                    let why =
+                        format!("{}; it may have been detached, and has been attached again since", sent.in_words());
+                    return Err(ctx.timed_out(&doing, why));
+                }
+            }
+        }
+    }
+
+    /// Waits until a detach that was carried out is shown; `volume` is what was read first.
+    fn await_not_shown(&self, ctx: &CallContext, mut volume: Volume, droplet: DropletId) -> Result<()> {
+        let doing = detaching(&volume.id, droplet);
+        let (since, mut pauses) = (Instant::now(), ctx.backoff());
+        while volume.is_attached_to(droplet) {
+            let why = "DigitalOcean's detach action completed, but the attachment is still shown";
+            if since.elapsed() > ctx.patience.propagation() {
+                let is_without = self.is_without(ctx, droplet, &volume.id)?;
+                return if is_without { Ok(()) } else { Err(ctx.timed_out(&doing, why)) };
+            }
+            ctx.pause(pauses.next_pause(), &doing, &why)?;
+            match ctx.observe_volume_if_there(&volume.id)? {
+                Some(seen) => volume = seen,
+                None => return Ok(()),
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the droplet does not exist, or does not know of the volume: its record and the volume's are kept apart, and
+    /// the volume's can lag behind for a while, most of all after a droplet was destroyed.
+    fn is_without(&self, ctx: &CallContext, droplet: DropletId, id: &VolumeId) -> Result<bool> {
+        let is_without = !self.has_volume(ctx, droplet, id)?;
+        if is_without {
+            info!("volume={id} is still shown on droplet={droplet}, which is gone or does not have it");
+        }
+        Ok(is_without)
+    }
+
+    /// As [`Controller::observe_last_action`], for those to whom a missing volume is an answer.
+    pub(super) fn observe_last_action_if_there(&self, ctx: &CallContext, id: &VolumeId) -> Result<LastAction> {
+        match self.observe_last_action(ctx, id) {
+            Err(Error::NotFound(_)) => Ok(LastAction::Unknown),
+            other => other,
+        }
+    }
+
+    /// Sends a detach when it is this call's turn, and waits for its end.
+    pub(super) fn apply_detach(
+        &self,
+        _guard: &VolumeGuard,
+        ctx: &CallContext,
+        id: &VolumeId,
+        droplet: DropletId,
+        when_busy: OnBusy,
+    ) -> Result<DetachOutcome> {
+        let doing = detaching(id, droplet);
+        let _turn = self.wait_for_droplet(ctx, droplet, &doing)?;
+        let mut pauses = ctx.backoff();
+        loop {
+            let err = match ctx.cloud.detach(id, droplet) {
+                Ok(action) => {
+                    return Ok(match await_action(ctx, &self.pace, id, ActionKind::Detach, &action, &doing)? {
+                        ActionOutcome::Completed => {
+                            info!("detached volume={id} droplet={droplet} action={}", action.id);
+                            DetachOutcome::Completed
+                        }
+                        ActionOutcome::Errored => DetachOutcome::Errored,
+                        ActionOutcome::Overdue => DetachOutcome::Overdue,
+                    });
+                }
+                Err(err) => err,
+            };
+            match plan_failure(&err) {
+                ApiFailure::StateConflict | ApiFailure::NotFound | ApiFailure::Unrecognized => {
+                    return Ok(DetachOutcome::Refused(err));
+                }
+                ApiFailure::Retryable if when_busy == OnBusy::Return => return Ok(DetachOutcome::Refused(err)),
+                ApiFailure::Retryable => ctx.pause(pauses.after(&err), &doing, &err)?,
+                ApiFailure::OutcomeUnknown => {
+                    warn!("detach unclear, reading the volume doing={doing}: {err}");
+                    return Ok(DetachOutcome::Open(err));
+                }
+                ApiFailure::OutOfTime => return Err(ctx.timed_out(&doing, err.to_string())),
+                ApiFailure::LimitReached | ApiFailure::Permanent => return Err(Error::Api { doing, source: err }),
+            }
+        }
+    }
+}
+
+fn listing(volume: &Volume, droplet: DropletId) -> Listing {
+    match (volume.is_attached_to(droplet), volume.droplets.is_empty()) {
+        (true, _) => Listing::Here,
+        (false, true) => Listing::Nowhere,
+        (false, false) => Listing::Elsewhere,
+    }
+}
+
+fn detaching(id: &VolumeId, droplet: DropletId) -> String {
+    format!("detaching volume {id} from droplet {droplet}")
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::error::api::{ApiError, ApiErrorKind};
+    use std::time::Duration;
+
+    use super::*;
+    use crate::cloud::action::ActionStatus;
+
+    fn refused(kind: ApiErrorKind) -> DetachOutcome {
+        DetachOutcome::Refused(ApiError::without_reply(kind, "no"))
+    }
+
+    fn open() -> DetachOutcome {
+        DetachOutcome::Open(ApiError::without_reply(ApiErrorKind::Server, "no"))
+    }
+
+    fn action(kind: &str) -> Action {
+        Action { id: ActionId(9), status: ActionStatus::InProgress, kind: kind.to_owned(), started_at: None }
+    }
+
+    #[test]
+    fn what_follows_from_a_detach_that_was_not_seen_to_be_carried_out() {
+        use LastAction::{Attached, Detached, Unknown};
+        use Listing::{Elsewhere, Here, Nowhere};
+        let sent_at = SystemTime::UNIX_EPOCH + Duration::from_secs(1000);
+        let begun = |seconds| Attached(ActionId(5), Some(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)));
+        let not_found = || refused(ApiErrorKind::AttachmentNotFound);
+        let odd = || refused(ApiErrorKind::Unprocessable);
+        let attached = || Attached(ActionId(5), None);
+        let stuck = || LastAction::Stuck(action("detach_volume"));
+        let (same, older) = (Some(ActionId(5)), Some(ActionId(3)));
+        let table = [
+            (not_found(), Nowhere, attached(), None, Age::Early, DetachStep::Done),
+            (not_found(), Here, attached(), None, Age::Early, DetachStep::AskDroplet),
+            (not_found(), Here, Detached, None, Age::Early, DetachStep::AskDroplet),
+            (not_found(), Elsewhere, attached(), older, Age::Early, DetachStep::Done),
+            (odd(), Nowhere, attached(), None, Age::Early, DetachStep::Again),
+            (odd(), Here, attached(), None, Age::Late, DetachStep::AskDroplet),
+            (odd(), Nowhere, attached(), None, Age::Late, DetachStep::AskDroplet),
+            (odd(), Nowhere, Detached, None, Age::Early, DetachStep::Done),
+            (odd(), Here, Detached, None, Age::Early, DetachStep::AwaitShown),
+            (DetachOutcome::Errored, Here, attached(), older, Age::Early, DetachStep::Again),
+            (DetachOutcome::Errored, Here, attached(), None, Age::Late, DetachStep::AskDroplet),
+            (DetachOutcome::Errored, Nowhere, Unknown, None, Age::Early, DetachStep::Done),
+            (open(), Here, attached(), None, Age::Early, DetachStep::Again),
+            (open(), Here, attached(), same, Age::Early, DetachStep::Again),
+            (open(), Here, begun(999), None, Age::Early, DetachStep::Again),
+            (open(), Here, begun(1001), None, Age::Early, DetachStep::Open),
+            (open(), Nowhere, begun(1001), None, Age::Late, DetachStep::Open),
+            (open(), Here, begun(1001), same, Age::Early, DetachStep::Again),
+            (DetachOutcome::Errored, Here, begun(1001), None, Age::Early, DetachStep::Again),
+            (open(), Here, attached(), older, Age::Early, DetachStep::Open),
+            (open(), Nowhere, attached(), older, Age::Late, DetachStep::Open),
+            (open(), Here, attached(), same, Age::Late, DetachStep::AskDroplet),
+            (open(), Elsewhere, attached(), older, Age::Early, DetachStep::Done),
+            (open(), Here, Unknown, None, Age::Early, DetachStep::Again),
+            (open(), Here, Detached, None, Age::Early, DetachStep::AwaitShown),
+            (open(), Nowhere, Detached, None, Age::Early, DetachStep::Done),
+            (not_found(), Nowhere, stuck(), None, Age::Early, DetachStep::Done),
+            (not_found(), Elsewhere, stuck(), None, Age::Early, DetachStep::Done),
+            (not_found(), Here, stuck(), None, Age::Early, DetachStep::AskDroplet),
+            (DetachOutcome::Overdue, Nowhere, stuck(), None, Age::Early, DetachStep::AskDroplet),
+            (odd(), Elsewhere, stuck(), None, Age::Late, DetachStep::AskDroplet),
+            (DetachOutcome::Overdue, Here, stuck(), None, Age::Late, DetachStep::Await(action("detach_volume"))),
+            (DetachOutcome::Overdue, Here, Detached, None, Age::Early, DetachStep::AwaitShown),
+            (DetachOutcome::Overdue, Here, attached(), None, Age::Early, DetachStep::Again),
+        ];
+        for (sent, listing, last_action, meant, age, want) in table {
+            let facts = DetachFacts { listing, last_action, meant, sent_at, age };
+            assert_eq!(plan_detach(&sent, &facts), want, "{sent:?} {facts:?}");
+        }
+    }
+
+    #[test]
+    fn an_action_that_runs_is_waited_for_whatever_else_is_known() {
+        for listing in [Listing::Here, Listing::Elsewhere, Listing::Nowhere] {
+            for sent in [open(), DetachOutcome::Errored, refused(ApiErrorKind::AttachmentNotFound)] {
+                let last_action = LastAction::Running(action("detach_volume"));
+                let facts =
+                    DetachFacts { listing, last_action, meant: None, sent_at: SystemTime::UNIX_EPOCH, age: Age::Early };
+                assert_eq!(plan_detach(&sent, &facts), DetachStep::Await(action("detach_volume")));
+            }
+        }
+    }
+}

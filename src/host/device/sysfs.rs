@@ -1,0 +1,58 @@
+//! Attributes of devices, as sysfs shows them.
+//!
+//! Owns what it means that an attribute is not there, and that a directory is a sysfs at all. It knows no attribute by name.
+
+use std::path::Path;
+
+use nix::sys::statfs::{FsType, statfs};
+
+use crate::error::{Error, Result};
+use crate::host::presence::observe_if_there;
+
+/// What statfs(2) gives as the type of a sysfs. Source: `SYSFS_MAGIC` in the kernel's `include/uapi/linux/magic.h`.
+const MAGIC: FsType = FsType(0x6265_6572);
+
+/// Sees that a directory is the root of a sysfs. In any other directory no disk is found, and what is not found there would pass
+/// for gone.
+///
+/// # Errors
+/// [`Error::Io`] when it cannot be examined, [`Error::Precondition`] when it is something else.
+pub fn check_is_sysfs(root: &Path) -> Result<()> {
+    let found = statfs(root).map_err(Error::errno("examining", root))?;
+    if found.filesystem_type() == MAGIC {
+        return Ok(());
+    }
+    Err(Error::Precondition(format!(
+        "no sysfs is mounted at {}; in a container, give the plugin the host's /sys",
+        root.display()
+    )))
+}
+
+/// Reads a one-line attribute without its line end; `None` where the device has none.
+///
+/// # Errors
+/// As [`read_bytes`].
+pub(in crate::host) fn read_attribute(file: &Path) -> Result<Option<String>> {
+    Ok(read_bytes(file)?.map(|bytes| String::from_utf8_lossy(&bytes).trim().to_owned()))
+}
+
+/// Reads an attribute; `None` where the device has none.
+///
+/// # Errors
+/// [`Error::Io`]; [`is_going`] tells whether that means a device which is going away: it has the attribute, and its value
+/// is not known any more, which is not the same as having none.
+pub(in crate::host) fn read_bytes(file: &Path) -> Result<Option<Vec<u8>>> {
+    let read = || match std::fs::read(file) {
+        Ok(bytes) => Ok(Some(bytes)),
+        // What sysfs answers for an attribute without a value.
+        Err(error) if error.raw_os_error() == Some(nix::libc::EINVAL) => Ok(None),
+        Err(error) => Err(error),
+    };
+    Ok(observe_if_there("reading", file, read)?.flatten())
+}
+
+/// Whether an attribute could not be read because its device is just going away.
+pub(in crate::host) fn is_going(error: &Error) -> bool {
+    let Error::Io { source, .. } = error else { return false };
+    matches!(source.raw_os_error(), Some(nix::libc::ENODEV | nix::libc::ENXIO))
+}

@@ -1,0 +1,200 @@
+//! Volumes on this droplet that something other than CSI uses, such as a database's disk that the operator attached.
+//!
+//! Owns the guess which volumes these are. DigitalOcean counts them against the droplet's limit, an orchestrator does not.
+//! A volume that nothing uses is not counted: whether CSI is going to use it cannot be seen.
+
+use std::collections::BTreeSet;
+use std::fs::OpenOptions;
+use std::io::ErrorKind;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::Path;
+
+use nix::fcntl::OFlag;
+
+use crate::error::Result;
+use crate::host::device::number::DeviceNumber;
+use crate::host::device::{DevicePlaces, LINK_PREFIX};
+use crate::host::mountinfo::{Mount, MountTable};
+use crate::host::presence::{observe_if_there, observe_is_there, observe_metadata, observe_names, observe_real};
+
+/// What was seen of one volume's disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Seen {
+    /// It is mounted where orchestrators mount CSI volumes, or bound there as a raw block device.
+    ByCsi,
+    /// It is mounted somewhere else.
+    Elsewhere,
+    /// Nothing is mounted that this process sees, yet the kernel says that somebody has it.
+    Hidden,
+    /// Nothing uses it.
+    Free,
+}
+
+/// Counts the volumes that something other than CSI uses.
+///
+/// # Errors
+/// [`Error::Io`] when the devices cannot be looked at.
+pub fn observe_foreign(places: &DevicePlaces, mounts: &MountTable) -> Result<u32> {
+    let mut count = 0;
+    for disk in observe_volumes(places)? {
+        match observe_use(places, mounts, disk)? {
+            Seen::Elsewhere | Seen::Hidden => count += 1,
+            Seen::ByCsi | Seen::Free => {}
+        }
+    }
+    Ok(count)
+}
+
+/// The disks behind all links of volumes, each once. Partitions have links of their own and count with their disk.
+fn observe_volumes(places: &DevicePlaces) -> Result<BTreeSet<DeviceNumber>> {
+    let mut disks = BTreeSet::new();
+    // There is no such directory as long as no disk has a name.
+    for link in observe_names(&places.links)?.unwrap_or_default() {
+        if !link.to_string_lossy().starts_with(LINK_PREFIX) {
+            continue;
+        }
+        // A link that leads nowhere is no disk.
+        let Some(number) = observe_node(&places.links.join(link))? else { continue };
+        if !observe_is_there(&places.sysfs.join(format!("dev/block/{number}/partition")))? {
+            disks.insert(number);
+        }
+    }
+    Ok(disks)
+}
+
+fn observe_use(places: &DevicePlaces, mounts: &MountTable, disk: DeviceNumber) -> Result<Seen> {
+    // Below a disk's directory in sysfs are its partitions'. A disk that is gone by now uses nothing.
+    let directory = |number: DeviceNumber| observe_real(&places.sysfs.join(format!("dev/block/{number}")));
+    let Some(own) = directory(disk)? else { return Ok(Seen::Free) };
+    let mut targets = Vec::new();
+    for mount in mounts.iter() {
+        let of_mount = observe_number(mount)?.map(directory).transpose()?.flatten();
+        if let Some(of_mount) = of_mount
+            && (of_mount.starts_with(&own) || observe_is_upon(&own, &of_mount)?)
+        {
+            targets.push(mount.target.as_path());
+        }
+    }
+    match plan_use(&targets) {
+        Seen::Free if is_taken(places, &own)? => Ok(Seen::Hidden),
+        seen @ (Seen::Free | Seen::ByCsi | Seen::Elsewhere | Seen::Hidden) => Ok(seen),
+    }
+}
+
+/// Whether a device lies on a disk, as an encrypted volume that is open: then it is in the directory of the disk's holders.
+fn observe_is_upon(disk: &Path, device: &Path) -> Result<bool> {
+    device.file_name().map_or(Ok(false), |name| observe_is_there(&disk.join("holders").join(name)))
+}
+
+/// The number of the disk under a mount; btrfs has numbers of its own, and a device node is a file of `/dev`.
+fn observe_number(mount: &Mount) -> Result<Option<DeviceNumber>> {
+    match mount.fstype.as_str() {
+        "btrfs" => observe_node(Path::new(&mount.source)),
+        "devtmpfs" => observe_node(&mount.target),
+        _ => Ok((mount.device.major != 0).then_some(mount.device)),
+    }
+}
+
+/// The number of the disk whose node is at a path.
+fn observe_node(path: &Path) -> Result<Option<DeviceNumber>> {
+    let block = observe_metadata(path)?.filter(|found| found.file_type().is_block_device());
+    Ok(block.map(|found| DeviceNumber::from_raw(found.rdev())))
+}
+
+/// Decides by where a disk is mounted.
+fn plan_use(targets: &[&Path]) -> Seen {
+    match targets {
+        [] => Seen::Free,
+        some if some.iter().any(|target| is_csi_place(target)) => Seen::ByCsi,
+        [..] => Seen::Elsewhere,
+    }
+}
+
+/// Whether it is a path at which an orchestrator has CSI volumes mounted. Pure.
+#[must_use]
+pub fn is_csi_place(target: &Path) -> bool {
+    is_of_nomad(target) || is_of_kubernetes(target)
+}
+
+/// Whether it is one of Nomad's paths, outside the plugin's container or inside, where its beginning is the job's to
+/// choose: `.../staging/[NAMESPACE/]VOLUME/USAGE` and `.../per-alloc/ALLOCATION/VOLUME/USAGE`.
+///
+/// Source: `client/pluginmanager/csimanager/volume.go` and `UsageOptions.ToFS` in Nomad.
+fn is_of_nomad(target: &Path) -> bool {
+    let directories = target.iter().skip_while(|part| *part != "staging" && *part != "per-alloc");
+    directories.skip(1).any(|part| is_usage(&part.to_string_lossy()))
+}
+
+/// Whether it is what Nomad calls a way of using a volume, such as `rw-file-system-single-node-writer`.
+fn is_usage(part: &str) -> bool {
+    let rest = part.strip_prefix("rw-").or_else(|| part.strip_prefix("ro-"));
+    rest.is_some_and(|rest| rest.starts_with("file-system-") || rest.starts_with("block-device-"))
+}
+
+/// Whether it is one of Kubernetes' paths: `.../kubernetes.io/csi/...` or `.../kubernetes.io~csi/...`.
+///
+/// Source: `pkg/volume/csi/csi_plugin.go` and `csi_block.go` in Kubernetes.
+fn is_of_kubernetes(target: &Path) -> bool {
+    let follows = |(one, next)| one == "kubernetes.io" && next == "csi";
+    target.iter().any(|part| part == "kubernetes.io~csi") || target.iter().zip(target.iter().skip(1)).any(follows)
+}
+
+/// Whether the kernel has given the disk, or a partition of it, to somebody: to a mount in another container, to LVM.
+///
+/// Source: open(2), `O_EXCL` without `O_CREAT` on a block device.
+fn is_taken(places: &DevicePlaces, directory: &Path) -> Result<bool> {
+    let Some(name) = directory.file_name() else { return Ok(false) };
+    let node = places.nodes.join(name);
+    let flags = OFlag::O_EXCL | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK;
+    let claim = || match OpenOptions::new().read(true).custom_flags(flags.bits()).open(&node) {
+        Ok(_) => Ok(false),
+        Err(err) if err.kind() == ErrorKind::ResourceBusy => Ok(true),
+        Err(err) => Err(err),
+    };
+    Ok(observe_if_there("opening", &node, claim)?.unwrap_or(false))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_link_that_leads_nowhere_is_no_volume_and_one_that_cannot_be_followed_is_an_error() {
+        let dir = tempfile::tempdir().unwrap();
+        let places = DevicePlaces { links: dir.path().join("by-id"), ..DevicePlaces::default() };
+        assert_eq!(observe_volumes(&places).unwrap(), BTreeSet::new());
+        std::fs::create_dir(&places.links).unwrap();
+        let link = |name: &str, to: &str| std::os::unix::fs::symlink(to, places.links.join(name)).unwrap();
+        link("scsi-0DO_Volume_stale", "../sdz");
+        link("other-ring", "other-ring");
+        assert_eq!(observe_volumes(&places).unwrap(), BTreeSet::new());
+        link("scsi-0DO_Volume_ring", "scsi-0DO_Volume_ring");
+        assert!(observe_volumes(&places).is_err());
+    }
+
+    #[test]
+    fn a_volume_is_csis_where_orchestrators_mount_it() {
+        let table: [(&[&str], Seen); 16] = [
+            (&[], Seen::Free),
+            (&["/csi/staging/default/blog/rw-file-system-single-node-writer"], Seen::ByCsi),
+            (&["/local/csi/staging/blog/ro-file-system-single-node-reader-only"], Seen::ByCsi),
+            (&["/any/where/per-alloc/1/redis[0]/rw-block-device-single-node-writer"], Seen::ByCsi),
+            (&["/opt/nomad/data/client/csi/node/do/per-alloc/1/blog/rw-file-system-single-node-writer"], Seen::ByCsi),
+            (&["/var/lib/kubelet/plugins/kubernetes.io/csi/pv/pvc-1/globalmount"], Seen::ByCsi),
+            (&["/var/lib/kubelet/pods/1/volumes/kubernetes.io~csi/pvc-1/mount"], Seen::ByCsi),
+            (&["/mnt/look", "/csi/staging/default/blog/rw-file-system-single-node-writer"], Seen::ByCsi),
+            (&["/mnt/database"], Seen::Elsewhere),
+            (&["/mnt/csi-backup"], Seen::Elsewhere),
+            (&["/mnt/csi"], Seen::Elsewhere),
+            (&["/home/ccsid/MCSI"], Seen::Elsewhere),
+            (&["/mnt/staging/database"], Seen::Elsewhere),
+            (&["/mnt/rw-file-system-single-node-writer"], Seen::Elsewhere),
+            (&["/mnt/staging/rw-archive"], Seen::Elsewhere),
+            (&["/mnt/csi/kubernetes.io"], Seen::Elsewhere),
+        ];
+        for (targets, want) in table {
+            let targets: Vec<&Path> = targets.iter().map(Path::new).collect();
+            assert_eq!(plan_use(&targets), want, "{targets:?}");
+        }
+    }
+}

@@ -1,0 +1,160 @@
+//! A volume as a raw block device, without a file system of ours.
+//!
+//! Owns what is particular to that: whether the disk takes writes, and that a format which was cut off is never taken up
+//! again once the disk has been used for something else.
+
+use std::path::Path;
+
+use log::warn;
+
+use crate::error::{Chain, Error, Result};
+use crate::host::CLAIM_BUDGET;
+use crate::host::device::Device;
+use crate::host::luks::format::observe_is_begun;
+use crate::host::mount::observe_mounts;
+use crate::host::mountinfo::{Mount, MountTable};
+use crate::host::probe::content::observe_unfinished;
+use crate::host::read_only::{Flagged, apply_protection, observe_is_protected};
+use crate::node::mount_point;
+use crate::node::mount_state::{elsewhere, raw_difference, used_otherwise};
+use crate::node::plan::{ProtectionPlan, plan_exclusive_use, plan_mount_point, plan_protection};
+use crate::node::{Node, NodeCall};
+
+impl Node {
+    /// Makes the disk refuse writes, or take them, as the one asks who is about to use it at `target`.
+    pub(super) fn ensure_protection(
+        &self,
+        call: &NodeCall<'_>,
+        mounts: &MountTable,
+        device: &Device,
+        target: &Path,
+        is_read_only: bool,
+    ) -> Result<()> {
+        // While it is held open no other disk gets its name, so the flag that is set is this disk's.
+        let _pin = device.open()?;
+        let disk = Flagged::from(device);
+        let apart = [target];
+        let other = elsewhere(mounts, device, &apart).map(|mount| mount.target.as_path()).next();
+        match plan_protection(device.volume(), is_read_only, observe_is_protected(&disk)?, other)? {
+            ProtectionPlan::Keep => Ok(()),
+            ProtectionPlan::Protect => apply_protection(&call.guard, &call.runner, &disk, true),
+            ProtectionPlan::Unprotect => {
+                // Left by a call that was killed, or set by a person: nothing tells the two apart, and to refuse would
+                // leave the volume unusable after the one.
+                let (volume, path) = (device.volume(), device.path().display());
+                warn!(
+                    "the disk refuses writes, which ends as it is now used for writing volume={volume} device={path}"
+                );
+                apply_protection(&call.guard, &call.runner, &disk, false)
+            }
+        }
+    }
+
+    /// Makes a disk take writes again when a place where it was shown is gone, and that was the last one.
+    pub(super) fn apply_unprotect_after(&self, call: &NodeCall<'_>, was: &Mount) -> Result<()> {
+        let is_used = observe_mounts()?.iter().any(|mount| mount.is_node() && mount.root == was.root);
+        if is_used {
+            return Ok(());
+        }
+        match Flagged::observe_bound_at(&self.places, was) {
+            Ok(Some(disk)) => self.apply_unprotect(call, &disk),
+            Ok(None) => {}
+            Err(err) => warn!("cannot tell whether the disk is there, and leave its read-only flag: {}", Chain(&err)),
+        }
+        Ok(())
+    }
+
+    /// Makes a disk take writes again. Whoever uses it next asks for what it needs; this is for people who work on the
+    /// disk by hand.
+    pub(super) fn apply_unprotect(&self, call: &NodeCall<'_>, disk: &Flagged) {
+        let freed = match observe_is_protected(disk) {
+            Ok(true) => apply_protection(&call.guard, &call.runner, disk, false),
+            Ok(false) => Ok(()),
+            Err(err) => Err(err),
+        };
+        if let Err(err) = freed {
+            warn!("the disk still refuses writes: {}", Chain(&err));
+        }
+    }
+}
+
+/// Sees that a disk that is shown raw at `target` already takes writes or refuses them as asked.
+///
+/// # Errors
+/// [`Error::MountedOtherwise`] when it does not.
+pub(super) fn check_protection(device: &Device, target: &Path, is_read_only: bool) -> Result<()> {
+    // While it is held open no other disk gets its name, so the flag that is read is this disk's.
+    let _pin = device.open()?;
+    let how = match (is_read_only, observe_is_protected(&Flagged::from(device))?) {
+        (true, true) | (false, false) => return Ok(()),
+        (true, false) => "shows a raw disk that takes writes, and it was asked for read-only",
+        (false, true) => "shows a raw disk that refuses writes, and it was asked for writing",
+    };
+    Err(Error::MountedOtherwise { path: target.to_owned(), how: how.to_owned() })
+}
+
+/// Sees that a volume may be staged as a raw disk: nothing is mounted at its staging path, no file system of it is mounted
+/// anywhere, and none was begun on it.
+///
+/// # Errors
+/// [`Error::MountedOtherwise`], [`Error::TargetTaken`] or [`Error::Precondition`], by what is in the way.
+pub(super) fn check_staged_raw(node: &Node, call: &NodeCall<'_>, device: &Device, staging: &Path) -> Result<()> {
+    let mounts = observe_mounts()?;
+    if let Some(real) = mount_point::observe_real_path(staging)? {
+        // It is the volume's raw disk only at a target.
+        let difference = |mount: &Mount| raw_difference(mount).or_else(|| Some("shows its raw disk".to_owned()));
+        // A dead mount is in nobody's way: nothing is going to be mounted here.
+        plan_mount_point(staging, &node.observe_at(&mounts, &real, device, difference)?)?;
+    }
+    plan_exclusive_use(device.volume(), true, used_otherwise(&mounts, device, true))?;
+    refuse_unfinished(call, device)
+}
+
+/// Sees that a disk may be given out raw, unless it is already: nothing of the kernel's uses it, not even in a mount
+/// namespace that is not seen from here, and no file system was begun on it.
+pub(super) fn check_raw(call: &NodeCall<'_>, mounts: &MountTable, device: &Device) -> Result<()> {
+    check_nodes(mounts, device)?;
+    if mounts.of_device(device).any(Mount::is_node) {
+        return Ok(());
+    }
+    device.check_is_free("the use as a raw disk", call.cap(CLAIM_BUDGET))?;
+    refuse_unfinished(call, device)
+}
+
+/// As [`refuse_unfinished`], for an encrypted volume that nobody was given yet.
+fn refuse_begun(call: &NodeCall<'_>, device: &Device) -> Result<()> {
+    if !observe_is_begun(&call.runner, device)? {
+        return Ok(());
+    }
+    let path = device.path().display();
+    Err(Error::Precondition(format!(
+        "volume {} on {path} holds the beginning of an encrypted volume, whose making was cut off, and is not given out as a raw \
+         disk; stage it as an encrypted volume once, which completes it, or use another volume",
+        device.volume()
+    )))
+}
+
+/// In the mount table a raw volume is known by coming from a devtmpfs; one from elsewhere could never be taken down again.
+fn check_nodes(mounts: &MountTable, device: &Device) -> Result<()> {
+    match mounts.holding(device.path()) {
+        Some(mount) if mount.fstype == "devtmpfs" => Ok(()),
+        Some(_) | None => Err(Error::Precondition(format!(
+            "volume {} cannot be given out as a raw disk, because its node {} is not in a devtmpfs; run the plugin with the \
+             host's /dev",
+            device.volume(),
+            device.path().display()
+        ))),
+    }
+}
+
+/// Refuses a disk on which a file system, or an encrypted volume, was begun and not finished. As a raw disk it would get other content, and the
+/// signs of the unfinished file system might outlast it: staged for a file system later, the disk would be formatted.
+fn refuse_unfinished(call: &NodeCall<'_>, device: &Device) -> Result<()> {
+    let Some(fs) = observe_unfinished(device)? else { return refuse_begun(call, device) };
+    let path = device.path().display();
+    Err(Error::Precondition(format!(
+        "volume {} on {path} holds the beginning of {fs}, whose making was cut off, and is not given out as a raw disk; \
+         stage it with a file system once, which completes it, or use another volume",
+        device.volume()
+    )))
+}

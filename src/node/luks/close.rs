@@ -1,0 +1,182 @@
+//! Closing encrypted volumes: after their last mount is gone, before they are opened anew, and what a call that was killed has
+//! left open.
+//!
+//! Owns the waiting for the kernel, which closes a volume once nothing uses it: whatever this plugin opens is told to be
+//! closed so while it is being opened. So it can do no harm to ask for that again, of a volume whose name is not even known.
+
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use log::{info, warn};
+
+use crate::config::NODE_BUDGET;
+use crate::error::{Chain, Error, Result};
+use crate::host::command::{Runner, Until};
+use crate::host::device::Device;
+use crate::host::device::number::DeviceNumber;
+use crate::host::luks::cryptsetup::apply_close;
+use crate::host::luks::mapper::{
+    DiskHolder, LuksMapping, number_under, observe_all_open, observe_holder_of, observe_is_open,
+};
+use crate::host::mount::observe_mounts;
+use crate::node::{Node, NodeCall};
+use crate::sync::volume_lock::VolumeKey;
+
+/// How long the kernel may take to close a device that nothing uses any more; it takes milliseconds.
+const CLOSE_BUDGET: Duration = Duration::from_secs(5);
+const CLOSE_PAUSE: Duration = Duration::from_millis(20);
+
+/// How far the closing of an encrypted volume has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Closing {
+    /// It is closed.
+    Done,
+    /// It will be when its last mount goes.
+    WithLastMount,
+    /// It will be when something else lets go of it.
+    Late,
+}
+
+impl Node {
+    /// Sees that an encrypted volume is closed after a mount of it was taken away, unless it is mounted elsewhere. One that
+    /// stays open for another reason is nothing that would keep the volume from being let go of.
+    ///
+    /// # Errors
+    /// It cannot be told whether it is closed.
+    pub(in crate::node) fn ensure_closed_after(
+        &self,
+        call: &NodeCall<'_>,
+        volume: &str,
+        under: &LuksMapping,
+    ) -> Result<()> {
+        match self.ensure_closed(call, under)? {
+            Closing::Done => info!("closed mapper={} volume={volume}", under.name),
+            Closing::WithLastMount => info!("mounted elsewhere, stays open mapper={} volume={volume}", under.name),
+            Closing::Late => warn!(
+                "an encrypted volume stays open until something that is not seen from here lets go of it volume={volume} \
+                 mapper={}",
+                under.name
+            ),
+        }
+        Ok(())
+    }
+
+    fn ensure_closed(&self, call: &NodeCall<'_>, under: &LuksMapping) -> Result<Closing> {
+        if self.observe_mounted()?.contains(&under.number) {
+            return Ok(Closing::WithLastMount);
+        }
+        let is_closed = || Ok(!observe_is_open(&self.places, under)?);
+        if await_true(CLOSE_PAUSE * 5, is_closed)? {
+            return Ok(Closing::Done);
+        }
+        apply_close(&call.guard, &call.runner, &under.name)?;
+        let is_done = await_true(call.cap(CLOSE_BUDGET), is_closed)?;
+        Ok(if is_done { Closing::Done } else { Closing::Late })
+    }
+
+    /// The numbers of all devices that are mounted somewhere.
+    fn observe_mounted(&self) -> Result<Vec<DeviceNumber>> {
+        let mounts = observe_mounts()?;
+        mounts.iter().filter_map(|mount| number_under(&self.places, mount).transpose()).collect()
+    }
+
+    /// Closes what a call that was killed has left open on a disk, which nothing has mounted; gives what cannot be closed, as
+    /// something that is not seen from here uses it.
+    pub(in crate::node) fn ensure_closed_before(&self, call: &NodeCall<'_>, disk: &Device) -> Result<Option<Device>> {
+        let upon = observe_holder_of(&self.places, disk)?;
+        let name = match &upon {
+            DiskHolder::Open(device) => device.mapper_name().unwrap_or_default(),
+            DiskHolder::Temporary(name) => name,
+            DiskHolder::Nothing | DiskHolder::Closing(_) | DiskHolder::Other(_) => return Ok(None),
+        };
+        warn!("closing what a call that was killed has left open volume={} mapper={name}", disk.volume());
+        apply_close(&call.guard, &call.runner, name)?;
+        let is_closed = || Ok(observe_holder_of(&self.places, disk)? == DiskHolder::Nothing);
+        if await_true(call.cap(CLOSE_BUDGET), is_closed)? {
+            return Ok(None);
+        }
+        match upon {
+            DiskHolder::Open(device) => Ok(Some(*device)),
+            DiskHolder::Nothing | DiskHolder::Temporary(_) | DiskHolder::Closing(_) | DiskHolder::Other(_) => {
+                Err(held(disk, name))
+            }
+        }
+    }
+
+    /// What lies on a disk, once the kernel has done with what it is taking away.
+    pub(in crate::node) fn observe_settled(&self, call: &NodeCall<'_>, disk: &Device) -> Result<DiskHolder> {
+        let upon = observe_holder_of(&self.places, disk)?;
+        let is_closing = |upon: &DiskHolder| matches!(upon, DiskHolder::Closing(_));
+        if !is_closing(&upon) {
+            return Ok(upon);
+        }
+        await_true(call.cap(CLOSE_BUDGET), || Ok(!is_closing(&observe_holder_of(&self.places, disk)?)))?;
+        observe_holder_of(&self.places, disk)
+    }
+
+    /// Closes what an earlier run of the program has left open, on a thread of its own.
+    ///
+    /// # Errors
+    /// The system gave no thread.
+    pub fn close_left_open(self: &Arc<Self>) -> std::io::Result<()> {
+        let node = Arc::clone(self);
+        let close = move || node.ensure_none_left_open(&Until::new(node.runner.as_ref(), Instant::now() + NODE_BUDGET));
+        thread::Builder::new().name("closing".to_owned()).spawn(close)?;
+        Ok(())
+    }
+
+    /// Closes every encrypted volume that is open and nowhere mounted. What cannot be closed stays for the next time: it is
+    /// nothing that a call should fail for.
+    ///
+    /// A second call finds none.
+    pub(in crate::node) fn ensure_none_left_open(&self, runner: &dyn Runner) {
+        if let Err(err) = self.apply_close_all(runner) {
+            warn!("cannot close the encrypted volumes that a killed call has left open: {}", Chain(&err));
+        }
+    }
+
+    fn apply_close_all(&self, runner: &dyn Runner) -> Result<()> {
+        if observe_all_open(&self.places)?.is_empty() {
+            return Ok(());
+        }
+        // Between its opening and its first use a volume looks as one that was left. Who opens one now comes by here later.
+        let Ok(_turn) = self.key_permit.take("closing encrypted volumes", Duration::ZERO) else { return Ok(()) };
+        for name in self.observe_left_open()? {
+            info!("to be closed as soon as nothing uses it, being mounted nowhere mapper={name}");
+            let guard = self.locks.hold(VolumeKey::Name(name.clone()), Duration::ZERO)?;
+            apply_close(&guard, runner, &name)?;
+        }
+        Ok(())
+    }
+
+    /// The names of the devices that are open and nowhere mounted.
+    fn observe_left_open(&self) -> Result<Vec<String>> {
+        let (open, mounted) = (observe_all_open(&self.places)?, self.observe_mounted()?);
+        Ok(open.into_iter().filter(|(_, number)| !mounted.contains(number)).map(|(name, _)| name).collect())
+    }
+}
+
+/// Looks again and again whether something has become true, until it has or the budget is used up.
+fn await_true(budget: Duration, look: impl Fn() -> Result<bool>) -> Result<bool> {
+    let started = Instant::now();
+    loop {
+        if look()? {
+            return Ok(true);
+        }
+        if started.elapsed() >= budget {
+            return Ok(false);
+        }
+        std::thread::sleep(CLOSE_PAUSE);
+    }
+}
+
+/// The refusal of an encrypted volume whose disk somebody has.
+pub(in crate::node) fn held(disk: &Device, holder: &str) -> Error {
+    let path = disk.path().display();
+    Error::Precondition(format!(
+        "the encrypted volume {} cannot be used, because {holder} has its disk {path}; `lsblk {path}` shows what that is, and \
+         `dmsetup remove` or `cryptsetup close` ends it",
+        disk.volume()
+    ))
+}

@@ -1,0 +1,370 @@
+//! Encrypted volumes: from a disk to the device on which the file system is.
+//!
+//! Owns the order of making, opening and growing them. An open one is closed by the kernel as soon as nothing uses it any
+//! more: it is told so while it is being opened, and from then until it is mounted this program holds it open. So a call that
+//! is killed leaves nothing open behind it, nor does an unmount, and the key is in nobody's memory. What is left all the same
+//! is `luks/close.rs`'s.
+
+use std::fs::File;
+use std::time::Duration;
+
+use log::{info, warn};
+use nix::fcntl::Flock;
+
+use crate::config::{LOCK_PATIENCE, NODE_BUDGET};
+use crate::error::{Chain, Error, Result};
+use crate::host::device::Device;
+use crate::host::luks::cryptsetup::{apply_close, apply_mark_used, apply_open, apply_resize, check_has_mapper};
+use crate::host::luks::format::{
+    LuksState, apply_blank, apply_luks_format, described, observe_has_grown_blank, observe_luks_state, will_not,
+};
+use crate::host::luks::mapper::{DiskHolder, is_short, observe_holder_of, observe_names, observe_open_as};
+use crate::host::luks::passphrase::Key;
+use crate::host::mount::observe_mounts;
+use crate::host::mountable::{observe_mountable, plan_mountable};
+use crate::node::luks::close::held;
+use crate::node::mount_state::used_otherwise;
+use crate::node::plan::{Formatting, plan_exclusive_use};
+use crate::node::{Node, NodeCall};
+use crate::request::capability::Access;
+use crate::request::node::Stage;
+use crate::request::volume_context::CONTEXT;
+
+/// The device on which a volume's file system is or will be.
+#[derive(Debug)]
+pub(in crate::node) struct Unlocked {
+    /// The disk itself, or, of an encrypted volume, what is in it.
+    pub(in crate::node) device: Device,
+    /// The disk of an encrypted volume that nobody was ever given.
+    pub(in crate::node) new_on: Option<Device>,
+    /// Keeps an encrypted volume open until it is mounted.
+    _pin: Option<File>,
+    /// Keeps others from making something else of its disk until then.
+    _lock: Option<Flock<File>>,
+}
+
+impl Unlocked {
+    /// A volume that is not encrypted.
+    pub(in crate::node) fn plain(device: Device) -> Self {
+        Unlocked { device, new_on: None, _pin: None, _lock: None }
+    }
+}
+
+/// What has to happen to the disk of a volume that is to be encrypted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::node) enum UnlockPlan {
+    /// Open it.
+    Open,
+    /// Open it; what is inside was never used.
+    OpenNew,
+    /// Make it an encrypted volume, then open it.
+    MakeThenOpen,
+}
+
+/// Decides about the disk of a volume that is to be encrypted. Pure; everything that can be on it is named.
+///
+/// # Errors
+/// [`Error::WillNotFormat`] when it holds anything but an encrypted volume that is whole, or may not become one.
+pub(in crate::node) fn plan_unlock(disk: &Device, formatting: Formatting, found: &LuksState) -> Result<UnlockPlan> {
+    match (found, formatting) {
+        (LuksState::Ready, _) => Ok(UnlockPlan::Open),
+        (LuksState::Unused, _) => Ok(UnlockPlan::OpenNew),
+        (LuksState::Blank | LuksState::Interrupted, Formatting::Allowed) => Ok(UnlockPlan::MakeThenOpen),
+        (LuksState::Blank | LuksState::Interrupted, Formatting::Never | Formatting::ReadOnly) => {
+            Err(Error::WillNotFormat {
+                volume: disk.volume().clone(),
+                device: disk.path().to_owned(),
+                found: format!("it holds {}", described(found)),
+                cure: match formatting {
+                    Formatting::Never => {
+                        "its volume context says noformat: if it is meant to be new, take that setting away"
+                    }
+                    Formatting::ReadOnly | Formatting::Allowed => {
+                        "it is asked for read-only: use it once for writing, which makes it an encrypted volume"
+                    }
+                }
+                .to_owned(),
+            })
+        }
+        (LuksState::Damaged | LuksState::Luks1 | LuksState::Other(_), _) => Err(will_not(disk, found)),
+    }
+}
+
+impl Node {
+    /// The device with a volume's file system, as far as it can be seen; `None` while an encrypted volume is not open.
+    pub(in crate::node) fn observe_opened(&self, want: &Stage, disk: Device) -> Result<Option<Device>> {
+        if !want.settings.is_encrypted {
+            return Ok(Some(disk));
+        }
+        match observe_holder_of(&self.places, &disk)? {
+            DiskHolder::Open(device) => Ok(Some(*device)),
+            DiskHolder::Nothing | DiskHolder::Temporary(_) | DiskHolder::Closing(_) | DiskHolder::Other(_) => Ok(None),
+        }
+    }
+
+    /// The device with a volume's file system. An encrypted volume is opened, and made if its disk is blank; `None` when that
+    /// needs a key and none was given.
+    pub(in crate::node) fn ensure_unlocked(
+        &self,
+        call: &NodeCall<'_>,
+        want: &Stage,
+        formatting: Formatting,
+        disk: Device,
+    ) -> Result<Option<Unlocked>> {
+        if !want.settings.is_encrypted {
+            return Ok(Some(Unlocked::plain(disk)));
+        }
+        check_not_clear(&disk)?;
+        if let Some(opened) = self.observe_in_use(call, want, &disk)? {
+            return Ok(Some(opened));
+        }
+        let Some(key) = &want.key else { return Ok(None) };
+        let lock = disk.lock(call.cap(LOCK_PATIENCE))?;
+        // Whoever had the lock may have opened it.
+        if let Some(opened) = self.observe_in_use(call, want, &disk)? {
+            return Ok(Some(opened));
+        }
+        let opened = match self.ensure_closed_before(call, &disk)? {
+            None => self.apply_opened(call, want, formatting, &disk, key)?,
+            // Something that is not seen from here keeps it open, most likely a container with a mount of its own.
+            Some(device) => {
+                device.check_is_free("the opening", Duration::ZERO)?;
+                return Err(held(&disk, device.mapper_name().unwrap_or_default()));
+            }
+        };
+        Ok(Some(Unlocked { _lock: Some(lock), ..opened }))
+    }
+
+    /// An encrypted volume that is open and mounted.
+    fn observe_in_use(&self, call: &NodeCall<'_>, want: &Stage, disk: &Device) -> Result<Option<Unlocked>> {
+        match self.observe_settled(call, disk)? {
+            DiskHolder::Open(device) if observe_mounts()?.of_device(&device).next().is_some() => {
+                let device = self.ensure_full(call, want, disk, *device);
+                let pin = device.open()?;
+                Ok(Some(Unlocked { device, new_on: None, _pin: Some(pin), _lock: None }))
+            }
+            DiskHolder::Closing(holder) | DiskHolder::Other(holder) => Err(held(disk, &holder)),
+            DiskHolder::Open(_) | DiskHolder::Temporary(_) | DiskHolder::Nothing => Ok(None),
+        }
+    }
+
+    fn apply_opened(
+        &self,
+        call: &NodeCall<'_>,
+        want: &Stage,
+        formatting: Formatting,
+        disk: &Device,
+        key: &Key,
+    ) -> Result<Unlocked> {
+        let mounts = observe_mounts()?;
+        plan_exclusive_use(disk.volume(), false, used_otherwise(&mounts, disk, false))?;
+        let plan = plan_unlock(disk, formatting, &observe_luks_state(&call.runner, disk)?)?;
+        match plan {
+            UnlockPlan::MakeThenOpen => self.check_before_encrypting(call, want, disk)?,
+            UnlockPlan::Open | UnlockPlan::OpenNew => {}
+        }
+        if formatting != Formatting::ReadOnly {
+            self.ensure_protection(call, &mounts, disk, &want.staging, false)?;
+        }
+        let opened = self.apply_in_turn(call, plan, disk, key);
+        let (device, pin) = opened.inspect_err(|_| tell_of_no_loss(plan, disk))?;
+        if observe_is_to_blank(call, plan, formatting, &device)? {
+            apply_blank(&call.guard, &call.runner, &device)?;
+        }
+        let is_new = match plan {
+            UnlockPlan::Open => false,
+            UnlockPlan::OpenNew | UnlockPlan::MakeThenOpen => true,
+        };
+        Ok(Unlocked { device, new_on: is_new.then(|| disk.clone()), _pin: Some(pin), _lock: None })
+    }
+
+    /// Sees, while the disk is blank, that it can be opened and mounted as asked when it is encrypted and formatted.
+    fn check_before_encrypting(&self, call: &NodeCall<'_>, want: &Stage, disk: &Device) -> Result<()> {
+        if let Access::Mount { fs, flags } = &want.capability.access {
+            let (fs, options) = (fs.unwrap_or(self.default_fs), self.with_selinux_label(flags, want)?);
+            want.settings.format.check_for(fs).map_err(|bad| Error::invalid(CONTEXT, bad))?;
+            plan_mountable(fs, &options, &observe_mountable(fs, &options, &want.staging), true)?;
+        }
+        check_has_mapper(&call.runner, disk)
+    }
+
+    /// Does what takes the memory of a key, when it is this volume's turn.
+    fn apply_in_turn(&self, call: &NodeCall<'_>, plan: UnlockPlan, disk: &Device, key: &Key) -> Result<(Device, File)> {
+        let doing = format!("opening the encrypted volume {}", disk.volume());
+        let _turn = self.key_permit.take_within_call(&doing, call.cap(NODE_BUDGET))?;
+        match plan {
+            UnlockPlan::Open | UnlockPlan::OpenNew => {}
+            UnlockPlan::MakeThenOpen => {
+                info!("encrypting volume={} device={}", disk.volume(), disk.path().display());
+                apply_luks_format(&call.guard, &call.runner, disk, key)?;
+            }
+        }
+        self.apply_open_pinned(call, disk, key)
+    }
+
+    /// Opens an encrypted volume, sees that what is open lies on the very disk, and has it closed when nothing uses it.
+    fn apply_open_pinned(&self, call: &NodeCall<'_>, disk: &Device, key: &Key) -> Result<(Device, File)> {
+        let names = observe_names(&self.places, disk.volume())?;
+        for stale in &names.taken {
+            warn!("closing what is left of an earlier disk volume={} mapper={stale}", disk.volume());
+            // There is another name for this volume, so what does not go is in nobody's way.
+            if let Err(err) = apply_close(&call.guard, &call.runner, stale) {
+                warn!("it stays: {}", Chain(&err));
+            }
+        }
+        let _disk_pin = disk.open()?;
+        let seen =
+            apply_open(&call.guard, &call.runner, disk, &names.free, key).and_then(|()| {
+                match observe_holder_of(&self.places, disk)? {
+                    DiskHolder::Open(device) if device.mapper_name() == Some(names.free.as_str()) => {
+                        Ok((device.open()?, *device))
+                    }
+                    DiskHolder::Open(_)
+                    | DiskHolder::Nothing
+                    | DiskHolder::Temporary(_)
+                    | DiskHolder::Closing(_)
+                    | DiskHolder::Other(_) => Err(Error::WrongDevice {
+                        volume: disk.volume().clone(),
+                        found: format!(
+                            "it was opened as {}, which does not lie on {}",
+                            names.free,
+                            disk.path().display()
+                        ),
+                    }),
+                }
+            });
+        // Also when something is wrong: then it is closed at once. This is owed even when the call has no time left.
+        let closed = apply_close(&call.guard, self.runner.as_ref(), &names.free);
+        let (pin, device) = seen?;
+        closed.map(|()| (device, pin))
+    }
+
+    /// Says that there is a file system in a new encrypted volume now, before anybody is given it.
+    pub(in crate::node) fn ensure_marked_used(&self, call: &NodeCall<'_>, new_on: Option<&Device>) -> Result<()> {
+        let Some(disk) = new_on else { return Ok(()) };
+        apply_mark_used(&call.guard, &call.runner, disk)?;
+        match observe_luks_state(&call.runner, disk)? {
+            LuksState::Ready => Ok(()),
+            other @ (LuksState::Blank
+            | LuksState::Interrupted
+            | LuksState::Unused
+            | LuksState::Damaged
+            | LuksState::Luks1
+            | LuksState::Other(_)) => Err(will_not(disk, &other)),
+        }
+    }
+
+    /// Lets an encrypted volume that is in use follow its disk, which has grown. Without the key it stays as it is, and
+    /// NodeExpandVolume says why.
+    fn ensure_full(&self, call: &NodeCall<'_>, want: &Stage, disk: &Device, device: Device) -> Device {
+        let Some(key) = want.key.as_ref().filter(|_| is_short(&device, disk)) else { return device };
+        match self.apply_full(call, disk, &device, key) {
+            Ok(grown) => grown,
+            Err(err) => {
+                warn!("the encrypted volume is smaller than its disk and stays so: {}", Chain(&err));
+                device
+            }
+        }
+    }
+
+    /// Makes an encrypted volume that is in use as large as its disk, and sees that it is.
+    pub(in crate::node) fn apply_full(
+        &self,
+        call: &NodeCall<'_>,
+        disk: &Device,
+        open: &Device,
+        key: &Key,
+    ) -> Result<Device> {
+        let volume = disk.volume();
+        let _turn = self
+            .key_permit
+            .take_within_call(&format!("growing the encrypted volume {volume}"), call.cap(NODE_BUDGET))?;
+        let name = open.mapper_name().unwrap_or_default();
+        apply_resize(&call.guard, &call.runner, volume, name, key)?;
+        let grown = self.observe_open_as(disk, name)?;
+        if is_short(&grown, disk) {
+            let (have, all) = (grown.size(), disk.size());
+            return Err(Error::Precondition(format!(
+                "cryptsetup reported success, but the encrypted volume {volume} has {have} on a disk of {all}"
+            )));
+        }
+        Ok(grown)
+    }
+
+    /// The device of this name, which must lie on the disk.
+    pub(in crate::node) fn observe_open_as(&self, disk: &Device, name: &str) -> Result<Device> {
+        observe_open_as(&self.places, disk, name)?.ok_or_else(|| Error::WrongDevice {
+            volume: disk.volume().clone(),
+            found: format!("the open encrypted volume {name} does not lie on {}", disk.path().display()),
+        })
+    }
+}
+
+/// Refuses a volume that is to be used encrypted and is in use in clear, also while its key is still waited for.
+fn check_not_clear(disk: &Device) -> Result<()> {
+    let mounts = observe_mounts()?;
+    plan_exclusive_use(disk.volume(), false, used_otherwise(&mounts, disk, false))?;
+    mounts.of_device(disk).next().map_or(Ok(()), |mount| {
+        let how = "is mounted in clear, and an encrypted one was asked for".to_owned();
+        Err(Error::MountedOtherwise { path: mount.target.clone(), how })
+    })
+}
+
+/// Whether what is inside an encrypted volume is to be made blank.
+fn observe_is_to_blank(call: &NodeCall<'_>, plan: UnlockPlan, formatting: Formatting, open: &Device) -> Result<bool> {
+    match (plan, formatting) {
+        (UnlockPlan::MakeThenOpen, _) => Ok(true),
+        (UnlockPlan::OpenNew, Formatting::Allowed) => observe_has_grown_blank(&call.runner, open),
+        (UnlockPlan::OpenNew, Formatting::Never | Formatting::ReadOnly) | (UnlockPlan::Open, _) => Ok(false),
+    }
+}
+
+/// Says of an encrypted volume that could not be opened when nothing was given out yet, as far as its header says.
+fn tell_of_no_loss(plan: UnlockPlan, disk: &Device) {
+    match plan {
+        UnlockPlan::OpenNew => warn!(
+            "this encrypted volume was made and, as its header says, never given out: if the key that it was made with is \
+             lost, use another volume volume={} device={}",
+            disk.volume(),
+            disk.path().display()
+        ),
+        UnlockPlan::Open | UnlockPlan::MakeThenOpen => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host::device::number::DeviceNumber;
+    use crate::host::probe::content::Content;
+
+    #[test]
+    fn the_decision_about_the_disk_of_an_encrypted_volume_in_full() {
+        let disk = Device::fake("/dev/sda", DeviceNumber { major: 8, minor: 0 }, 1 << 30);
+        let found = [
+            (LuksState::Blank, "make"),
+            (LuksState::Interrupted, "make"),
+            (LuksState::Unused, "open new"),
+            (LuksState::Ready, "open"),
+            (LuksState::Damaged, "damaged"),
+            (LuksState::Luks1, "LUKS1"),
+            (LuksState::Other(Content::Unrecognised { at: 7, what: None }), "not encrypted"),
+        ];
+        for (found, want) in found {
+            for formatting in [Formatting::Allowed, Formatting::Never, Formatting::ReadOnly] {
+                let outcome = match plan_unlock(&disk, formatting, &found) {
+                    Ok(UnlockPlan::Open) => "open".to_owned(),
+                    Ok(UnlockPlan::OpenNew) => "open new".to_owned(),
+                    Ok(UnlockPlan::MakeThenOpen) => "make".to_owned(),
+                    Err(err) => err.to_string(),
+                };
+                let want = match (want, formatting) {
+                    ("make", Formatting::Never) => "noformat",
+                    ("make", Formatting::ReadOnly) => "read-only",
+                    (other, Formatting::Allowed | Formatting::Never | Formatting::ReadOnly) => other,
+                };
+                assert!(outcome.contains(want), "{found:?} {formatting:?}: {outcome}");
+            }
+        }
+    }
+}

@@ -1,0 +1,156 @@
+//! The owner, group and permissions of a file system's root directory.
+//!
+//! Owns the decision that a file system is fresh, and the change. Nomad has nothing like Kubernetes' fsGroup, so a task that
+//! does not run as root could not write to a new volume. What somebody has used is changed only when the volume's settings say
+//! so, and then the root directory alone: nothing below it is ever touched.
+
+use std::fs::{File, Permissions};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, fchown};
+use std::path::Path;
+
+use log::info;
+
+use crate::error::{Error, Result};
+use crate::request::volume_context::RootSettings;
+use crate::sync::volume_lock::VolumeGuard;
+
+/// What mkfs of every file system here gives its root directory.
+const MKFS_MODE: u32 = 0o755;
+
+/// A root directory as it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Found {
+    owner: u32,
+    group: u32,
+    mode: u32,
+    is_empty: bool,
+}
+
+/// What has become of a root directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Root {
+    /// It is as asked.
+    AsAsked,
+    /// It is otherwise, because the file system was used before.
+    LeftAlone {
+        /// Its owner.
+        owner: u32,
+        /// Its group.
+        group: u32,
+        /// Its permission bits.
+        mode: u32,
+    },
+}
+
+/// Gives the root directory of a mounted file system its owner, group and permissions, when the file system is fresh or the
+/// settings say that this does not matter.
+///
+/// A second call changes nothing. One that was cut off half way is completed by the next: a root directory counts as fresh as
+/// long as everything about it is either as mkfs made it or as asked for.
+///
+/// # Errors
+/// [`Error::Io`].
+pub(super) fn ensure_root(_guard: &VolumeGuard, mounted_at: &Path, want: RootSettings) -> Result<Root> {
+    if want == RootSettings::default() {
+        return Ok(Root::AsAsked);
+    }
+    let directory = File::open(mounted_at).map_err(Error::io("opening", mounted_at))?;
+    let found = observe_root(&directory, mounted_at)?;
+    match plan_root(found, want) {
+        RootPlan::Keep => return Ok(Root::AsAsked),
+        RootPlan::Leave => {
+            return Ok(Root::LeftAlone { owner: found.owner, group: found.group, mode: found.mode });
+        }
+        RootPlan::Change => {}
+    }
+    // chown(2) may clear the bits of set-group-ID, so the permissions come last.
+    fchown(&directory, want.owner, want.group).map_err(Error::io("changing the owner of", mounted_at))?;
+    if let Some(mode) = want.mode {
+        directory
+            .set_permissions(Permissions::from_mode(mode))
+            .map_err(Error::io("changing the mode of", mounted_at))?;
+    }
+    directory.sync_all().map_err(Error::io("flushing", mounted_at))?;
+    info!("set owner and mode of the root directory path={} {want:?}", mounted_at.display());
+    Ok(Root::AsAsked)
+}
+
+fn observe_root(directory: &File, path: &Path) -> Result<Found> {
+    let found = directory.metadata().map_err(Error::io("examining", path))?;
+    let entries = std::fs::read_dir(path).map_err(Error::io("listing", path))?;
+    let mut is_empty = true;
+    for entry in entries {
+        // mke2fs makes this directory.
+        is_empty &= entry.map_err(Error::io("listing", path))?.file_name() == "lost+found";
+    }
+    Ok(Found { owner: found.uid(), group: found.gid(), mode: found.mode() & 0o7777, is_empty })
+}
+
+/// What is to be done with a root directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum RootPlan {
+    /// Nothing, it is as asked.
+    Keep,
+    /// Nothing, although it is otherwise: somebody has used the file system.
+    Leave,
+    /// Make it as asked.
+    Change,
+}
+
+/// Decides what is to be done. Pure.
+fn plan_root(found: Found, want: RootSettings) -> RootPlan {
+    let is_fresh = |have: u32, made: u32, want: Option<u32>| have == made || Some(have) == want;
+    let fresh = found.is_empty
+        && is_fresh(found.owner, 0, want.owner)
+        && is_fresh(found.group, 0, want.group)
+        && is_fresh(found.mode, MKFS_MODE, want.mode);
+    let is_done = want.owner.is_none_or(|owner| owner == found.owner)
+        && want.group.is_none_or(|group| group == found.group)
+        && want.mode.is_none_or(|mode| mode == found.mode);
+    match (is_done, fresh || want.is_always) {
+        (true, _) => RootPlan::Keep,
+        (false, true) => RootPlan::Change,
+        (false, false) => RootPlan::Leave,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_fresh_file_system_is_changed_and_a_half_done_change_is_completed() {
+        let fresh = Found { owner: 0, group: 0, mode: 0o755, is_empty: true };
+        let want = RootSettings { owner: Some(1000), group: Some(2000), mode: Some(0o2770), is_always: false };
+        let always = RootSettings { is_always: true, ..want };
+        let changed = [
+            fresh,
+            Found { owner: 1000, ..fresh },
+            Found { owner: 1000, group: 2000, ..fresh },
+            Found { mode: 0o2770, ..fresh },
+        ];
+        for found in changed {
+            assert_eq!(plan_root(found, want), RootPlan::Change, "{found:?}");
+            assert_eq!(plan_root(found, always), RootPlan::Change, "{found:?}");
+        }
+        let left = [
+            Found { is_empty: false, ..fresh },
+            Found { owner: 1, ..fresh },
+            Found { group: 1, ..fresh },
+            Found { mode: 0o700, ..fresh },
+            Found { mode: 0o4755, ..fresh },
+        ];
+        for found in left {
+            assert_eq!(plan_root(found, want), RootPlan::Leave, "{found:?}");
+            assert_eq!(plan_root(found, always), RootPlan::Change, "{found:?}");
+        }
+        for is_empty in [false, true] {
+            let done = Found { owner: 1000, group: 2000, mode: 0o2770, is_empty };
+            assert_eq!((plan_root(done, want), plan_root(done, always)), (RootPlan::Keep, RootPlan::Keep));
+        }
+        // What is not asked for must be as mkfs made it: somebody else's choice is nobody's mistake.
+        let owner_only = RootSettings { owner: Some(1000), ..RootSettings::default() };
+        assert_eq!(plan_root(fresh, owner_only), RootPlan::Change);
+        assert_eq!(plan_root(Found { mode: 0o700, ..fresh }, owner_only), RootPlan::Leave);
+    }
+}

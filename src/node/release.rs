@@ -1,0 +1,316 @@
+//! That a volume's disk is let go of when its last mount was taken away.
+//!
+//! Owns the end of unpublishing and unstaging: an orchestrator detaches the disk as soon as they are answered, and whatever
+//! still writes to it then loses what it writes. A mount in another mount namespace, as every container has one that is given
+//! the host's root, keeps a file system alive that is mounted nowhere as far as this program sees.
+
+use crate::host::mount::apply_flush;
+use log::error;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use log::{info, warn};
+
+use crate::config::RELEASE_BUDGET;
+use crate::error::{Chain, Error, Result};
+use crate::host::device::busy::is_busy;
+use crate::host::external_volumes::is_csi_place;
+use crate::host::freeze::apply_thaw;
+use crate::host::holders::{Holders, Sought, observe_holders, observe_users, observe_writers};
+use crate::host::id_link::observe_name_of;
+use crate::host::luks::mapper::DiskHolder;
+use crate::host::mount::observe_mounts;
+use crate::host::mountinfo::{Mount, MountTable};
+use crate::host::release::{Claim, DiskUnder};
+use crate::node::{Node, NodeCall};
+
+/// The first and the longest pause between two looks whether a disk is free.
+const FIRST_PAUSE: Duration = Duration::from_millis(2);
+const LONGEST_PAUSE: Duration = Duration::from_millis(250);
+
+/// What was under one mount: the device that was mounted, and the disks that this is made of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Left {
+    disks: Vec<DiskUnder>,
+    /// Whether it was a raw volume: then it is in use as long as somebody has it open for writing.
+    is_raw: bool,
+}
+
+impl Left {
+    /// What is under a mount to which nothing can be written any more.
+    pub(super) fn nothing() -> Left {
+        Left { disks: Vec::new(), is_raw: false }
+    }
+
+    fn shown_in(&self, mounts: &MountTable, step: Step) -> PublishedMount {
+        let shows = |mount: &&Mount| self.disks.iter().any(|disk| disk.is_under(mount));
+        let targets: Vec<&Path> = mounts.iter().filter(shows).map(|mount| mount.target.as_path()).collect();
+        plan_shown(step, &targets)
+    }
+}
+
+/// Which call has taken a mount away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Step {
+    /// Unpublishing: the volume may stay staged, and the orchestrator unstages it before it detaches it.
+    Unpublish,
+    /// Unstaging: the orchestrator detaches the volume next.
+    Unstage,
+}
+
+/// Where a disk is seen to be mounted yet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum PublishedMount {
+    /// Nowhere.
+    Nowhere,
+    /// Where the orchestrator knows of it, and will have it taken away.
+    Known,
+    /// Only at this path, where somebody else has mounted it, of which the orchestrator does not know.
+    Foreign(PathBuf),
+}
+
+/// Decides by the paths at which a disk is mounted. Pure.
+fn plan_shown(step: Step, targets: &[&Path]) -> PublishedMount {
+    match (step, targets) {
+        (Step::Unpublish | Step::Unstage, []) => PublishedMount::Nowhere,
+        (Step::Unpublish, [_, ..]) => PublishedMount::Known,
+        (Step::Unstage, [_, ..]) if targets.iter().any(|target| is_csi_place(target)) => PublishedMount::Known,
+        (Step::Unstage, [first, ..]) => PublishedMount::Foreign(first.to_path_buf()),
+    }
+}
+
+/// The disks under the mounts that were taken away and that were not seen to be let go of since, by volume, so that a
+/// repetition is as strict as the first call. A plugin that was started anew goes by the volume's name instead.
+#[derive(Debug, Default)]
+pub(super) struct LeftDisks(Mutex<BTreeMap<String, Vec<Left>>>);
+
+impl LeftDisks {
+    fn of(&self, volume: &str) -> Vec<Left> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(volume).cloned().unwrap_or_default()
+    }
+
+    /// Keeps in mind what was under a mount that was taken away: whatever fails afterwards, the next call looks.
+    pub(super) fn keep(&self, volume: &str, left: Left) {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let lefts = all.entry(volume.to_owned()).or_default();
+        if !lefts.contains(&left) {
+            lefts.push(left);
+        }
+    }
+
+    fn forget(&self, volume: &str) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(volume);
+    }
+}
+
+impl Node {
+    /// What is under a mount that is about to be taken away; no disks when they are gone.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when that cannot be seen: then the mount must stay, as nobody could look at its disk afterwards.
+    pub(super) fn observe_left(&self, mount: &Mount) -> Result<Left> {
+        Ok(Left { disks: DiskUnder::all_under(&self.places, mount)?, is_raw: mount.is_node() })
+    }
+
+    /// Prepares the unmount of what is mounted nowhere else. A file system that a dead backup tool has left frozen is thawed,
+    /// as it would stay frozen, and what a raw disk has in memory is written.
+    pub(super) fn apply_before_last(
+        &self,
+        call: &NodeCall<'_>,
+        mounts: &MountTable,
+        mount: &Mount,
+        left: &Left,
+        path: &Path,
+    ) {
+        let is_other = |other: &&Mount| other.id != mount.id && left.disks.iter().any(|disk| disk.is_under(other));
+        if mounts.iter().any(|other| is_other(&other)) {
+            return;
+        }
+        if left.is_raw {
+            return flush_or_say(call, path);
+        }
+        match apply_thaw(&call.guard, &call.runner, path) {
+            Ok(true) => warn!(
+                "the file system was frozen, and is thawed as it is about to be unmounted: did a backup tool die between \
+                 `fsfreeze -f` and `fsfreeze -u`? path={}",
+                path.display()
+            ),
+            Ok(false) => {}
+            Err(err) => warn!("cannot tell whether a file system is frozen: {}", Chain(&err)),
+        }
+    }
+
+    /// Sees that the kernel has let go of the disks under the mounts that were taken away, but for those that are mounted where
+    /// the orchestrator knows of it; then the volume's name is forgotten, if it is used nowhere. A second call for the volume
+    /// looks at the same disks again, and where none is known any more, at the disk that has the volume's name.
+    ///
+    /// # Errors
+    /// [`Error::InUse`] when one is still in use; [`Error::Io`] when that cannot be seen.
+    pub(super) fn ensure_let_go(&self, call: &NodeCall<'_>, volume: &str, step: Step) -> Result<()> {
+        let mut lefts = self.left.of(volume);
+        if lefts.is_empty() {
+            lefts.extend(self.observe_left_by_name(volume)?);
+        }
+        observe_let_go(call, volume, &lefts, step)?;
+        self.left.forget(volume);
+        self.forget_unused(call, volume);
+        Ok(())
+    }
+
+    /// What may be left of a volume of which this process has taken no mount away, but an earlier one may have: its name is
+    /// known until it was let go of.
+    fn observe_left_by_name(&self, volume: &str) -> Result<Option<Left>> {
+        let Some(name) = observe_name_of(&self.places, volume)? else { return Ok(None) };
+        let Some((disk, upon)) = self.observe_named(&name)? else { return Ok(None) };
+        let number = match &upon {
+            DiskHolder::Open(open) => open.number(),
+            DiskHolder::Nothing | DiskHolder::Temporary(_) | DiskHolder::Closing(_) | DiskHolder::Other(_) => {
+                disk.number()
+            }
+        };
+        // It may have been a raw volume: nobody but who writes to a disk has it open for writing.
+        Ok(Some(Left { disks: DiskUnder::all_of(&self.places, number)?, is_raw: true }))
+    }
+}
+
+fn observe_let_go(call: &NodeCall<'_>, volume: &str, lefts: &[Left], step: Step) -> Result<()> {
+    let deadline = Instant::now() + call.cap(RELEASE_BUDGET);
+    for left in lefts.iter().filter(|left| !left.disks.is_empty()) {
+        match await_shown(left, step, deadline)? {
+            PublishedMount::Nowhere => {}
+            PublishedMount::Known => continue,
+            PublishedMount::Foreign(path) => return Err(mounted_by_others(volume, &path)),
+        }
+        for disk in &left.disks {
+            match await_free(disk, deadline)? {
+                Claim::Free | Claim::Gone => {}
+                Claim::Taken => return Err(still_used(volume, disk, &observe_holders(&disk.sought()))),
+            }
+            if let Some(writers) = await_unwritten(disk, left.is_raw, deadline) {
+                return Err(still_used(volume, disk, &writers));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Looks where a disk is mounted, again and again while somebody else has it mounted: droplet images carry a rule that mounts
+/// a volume for a short look.
+fn await_shown(left: &Left, step: Step, deadline: Instant) -> Result<PublishedMount> {
+    loop {
+        let shown = left.shown_in(&observe_mounts()?, step);
+        let rest = deadline.saturating_duration_since(Instant::now());
+        match shown {
+            PublishedMount::Foreign(_) if !rest.is_zero() => std::thread::sleep(LONGEST_PAUSE.min(rest)),
+            PublishedMount::Nowhere | PublishedMount::Known | PublishedMount::Foreign(_) => return Ok(shown),
+        }
+    }
+}
+
+/// Looks again and again until nothing has a disk.
+fn await_free(disk: &DiskUnder, deadline: Instant) -> Result<Claim> {
+    let mut pause = FIRST_PAUSE;
+    loop {
+        let claim = disk.observe_claim()?;
+        let left = deadline.saturating_duration_since(Instant::now());
+        if claim != Claim::Taken || left.is_zero() {
+            return Ok(claim);
+        }
+        std::thread::sleep(pause.min(left));
+        pause = (pause * 2).min(LONGEST_PAUSE);
+    }
+}
+
+/// Looks again and again until no process has a raw disk open for writing; gives those that still have. An open file is not
+/// enough for the kernel to call a disk taken.
+fn await_unwritten(disk: &DiskUnder, is_raw: bool, deadline: Instant) -> Option<Holders> {
+    if !is_raw {
+        return None;
+    }
+    let mut was_waited = false;
+    loop {
+        let writers = observe_writers(&disk.sought());
+        let left = deadline.saturating_duration_since(Instant::now());
+        if writers.found().is_empty() {
+            if was_waited {
+                info!("the raw disk was open for writing for a while device={}", disk.node().display());
+            }
+            return None;
+        }
+        if left.is_zero() {
+            return Some(writers);
+        }
+        was_waited = true;
+        std::thread::sleep(LONGEST_PAUSE.min(left));
+    }
+}
+
+fn mounted_by_others(volume: &str, path: &Path) -> Error {
+    Error::InUse {
+        doing: format!(
+            "volume {volume} was unstaged, but it is still mounted on this droplet, and what is written to it after it is \
+             detached is lost:"
+        ),
+        found: format!(
+            "something other than this plugin has mounted it at {0}; `umount {0}` ends that",
+            path.display()
+        ),
+        cure: "end that before the volume is detached; if it comes back, an automount rule of the distribution does it (see README)",
+    }
+}
+
+fn still_used(volume: &str, disk: &DiskUnder, holders: &Holders) -> Error {
+    Error::InUse {
+        doing: format!(
+            "volume {volume} was unmounted, but its disk {} is still in use on this droplet, and what is written to it after it \
+             is detached is lost:",
+            disk.node().display()
+        ),
+        found: holders.to_string(),
+        cure: "end that before the volume is detached",
+    }
+}
+
+/// The error for a mount that could not be unmounted: who uses it, when that is why.
+pub(super) fn or_users(volume: &str, mounts: &MountTable, mount: &Mount, left: &Left) -> impl FnOnce(Error) -> Error {
+    move |err| {
+        if !is_busy(&err) {
+            return err;
+        }
+        let sought = left.disks.first().map_or_else(Sought::default, DiskUnder::sought);
+        Error::InUse {
+            doing: format!("volume {volume} cannot be unmounted at {}, because it is in use:", mount.target.display()),
+            found: observe_users(&sought, mounts, mount).to_string(),
+            cure: "end that, and it is unmounted when it is asked for again",
+        }
+    }
+}
+
+pub(super) fn flush_or_say(call: &NodeCall<'_>, path: &Path) {
+    if let Err(err) = apply_flush(&call.guard, path) {
+        error!("could not write everything that is in memory: {}", Chain(&err));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_mount_that_the_orchestrator_knows_of_excuses_a_disk_that_it_is_about_to_detach() {
+        let (known, foreign) = ("/csi/staging/default/blog/rw-file-system-single-node-writer", "/mnt/blog");
+        let elsewhere = || PublishedMount::Foreign(foreign.into());
+        for (targets, unpublished, unstaged) in [
+            (vec![], PublishedMount::Nowhere, PublishedMount::Nowhere),
+            (vec![known], PublishedMount::Known, PublishedMount::Known),
+            (vec![foreign], PublishedMount::Known, elsewhere()),
+            (vec![foreign, known], PublishedMount::Known, PublishedMount::Known),
+        ] {
+            let targets: Vec<&Path> = targets.into_iter().map(Path::new).collect();
+            assert_eq!(plan_shown(Step::Unpublish, &targets), unpublished, "{targets:?}");
+            assert_eq!(plan_shown(Step::Unstage, &targets), unstaged, "{targets:?}");
+        }
+    }
+}

@@ -1,0 +1,170 @@
+//! A hidden place beside a path, where a mount is prepared before it appears at the path itself.
+//!
+//! Owns that place and its removal, and the copying of a mount by way of it. A mount has to be changed after it was made, to
+//! read-only for one; at the path itself the orchestrator would see it in between, and the copy of it that the kernel makes in
+//! the host's mount namespace would stay as it was first. A call that was killed leaves the place behind, and the next call for
+//! the path clears it away.
+
+use std::ffi::{OsStr, OsString};
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use log::warn;
+
+use crate::error::{Chain, Error, Result};
+use crate::host::bind::{Held, apply_alone, apply_bind};
+use crate::host::device::Device;
+use crate::host::device::number::DeviceNumber;
+use crate::host::mount::{Unmount, apply_own_flags, apply_unmount, observe_mounts};
+use crate::host::mount_options::MountOptions;
+use crate::host::mountinfo::{Mount, MountTable};
+use crate::node::mount_point;
+use crate::node::mount_point::Shape;
+use crate::node::mount_point::{MOST_MOUNTS, too_many};
+use crate::sync::volume_lock::VolumeGuard;
+
+/// A mount, or a device's node, that is to be seen at one more place.
+#[derive(Debug)]
+pub(super) struct Copied<'a> {
+    /// The volume's device.
+    pub(super) device: &'a Device,
+    /// Where its file system is mounted; or its node.
+    pub(super) source: &'a Path,
+    /// What is at these places: a directory, or a device's node.
+    pub(super) shape: Shape,
+    /// The flags of the new mount; none: as they come.
+    pub(super) options: Option<&'a MountOptions>,
+}
+
+/// Makes a mount appear at a target, which is real, with the flags asked for from the first moment on, and seen to be the
+/// volume's before anybody else sees it.
+///
+/// What is mounted inside it later is seen in no other place of the volume: each is of a peer group of its own. In one group a
+/// mount that a task makes in its target would appear at all others, and nothing could be unmounted any more.
+///
+/// # Errors
+/// [`Error::WrongDevice`] when something else is at the source by now, [`Error::Io`].
+pub(super) fn apply_copied(guard: &VolumeGuard, what: &Copied<'_>, target: &Path) -> Result<()> {
+    let scratch_mount = ScratchMount::open(guard, target, what.shape)?;
+    apply_bind(guard, &Held::open(what.source)?, &Held::open(scratch_mount.path())?)?;
+    // What is held cannot be unmounted, so it is let go of before the place is cleared away.
+    let copy = Held::open(scratch_mount.path())?;
+    let mounts = observe_mounts()?;
+    let mount = check_copy(what, &copy, &mounts)?;
+    apply_alone(guard, &copy)?;
+    if let Some(options) = what.options.filter(|options| options.differs_at(mount).is_some()) {
+        apply_own_flags(guard, scratch_mount.path(), options)?;
+    }
+    apply_bind(guard, &copy, &Held::open(target)?)
+}
+
+/// Sees that a copy shows what it should: the source may have been unmounted, or replaced, before it was bound.
+fn check_copy<'a>(what: &Copied<'_>, copy: &Held, mounts: &'a MountTable) -> Result<&'a Mount> {
+    let mount = copy.mount(mounts)?.filter(|mount| mount.target == copy.path());
+    let number = DeviceNumber::from_raw(copy.metadata()?.rdev());
+    let is_right = |mount: &Mount| match what.shape {
+        Shape::Directory => mount.is_of(what.device),
+        Shape::File => mount.is_node_of(what.device) && number == what.device.number(),
+    };
+    mount.filter(|mount| is_right(mount)).ok_or_else(|| {
+        let found = mount.map_or_else(
+            || "nothing".to_owned(),
+            |mount| format!("{} ({}, {})", mount.source.display(), mount.fstype, mount.root.display()),
+        );
+        Error::WrongDevice {
+            volume: what.device.volume().clone(),
+            found: format!("{} shows {found} now; nothing was shown to anybody, try again", what.source.display()),
+        }
+    })
+}
+
+/// A place beside a path, in use until it is dropped.
+#[derive(Debug)]
+pub(super) struct ScratchMount<'a> {
+    guard: &'a VolumeGuard,
+    path: PathBuf,
+}
+
+impl<'a> ScratchMount<'a> {
+    /// Makes the place beside `path`, which is real and has a parent.
+    pub(super) fn open(guard: &'a VolumeGuard, path: &Path, shape: Shape) -> Result<Self> {
+        apply_clean(guard, path)?;
+        let path = mount_point::ensure_real_place(guard, beside(path)?, shape)?;
+        Ok(ScratchMount { guard, path })
+    }
+
+    /// Where it is.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Drop for ScratchMount<'_> {
+    fn drop(&mut self) {
+        if let Err(err) = clear(self.guard, &self.path) {
+            warn!("left behind, to be cleared by the next call: {}", Chain(&err));
+        }
+    }
+}
+
+/// Clears away what a call that was killed has left beside a path.
+pub(super) fn apply_clean(guard: &VolumeGuard, path: &Path) -> Result<()> {
+    clear(guard, &beside(path)?)
+}
+
+fn beside(path: &Path) -> Result<PathBuf> {
+    let name = path.file_name().ok_or_else(|| Error::invalid("path", format!("{} has no name", path.display())))?;
+    let hidden = [b".", shortened(name).as_bytes(), b".do-csi"].concat();
+    Ok(path.with_file_name(OsString::from_vec(hidden)))
+}
+
+/// A name as it is, or, where nothing more could be added to it, its beginning and a number made from all of it.
+fn shortened(name: &OsStr) -> OsString {
+    const MOST: usize = 255 - ".".len() - ".do-csi".len();
+    let bytes = name.as_bytes();
+    if bytes.len() <= MOST {
+        return name.to_owned();
+    }
+    let mut hasher = DefaultHasher::new();
+    bytes.hash(&mut hasher);
+    let number = format!("{:016x}", hasher.finish());
+    let head = bytes.iter().take(MOST - number.len()).copied();
+    OsString::from_vec(head.chain(number.bytes()).collect())
+}
+
+fn clear(guard: &VolumeGuard, place: &Path) -> Result<()> {
+    // Nobody but us knows the place, so nothing can be in use there.
+    for _ in 0..MOST_MOUNTS {
+        if !apply_unmount(guard, place, Unmount::WhenFree)? {
+            return mount_point::apply_remove_place(guard, place);
+        }
+    }
+    Err(too_many(place))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn every_name_has_a_place_beside_it_and_no_two_have_the_same() {
+        let names = ["a".to_owned(), "a".repeat(246), "a".repeat(247), "a".repeat(248), "a".repeat(255)];
+        let other = format!("{}b", "a".repeat(254));
+        let places: BTreeSet<PathBuf> = names
+            .iter()
+            .chain([&other])
+            .map(|name| beside(&Path::new("/targets").join(name)).unwrap())
+            .inspect(|place| {
+                let name = place.file_name().unwrap();
+                assert!(
+                    name.len() <= 255 && name.as_bytes().starts_with(b".a") && name.as_bytes().ends_with(b".do-csi")
+                );
+            })
+            .collect();
+        assert_eq!(places.len(), 6);
+        assert_eq!(beside(Path::new("/t/vol")).unwrap(), Path::new("/t/.vol.do-csi"));
+    }
+}

@@ -1,0 +1,7 @@
+//! Waiting for each other: locks in the order of arrival, locks of volumes, semaphores.
+//!
+//! Knows nothing of volumes but their names, and starts no thread.
+
+pub mod fifo_lock;
+pub mod semaphore;
+pub mod volume_lock;
