@@ -33,6 +33,7 @@ mod controller;
 mod gone;
 mod harness;
 mod jobs;
+mod layers;
 mod listing;
 mod ownership;
 mod program;

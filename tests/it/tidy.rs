@@ -371,3 +371,48 @@ fn every_fixture_says_where_it_came_from() {
         assert!(root().join(file).ancestors().any(has_origin) || says_itself, "{file} has no origin");
     }
 }
+
+/// Words that this code used for itself, and the field's words that took their place.
+const RETIRED: [(&str, &str); 22] = [
+    ("folder", "directory"),
+    ("folders", "directories"),
+    ("setback", "failed detach"),
+    ("CallTime", "CallContext"),
+    ("Verdict::Unclear", "ApiFailure::OutcomeUnknown"),
+    ("HolderPlan", "TakeoverPlan"),
+    ("Sight", "HolderFacts"),
+    ("Patience", "Timeouts"),
+    ("Lines", "FifoLocks"),
+    ("hold_in_line", "acquire_queued"),
+    ("most_ahead", "max_queue"),
+    ("Slots", "Semaphore"),
+    ("ContainerPlan", "UnlockPlan"),
+    ("Upon", "DiskHolder"),
+    ("Aside", "ScratchMount"),
+    ("MountAt", "MountPointState"),
+    ("Traits", "DiskFingerprint"),
+    ("Sighting", "LookupResult"),
+    ("Looker", "Candidate"),
+    ("plan_company", "plan_exclusive_use"),
+    ("plan_place", "plan_mount_point"),
+    ("OwnDroplet", "DropletIdentity"),
+];
+
+#[test]
+fn retired_words_do_not_come_back() {
+    let mut found = Vec::new();
+    for file in files("src", ".rs") {
+        let text = read(&file);
+        for (word, instead) in RETIRED {
+            let is_letter = |c: char| c.is_alphanumeric() || c == '_';
+            for (at, _) in text.match_indices(word) {
+                let before = text[..at].chars().next_back();
+                let after = text[at + word.len()..].chars().next();
+                if !before.is_some_and(is_letter) && !after.is_some_and(is_letter) {
+                    found.push(format!("{file}: {word:?} is {instead:?} here"));
+                }
+            }
+        }
+    }
+    assert!(found.is_empty(), "{found:#?}");
+}
