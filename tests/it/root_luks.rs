@@ -250,6 +250,6 @@ fn root_a_killed_encryption_is_begun_anew_wherever_it_was_cut_off() {
         disk.close();
     }
     for has_head in [false, true] {
-        assert!(found.contains_key(&("Begun".to_owned(), has_head)), "not cut off at {has_head}: {found:?}");
+        assert!(found.contains_key(&("Interrupted".to_owned(), has_head)), "not cut off at {has_head}: {found:?}");
     }
 }

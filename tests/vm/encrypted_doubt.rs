@@ -195,7 +195,7 @@ pub fn grown_early(yard: &mut VmHarness) -> StepResult<()> {
     yard.sh(A, "umount /usr/sbin/mkfs.xfs")?;
     // Its key is settled by now, and the log says what to do if it is lost.
     is_refused(yard, &with_key(&vol, "another"), RpcStatusCode::INVALID_ARGUMENT, &["does not open"])?;
-    yard.sh(A, &format!("grep -F 'nothing was ever stored' /var/lib/droplet/plugin.log | grep -F '{}'", vol.name))?;
+    yard.sh(A, &format!("grep -F 'never given out' /var/lib/droplet/plugin.log | grep -F '{}'", vol.name))?;
     yard.monitor(A).resize(&disk.id, 2 * GIB)?;
     yard.until(A, &format!("[ $(blockdev --getsize64 {}) = {} ]", vol.link(), 2 * GIB))?;
     yard.stage(A, &vol)??;
