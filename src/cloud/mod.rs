@@ -2,15 +2,13 @@
 //!
 //! Owns talking to the API: requests and replies, their types, their errors, and how fast to ask. It does not own a
 //! decision: nothing is sent twice, no state is compared with a wish, and waiting for an action is the caller's loop,
-//! for which [`pace`] says when to look.
+//! for which `controller/poll.rs` says when to look.
 //!
 //! | module | holds |
 //! |---|---|
-//! | [`call`], [`http`], `dial` | one request, sent once, bounded in time and size |
-//! | [`error`] | what a failure means |
+//! | [`request`], [`http`], `connector` | one request, sent once, bounded in time and size |
 //! | [`token`] | the access token |
 //! | [`rate_limit`] | the token's rate limit |
-//! | [`pace`] | how long actions take |
 //! | [`volume`], [`action`], [`snapshot`], [`droplet`], [`tag`] | the calls, by what they are about |
 //! | [`metadata`] | the droplet that this program runs on |
 //! | `json` | the replies' objects, as DigitalOcean documents them |
@@ -65,7 +63,7 @@ impl Cloud {
     }
 
     /// The same API for one piece of work that has to end at a given time: no call of the result waits or runs longer.
-    /// Calls begun after it fail with [`error::ApiErrorKind::NoTimeLeft`].
+    /// Calls begun after it fail with [`crate::error::api::ApiErrorKind::NoTimeLeft`].
     #[must_use]
     pub fn until(&self, deadline: Instant) -> Cloud {
         Cloud { http: Arc::clone(&self.http), deadline: Some(deadline) }

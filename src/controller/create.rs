@@ -2,7 +2,7 @@
 //!
 //! Owns the comparison of a volume that is there with the one that is asked for. The create is sent first: DigitalOcean
 //! keeps names unique in a region, so a refusal, or a lost reply, leads to the volume that an earlier call made. What a
-//! volume with content needs before and after is in [`source`](super::source).
+//! volume with content needs before and after is in [`restore`](super::restore).
 
 use log::{info, warn};
 

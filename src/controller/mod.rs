@@ -6,21 +6,21 @@
 //! | module | holds |
 //! |---|---|
 //! | [`create`], [`delete`] | volumes come and go |
-//! | [`source`], [`temporary`] | volumes that begin with content |
-//! | [`publish`], [`holder`], [`unpublish`] | attachments come and go |
-//! | [`mode`] | how a volume was published |
+//! | [`restore`], [`clone_snapshot`] | volumes that begin with content |
+//! | [`attach`], [`takeover`], [`detach`] | attachments come and go |
+//! | [`publish_mode`] | how a volume was published |
 //! | [`expand`], [`modify`] | volumes become larger, or get other tags |
-//! | [`snapshot`], [`taken_names`] | snapshots come and go, each with a name of its own |
+//! | [`snapshot`], [`snapshot_names`] | snapshots come and go, each with a name of its own |
 //! | [`list`] | pages of volumes and of snapshots |
 //! | [`condition`], [`capacity`] | whether a volume is well, and whether there is room for one more |
-//! | [`ctx`] | one call's budget and the waits in it, and asking again within it |
-//! | [`action`] | waiting for an action |
-//! | [`failed_detach`] | pauses between calls that keep failing |
-//! | [`failure`] | what a failed API call calls for |
+//! | [`context`] | one call's budget and the waits in it, and asking again within it |
+//! | [`run_action`], [`poll`] | waiting for an action |
+//! | [`detach_backoff`] | pauses between calls that keep failing |
+//! | [`api_failure`] | what a failed API call calls for |
 //! | `tag_scope` | whether the token may put tags on |
 //! | `owner` | whose a volume or a snapshot is |
 //! | `gone` | what has to be known before something counts as gone |
-//! | [`name`], [`describe`] | CSI names into DigitalOcean names, and what a description keeps |
+//! | [`naming`], [`description`] | CSI names into DigitalOcean names, and what a description keeps |
 
 pub mod api_failure;
 pub mod attach;

@@ -2,7 +2,7 @@
 //!
 //! Owns the steps before and after the create. A copy gets its source's size from DigitalOcean and is grown afterwards, so
 //! a call that was cut off in between leaves a volume that the next one recognises by its description and grows. A clone
-//! is made through a temporary snapshot, which [`temporary`](super::temporary) takes and takes away.
+//! is made through a temporary snapshot, which [`clone_snapshot`](super::clone_snapshot) takes and takes away.
 
 use crate::cloud::volume::{NewVolume, Volume};
 use crate::controller::Controller;

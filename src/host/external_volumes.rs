@@ -33,7 +33,7 @@ enum Seen {
 /// Counts the volumes that something other than CSI uses.
 ///
 /// # Errors
-/// [`Error::Io`] when the devices cannot be looked at.
+/// [`crate::error::Error::Io`] when the devices cannot be looked at.
 pub fn observe_foreign(places: &DevicePlaces, mounts: &MountTable) -> Result<u32> {
     let mut count = 0;
     for disk in observe_volumes(places)? {

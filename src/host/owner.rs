@@ -30,7 +30,7 @@ pub enum UnderMount {
 /// number of its own as btrfs does, of what it was mounted from.
 ///
 /// # Errors
-/// [`Error::Io`] when that cannot be seen.
+/// [`crate::error::Error::Io`] when that cannot be seen.
 pub fn observe_disk(places: &DevicePlaces, mount: &Mount) -> Result<UnderMount> {
     if mount.is_node() {
         return Ok(observe_node(&mount.target)?.map_or(UnderMount::NoDisk, UnderMount::Disk));
@@ -72,7 +72,7 @@ pub enum Owner {
 /// Judges whose a disk is: that of the volume with this name, or, where the name is not known, that of any volume.
 ///
 /// # Errors
-/// [`Error::Io`] when the disk or the links cannot be looked at.
+/// [`crate::error::Error::Io`] when the disk or the links cannot be looked at.
 pub fn observe_owner(places: &DevicePlaces, disk: DeviceNumber, name: Option<&VolumeName>) -> Result<Owner> {
     let fingerprint = DiskFingerprint::read(&places.sysfs.join(format!("dev/block/{disk}")))?;
     if fingerprint.is_partition {

@@ -2,7 +2,7 @@
 //!
 //! Owns the order of observing, deciding and changing for each node call, the lock of each volume and the time of each
 //! call. The decisions are pure functions in [`plan`]; the machine is touched only through `host/` and the small directories
-//! of [`place`]. DigitalOcean's API is never asked.
+//! of [`mount_point`]. DigitalOcean's API is never asked.
 
 pub mod block;
 pub mod expand;
@@ -113,7 +113,7 @@ impl Node {
     /// on in the order in which they came.
     ///
     /// # Errors
-    /// [`Error::VolumeBusy`](crate::error::Error::Locked) when too many are in the line.
+    /// [`Error::VolumeBusy`](crate::error::Error::VolumeBusy) when too many are in the line.
     pub fn arrive(&self, volume: &str) -> Result<Arrival> {
         let queued = self.locks.queue(VolumeKey::Id(volume.to_owned()), MAX_QUEUE)?;
         Ok(Arrival { queued, came: Instant::now() })
