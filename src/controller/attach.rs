@@ -4,7 +4,6 @@
 //! droplet, or when it is certain that it cannot get there. Error texts decide nothing here: after each of them the volume
 //! is read again. What to do about another droplet that has the volume is in `holder`.
 
-use crate::controller::attachment::{AttachStep, Seen};
 use std::time::Instant;
 
 use log::{info, warn};
@@ -12,6 +11,7 @@ use log::{info, warn};
 use crate::cloud::droplet::Droplet;
 use crate::cloud::volume::Volume;
 use crate::controller::api_failure::{ApiFailure, plan_failure};
+use crate::controller::attachment::{AttachStep, Seen};
 use crate::controller::context::{Backoff, CallContext};
 use crate::controller::poll::ActionKind;
 use crate::controller::run_action::{ActionOutcome, LastAction, Waits, await_action};

@@ -5,7 +5,6 @@
 //! second one is sent only when the first has certainly had no effect: once DigitalOcean has carried one out, the volume
 //! may be in use there again.
 
-use crate::controller::attachment::{DetachOutcome, OnBusy};
 use std::time::{Instant, SystemTime};
 
 use log::{info, warn};
@@ -14,6 +13,7 @@ use crate::cloud::action::Action;
 use crate::cloud::volume::Volume;
 use crate::controller::Controller;
 use crate::controller::api_failure::{ApiFailure, plan_failure};
+use crate::controller::attachment::{DetachOutcome, OnBusy};
 use crate::controller::context::CallContext;
 use crate::controller::detach_backoff::{Admission, Pair};
 use crate::controller::poll::ActionKind;
@@ -379,11 +379,11 @@ fn detaching(id: &VolumeId, droplet: DropletId) -> String {
 
 #[cfg(test)]
 mod tests {
-    use crate::error::api::{ApiError, ApiErrorKind};
     use std::time::Duration;
 
     use super::*;
     use crate::cloud::action::ActionStatus;
+    use crate::error::api::{ApiError, ApiErrorKind};
 
     fn refused(kind: ApiErrorKind) -> DetachOutcome {
         DetachOutcome::Refused(ApiError::without_reply(kind, "no"))

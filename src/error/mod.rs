@@ -7,7 +7,6 @@
 pub mod api;
 pub mod command;
 
-use crate::sync::semaphore::NoPermit;
 use std::fmt::{self, Write};
 use std::path::PathBuf;
 
@@ -15,6 +14,7 @@ use crate::error::api::ApiError;
 use crate::error::command::CommandError;
 use crate::id::{DropletId, VolumeId, VolumeName};
 use crate::region::Region;
+use crate::sync::semaphore::NoPermit;
 use crate::sync::volume_lock::VolumeBusy;
 
 /// The result of everything that can fail in this program.

@@ -3,7 +3,6 @@
 //! Owns the only `Command::new` of this program, and the fate of a child that will not die. Which programs there are is
 //! `tools.rs`'s. A key reaches a program on its standard input and in no other way. What an exit code means is not known here: whoever asked for the run matches [`Exit`] in full.
 
-use crate::error::command::{CommandError, Exit};
 use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::io::Write;
@@ -15,6 +14,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 
+use crate::error::command::{CommandError, Exit};
 use crate::host::capture::Capture;
 use crate::host::luks::passphrase::Key;
 use crate::host::tools::CHILD_PATH;
@@ -402,9 +402,10 @@ fn leave_to_reaper(mut child: Child, cmd: &Cmd, why: &str) {
 
 #[cfg(test)]
 mod tests {
+    use nix::sys::signal::SigSet;
+
     use super::*;
     use crate::sync::semaphore::Semaphore;
-    use nix::sys::signal::SigSet;
 
     /// A runner whose every tool is a shell.
     fn shell() -> SystemRunner {

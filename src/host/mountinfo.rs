@@ -3,13 +3,13 @@
 //! Owns the parser of `/proc/self/mountinfo` and the questions asked of it, all pure. It reads no file and changes no
 //! mount; [`observe_mounts`](crate::host::mount_table::observe_mounts) reads the real table.
 
-use crate::host::device::number::DeviceNumber;
 use std::collections::{HashMap, HashSet};
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
 use crate::host::device::Device;
+use crate::host::device::number::DeviceNumber;
 
 /// One line of the table.
 ///
@@ -274,8 +274,9 @@ fn octal(digits: &[u8]) -> Option<u8> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use proptest::prelude::*;
+
+    use super::*;
 
     const NODE: &[u8] = include_bytes!("../../tests/fixtures/mountinfo/node.txt");
     const DOBS: &str = "/opt/nomad/client/csi/node/dobs";

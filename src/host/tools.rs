@@ -2,8 +2,9 @@
 //!
 //! Owns their names, their packages and the fixed directories they are looked for in. It runs none of them.
 
-use crate::error::command::MissingTool;
 use std::path::{Path, PathBuf};
+
+use crate::error::command::MissingTool;
 
 /// Where programs are looked for, in this order, and the child's `PATH`.
 ///

@@ -4,14 +4,12 @@
 //! still writes to it then loses what it writes. A mount in another mount namespace, as every container has one that is given
 //! the host's root, keeps a file system alive that is mounted nowhere as far as this program sees.
 
-use crate::host::mount::apply_flush;
-use log::error;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use log::{info, warn};
+use log::{error, info, warn};
 
 use crate::config::RELEASE_BUDGET;
 use crate::error::{Chain, Error, Result};
@@ -21,7 +19,7 @@ use crate::host::freeze::apply_thaw;
 use crate::host::holders::{Holders, Sought, observe_holders, observe_users, observe_writers};
 use crate::host::id_link::observe_name_of;
 use crate::host::luks::mapper::DiskHolder;
-use crate::host::mount::observe_mounts;
+use crate::host::mount::{apply_flush, observe_mounts};
 use crate::host::mountinfo::{Mount, MountTable};
 use crate::host::release::{Claim, DiskUnder};
 use crate::node::{Node, NodeCall};
@@ -44,7 +42,7 @@ impl Left {
         Left { disks: Vec::new(), is_raw: false }
     }
 
-    fn shown_in(&self, mounts: &MountTable, step: Step) -> PublishedMount {
+    fn shown_in(&self, mounts: &MountTable, step: Step) -> StillMounted {
         let shows = |mount: &&Mount| self.disks.iter().any(|disk| disk.is_under(mount));
         let targets: Vec<&Path> = mounts.iter().filter(shows).map(|mount| mount.target.as_path()).collect();
         plan_shown(step, &targets)
@@ -62,7 +60,7 @@ pub(super) enum Step {
 
 /// Where a disk is seen to be mounted yet.
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum PublishedMount {
+enum StillMounted {
     /// Nowhere.
     Nowhere,
     /// Where the orchestrator knows of it, and will have it taken away.
@@ -72,12 +70,12 @@ enum PublishedMount {
 }
 
 /// Decides by the paths at which a disk is mounted. Pure.
-fn plan_shown(step: Step, targets: &[&Path]) -> PublishedMount {
+fn plan_shown(step: Step, targets: &[&Path]) -> StillMounted {
     match (step, targets) {
-        (Step::Unpublish | Step::Unstage, []) => PublishedMount::Nowhere,
-        (Step::Unpublish, [_, ..]) => PublishedMount::Known,
-        (Step::Unstage, [_, ..]) if targets.iter().any(|target| is_csi_place(target)) => PublishedMount::Known,
-        (Step::Unstage, [first, ..]) => PublishedMount::Foreign(first.to_path_buf()),
+        (Step::Unpublish | Step::Unstage, []) => StillMounted::Nowhere,
+        (Step::Unpublish, [_, ..]) => StillMounted::Known,
+        (Step::Unstage, [_, ..]) if targets.iter().any(|target| is_csi_place(target)) => StillMounted::Known,
+        (Step::Unstage, [first, ..]) => StillMounted::Foreign(first.to_path_buf()),
     }
 }
 
@@ -179,9 +177,9 @@ fn observe_let_go(call: &NodeCall<'_>, volume: &str, lefts: &[Left], step: Step)
     let deadline = Instant::now() + call.cap(RELEASE_BUDGET);
     for left in lefts.iter().filter(|left| !left.disks.is_empty()) {
         match await_shown(left, step, deadline)? {
-            PublishedMount::Nowhere => {}
-            PublishedMount::Known => continue,
-            PublishedMount::Foreign(path) => return Err(mounted_by_others(volume, &path)),
+            StillMounted::Nowhere => {}
+            StillMounted::Known => continue,
+            StillMounted::Foreign(path) => return Err(mounted_by_others(volume, &path)),
         }
         for disk in &left.disks {
             match await_free(disk, deadline)? {
@@ -198,13 +196,13 @@ fn observe_let_go(call: &NodeCall<'_>, volume: &str, lefts: &[Left], step: Step)
 
 /// Looks where a disk is mounted, again and again while somebody else has it mounted: droplet images carry a rule that mounts
 /// a volume for a short look.
-fn await_shown(left: &Left, step: Step, deadline: Instant) -> Result<PublishedMount> {
+fn await_shown(left: &Left, step: Step, deadline: Instant) -> Result<StillMounted> {
     loop {
         let shown = left.shown_in(&observe_mounts()?, step);
         let rest = deadline.saturating_duration_since(Instant::now());
         match shown {
-            PublishedMount::Foreign(_) if !rest.is_zero() => std::thread::sleep(LONGEST_PAUSE.min(rest)),
-            PublishedMount::Nowhere | PublishedMount::Known | PublishedMount::Foreign(_) => return Ok(shown),
+            StillMounted::Foreign(_) if !rest.is_zero() => std::thread::sleep(LONGEST_PAUSE.min(rest)),
+            StillMounted::Nowhere | StillMounted::Known | StillMounted::Foreign(_) => return Ok(shown),
         }
     }
 }
@@ -301,12 +299,12 @@ mod tests {
     #[test]
     fn only_a_mount_that_the_orchestrator_knows_of_excuses_a_disk_that_it_is_about_to_detach() {
         let (known, foreign) = ("/csi/staging/default/blog/rw-file-system-single-node-writer", "/mnt/blog");
-        let elsewhere = || PublishedMount::Foreign(foreign.into());
+        let elsewhere = || StillMounted::Foreign(foreign.into());
         for (targets, unpublished, unstaged) in [
-            (vec![], PublishedMount::Nowhere, PublishedMount::Nowhere),
-            (vec![known], PublishedMount::Known, PublishedMount::Known),
-            (vec![foreign], PublishedMount::Known, elsewhere()),
-            (vec![foreign, known], PublishedMount::Known, PublishedMount::Known),
+            (vec![], StillMounted::Nowhere, StillMounted::Nowhere),
+            (vec![known], StillMounted::Known, StillMounted::Known),
+            (vec![foreign], StillMounted::Known, elsewhere()),
+            (vec![foreign, known], StillMounted::Known, StillMounted::Known),
         ] {
             let targets: Vec<&Path> = targets.into_iter().map(Path::new).collect();
             assert_eq!(plan_shown(Step::Unpublish, &targets), unpublished, "{targets:?}");

@@ -4,8 +4,6 @@
 //! only when it is certainly dead, so that nothing they write could reach the disk any more, and then only when it does not
 //! go in the usual way. Other mounts of the same volume stay.
 
-use crate::node::mount_point::{MOST_MOUNTS, too_many};
-use crate::node::release::flush_or_say;
 use std::path::Path;
 
 use log::warn;
@@ -16,11 +14,11 @@ use crate::host::luks::mapper::observe_mapping_under;
 use crate::host::mount::{Unmount, apply_unmount, apply_unmount_within, observe_mounts};
 use crate::host::mount_health::{Health, observe_health};
 use crate::host::mountinfo::{Mount, MountTable};
+use crate::node::mount_point::{MOST_MOUNTS, too_many};
 use crate::node::mount_state::is_of_our_making;
-use crate::node::release::{Left, Step, or_users};
+use crate::node::release::{Left, Step, flush_or_say, or_users};
 use crate::node::whose::Whose;
-use crate::node::{Arrival, Node, NodeCall};
-use crate::node::{mount_point, scratch_mount};
+use crate::node::{Arrival, Node, NodeCall, mount_point, scratch_mount};
 use crate::request::node::{Unpublish, Unstage};
 
 /// Takes away one mount after the other until none is seen at a path.

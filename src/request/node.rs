@@ -3,13 +3,13 @@
 //! Owns one type for each node RPC. A volume's id is taken as it comes, because the node finds the disk by the volume's
 //! name in the publish context, and old Nomads send an id of their own.
 
-use crate::request::publish_context::{Attached, ContextKeys};
 use std::path::PathBuf;
 
 use crate::error::{Error, Result, Thing};
 use crate::host::luks::passphrase::Key;
 use crate::proto::csi;
 use crate::request::capability::Capability;
+use crate::request::publish_context::{Attached, ContextKeys};
 use crate::request::secrets::Secrets;
 use crate::request::volume::size_range;
 use crate::request::volume_context::{CONTEXT, Settings};
@@ -194,10 +194,11 @@ fn volume_path(text: String) -> Result<PathBuf> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashMap;
+
     use super::*;
     use crate::id::VolumeName;
     use crate::size::Gib;
-    use std::collections::HashMap;
 
     #[test]
     fn the_publish_context_of_the_official_driver_is_read_too() {

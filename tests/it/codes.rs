@@ -94,7 +94,7 @@ fn at_most(bytes: i64, request: csi::CreateVolumeRequest) -> csi::CreateVolumeRe
 type Ask = fn(&World) -> Outcome<()>;
 
 /// How a line of the specification is proved.
-enum NameMatch {
+enum Proof {
     /// Each of these calls, in a world of its own, ends with the code.
     Asked(&'static [Ask]),
     /// By this test of this file.
@@ -103,11 +103,11 @@ enum NameMatch {
     Never(&'static str),
 }
 
-use NameMatch::{Asked, In, Never};
+use Proof::{Asked, In, Never};
 use RpcStatusCode as Code;
 
 /// The error tables of the specification's version 1.12, RPC by RPC.
-const LINES: &[(&str, &str, Code, NameMatch)] = &[
+const LINES: &[(&str, &str, Code, Proof)] = &[
     (
         "CreateVolume",
         "source incompatible",

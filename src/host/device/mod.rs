@@ -9,8 +9,6 @@ pub mod number;
 pub mod scsi_id;
 pub mod sysfs;
 
-use crate::host::device::busy::is_busy;
-use crate::host::holders::{Sought, observe_holders};
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -20,10 +18,11 @@ use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg, OFlag};
 
 use crate::error::{Error, Result};
-use crate::host::device::busy::retry_while_busy;
+use crate::host::device::busy::{is_busy, retry_while_busy};
 use crate::host::device::number::DeviceNumber;
 use crate::host::device::scsi_id::Identity;
 use crate::host::device::sysfs::{is_going, read_attribute};
+use crate::host::holders::{Sought, observe_holders};
 use crate::host::presence::observe_is_there;
 use crate::id::VolumeName;
 use crate::size::Bytes;

@@ -12,16 +12,15 @@
 //!    note is gone the inside is zero, and the rule for any other disk holds for it. If the volume grows before there is a
 //!    file system in it, other places are looked at: then they are filled once more.
 
-use crate::host::luks::layout::{DATA_AT, SUBSYSTEM_NEW};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
 use crate::error::{Error, Result};
 use crate::host::CLAIM_BUDGET;
 use crate::host::command::Runner;
-use crate::host::device::Device;
-use crate::host::device::or_in_use;
+use crate::host::device::{Device, or_in_use};
 use crate::host::luks::cryptsetup;
+use crate::host::luks::layout::{DATA_AT, SUBSYSTEM_NEW};
 use crate::host::luks::passphrase::Key;
 use crate::host::probe::blkid::Luks;
 use crate::host::probe::content::{Content, confirm_content, observe_content};

@@ -4,16 +4,15 @@
 //! `probe/places.rs` lists is zero, and, before anything is written, blkid knows nothing on it either. It decides nothing
 //! about what is then done with the disk, and writes to none.
 
-use crate::fs::FsKind;
-use crate::host::probe::blkid::{Filesystem, Luks};
 use std::fmt;
 
 use crate::error::command::Exit;
 use crate::error::{Error, Result};
+use crate::fs::FsKind;
 use crate::host::PROBE_BUDGET;
 use crate::host::command::{Cmd, Runner, Tool};
 use crate::host::device::Device;
-use crate::host::probe::blkid::{Signature, parse_export};
+use crate::host::probe::blkid::{Filesystem, Luks, Signature, parse_export};
 use crate::host::probe::{Disk, Probe, Trace, find_unfinished, first_non_zero, is_unfinished_xfs};
 
 /// What is read first of all: in it is the head of every file system that this plugin makes.
