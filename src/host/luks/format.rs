@@ -243,8 +243,8 @@ pub fn apply_blank(_guard: &VolumeGuard, runner: &dyn Runner, open: &Device) -> 
     zero().map_err(Error::io("clearing", open.path()))
 }
 
-/// Whether a new encrypted volume, which is open, was made blank inside and has grown since: then its header is zero, and what
-/// is looked at elsewhere lies at other places, which still read as noise. No file system leaves the header as zeros, and none
+/// Whether a new encrypted volume, which is open, was made blank inside and has grown since: then its beginning is zero, and what
+/// is looked at elsewhere lies at other places, which still read as noise. No file system leaves its beginning as zeros, and none
 /// is noise wherever it is looked at.
 ///
 /// # Errors
