@@ -52,6 +52,18 @@ pub(super) fn apply_clear(call: &NodeCall<'_>, path: &Path, health: Health) -> R
     }
 }
 
+/// The refusal to take away what is mounted somewhere; `found` is what it is, as the end of a sentence.
+fn not_taken_away(mount: &Mount, found: &str) -> Error {
+    let target = mount.target.display();
+    let by = format!(
+        "{} ({}) is mounted there, {found}; nothing was unmounted; if it is this volume's all the same, `umount {target}` on \
+         the droplet ends it",
+        mount.source.display(),
+        mount.fstype
+    );
+    Error::TargetTaken { path: mount.target.clone(), by }
+}
+
 impl Node {
     /// Takes a volume away from a target path: unmounts it and removes the empty directory or file.
     ///
@@ -64,7 +76,8 @@ impl Node {
         let call = self.begin(arrival, &want.volume, None, &[&want.target])?;
         if let Some(target) = mount_point::observe_real_path(&want.target)? {
             take_all_down(&target, |mounts, mount| {
-                self.apply_take_down(&call, &want.volume, mounts, mount)?;
+                let health = self.check_ours(&want.volume, mount)?;
+                self.apply_take_down(&call, &want.volume, mounts, mount, health)?;
                 if mount.is_node() {
                     self.apply_unprotect_after(&call, mount)?;
                 }
@@ -95,11 +108,11 @@ impl Node {
 
     fn apply_unstage(&self, call: &NodeCall<'_>, volume: &str, staging: &Path) -> Result<()> {
         take_all_down(staging, |mounts, mount| {
-            self.check_ours(volume, mount)?;
+            let health = self.check_ours(volume, mount)?;
             // To keep the volume mounted would not bring back what cannot be written.
             flush_or_say(call, staging);
             let under = observe_mapping_under(&self.places, mount);
-            self.apply_take_down(call, volume, mounts, mount)?;
+            self.apply_take_down(call, volume, mounts, mount, health)?;
             // Also where nothing could be seen the mount had to go first; but then the volume may still be open.
             under?.map_or(Ok(()), |under| self.ensure_closed_after(call, volume, &under))
         })?;
@@ -116,7 +129,7 @@ impl Node {
             match observe_health(&self.places, mount)? {
                 Health::Alive => return Ok(mounts),
                 health @ (Health::DiskGone | Health::ShutDown | Health::NodeGone)
-                    if self.check_ours(volume, mount).is_ok() =>
+                    if self.check_whose(volume, mount, health).is_ok() =>
                 {
                     apply_clear(call, real, health)?;
                 }
@@ -127,31 +140,36 @@ impl Node {
         Err(too_many(real))
     }
 
-    /// Sees that a mount may be taken away from where it is: it is the volume's, or its disk is gone.
-    fn check_ours(&self, volume: &str, mount: &Mount) -> Result<()> {
-        let what = format!("{} ({}) is mounted there", mount.source.display(), mount.fstype);
-        let refuse = |found: &str| {
-            let cure = format!(
-                "if it is this volume's all the same, `umount {}` on the droplet ends it",
-                mount.target.display()
-            );
-            let by = format!("{what}, {found}; nothing was unmounted; {cure}");
-            Err(Error::TargetTaken { path: mount.target.clone(), by })
-        };
+    /// Sees that a mount may be taken away from where it is, and says how it is. What is not of our making is not even examined,
+    /// as it may never answer.
+    fn check_ours(&self, volume: &str, mount: &Mount) -> Result<Health> {
         if !is_of_our_making(mount) {
-            return refuse("which is no volume");
+            return Err(not_taken_away(mount, "which is no volume"));
         }
-        match self.observe_whose_at(volume, mount, self.observe_or_assume_alive(mount))? {
+        let health = self.observe_or_assume_alive(mount);
+        self.check_whose(volume, mount, health)?;
+        Ok(health)
+    }
+
+    /// Sees that a mount of our making is the volume's, or that its disk is gone.
+    fn check_whose(&self, volume: &str, mount: &Mount, health: Health) -> Result<()> {
+        match self.observe_whose_at(volume, mount, health)? {
             Whose::Ours(_) | Whose::Gone => Ok(()),
-            Whose::NotOurs(found) => refuse(&format!("from {found}, and not volume {volume}")),
+            Whose::NotOurs(found) => Err(not_taken_away(mount, &format!("from {found}, and not volume {volume}"))),
         }
     }
 
-    /// Takes a mount away. What was under it, if that can still be written to, is kept in mind until it is let go of.
-    fn apply_take_down(&self, call: &NodeCall<'_>, volume: &str, mounts: &MountTable, mount: &Mount) -> Result<()> {
-        self.check_ours(volume, mount)?;
+    /// Takes the volume's own mount away. What was under it, if that can still be written to, is kept in mind until it is let
+    /// go of.
+    fn apply_take_down(
+        &self,
+        call: &NodeCall<'_>,
+        volume: &str,
+        mounts: &MountTable,
+        mount: &Mount,
+        health: Health,
+    ) -> Result<()> {
         let path = mount.target.as_path();
-        let health = self.observe_or_assume_alive(mount);
         if plan_removal(health) == Unmount::DiskGone {
             return self.apply_clear_for_good(call, volume, path, health);
         }
