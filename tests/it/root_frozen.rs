@@ -1,5 +1,7 @@
 //! File systems that a backup tool has frozen and never thawed.
 
+use std::io::{Read, Write};
+use std::process::{ChildStdin, ChildStdout, Stdio};
 use std::time::{Duration, Instant};
 
 use grpcio::RpcStatusCode;
@@ -17,8 +19,43 @@ fn takes_writes(rig: &NodeHarness, vol: &Vol) -> bool {
     droplet.command("timeout".as_ref()).args(write).arg(file).status().unwrap().success()
 }
 
-fn freeze(rig: &NodeHarness, vol: &Vol) {
-    rig.run("fsfreeze", &["-f", &rig.staging(vol).to_string_lossy()]);
+/// A file system that is frozen. When the test ends before it was thawed, even if the test is killed, a process that outlives it
+/// thaws it all the same: nothing else would ever free its loop device.
+struct Frozen {
+    thawed: Option<ChildStdin>,
+    ended: ChildStdout,
+}
+
+impl Frozen {
+    fn new(rig: &NodeHarness, vol: &Vol) -> Frozen {
+        let script = "fsfreeze -f \"$1\" && echo frozen || exit
+            read -r _thawed && exit
+            at=$(mktemp -d) && mount \"$2\" \"$at\" && fsfreeze -u \"$at\"
+            umount \"$at\" && rmdir \"$at\"";
+        // What the droplet runs ends with the test; what it forks does not.
+        let mut command = rig.machine().droplet.command("setsid".as_ref());
+        command.args(["--fork", "sh", "-c", script, "sh"]).arg(rig.staging(vol)).arg(rig.node(vol));
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let (thawed, mut ended) = (child.stdin.take(), child.stdout.take().unwrap());
+        let mut told = [0; 7];
+        ended.read_exact(&mut told).unwrap();
+        assert_eq!(&told, b"frozen\n");
+        assert!(child.wait().unwrap().success());
+        Frozen { thawed, ended }
+    }
+
+    /// Leaves the file system alone, which has been thawed.
+    fn was_thawed(mut self) {
+        self.thawed.as_mut().unwrap().write_all(b"thawed\n").unwrap();
+    }
+}
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        drop(self.thawed.take());
+        // Until nobody can write there any more, which is when the process has ended.
+        let _all = self.ended.read_to_end(&mut Vec::new());
+    }
 }
 
 #[test]
@@ -31,7 +68,7 @@ fn root_a_file_system_that_was_left_frozen_is_thawed_before_it_is_unmounted() {
         rig.stage(&vol).unwrap();
         rig.publish(&vol, "alloc").unwrap();
         assert!(takes_writes(&rig, &vol));
-        freeze(&rig, &vol);
+        let frozen = Frozen::new(&rig, &vol);
         let before = thaws();
         let started = Instant::now();
         // It is staged yet: whoever has frozen it may still be at work.
@@ -42,6 +79,7 @@ fn root_a_file_system_that_was_left_frozen_is_thawed_before_it_is_unmounted() {
         assert_eq!(thaws(), before + 1, "{fs}: {}", rig.plugin().log());
         rig.stage(&vol).unwrap();
         assert!(takes_writes(&rig, &vol), "{fs} is frozen yet");
+        frozen.was_thawed();
         rig.unstage(&vol).unwrap();
         assert_eq!(thaws(), before + 1, "{fs}: {}", rig.plugin().log());
     }
@@ -55,7 +93,7 @@ fn root_a_frozen_file_system_that_is_mounted_nowhere_is_not_given_out() {
     for fs in FILESYSTEMS {
         let vol = rig.volume(&format!("vol-{fs}"), "").fs(fs);
         rig.stage(&vol).unwrap();
-        freeze(&rig, &vol);
+        let frozen = Frozen::new(&rig, &vol);
         // By hand, so not by the plugin, which would have thawed it.
         rig.run("umount", &[&rig.staging(&vol).to_string_lossy()]);
         refused(rig.stage(&vol), RpcStatusCode::FAILED_PRECONDITION, &["is in use", "fsfreeze -u", &vol.name]);
@@ -66,6 +104,7 @@ fn root_a_frozen_file_system_that_is_mounted_nowhere_is_not_given_out() {
         rig.run("umount", &["/mnt"]);
         rig.stage(&vol).unwrap();
         assert!(takes_writes(&rig, &vol));
+        frozen.was_thawed();
         rig.unstage(&vol).unwrap();
     }
     rig.close();
