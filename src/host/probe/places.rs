@@ -71,7 +71,8 @@ fn even_samples(size: u64) -> impl Iterator<Item = u64> {
 fn random_samples(size: u64, seed: u64) -> impl Iterator<Item = u64> {
     let mut state = seed;
     (0..SAMPLES).filter_map(move |_| {
-        // SplitMix64. Source: Steele, Lea and Flood, "Fast splittable pseudorandom number generators".
+        // SplitMix64. Source: Steele, Lea and Flood, "Fast splittable pseudorandom number generators". It stands here as later
+        // versions have to draw the same places in an encrypted volume, which is blank only there.
         state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mixed = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
