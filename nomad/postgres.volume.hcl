@@ -20,7 +20,7 @@ mount_options {
   mount_flags = ["noatime"]
 }
 
-# What else can be set is in the plugin's README, under "Settings of a volume" and "Parameters".
+# What else can be set is in the plugin's docs/settings.md and docs/csi.md.
 parameters {
   tags = "nomad,postgres"
 }

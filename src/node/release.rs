@@ -255,7 +255,7 @@ fn mounted_by_others(volume: &str, path: &Path) -> Error {
             "something other than this plugin has mounted it at {0}; `umount {0}` ends that",
             path.display()
         ),
-        cure: "end that before the volume is detached; if it comes back, an automount rule of the distribution does it (see README)",
+        cure: "end that before the volume is detached; if it comes back, an automount rule of the distribution does it (see docs/troubleshooting.md)",
     }
 }
 

@@ -424,7 +424,7 @@ fn a_detach_that_is_repeated_too_early_is_answered_soon_and_without_a_request() 
     let id = fleet.volume_on("one", A);
     let refusal = fail_until_it_is_too_early(&fleet, &plugin.client, &id);
     assert_eq!(refusal.code, RpcStatusCode::UNAVAILABLE, "{refusal}");
-    // As README quotes it, with what DigitalOcean said to the last try.
+    // As docs/troubleshooting.md quotes it, with what DigitalOcean said to the last try.
     for part in [&id, "it is tried again in 1 s at the earliest, as it failed", Said::FORBIDDEN.message] {
         assert!(refusal.message.contains(part), "{part} is not in: {refusal}");
     }

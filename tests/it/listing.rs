@@ -1,4 +1,4 @@
-//! Lists: whole and true whatever the size of their pages, and cheap. The figures that README names are printed and
+//! Lists: whole and true whatever the size of their pages, and cheap. The figures that docs/csi.md names are printed and
 //! asserted here.
 
 use std::collections::HashMap;

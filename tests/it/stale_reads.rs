@@ -235,13 +235,13 @@ fn taking_a_volume_from_a_droplet_that_is_gone_is_logged_as_a_warning() {
     let log = plugin.log();
     let warning = log.lines().find(|line| line.contains("taking volume=")).unwrap_or_else(|| panic!("{log}"));
     assert!(warning.contains("WARN"), "{warning}");
-    // As README quotes it.
+    // As the page on attaching quotes it.
     let want = format!("taking volume={id} name=one from droplet={A}, which is gone, for droplet={B}");
     assert!(warning.ends_with(&want), "{warning}");
-    let readme = include_str!("../../README.md");
+    let page = include_str!("../../docs/attach.md");
     let example = [(&*id, "506f78a4-…"), ("=one", "=blog"), (&A.to_string(), "3164444"), (&B.to_string(), "3164445")];
     let quoted = example.iter().fold(want.clone(), |text, (ours, theirs)| text.replace(ours, theirs));
-    assert!(readme.contains(&quoted), "README has not: {quoted}");
+    assert!(page.contains(&quoted), "docs/attach.md has not: {quoted}");
 }
 
 #[test]

@@ -103,9 +103,9 @@ fn the_map_in_lib_rs_names_every_module_and_no_other() {
 }
 
 #[test]
-fn the_map_in_the_readme_is_the_tree() {
-    let readme = read("README.md");
-    let rows = section(&readme, "## Map of the tree");
+fn the_map_of_the_tree_is_the_tree() {
+    let page = read("docs/architecture.md");
+    let rows = section(&page, "## Map of the tree");
     let mapped: Vec<&str> = rows
         .iter()
         .filter(|row| row.starts_with('|'))
@@ -113,30 +113,42 @@ fn the_map_in_the_readme_is_the_tree() {
         .flat_map(quoted)
         .collect();
     for path in &mapped {
-        assert!(root().join(path).exists(), "README maps {path}, which is not there");
+        assert!(root().join(path).exists(), "the map has {path}, which is not there");
     }
     // Without git, as in a release's archive, only that direction can be checked.
     let Some(tracked) = tracked() else { return };
     for file in tracked.iter().filter(|file| file.as_str() != "README.md" && root().join(file).exists()) {
         let is_mapped = mapped.iter().any(|path| file == path || path.ends_with('/') && file.starts_with(path));
-        assert!(is_mapped, "README's map has no row for {file}");
+        assert!(is_mapped, "the map in docs/architecture.md has no row for {file}");
     }
 }
 
-#[test]
-fn the_readme_knows_every_flag_and_no_other() {
+/// Every page for people, relative to the root.
+fn pages() -> Vec<String> {
+    let at_root = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "nomad/README.md"].map(str::to_owned);
+    at_root.into_iter().chain(files("docs", ".md")).collect()
+}
+
+/// Words with dashes and underscores in them, as flags and variables are.
+fn words(text: &str) -> BTreeSet<String> {
+    let is_word = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+    text.split(|c| !is_word(c)).filter(|word| !word.is_empty()).map(str::to_owned).collect()
+}
+
+fn help() -> String {
     let mut help = bare(Path::new(PROGRAM));
     help.arg("--help");
-    let help = String::from_utf8(run_to_end(help).unwrap().stdout).unwrap();
-    let words = |text: &str| -> BTreeSet<String> {
-        let is_word = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
-        text.split(|c| !is_word(c)).filter(|word| !word.is_empty()).map(str::to_owned).collect()
-    };
+    String::from_utf8(run_to_end(help).unwrap().stdout).unwrap()
+}
+
+#[test]
+fn the_page_of_flags_has_every_flag_and_no_other() {
+    let help = help();
     let flags: BTreeSet<String> =
         words(&help).into_iter().filter(|word| word.starts_with("--") && word.len() > 2).collect();
 
-    let readme = read("README.md");
-    let rows = section(&readme, "### Flags");
+    let page = read("docs/flags.md");
+    let rows = section(&page, "## Flags");
     let first_cells = rows.iter().filter(|row| row.starts_with("| `")).filter_map(|row| row.split('|').nth(1));
     let described: BTreeSet<String> = first_cells.flat_map(quoted).map(str::to_owned).collect();
     let mut expected = flags.clone();
@@ -149,31 +161,86 @@ fn the_readme_knows_every_flag_and_no_other() {
         words(text).into_iter().filter(|word| word.starts_with("DIGITALOCEAN_") || word.starts_with("CSI_")).collect()
     };
     assert_eq!(variables(&rows.join("\n")), variables(&help));
-    // Elsewhere in README and in the messages of the program a flag is one that exists, too.
-    let ours = |text: &str| -> Vec<String> {
-        quoted(text).iter().flat_map(|code| words(code)).filter(|word| word.starts_with("--")).collect()
-    };
-    for flag in ours(&readme.replace("```", "")) {
-        // doctl has flags of its own.
-        assert!(flag == "--resource" || flags.contains(&flag), "README has {flag}, which --help does not");
+}
+
+/// Flags of other programs that the pages name.
+const FOREIGN_FLAGS: [&str; 1] = ["--resource"];
+
+#[test]
+fn a_flag_that_a_page_names_exists() {
+    let help = words(&help());
+    for page in files("docs", ".md").into_iter().chain(["README.md".to_owned()]) {
+        let text = read(&page).replace("```", "");
+        for flag in quoted(&text).iter().flat_map(|code| words(code)).filter(|word| word.starts_with("--")) {
+            let is_known = help.contains(&flag) || FOREIGN_FLAGS.contains(&flag.as_str());
+            assert!(is_known, "{page} has {flag}, which --help does not");
+        }
     }
 }
 
 #[test]
-fn the_readme_names_targets_of_the_makefile() {
+fn a_target_that_a_page_names_is_in_the_makefile() {
     let makefile = read("Makefile");
-    let readme = read("README.md");
-    let named = readme.lines().filter_map(|line| line.strip_prefix("make ")?.split_whitespace().next());
     let mut count = 0;
-    for target in named {
-        let recipe = format!("\n{target}:");
-        assert!(makefile.contains(&recipe), "README has `make {target}`, the Makefile has not");
-        count += 1;
+    for page in pages() {
+        let text = read(&page);
+        let code = text.lines().chain(quoted(&text));
+        let named = code.filter_map(|code| code.strip_prefix("make ")?.split_whitespace().next());
+        for target in named.filter(|word| word.chars().all(|c| c.is_ascii_lowercase() || c == '-')) {
+            let recipe = format!("\n{target}:");
+            assert!(makefile.contains(&recipe), "{page} has `make {target}`, the Makefile has not");
+            count += 1;
+        }
     }
-    assert!(count > 3, "{count}");
+    assert!(count > 20, "{count}");
 }
 
-/// The messages that README explains, made by the program.
+/// The anchor that a forge makes of a heading.
+fn anchor(heading: &str) -> String {
+    let kept = heading.chars().filter(|c| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_'));
+    kept.collect::<String>().trim().to_lowercase().replace(' ', "-")
+}
+
+/// The lines of a page that are no code block.
+fn prose(text: &str) -> Vec<&str> {
+    let mut is_code = false;
+    text.lines()
+        .filter(|line| {
+            let is_fence = line.trim_start().starts_with("```");
+            is_code ^= is_fence;
+            !is_code && !is_fence
+        })
+        .collect()
+}
+
+#[test]
+fn every_link_of_a_page_leads_somewhere() {
+    let mut count = 0;
+    for page in pages() {
+        let text = read(&page);
+        for link in prose(&text).join(" ").split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
+            if link.starts_with("https://") {
+                continue;
+            }
+            let (path, wanted) = link.split_once('#').unwrap_or((link, ""));
+            let beside = root().join(&page).with_file_name("");
+            let target = if path.is_empty() { root().join(&page) } else { beside.join(path) };
+            assert!(target.exists(), "{page}: {link} leads to no file");
+            if !wanted.is_empty() {
+                let there = fs::read_to_string(&target).unwrap();
+                let has = prose(&there)
+                    .iter()
+                    .filter(|line| line.starts_with('#'))
+                    .any(|line| anchor(line.trim_start_matches('#')) == wanted);
+                assert!(has, "{page}: {link} leads to no heading");
+            }
+            count += 1;
+        }
+    }
+    assert!(count > 40, "{count}");
+}
+
+/// The messages that the page on troubleshooting explains, made by the program.
 fn explained_messages() -> Vec<Error> {
     let volume = || VolumeId::parse("506f78a4-8f00-11f0-9a11-0a58ac14d1e2").unwrap();
     let droplet = |number| DropletId::new(number).unwrap();
@@ -253,12 +320,9 @@ fn explained_messages() -> Vec<Error> {
 }
 
 #[test]
-fn the_readme_explains_messages_that_are_the_programs_own() {
-    let readme = read("README.md");
-    let lines = section(&readme, "## What happens to a volume when a node dies, a task moves or two nodes want it");
-    let text = lines.join("\n");
-    let (_, list) = text.split_once("**The messages**").unwrap();
-    let (list, _) = list.split_once("**`--takeover`**").unwrap();
+fn the_messages_that_are_explained_are_the_programs_own() {
+    let page = read("docs/troubleshooting.md");
+    let list = section(&page, "## Messages about attaching and detaching").join("\n");
     let items: Vec<String> =
         list.split("\n- ").skip(1).map(|item| item.split_whitespace().collect::<Vec<_>>().join(" ")).collect();
     let messages = explained_messages();
@@ -294,8 +358,8 @@ fn nothing_is_left_to_do() {
     // Written in two parts, so that this file does not have them.
     let words = [["TO", "DO"], ["FIX", "ME"], ["XX", "X"], ["todo", "!("], ["dbg", "!("], ["unimplemented", "!("]]
         .map(|parts| parts.concat());
-    let others = ["Makefile", "README.md", "Cargo.toml", "build.rs", ".ci/run"].map(str::to_owned);
-    for file in rust_files().into_iter().chain(others).chain(files("protos", ".proto")) {
+    let others = ["Makefile", "Cargo.toml", "build.rs", ".ci/run"].map(str::to_owned);
+    for file in rust_files().into_iter().chain(others).chain(pages()).chain(files("protos", ".proto")) {
         let text = read(&file);
         for word in &words {
             // A message of DigitalOcean's or Linux's own may have such a word within another.

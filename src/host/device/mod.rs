@@ -288,7 +288,7 @@ pub(in crate::host) fn or_in_use(device: &Device, what: &str) -> impl FnOnce(Err
                 "{what} of volume {volume} is not possible, because its disk {path} is in use on this droplet:"
             ),
             found: observe_holders(&Sought::from(device)).to_string(),
-            cure: "end that first; if it comes back, an automount rule of the distribution does it (see README)",
+            cure: "end that first; if it comes back, an automount rule of the distribution does it (see docs/troubleshooting.md)",
         }
     }
 }
