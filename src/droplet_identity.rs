@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use log::{info, warn};
 
+use crate::backoff::Backoff;
 use crate::cloud::ApiResult;
 use crate::cloud::metadata::Metadata;
 use crate::error::{Chain, Error, Result};
@@ -16,8 +17,7 @@ use crate::id::DropletId;
 use crate::region::Region;
 
 /// Pauses between two questions to a metadata service that does not answer.
-const FIRST_PAUSE: Duration = Duration::from_millis(200);
-const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+const PAUSES: Backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(10));
 /// How long a call waits for a region that is not known yet.
 const REGION_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -93,7 +93,7 @@ impl DropletIdentity {
 
     fn ask_until_answered(&self, metadata: &Metadata) {
         let started = Instant::now();
-        let mut pause = FIRST_PAUSE;
+        let mut pauses = PAUSES;
         let mut is_reported = false;
         loop {
             match observe_facts(metadata) {
@@ -113,8 +113,7 @@ impl DropletIdentity {
                         warn!("the metadata service does not answer, asking on until it does: {}", Chain(&err));
                         is_reported = true;
                     }
-                    thread::sleep(pause);
-                    pause = (pause * 2).min(LONGEST_PAUSE);
+                    thread::sleep(pauses.next_pause());
                 }
             }
         }

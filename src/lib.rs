@@ -23,7 +23,8 @@
 //! - [`cloud`]: the typed calls of DigitalOcean's API, one request each
 //! - [`host`]: what Linux can do: devices, content of disks, mkfs, mounts; the only place that runs commands
 //! - [`error`]: what can go wrong, one variant for each decision of a caller or an operator
-//! - [`sync`], [`spelling`], [`fs`], [`id`], [`region`], [`size`], [`proto`]: the words that everything else is written in
+//! - [`sync`], [`backoff`], [`spelling`], [`fs`], [`id`], [`region`], [`size`], [`proto`]: the words that everything else is
+//!   written in
 //!
 //! What is above uses what is below, never the other way round; a test reads the imports.
 //!
@@ -50,6 +51,7 @@
 )]
 
 pub mod app;
+pub mod backoff;
 pub mod cloud;
 pub mod config;
 pub mod controller;

@@ -11,9 +11,10 @@ use std::time::{Duration, Instant};
 
 use log::{error, info, warn};
 
+use crate::backoff::{Backoff, look_until};
 use crate::config::RELEASE_BUDGET;
 use crate::error::{Chain, Error, Result};
-use crate::host::device::busy::is_busy;
+use crate::host::device::busy::{BUSY_PAUSES, is_busy};
 use crate::host::external_volumes::is_csi_place;
 use crate::host::freeze::apply_thaw;
 use crate::host::holders::{Holders, Sought, observe_holders, observe_users, observe_writers};
@@ -24,9 +25,8 @@ use crate::host::mountinfo::{Mount, MountTable};
 use crate::host::release::{Claim, DiskUnder};
 use crate::node::{Node, NodeCall};
 
-/// The first and the longest pause between two looks whether a disk is free.
-const FIRST_PAUSE: Duration = Duration::from_millis(2);
-const LONGEST_PAUSE: Duration = Duration::from_millis(250);
+/// The pauses between two looks that cost more than asking the kernel for a disk.
+const SLOW_PAUSES: Backoff = Backoff::new(Duration::from_millis(250), Duration::from_millis(250));
 
 /// What was under one mount: the device that was mounted, and the disks that this is made of.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -197,28 +197,13 @@ fn observe_let_go(call: &NodeCall<'_>, volume: &str, lefts: &[Left], step: Step)
 /// Looks where a disk is mounted, again and again while somebody else has it mounted: droplet images carry a rule that mounts
 /// a volume for a short look.
 fn await_shown(left: &Left, step: Step, deadline: Instant) -> Result<StillMounted> {
-    loop {
-        let shown = left.shown_in(&observe_mounts()?, step);
-        let rest = deadline.saturating_duration_since(Instant::now());
-        match shown {
-            StillMounted::Foreign(_) if !rest.is_zero() => std::thread::sleep(LONGEST_PAUSE.min(rest)),
-            StillMounted::Nowhere | StillMounted::Known | StillMounted::Foreign(_) => return Ok(shown),
-        }
-    }
+    let look = || Ok(left.shown_in(&observe_mounts()?, step));
+    look_until(deadline, SLOW_PAUSES, look, |shown| !matches!(shown, Ok(StillMounted::Foreign(_))))
 }
 
 /// Looks again and again until nothing has a disk.
 fn await_free(disk: &DiskUnder, deadline: Instant) -> Result<Claim> {
-    let mut pause = FIRST_PAUSE;
-    loop {
-        let claim = disk.observe_claim()?;
-        let left = deadline.saturating_duration_since(Instant::now());
-        if claim != Claim::Taken || left.is_zero() {
-            return Ok(claim);
-        }
-        std::thread::sleep(pause.min(left));
-        pause = (pause * 2).min(LONGEST_PAUSE);
-    }
+    look_until(deadline, BUSY_PAUSES, || disk.observe_claim(), |claim| !matches!(claim, Ok(Claim::Taken)))
 }
 
 /// Looks again and again until no process has a raw disk open for writing; gives those that still have. An open file is not
@@ -227,22 +212,19 @@ fn await_unwritten(disk: &DiskUnder, is_raw: bool, deadline: Instant) -> Option<
     if !is_raw {
         return None;
     }
-    let mut was_waited = false;
-    loop {
-        let writers = observe_writers(&disk.sought());
-        let left = deadline.saturating_duration_since(Instant::now());
-        if writers.found().is_empty() {
-            if was_waited {
-                info!("the raw disk was open for writing for a while device={}", disk.node().display());
-            }
-            return None;
-        }
-        if left.is_zero() {
-            return Some(writers);
-        }
-        was_waited = true;
-        std::thread::sleep(LONGEST_PAUSE.min(left));
+    let mut looks = 0;
+    let look = || {
+        looks += 1;
+        observe_writers(&disk.sought())
+    };
+    let writers = look_until(deadline, SLOW_PAUSES, look, |writers| writers.found().is_empty());
+    if !writers.found().is_empty() {
+        return Some(writers);
     }
+    if looks > 1 {
+        info!("the raw disk was open for writing for a while device={}", disk.node().display());
+    }
+    None
 }
 
 fn mounted_by_others(volume: &str, path: &Path) -> Error {

@@ -15,7 +15,7 @@ const ROWS: [&[&str]; 10] = [
     &["config"],
     &["cloud", "host"],
     &["error"],
-    &["fs", "id", "proto", "region", "size", "spelling", "sync"],
+    &["backoff", "fs", "id", "proto", "region", "size", "spelling", "sync"],
 ];
 
 /// Imports that close a circle and are still there: a mount is asked whether it is of a disk, and a disk who has it mounted.

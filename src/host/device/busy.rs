@@ -1,15 +1,15 @@
 //! Trying again while something is in use.
 //!
-//! Owns the rhythm of the tries. A disk or a mount is often busy for a moment only: udev looks at a new disk, and droplet
+//! A disk or a mount is often busy for a moment only: udev looks at a new disk, and droplet
 //! images carry a rule that mounts a volume for a short look when it is attached.
 
 use std::time::{Duration, Instant};
 
+use crate::backoff::{Backoff, look_until};
 use crate::error::{Error, Result};
 
-/// The first and the longest pause between two tries.
-const FIRST_PAUSE: Duration = Duration::from_millis(2);
-const LONGEST_PAUSE: Duration = Duration::from_millis(250);
+/// The pauses between two tries: mostly something has a disk for a moment only.
+pub const BUSY_PAUSES: Backoff = Backoff::new(Duration::from_millis(2), Duration::from_millis(250));
 
 /// Whether an error is the kernel's "Device or resource busy".
 #[must_use]
@@ -19,17 +19,7 @@ pub fn is_busy(error: &Error) -> bool {
 
 /// Does something, again and again while it answers "busy", for as long as the budget lasts; gives the last answer.
 pub(in crate::host) fn retry_while_busy<T>(budget: Duration, attempt: impl Fn() -> Result<T>) -> Result<T> {
-    let started = Instant::now();
-    let mut pause = FIRST_PAUSE;
-    loop {
-        let outcome = attempt();
-        let left = budget.saturating_sub(started.elapsed());
-        match &outcome {
-            Err(error) if is_busy(error) && !left.is_zero() => std::thread::sleep(pause.min(left)),
-            Ok(_) | Err(_) => return outcome,
-        }
-        pause = (pause * 2).min(LONGEST_PAUSE);
-    }
+    look_until(Instant::now() + budget, BUSY_PAUSES, attempt, |outcome| !outcome.as_ref().is_err_and(is_busy))
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use crate::backoff::{Backoff, look_until};
 use crate::error::{Chain, Error, Result};
 use crate::host::device::number::DeviceNumber;
 use crate::host::device::scsi_id::{Identity, NameMatch};
@@ -22,9 +23,8 @@ use crate::id::VolumeName;
 use crate::size::{Bytes, Gib};
 use crate::sync::volume_lock::VolumeGuard;
 
-/// The first and the longest pause between two looks for a disk.
-const FIRST_PAUSE: Duration = Duration::from_millis(10);
-const LONGEST_PAUSE: Duration = Duration::from_millis(500);
+/// The pauses between two looks for a disk.
+const PAUSES: Backoff = Backoff::new(Duration::from_millis(10), Duration::from_millis(500));
 
 /// What was seen when looking for a volume's disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -228,35 +228,27 @@ fn await_ready(
     budget: Duration,
     look: impl Fn() -> Result<LookupResult>,
 ) -> Result<Device> {
-    let started = Instant::now();
-    let mut pause = FIRST_PAUSE;
-    loop {
-        let seen = look()?;
-        let left = budget.saturating_sub(started.elapsed());
-        match seen {
-            LookupResult::Ready(device) => return Ok(device),
-            LookupResult::TooSmall { device, .. } if !left.is_zero() => rescan_or_warn(guard, &device),
-            LookupResult::OtherVolume { .. } | LookupResult::NotABlockDevice { .. } if left.is_zero() => {
-                return Err(Error::WrongDevice { volume: volume.clone(), found: seen.to_string() });
-            }
-            LookupResult::Missing { .. }
-            | LookupResult::NotRunning { .. }
-            | LookupResult::ZeroSize { .. }
-            | LookupResult::TooSmall { .. }
-                if left.is_zero() =>
-            {
-                let waited_s = budget.as_secs();
-                return Err(Error::DeviceMissing { volume: volume.clone(), waited_s, found: seen.to_string() });
-            }
-            LookupResult::Missing { .. }
-            | LookupResult::NotRunning { .. }
-            | LookupResult::ZeroSize { .. }
-            | LookupResult::TooSmall { .. }
-            | LookupResult::OtherVolume { .. }
-            | LookupResult::NotABlockDevice { .. } => {}
+    let look = || {
+        let seen = look();
+        if let Ok(LookupResult::TooSmall { device, .. }) = &seen {
+            rescan_or_warn(guard, device);
         }
-        std::thread::sleep(pause.min(left));
-        pause = (pause * 2).min(LONGEST_PAUSE);
+        seen
+    };
+    let is_enough = |seen: &Result<LookupResult>| matches!(seen, Ok(LookupResult::Ready(_)) | Err(_));
+    let seen = look_until(Instant::now() + budget, PAUSES, look, is_enough)?;
+    match seen {
+        LookupResult::Ready(device) => Ok(device),
+        LookupResult::OtherVolume { .. } | LookupResult::NotABlockDevice { .. } => {
+            Err(Error::WrongDevice { volume: volume.clone(), found: seen.to_string() })
+        }
+        LookupResult::Missing { .. }
+        | LookupResult::NotRunning { .. }
+        | LookupResult::ZeroSize { .. }
+        | LookupResult::TooSmall { .. } => {
+            let waited_s = budget.as_secs();
+            Err(Error::DeviceMissing { volume: volume.clone(), waited_s, found: seen.to_string() })
+        }
     }
 }
 

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use log::{info, warn};
 
+use crate::backoff::{Backoff, look_until};
 use crate::config::NODE_BUDGET;
 use crate::error::{Chain, Error, Result};
 use crate::host::command::{Runner, Until};
@@ -159,16 +160,7 @@ impl Node {
 
 /// Looks again and again whether something has become true, until it has or the budget is used up.
 fn await_true(budget: Duration, look: impl Fn() -> Result<bool>) -> Result<bool> {
-    let started = Instant::now();
-    loop {
-        if look()? {
-            return Ok(true);
-        }
-        if started.elapsed() >= budget {
-            return Ok(false);
-        }
-        std::thread::sleep(CLOSE_PAUSE);
-    }
+    look_until(Instant::now() + budget, Backoff::new(CLOSE_PAUSE, CLOSE_PAUSE), look, |seen| !matches!(seen, Ok(false)))
 }
 
 /// The refusal of an encrypted volume whose disk somebody has.
