@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use crossbeam::channel::{Receiver, bounded};
 use crossbeam::select;
-use grpcio::{ChannelBuilder, EnvBuilder, ServerBuilder, ServerCredentials, Service};
+use grpcio::{ChannelBuilder, EnvBuilder, ResourceQuota, ServerBuilder, ServerCredentials, Service};
 use log::warn;
 
 use crate::rpc::socket::SocketFile;
@@ -27,6 +27,18 @@ use crate::rpc::socket::SocketFile;
 /// How long somebody who has connected may take to say anything in HTTP/2, in milliseconds. gRPC's own 120 s would hold
 /// up the end of the program for as long.
 const HANDSHAKE_MS: i32 = 2000;
+/// Largest request in bytes. The largest legal one is a CreateVolume: CSI gives a map 4 KiB and it has three, a few lists of
+/// capabilities and places, and texts of 128 bytes; all of it together stays below 64 KiB.
+/// Source: CSI specification, "Size Limits".
+const MAX_REQUEST: i32 = 256 << 10;
+/// Most calls of one connection at a time; a client that keeps to HTTP/2 lets further ones wait, and one that does not is cut
+/// off. The queues of calls have less room than this, so more would only be refused.
+const MAX_STREAMS: i32 = 200;
+/// Largest headers of a call, in bytes; those of an ordinary one have some hundred.
+const MAX_HEADERS: i32 = 16 << 10;
+/// Memory for what callers have sent and have not completed, in bytes. Beyond it gRPC cuts off calls, and takes no further
+/// connections until there is room. Answers do not count.
+const MEMORY_QUOTA: usize = 16 << 20;
 /// How long the answers to cancelled calls may take to be sent.
 const CANCEL_BUDGET: Duration = Duration::from_secs(1);
 
@@ -52,9 +64,8 @@ impl Server {
         let refuse = |why: &dyn fmt::Display| format!("cannot serve on {}: {why}", place.display());
         // One thread is enough: it only passes messages on.
         let env = Arc::new(EnvBuilder::new().cq_count(1).name_prefix("grpc").build());
-        let args =
-            ChannelBuilder::new(Arc::clone(&env)).raw_cfg_int(c"grpc.server_handshake_timeout_ms".into(), HANDSHAKE_MS);
-        let mut builder = ServerBuilder::new(env).channel_args(args.build_args());
+        let limits = limits(ChannelBuilder::new(Arc::clone(&env)));
+        let mut builder = ServerBuilder::new(env).channel_args(limits.build_args());
         for service in services {
             builder = builder.register_service(service);
         }
@@ -86,4 +97,18 @@ impl Server {
             warn!("ending without having told every caller");
         }
     }
+}
+
+/// What a caller may ask of gRPC, so that no request, and no number of them, takes the memory of the calls in work.
+fn limits(builder: ChannelBuilder) -> ChannelBuilder {
+    builder
+        .raw_cfg_int(c"grpc.server_handshake_timeout_ms".into(), HANDSHAKE_MS)
+        // gRPC measures a message before it unpacks it. No caller compresses; one that does gets INTERNAL.
+        .raw_cfg_int(c"grpc.per_message_decompression".into(), 0)
+        .raw_cfg_int(c"grpc.absolute_max_metadata_size".into(), MAX_HEADERS)
+        // Otherwise the windows grow with what a caller sends, and with them what is kept for a message that never ends.
+        .http2_bdp_probe(false)
+        .max_receive_message_len(MAX_REQUEST)
+        .max_concurrent_stream(MAX_STREAMS)
+        .set_resource_quota(ResourceQuota::new(None).resize_memory(MEMORY_QUOTA))
 }

@@ -30,6 +30,7 @@ mod codes;
 mod concurrency;
 mod conflict;
 mod controller;
+mod flood;
 mod gone;
 mod harness;
 mod jobs;
