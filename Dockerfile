@@ -30,12 +30,12 @@ FROM ${TOOLS_BASE} AS tools
 RUN apt-get update \
     && DEBIAN_FRONTEND=noninteractive apt-get upgrade -y --no-install-recommends \
     && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends \
-        btrfs-progs cryptsetup-bin e2fsprogs util-linux xfsprogs \
+        btrfs-progs cryptsetup-bin dmsetup e2fsprogs util-linux xfsprogs \
     && rm -rf /var/lib/apt/lists/*
 COPY --from=build /build/target/release/do-csi-plugin /usr/bin/do-csi-plugin
 COPY tests/image/collect /collect
 RUN /collect /image do-csi-plugin \
-    blkid blockdev fsfreeze mkfs.xfs xfs_growfs mke2fs e2fsck resize2fs mkfs.btrfs btrfs cryptsetup
+    blkid blockdev fsfreeze mkfs.xfs xfs_growfs mke2fs e2fsck resize2fs mkfs.btrfs btrfs cryptsetup dmsetup
 COPY LICENSE /image/usr/share/doc/do-csi-plugin/copyright
 
 FROM scratch

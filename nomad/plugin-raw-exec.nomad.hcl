@@ -1,5 +1,5 @@
 # The plugin without Docker, as a program of the host. Nomad must run as root, with the raw_exec driver enabled, and the
-# program and the tools it needs (xfsprogs, e2fsprogs, btrfs-progs, and cryptsetup-bin for encrypted volumes) must be installed on every client.
+# program and the tools it needs (xfsprogs, e2fsprogs, btrfs-progs, and cryptsetup-bin with dmsetup for encrypted volumes) must be installed on every client.
 #
 # A program of the host sees the host's paths and not those of a container, so both must be made the same: the directory
 # that Nomad keeps for this plugin stands below as stage_publish_base_dir. It is data_dir/client/csi/monolith/ID, with

@@ -37,6 +37,8 @@ pub enum Tool {
     Btrfs,
     /// `cryptsetup`, for encrypted volumes; whoever has none can do without it.
     Cryptsetup,
+    /// `dmsetup`, which shows what the kernel was told of an encrypted volume; it comes with cryptsetup.
+    Dmsetup,
 }
 
 impl Tool {
@@ -69,6 +71,7 @@ impl Tool {
             Tool::Resize2fs => "resize2fs",
             Tool::Btrfs => "btrfs",
             Tool::Cryptsetup => "cryptsetup",
+            Tool::Dmsetup => "dmsetup",
         }
     }
 
@@ -86,6 +89,7 @@ impl Tool {
             Tool::Mke2fs | Tool::E2fsck | Tool::Resize2fs => "e2fsprogs",
             Tool::MkfsBtrfs | Tool::Btrfs => "btrfs-progs",
             Tool::Cryptsetup => "cryptsetup-bin",
+            Tool::Dmsetup => "dmsetup",
         }
     }
 
@@ -94,7 +98,7 @@ impl Tool {
         match self {
             // In a container it would wait for ever for the host's udev, which answers in the host's own semaphores.
             // Source: `dm_udev_wait` in LVM2's `libdm/libdm-common.c`.
-            Tool::Cryptsetup => Some(("DM_DISABLE_UDEV", "1")),
+            Tool::Cryptsetup | Tool::Dmsetup => Some(("DM_DISABLE_UDEV", "1")),
             Tool::Blkid
             | Tool::Blockdev
             | Tool::Fsfreeze
@@ -126,7 +130,7 @@ pub fn find_tools() -> Result<Tools, MissingTool> {
         found.map(|path| (tool, path)).ok_or(tool.missing())
     };
     let mut found = Tool::NEEDED.into_iter().map(locate).collect::<Result<Vec<_>, _>>()?;
-    found.extend(locate(Tool::Cryptsetup).ok());
+    found.extend([Tool::Cryptsetup, Tool::Dmsetup].into_iter().filter_map(|tool| locate(tool).ok()));
     Ok(Tools { found })
 }
 
@@ -134,7 +138,7 @@ impl Tools {
     /// Whether encrypted volumes can be used, as far as programs go.
     #[must_use]
     pub fn can_encrypt(&self) -> bool {
-        self.path(Tool::Cryptsetup).is_ok()
+        self.path(Tool::Cryptsetup).is_ok() && self.path(Tool::Dmsetup).is_ok()
     }
 
     /// Where a program is.

@@ -18,6 +18,7 @@ use do_csi_plugin::host::luks::format::{
     LuksState, apply_blank, apply_luks_format, observe_has_grown_blank, observe_luks_state,
 };
 use do_csi_plugin::host::luks::passphrase::Key;
+use sha2::{Digest, Sha256};
 
 use crate::root_host::{Bench, Disk};
 use crate::support::wait_for;
@@ -173,6 +174,73 @@ fn root_what_was_made_blank_and_has_grown_is_known_by_its_zero_head() {
     disk.write(GIB - 4096, &noise);
     disk.write(128 * MIB, include_bytes!("../fixtures/superblock/ext4-copy.bin"));
     assert!(!has_grown());
+    disk.close();
+}
+
+/// Changes the text of both copies of a header as whoever can write to the disk may, with checksums that are right.
+///
+/// Source: LUKS2 On-Disk Format Specification, 2.1.
+fn plant(disk: &Disk, from: &str, to: &str) {
+    const LENGTH: usize = 16 * 1024;
+    const BINARY: usize = 4096;
+    const SUM: std::ops::Range<usize> = 448..512;
+    for at in [0, 16 * 1024] {
+        let mut header = vec![0; LENGTH];
+        File::open(disk.file()).unwrap().read_exact_at(&mut header, at).unwrap();
+        let text = String::from_utf8(header.split_off(BINARY)).unwrap();
+        assert!(text.contains(from), "{from} in {text}");
+        header.extend(text.replacen(from, to, 1).into_bytes());
+        header.resize(LENGTH, 0);
+        header[SUM].fill(0);
+        let sum = Sha256::digest(&header);
+        header[SUM][..sum.len()].copy_from_slice(&sum);
+        disk.write(at, &header);
+    }
+}
+
+#[test]
+#[ignore = "needs root: make test-root"]
+fn root_a_header_that_somebody_has_planted_is_refused_by_name_and_kept() {
+    let segment = r#""iv_tweak":"0","encryption":"aes-xts-plain64""#;
+    let in_slot = r#""area":{"type":"raw","offset":"32768","size":"258048","encryption":"aes-xts-plain64""#;
+    let cases = [
+        (segment, segment.replace("aes-xts-plain64", "cipher_null-ecb"), "cipher_null-ecb"),
+        (segment, segment.replace("aes-xts-plain64", "aes-ecb"), "aes-ecb"),
+        (r#""type":"crypt""#, r#""type":"linear""#.to_owned(), "linear"),
+        (
+            segment,
+            format!(
+                r#"{segment},"integrity":{{"type":"none","journal_encryption":"none","journal_integrity":"none"}}"#
+            ),
+            "integrity",
+        ),
+        (
+            in_slot,
+            in_slot.replace("aes-xts-plain64", "cipher_null-ecb"),
+            "key slot \"0\" is encrypted by \"cipher_null",
+        ),
+        (
+            r#""tokens":{}"#,
+            r#""tokens":{"0":{"type":"luks2-keyring","keyslots":["0"],"key_description":"x"}}"#.to_owned(),
+            "token",
+        ),
+    ];
+    let (bench, disk) = (Bench::new(), Disk::new(64 * MIB));
+    make(&bench, &disk, "key").unwrap();
+    disk.write(16 * MIB, &[7; 4096]);
+    apply_mark_used(&bench.guard, &bench.runner, &disk.device()).unwrap();
+    let mut right = vec![0; 32 * 1024];
+    File::open(disk.file()).unwrap().read_exact_at(&mut right, 0).unwrap();
+    for (from, to, words) in cases {
+        disk.write(0, &right);
+        assert_eq!(seen(&bench, &disk), LuksState::Ready);
+        plant(&disk, from, &to);
+        let before = disk.bytes();
+        let found = seen(&bench, &disk);
+        assert!(matches!(&found, LuksState::Refused(why) if why.contains(words)), "{to}: {found:?}");
+        let refused = make(&bench, &disk, "key").unwrap_err().to_string();
+        assert!(refused.contains("luksDump") && before.are_still_there(), "{refused}");
+    }
     disk.close();
 }
 

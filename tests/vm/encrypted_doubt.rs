@@ -50,7 +50,7 @@ pub fn keys(yard: &mut VmHarness) -> StepResult<()> {
             yard,
             &with_key(&vol, wrong),
             RpcStatusCode::INVALID_ARGUMENT,
-            &["does not open", "whose head is whole"],
+            &["does not open", "whose header is whole"],
         )?;
     }
     let mut clear = keyless(&vol);
@@ -97,7 +97,7 @@ pub fn damaged(yard: &mut VmHarness) -> StepResult<()> {
         spoil(yard, "/dev/urandom", copy_at + 512, 2048)?;
     }
     let restore = format!("cryptsetup luksHeaderRestore {disk}");
-    let words = ["whose head is damaged", "luksHeaderRestore", "nothing was changed"];
+    let words = ["whose header is damaged", "luksHeaderRestore", "nothing was changed"];
     is_refused(yard, &vol, RpcStatusCode::FAILED_PRECONDITION, &words)?;
     yard.sh(A, &format!("{restore} --header-backup-file {copy} --batch-mode"))?;
     is_whole(yard, &vol)?;
@@ -205,4 +205,43 @@ pub fn grown_early(yard: &mut VmHarness) -> StepResult<()> {
     ensure(bytes > 18 * GIB / 10, || format!("it has {bytes} bytes"))?;
     yard.off(A, &vol)?;
     is_whole(yard, &vol)
+}
+
+/// A header that somebody has planted while the disk was away, with the right key and with no cipher; and the same, open and
+/// mounted already: it is refused by name and nothing is written to it. Without dm-crypt a blank disk stays blank.
+pub fn planted(yard: &mut VmHarness) -> StepResult<()> {
+    let vol = used(yard, "planted", "ext4")?;
+    let (disk, copy, own) = (vol.link(), "/var/lib/droplet/header", "do-csi-planted");
+    yard.sh(A, &format!("cryptsetup luksHeaderBackup {disk} --header-backup-file {copy}"))?;
+    let format =
+        "cryptsetup luksFormat --type luks2 -q --key-file=- --offset 32768 --pbkdf-memory 32768 --iter-time 100";
+    yard.sh(A, &format!("printf '{KEY}' | {format} --cipher cipher_null-ecb {disk}"))?;
+    is_refused(
+        yard,
+        &vol,
+        RpcStatusCode::FAILED_PRECONDITION,
+        &["cipher_null", "luksHeaderRestore", "nothing was changed"],
+    )?;
+    // What is open already is judged by what the kernel does.
+    yard.sh(A, &format!("printf '{KEY}' | cryptsetup open --key-file=- {disk} {own}"))?;
+    yard.sh(
+        A,
+        &format!("mke2fs -q /dev/mapper/{own} 4M && mkdir /run/planted && mount /dev/mapper/{own} /run/planted"),
+    )?;
+    refused(
+        yard.stage(A, &vol)?,
+        RpcStatusCode::FAILED_PRECONDITION,
+        &["cipher_null", "not encrypted as it should be"],
+    )?;
+    yard.sh(A, &format!("umount /run/planted && rmdir /run/planted && cryptsetup close {own}"))?;
+    let blank = format!("blkdiscard -z {disk}");
+    yard.sh(A, &blank)?;
+    // Without what encrypts, nothing is written to a blank disk.
+    let (module, away) = ("/lib/modules/$(uname -r)/kernel/drivers/md/dm-crypt.ko", "/run/dm-crypt.ko");
+    yard.sh(A, &format!("rmmod dm_crypt && mv {module} {away} && depmod"))?;
+    is_refused(yard, &vol, RpcStatusCode::FAILED_PRECONDITION, &["modprobe dm-crypt", "its disk is as it was"])?;
+    yard.sh(A, &format!("mv {away} {module} && depmod"))?;
+    yard.stage(A, &vol)??;
+    yard.unstage(A, &vol)?;
+    nothing_is_open(yard, A)
 }

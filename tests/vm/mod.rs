@@ -175,6 +175,12 @@ const CASES: &[Case] = &[
         play: encrypted_doubt::damaged,
     },
     Case {
+        name: "encrypted-planted",
+        needs: Machines,
+        says: "a header that was planted to write in clear is refused before anything is mounted",
+        play: encrypted_doubt::planted,
+    },
+    Case {
         name: "encrypted-left",
         needs: Machines,
         says: "what was left open is closed, and what is somebody else's is not",

@@ -1,6 +1,6 @@
-//! cryptsetup: making, opening, growing and closing an encrypted volume.
+//! cryptsetup and dmsetup: making, opening, growing and closing an encrypted volume, and seeing what it is.
 //!
-//! Owns its command lines and the meaning of its exit codes. The key is on its standard input and nowhere else. Whether a
+//! Owns their command lines and the meaning of their exit codes. What of a header or a table is taken is `header.rs`'s. The key is on its standard input and nowhere else. Whether a
 //! disk may be written to is decided in `container.rs`; what is open, and on which disk, is seen in `mapper.rs`.
 
 use std::time::Duration;
@@ -9,6 +9,7 @@ use crate::error::command::{CommandError, Exit};
 use crate::error::{Error, Result};
 use crate::host::command::{Cmd, Output, Runner, Tool};
 use crate::host::device::Device;
+use crate::host::luks::header::{why_not_header, why_not_table};
 use crate::host::luks::layout::{DATA_AT, SUBSYSTEM, SUBSYSTEM_NEW};
 use crate::host::luks::passphrase::Key;
 use crate::id::VolumeName;
@@ -26,17 +27,21 @@ const KEY_MEMORY: &str = "32768";
 const KEY_TIME: &str = "1000";
 
 /// Sees that this kernel can open encrypted volumes, before a disk is made one. cryptsetup is asked for the state of a name
-/// that there is not, for which it needs the device mapper as it does for opening, and has the kernel load its module.
-/// Whether the kernel also has what encrypts (dm-crypt) shows only at the first opening.
+/// that there is not, for which it needs the device mapper as it does for opening, and has the kernel load its module. dmsetup
+/// is asked for the version of what encrypts (dm-crypt), which has the kernel load that too.
 ///
 /// # Errors
-/// [`Error::Precondition`] when the kernel has no device mapper, [`Error::Command`] when cryptsetup does not answer.
-/// Source: `action_status` in cryptsetup's `src/cryptsetup.c`.
+/// [`Error::Precondition`] when the kernel has no device mapper or no dm-crypt, [`Error::Command`] when cryptsetup does not answer.
+/// Source: `action_status` in cryptsetup's `src/cryptsetup.c`; `__list_versions` in the kernel's `drivers/md/dm-ioctl.c`.
 pub fn check_has_mapper(runner: &dyn Runner, disk: &Device) -> Result<()> {
     let cmd = Cmd::new(Tool::Cryptsetup, BUDGET).args(["status", NO_NAME]);
     let doing = || format!("asking for the device mapper before volume {} is encrypted", disk.volume());
-    let out = runner.run(&cmd).map_err(|source| Error::Command { doing: doing(), source })?;
-    plan_has_mapper(out, &cmd, disk.volume(), doing)
+    let failed = |source| Error::Command { doing: doing(), source };
+    let out = runner.run(&cmd).map_err(failed)?;
+    plan_has_mapper(out, &cmd, disk.volume(), doing)?;
+    let cmd = Cmd::new(Tool::Dmsetup, BUDGET).args(["target-version", "crypt"]);
+    let out = runner.run(&cmd).map_err(failed)?;
+    if lacks_crypt(&out) { Err(no_mapper(disk.volume(), &out.into_error(&cmd))) } else { Ok(()) }
 }
 
 /// A name under which nothing is ever open: those of volumes go on otherwise.
@@ -48,15 +53,26 @@ const NO_NAME: &str = "do-csi-.asks";
 fn plan_has_mapper(out: Output, cmd: &Cmd, volume: &VolumeName, doing: impl Fn() -> String) -> Result<()> {
     match out.exit {
         Exit::Code(0 | 4) => Ok(()),
-        Exit::Code(1) => Err(Error::Precondition(format!(
-            "volume {volume} is not encrypted and its disk is as it was, because the kernel of this droplet could not open it: \
-             {}; it needs the modules dm-mod and dm-crypt (`modprobe dm-crypt` must work on the droplet)",
-            out.into_error(cmd)
-        ))),
+        Exit::Code(1) => Err(no_mapper(volume, &out.into_error(cmd))),
         Exit::Code(_) | Exit::Signal(_) | Exit::TimedOut | Exit::Stuck => {
             Err(Error::Command { doing: doing(), source: out.into_error(cmd) })
         }
     }
+}
+
+/// Whether the kernel certainly has no dm-crypt. Before Linux 5.5, and by a dmsetup of before 2019, it cannot be asked: then the
+/// first opening shows it.
+///
+/// Source: `get_target_version` in the kernel's `drivers/md/dm-ioctl.c` answers EINVAL; dmsetup ends with 1 for everything.
+fn lacks_crypt(out: &Output) -> bool {
+    out.exit == Exit::Code(1) && out.stderr.contains("Invalid argument")
+}
+
+fn no_mapper(volume: &VolumeName, said: &CommandError) -> Error {
+    Error::Precondition(format!(
+        "volume {volume} is not encrypted and its disk is as it was, because the kernel of this droplet could not open it: \
+         {said}; it needs the modules dm-mod and dm-crypt (`modprobe dm-crypt` must work on the droplet)"
+    ))
 }
 
 /// Makes an encrypted volume on a disk, which is known to be blank. What is made is marked as not yet used.
@@ -167,6 +183,40 @@ pub(in crate::host) fn observe_is_whole(runner: &dyn Runner, disk: &Device) -> R
     plan_is_whole(out, &cmd, doing)
 }
 
+/// What the header of an encrypted volume, which is whole, asks for that is not taken, as a phrase; `None` when all of it is.
+/// Nothing is opened, and nothing is written to the disk.
+///
+/// # Errors
+/// [`Error::Command`] when cryptsetup does not answer.
+pub(in crate::host) fn observe_why_not_header(runner: &dyn Runner, disk: &Device) -> Result<Option<String>> {
+    let cmd = Cmd::new(Tool::Cryptsetup, BUDGET).args(["luksDump", "--dump-json-metadata"]).arg(disk.path());
+    let doing = || format!("reading the header of the encrypted volume {}", disk.volume());
+    let failed = |source| Error::Command { doing: doing(), source };
+    let printed = runner.run(&cmd).and_then(|out| out.success(&cmd)).map_err(failed)?;
+    Ok(why_not_header(&printed))
+}
+
+/// Sees that what is written to an open encrypted volume is encrypted, and on its own disk, by what the kernel says of it: the
+/// header was looked at before it was opened, and this is what came of it.
+///
+/// # Errors
+/// [`Error::Precondition`] when it is not so, [`Error::Command`] when dmsetup does not answer or is missing.
+pub fn check_is_encrypting(runner: &dyn Runner, disk: &Device, name: &str) -> Result<()> {
+    let cmd = Cmd::new(Tool::Dmsetup, BUDGET).args(["table", name]);
+    let doing = || format!("looking how the open encrypted volume {} is encrypted", disk.volume());
+    let failed = |source| Error::Command { doing: doing(), source };
+    let printed = runner.run(&cmd).and_then(|out| out.success(&cmd)).map_err(failed)?;
+    why_not_table(&String::from_utf8_lossy(&printed), disk.number).map_or(Ok(()), |why| {
+        Err(Error::Precondition(format!(
+            "the open encrypted volume {} ({name}) on {} is not encrypted as it should be: {why}; see `dmsetup table {name}`; whoever \
+             could write to its disk while it was detached may have changed its header, so let nothing write to it until it is \
+             known who did",
+            disk.volume(),
+            disk.path().display()
+        )))
+    })
+}
+
 /// What the end of cryptsetup means that was asked whether a header is whole. Pure.
 ///
 /// Source: cryptsetup(8), "RETURN CODES"; 5 is what 2.6.1 ends with when it cannot make its lock, without a word.
@@ -258,6 +308,30 @@ mod tests {
         for exit in [Exit::Code(2), Exit::Code(3), Exit::Code(5), Exit::Signal(9), Exit::TimedOut, Exit::Stuck] {
             assert!(matches!(end(exit), Err(Error::Command { .. })), "{exit}");
         }
+    }
+
+    #[test]
+    fn dm_crypt_is_missing_only_when_the_kernel_says_so() {
+        let end = |exit, stderr: &str| Output { exit, stdout: Vec::new(), stderr: stderr.to_owned() };
+        let missing = "device-mapper: target-version ioctl on crypt  failed: Invalid argument\nCommand failed.\n";
+        assert!(lacks_crypt(&end(Exit::Code(1), missing)));
+        for (exit, said) in [
+            (Exit::Code(0), ""),
+            (Exit::Code(1), "device-mapper: target-version ioctl on crypt  failed: Inappropriate ioctl for device"),
+            (Exit::Code(2), "Unknown command."),
+            (Exit::Signal(9), missing),
+            (Exit::TimedOut, ""),
+        ] {
+            assert!(!lacks_crypt(&end(exit, said)), "{exit} {said}");
+        }
+        let told = no_mapper(
+            &VolumeName::parse("blog").unwrap(),
+            &end(Exit::Code(1), missing).into_error(&Cmd::new(Tool::Dmsetup, BUDGET)),
+        );
+        assert!(
+            told.to_string().contains("its disk is as it was") && told.to_string().contains("modprobe dm-crypt"),
+            "{told}"
+        );
     }
 
     #[test]

@@ -54,6 +54,8 @@ pub enum LuksState {
     Damaged,
     /// An encrypted volume of the first format, which this plugin does not use.
     Luks1,
+    /// An encrypted volume whose header asks for something that this plugin does not take, as a phrase.
+    Refused(String),
     /// Something else.
     Other(Content),
 }
@@ -68,9 +70,12 @@ pub fn observe_luks_state(runner: &dyn Runner, disk: &Device) -> Result<LuksStat
     let header = match &content {
         Content::Encrypted(luks) if luks.version == Some(1) => return Ok(LuksState::Luks1),
         // Its first copy may just have been restored from the second one, so what it says is read after that.
-        Content::Encrypted(_) if cryptsetup::observe_is_whole(runner, disk)? => observe_content(runner, disk)?
-            .luks()
-            .map_or(HeaderState::Broken, |luks| HeaderState::Whole { is_new: is_new(luks) }),
+        Content::Encrypted(_) if cryptsetup::observe_is_whole(runner, disk)? => {
+            let refused = cryptsetup::observe_why_not_header(runner, disk)?;
+            observe_content(runner, disk)?
+                .luks()
+                .map_or(HeaderState::Broken, |luks| HeaderState::Whole { is_new: is_new(luks), refused })
+        }
         Content::Encrypted(_) => HeaderState::Broken,
         Content::Unrecognised { .. } if first_non_zero(&Disk::open(disk)?.read_head(HEADERS)?).is_none() => {
             HeaderState::Missing
@@ -104,10 +109,10 @@ pub fn observe_is_begun(runner: &dyn Runner, disk: &Device) -> Result<bool> {
 }
 
 /// The header of an encrypted volume.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 enum HeaderState {
-    /// It is whole.
-    Whole { is_new: bool },
+    /// It is whole, and either all that it asks for is taken, or `refused` says what is not.
+    Whole { is_new: bool, refused: Option<String> },
     /// Something of it is there.
     Broken,
     /// Nothing is where it should be.
@@ -133,13 +138,15 @@ fn is_new(luks: &Luks) -> bool {
 /// there. Pure.
 fn plan_content(header: HeaderState, note: Option<Beyond>, content: Content) -> LuksState {
     match (header, note) {
-        (HeaderState::Whole { is_new: false }, _) => LuksState::Ready,
-        // Zeros may be inside already, and read as noise from outside.
-        (HeaderState::Whole { is_new: true }, Some(Beyond::Zero | Beyond::Noise))
+        // Zeros may be inside already, and read as noise from outside. It is made anew, header and all.
+        (HeaderState::Whole { is_new: true, .. }, Some(Beyond::Zero | Beyond::Noise))
         | (HeaderState::Broken | HeaderState::Missing, Some(Beyond::Zero)) => LuksState::Interrupted,
-        (HeaderState::Whole { is_new: true }, None) => LuksState::Unused,
+        (HeaderState::Whole { is_new: true, refused: None }, None) => LuksState::Unused,
+        (HeaderState::Whole { is_new: false, refused: None }, _) => LuksState::Ready,
+        (HeaderState::Whole { is_new: true, refused: Some(why) }, None)
+        | (HeaderState::Whole { is_new: false, refused: Some(why) }, _) => LuksState::Refused(why),
         // Behind the note is what no encrypted volume of ours has there: the disk's beginning is not its own.
-        (HeaderState::Whole { is_new: true }, Some(Beyond::Data))
+        (HeaderState::Whole { is_new: true, .. }, Some(Beyond::Data))
         | (HeaderState::Broken, Some(Beyond::Noise | Beyond::Data) | None) => LuksState::Damaged,
         (HeaderState::Missing, Some(Beyond::Noise | Beyond::Data) | None) => LuksState::Other(content),
     }
@@ -191,10 +198,12 @@ pub fn apply_luks_format(guard: &VolumeGuard, runner: &dyn Runner, disk: &Device
                 return Err(will_not(disk, &LuksState::Other(content)));
             }
         }
-        other
-        @ (LuksState::Unused | LuksState::Ready | LuksState::Damaged | LuksState::Luks1 | LuksState::Other(_)) => {
-            return Err(will_not(disk, &other));
-        }
+        other @ (LuksState::Unused
+        | LuksState::Ready
+        | LuksState::Damaged
+        | LuksState::Luks1
+        | LuksState::Refused(_)
+        | LuksState::Other(_)) => return Err(will_not(disk, &other)),
     }
     leave_note(&claim).map_err(Error::io("preparing", disk.path()))?;
     // cryptsetup claims the disk as this does.
@@ -210,6 +219,7 @@ pub fn apply_luks_format(guard: &VolumeGuard, runner: &dyn Runner, disk: &Device
         | LuksState::Ready
         | LuksState::Damaged
         | LuksState::Luks1
+        | LuksState::Refused(_)
         | LuksState::Other(_)) => Err(Error::Precondition(format!(
             "cryptsetup reported success in making volume {} an encrypted one, but {} now holds {}",
             disk.volume(),
@@ -283,6 +293,9 @@ pub fn described(state: &LuksState) -> String {
         LuksState::Unused | LuksState::Ready => "an encrypted volume".to_owned(),
         LuksState::Damaged => "an encrypted volume (LUKS) whose header is damaged".to_owned(),
         LuksState::Luks1 => "an encrypted volume of the first format (LUKS1)".to_owned(),
+        LuksState::Refused(why) => {
+            format!("an encrypted volume (LUKS) whose header asks for what this plugin does not take: {why}")
+        }
         LuksState::Other(content) => format!("{content}, which is not encrypted"),
     }
 }
@@ -299,6 +312,11 @@ pub fn will_not(disk: &Device, state: &LuksState) -> Error {
         LuksState::Luks1 => {
             format!("nothing was changed; `cryptsetup convert {path} --type luks2` makes one that can be used of it")
         }
+        LuksState::Refused(_) => format!(
+            "it was not opened and nothing was changed; a header is not authenticated, so whoever could write to the disk while it was \
+             detached can have made it, with a stolen token or by a snapshot: find out who, and see `cryptsetup luksDump {path}`; if \
+             there is a copy of the right header, `cryptsetup luksHeaderRestore {path}` puts it back"
+        ),
         LuksState::Other(_) => format!(
             "nothing was changed; if it is not to be encrypted, take `encrypted` away from its parameters or context; to \
              encrypt what is on it, copy it to a new volume, or see `blkid -p {path}` for what that is"
@@ -325,16 +343,20 @@ mod tests {
         use LuksState::{Damaged, Interrupted, Ready, Unused};
         let content = || Content::Unrecognised { at: 7, what: None };
         let other = || LuksState::Other(content());
+        let (why, refused) = (|| Some("a cipher".to_owned()), || LuksState::Refused("a cipher".to_owned()));
+        let whole = |is_new, refused| HeaderState::Whole { is_new, refused };
         let notes = [Some(Beyond::Zero), Some(Beyond::Noise), Some(Beyond::Data), None];
         let table = [
-            (HeaderState::Whole { is_new: false }, [Ready, Ready, Ready, Ready]),
-            (HeaderState::Whole { is_new: true }, [Interrupted, Interrupted, Damaged, Unused]),
+            (whole(false, None), [Ready, Ready, Ready, Ready]),
+            (whole(true, None), [Interrupted, Interrupted, Damaged, Unused]),
+            (whole(false, why()), [refused(), refused(), refused(), refused()]),
+            (whole(true, why()), [Interrupted, Interrupted, Damaged, refused()]),
             (HeaderState::Broken, [Interrupted, Damaged, Damaged, Damaged]),
             (HeaderState::Missing, [Interrupted, other(), other(), other()]),
         ];
         for (header, wanted) in table {
             for (note, want) in notes.into_iter().zip(wanted) {
-                assert_eq!(plan_content(header, note, content()), want, "{header:?} {note:?}");
+                assert_eq!(plan_content(header.clone(), note, content()), want, "{header:?} {note:?}");
             }
         }
     }
@@ -356,6 +378,7 @@ mod tests {
         for (state, words) in [
             (LuksState::Damaged, "luksHeaderRestore /dev/sda"),
             (LuksState::Luks1, "convert /dev/sda --type luks2"),
+            (LuksState::Refused("by cipher_null".to_owned()), "luksDump /dev/sda"),
             (LuksState::Other(Content::Unrecognised { at: 7, what: None }), "take `encrypted` away"),
         ] {
             let text = will_not(&device, &state).to_string();

@@ -2,6 +2,7 @@
 
 pub mod cryptsetup;
 pub mod format;
+mod header;
 pub mod layout;
 pub mod mapper;
 pub mod passphrase;

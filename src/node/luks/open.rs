@@ -14,7 +14,9 @@ use nix::fcntl::Flock;
 use crate::config::{LOCK_PATIENCE, NODE_BUDGET};
 use crate::error::{Chain, Error, Result};
 use crate::host::device::Device;
-use crate::host::luks::cryptsetup::{apply_close, apply_mark_used, apply_open, apply_resize, check_has_mapper};
+use crate::host::luks::cryptsetup::{
+    apply_close, apply_mark_used, apply_open, apply_resize, check_has_mapper, check_is_encrypting,
+};
 use crate::host::luks::format::{
     LuksState, apply_blank, apply_luks_format, described, observe_has_grown_blank, observe_luks_state, will_not,
 };
@@ -86,7 +88,9 @@ pub(in crate::node) fn plan_unlock(disk: &Device, formatting: Formatting, found:
                 .to_owned(),
             })
         }
-        (LuksState::Damaged | LuksState::Luks1 | LuksState::Other(_), _) => Err(will_not(disk, found)),
+        (LuksState::Damaged | LuksState::Luks1 | LuksState::Refused(_) | LuksState::Other(_), _) => {
+            Err(will_not(disk, found))
+        }
     }
 }
 
@@ -139,6 +143,7 @@ impl Node {
     fn observe_in_use(&self, call: &NodeCall<'_>, want: &Stage, disk: &Device) -> Result<Option<Unlocked>> {
         match self.observe_settled(call, disk)? {
             DiskHolder::Open(device) if observe_mounts()?.of_device(&device).next().is_some() => {
+                check_is_encrypting(&call.runner, disk, device.mapper_name().unwrap_or_default())?;
                 let device = self.ensure_full(call, want, disk, *device);
                 let pin = device.open()?;
                 Ok(Some(Unlocked { device, new_on: None, _pin: Some(pin), _lock: None }))
@@ -202,7 +207,7 @@ impl Node {
         self.apply_open_pinned(call, disk, key)
     }
 
-    /// Opens an encrypted volume, sees that what is open lies on the very disk, and has it closed when nothing uses it.
+    /// Opens an encrypted volume, sees that what is open encrypts and lies on the very disk, and has it closed when nothing uses it.
     fn apply_open_pinned(&self, call: &NodeCall<'_>, disk: &Device, key: &Key) -> Result<(Device, File)> {
         let names = observe_names(&self.places, disk.volume())?;
         for stale in &names.taken {
@@ -217,6 +222,7 @@ impl Node {
             apply_open(&call.guard, &call.runner, disk, &names.free, key).and_then(|()| {
                 match observe_holder_of(&self.places, disk)? {
                     DiskHolder::Open(device) if device.mapper_name() == Some(names.free.as_str()) => {
+                        check_is_encrypting(&call.runner, disk, &names.free)?;
                         Ok((device.open()?, *device))
                     }
                     DiskHolder::Open(_)
@@ -250,6 +256,7 @@ impl Node {
             | LuksState::Unused
             | LuksState::Damaged
             | LuksState::Luks1
+            | LuksState::Refused(_)
             | LuksState::Other(_)) => Err(will_not(disk, &other)),
         }
     }
@@ -348,6 +355,7 @@ mod tests {
             (LuksState::Ready, "open"),
             (LuksState::Damaged, "damaged"),
             (LuksState::Luks1, "LUKS1"),
+            (LuksState::Refused("segment 0 is encrypted by cipher_null-ecb".to_owned()), "cipher_null"),
             (LuksState::Other(Content::Unrecognised { at: 7, what: None }), "not encrypted"),
         ];
         for (found, want) in found {
