@@ -58,6 +58,7 @@ pub fn run(mut config: Config) -> Result<(), String> {
     }
     let signal = signals.wait().map_err(|err| format!("cannot wait for signals: {err}"))?;
     info!("{signal}: no new calls, waiting for the running ones");
+    droplet_identity.stop_waiting();
     server.shut_down(config::DRAIN_BUDGET, &next_signal(signals));
     info!("stopped; mounts and attachments stay as they are");
     Ok(())

@@ -40,6 +40,11 @@ pub const CONTROLLER_WORKERS: usize = 64;
 /// Threads that serve node calls, for each of three kinds: those that bring a volume, those that take it away, and those that
 /// look at it. A droplet holds at most 15 volumes, and the calls for one have two threads at most.
 pub const NODE_WORKERS: usize = 32;
+/// How long NodeGetInfo waits until it is known which droplet this is. Nomad gives the call 30 s, and asks again only 30 s after
+/// it failed.
+pub const INFO_PATIENCE: Duration = Duration::from_secs(15);
+/// Threads of NodeGetInfo while that is not known: an orchestrator has one such call, two while a plugin is exchanged.
+pub const INFO_WORKERS: usize = 4;
 /// How many programs that make a file system run at once, and as many that check one, and that grow one: each may need much
 /// memory, and none of the three is to wait for the others.
 pub const MAX_HEAVY_TOOLS: usize = 3;

@@ -21,8 +21,8 @@ use crate::region::Region;
 /// Source: DigitalOcean documentation, "Droplet metadata".
 pub const DEFAULT_URL: &str = "http://169.254.169.254";
 
-/// The service is in the same machine; what takes longer is not there.
-const BUDGET: Duration = Duration::from_secs(2);
+/// The service is in the same machine, and answers in milliseconds but when that machine has much to do.
+const BUDGET: Duration = Duration::from_secs(5);
 
 /// An id and a region are short; what is longer is something else.
 const MAX_REPLY: u64 = 1024;
@@ -42,7 +42,7 @@ impl Metadata {
         Metadata { agent: connector::agent(config(BUDGET, BUDGET).proxy(None).build()), base }
     }
 
-    /// Reads the id of this droplet. One request of at most 2 s, no token.
+    /// Reads the id of this droplet. One request of at most 5 s, no token.
     ///
     /// # Errors
     /// `Transport` when nobody answers, `BadReply` when the answer is no droplet id, or the kind of the status.
@@ -53,7 +53,7 @@ impl Metadata {
         DropletId::parse(&text).map_err(|bad| unusable(&bad.to_string(), &text))
     }
 
-    /// Reads the region of this droplet. One request of at most 2 s, no token.
+    /// Reads the region of this droplet. One request of at most 5 s, no token.
     ///
     /// # Errors
     /// `Transport` when nobody answers, `BadReply` when the answer is no region, or the kind of the status.

@@ -1,7 +1,7 @@
 //! The Node service: reads each request, queues its work, builds the response.
 //!
-//! Owns the passage between the wire and `node/`, and which threads work on which call. Capabilities and the node's info are
-//! answered on the spot.
+//! Owns the passage between the wire and `node/`, and which threads work on which call. Capabilities are
+//! answered on the spot, and the node's info too once it is known.
 
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ use grpcio::{RpcContext, UnarySink};
 
 use crate::config;
 use crate::config::Config;
-use crate::droplet_identity::DropletIdentity;
+use crate::droplet_identity::{DropletIdentity, Facts};
 use crate::error::Result;
 use crate::node::stats::{Condition, Usage};
 use crate::node::{Arrival, Node};
@@ -55,6 +55,8 @@ struct Pools {
     /// Of the calls that only look: they would wait in the kernel for a disk that does not answer, and the call that takes
     /// such a volume away must not queue behind them.
     look: Pool,
+    /// Of NodeGetInfo, as long as the droplet is not known.
+    info: Pool,
 }
 
 impl NodeService {
@@ -65,7 +67,8 @@ impl NodeService {
         let keys = Arc::new(ContextKeys::new(&config.driver_name));
         let volume_limit = node.observe_limit(config.volume_limit);
         let pool = |name| Pool::new(name, config::NODE_WORKERS, config::QUEUE_LENGTH);
-        let pools = Pools { bring: pool("node"), take: pool("node-take"), look: pool("node-look") };
+        let info = Pool::new("node-info", config::INFO_WORKERS, config::QUEUE_LENGTH);
+        let pools = Pools { bring: pool("node"), take: pool("node-take"), look: pool("node-look"), info };
         NodeService { volume_limit, droplet_identity, node, keys, pools }
     }
 
@@ -105,14 +108,15 @@ impl csi_grpc::Node for NodeService {
         _: csi::NodeGetInfoRequest,
         sink: UnarySink<csi::NodeGetInfoResponse>,
     ) {
-        answer_now(&ctx, sink, "NodeGetInfo", || {
-            let facts = self.droplet_identity.facts()?;
-            Ok(csi::NodeGetInfoResponse {
-                node_id: facts.id.to_string(),
-                max_volumes_per_node: i64::from(self.volume_limit),
-                accessible_topology: Some(topology(&facts.region)).into(),
-                ..Default::default()
-            })
+        let limit = self.volume_limit;
+        if let Ok(facts) = self.droplet_identity.facts() {
+            answer_now(&ctx, sink, "NodeGetInfo", || Ok(info(&facts, limit)));
+            return;
+        }
+        let droplet_identity = Arc::clone(&self.droplet_identity);
+        self.pools.info.answer(&ctx, sink, RpcInfo::question("NodeGetInfo", ""), move |came| {
+            let give_up = came.checked_add(config::INFO_PATIENCE).unwrap_or(came);
+            Ok(info(&droplet_identity.wait_for_facts(give_up)?, limit))
         });
     }
 
@@ -199,6 +203,15 @@ impl csi_grpc::Node for NodeService {
             let size = node.expand(&Expand::parse(wire)?, arrival)?;
             Ok(csi::NodeExpandVolumeResponse { capacity_bytes: size.wire(), ..Default::default() })
         });
+    }
+}
+
+fn info(facts: &Facts, volume_limit: u32) -> csi::NodeGetInfoResponse {
+    csi::NodeGetInfoResponse {
+        node_id: facts.id.to_string(),
+        max_volumes_per_node: i64::from(volume_limit),
+        accessible_topology: Some(topology(&facts.region)).into(),
+        ..Default::default()
     }
 }
 

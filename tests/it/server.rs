@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use do_csi_plugin::proto::csi;
 use do_csi_plugin::proto::csi::{
@@ -22,6 +22,7 @@ use grpcio::{
     CallOption, ChannelBuilder, Deadline, EnvBuilder, Marshaller, Method, MethodType, RpcContext, RpcStatusCode,
     UnarySink, pb_de, pb_ser,
 };
+use nix::sys::signal::Signal;
 
 use crate::PROGRAM;
 use crate::sim::{Fault, NewVolume};
@@ -76,11 +77,56 @@ fn the_plugin_answers_while_the_api_and_the_metadata_service_hang_or_are_dead() 
         assert_eq!(info.vendor_version, env!("CARGO_PKG_VERSION"));
         assert!(plugin_services(client).contains("CONTROLLER_SERVICE"));
         assert!(!client.node.node_get_capabilities_opt(&Default::default(), option()).unwrap().capabilities.is_empty());
+        // It waits for the droplet's id, which must be over before Nomad gives the call up.
+        let asked = Instant::now();
         let refusal = client.node_info().unwrap_err();
         assert_eq!(refusal.code, RpcStatusCode::UNAVAILABLE, "{refusal}");
         assert!(refusal.message.contains("metadata"), "{refusal}");
+        assert!(asked.elapsed() < Duration::from_secs(28), "{:?}", asked.elapsed());
         assert!(plugin.stop().unwrap().success());
     }
+}
+
+fn start_node_info(client: &Client) -> grpcio::ClientUnaryReceiver<csi::NodeGetInfoResponse> {
+    client.node.node_get_info_async_opt(&csi::NodeGetInfoRequest::default(), option()).unwrap()
+}
+
+#[test]
+fn node_info_waits_for_a_metadata_service_that_is_slow_or_comes_late() {
+    for delay in [Duration::from_millis(300), Duration::from_secs(2)] {
+        let solo = SinglePlugin::new(PROGRAM);
+        solo.sim.metadata_late(DROPLET, delay);
+        let plugin = solo.launch(&[]).start().unwrap();
+        // One call, as Nomad makes: it asks again only half a minute later.
+        assert_eq!(plugin.client.node_info().unwrap().node_id, DROPLET.to_string(), "{delay:?}");
+    }
+    let solo = SinglePlugin::new(PROGRAM);
+    solo.sim.metadata_down(DROPLET, FOR_EVER);
+    let plugin = solo.launch(&[]).start().unwrap();
+    until("it has asked in vain", || plugin.log().contains("the metadata service does not answer"));
+    let calls: Vec<_> = (0..3).map(|_| start_node_info(&plugin.client)).collect();
+    solo.sim.advance(FOR_EVER);
+    for call in calls {
+        assert_eq!(futures_executor::block_on(call).unwrap().node_id, DROPLET.to_string());
+    }
+}
+
+#[test]
+fn a_wait_for_the_droplets_id_does_not_hold_up_the_end() {
+    let solo = SinglePlugin::new(PROGRAM);
+    solo.sim.metadata_down(DROPLET, FOR_EVER);
+    let mut plugin = solo.launch(&[]).start().unwrap();
+    let waiting: Vec<_> = (0..3).map(|_| start_node_info(&plugin.client)).collect();
+    until("a call waits", || {
+        let threads = fs::read_dir(format!("/proc/{}/task", plugin.pid())).unwrap();
+        let mut names = threads.filter_map(|thread| fs::read_to_string(thread.ok()?.path().join("comm")).ok());
+        names.any(|name| name.starts_with("node-info"))
+    });
+    plugin.signal(Signal::SIGTERM).unwrap();
+    let told = Instant::now();
+    assert!(plugin.wait().unwrap().success());
+    assert!(told.elapsed() < Duration::from_secs(10), "{:?}", told.elapsed());
+    drop(waiting);
 }
 
 #[test]
@@ -90,9 +136,9 @@ fn node_info_is_unavailable_until_the_metadata_service_answers_and_right_from_th
     let plugin = solo.launch(&["--volume-limit=7"]).start().unwrap();
     let client = &plugin.client;
     until("it has asked once", || plugin.log().contains("the metadata service does not answer"));
-    assert_eq!(client.node_info().unwrap_err().code, RpcStatusCode::UNAVAILABLE);
+    let refusal = client.node_info().unwrap_err();
+    assert_eq!(refusal.code, RpcStatusCode::UNAVAILABLE, "{refusal}");
     solo.sim.advance(FOR_EVER);
-    until("it has asked again", || client.node_info().is_ok());
     let info = client.node_info().unwrap();
     assert_eq!(info.node_id, DROPLET.to_string());
     assert_eq!(info.max_volumes_per_node, 7);
