@@ -98,7 +98,7 @@ impl Cloud {
     /// Source: API reference, "Retrieve an Existing Volume Action".
     pub fn get_action(&self, volume: &VolumeId, action: ActionId) -> ApiResult<Action> {
         let path = format_args!("volumes/{volume}/actions/{action}");
-        let reply = self.send(&ApiRequest::new(Method::Get, path, Class::Deferrable))?;
+        let reply = self.send(&ApiRequest::new(Method::Get, path, Class::Look))?;
         let wire::ActionReply { action: read } = reply.json()?;
         if read.id == action.0 { Ok(read.into()) } else { Err(reply.unusable("it is about another action")) }
     }

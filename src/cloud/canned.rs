@@ -25,12 +25,24 @@ pub(super) enum Turn {
     Send(Vec<u8>),
     /// Send these bytes and close the connection.
     SendAndClose(Vec<u8>),
+    /// Send these bytes after a while and keep the connection.
+    SendLate(Duration, Vec<u8>),
     /// Close it without a word.
     Drop,
     /// Say nothing for so long.
     Hang(Duration),
     /// Send the head and then zeros until the other side has had enough.
     Endless(Vec<u8>),
+}
+
+impl Turn {
+    /// What it sends.
+    pub(super) fn bytes(self) -> Vec<u8> {
+        match self {
+            Turn::Send(bytes) | Turn::SendAndClose(bytes) | Turn::SendLate(_, bytes) | Turn::Endless(bytes) => bytes,
+            Turn::Drop | Turn::Hang(_) => Vec::new(),
+        }
+    }
 }
 
 /// One request as it came.
@@ -121,6 +133,10 @@ impl Shared {
             let stays = match turn.unwrap_or_else(|| reply(599, "", "the test prepared no such reply")) {
                 Turn::Send(bytes) => (&mut &*stream).write_all(&bytes).is_ok(),
                 Turn::SendAndClose(bytes) => (&mut &*stream).write_all(&bytes).is_err(),
+                Turn::SendLate(time, bytes) => {
+                    thread::sleep(time);
+                    (&mut &*stream).write_all(&bytes).is_ok()
+                }
                 Turn::Drop => false,
                 Turn::Hang(time) => {
                     thread::sleep(time);

@@ -4,7 +4,7 @@
 //! Sends each request exactly once: whether to send it again depends on what it may have done, which callers decide.
 
 use std::io::Read;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use serde::de::DeserializeOwned;
@@ -15,7 +15,8 @@ use ureq::{Agent, Body};
 
 use crate::cloud::ApiResult;
 use crate::cloud::connector;
-use crate::cloud::rate_limit::{RateHeaders, RateLimit};
+use crate::cloud::rate_limit::quota::HeldBack;
+use crate::cloud::rate_limit::{Place, RateHeaders, RateLimit};
 use crate::cloud::request::{ApiRequest, BaseUrl};
 use crate::cloud::token::Token;
 use crate::error::api::{ApiError, ApiErrorKind, Delivery, ReplyFacts};
@@ -29,8 +30,12 @@ const MAX_ERROR_REPLY: u64 = 64 << 10;
 /// Per connection and direction. The library's own default of 128 KiB costs more memory than it saves time.
 const BUFFER: usize = 16 << 10;
 
-/// Kept open for the next calls; one RPC worker uses one at a time.
-const IDLE_CONNECTIONS: usize = 8;
+/// Kept open for the next calls: as many as there are threads that make calls, each of which uses one at a time. Those that
+/// nobody uses are closed after a while.
+const IDLE_CONNECTIONS: usize = 3 * crate::config::CONTROLLER_WORKERS;
+
+/// How long a failure of the network is a reason to be named when a call is held back.
+const RECENT: Duration = Duration::from_secs(120);
 
 const USER_AGENT: &str = concat!("do-csi-plugin/", env!("CARGO_PKG_VERSION"));
 
@@ -90,6 +95,16 @@ pub(super) struct Http {
     token: Token,
     rate_limit: Arc<RateLimit>,
     budgets: HttpBudgets,
+    seen: Mutex<Seen>,
+}
+
+/// What the last requests have told of the API.
+#[derive(Debug, Default)]
+struct Seen {
+    /// When the last good reply came.
+    good: Option<Instant>,
+    /// Why the last request got no reply, and when; none: it got one.
+    unanswered: Option<(Instant, ApiError)>,
 }
 
 impl Http {
@@ -102,60 +117,88 @@ impl Http {
             log::warn!("the access token goes to {base} without encryption");
         }
         let agent = connector::agent(config.build());
-        Http { agent, base, token, rate_limit, budgets }
+        Http { agent, base, token, rate_limit, budgets, seen: Mutex::default() }
     }
 
     /// Sends one request, waiting for the rate limit first, and reads the whole reply.
     ///
     /// With a deadline, neither the wait nor the request go on after it.
     pub(super) fn send(&self, call: &ApiRequest, deadline: Option<Instant>) -> ApiResult<Reply> {
-        self.wait_for_quota(call, deadline)?;
+        let place = self.wait_for_quota(call, deadline)?;
         let started = Instant::now();
         let time = match deadline {
             Some(deadline) => self.budgets.total.min(deadline.saturating_duration_since(started)),
             None => self.budgets.total,
         };
         if time.is_zero() {
+            place.give_back();
             return Err(no_time_left());
         }
         let outcome = self.exchange(call, time);
         log_call(call, started, &outcome);
-        match outcome? {
-            answer if (200..300).contains(&answer.status) => answer.into_reply(),
-            answer => Err(self.refused(answer)),
-        }
-    }
-
-    fn wait_for_quota(&self, call: &ApiRequest, deadline: Option<Instant>) -> ApiResult<()> {
-        let patience = deadline.map_or(self.budgets.rate_limit, |at| at.saturating_duration_since(Instant::now()));
-        let give_up = Instant::now().checked_add(patience);
-        let mut wait = self.rate_limit.admit(call.class(), patience).map_err(held_back)?;
-        while !wait.is_zero() {
-            log::debug!(
-                "{} {} waits {} ms for the rate limit",
-                call.method().as_str(),
-                call.target(),
-                wait.as_millis()
-            );
-            std::thread::sleep(wait);
-            // Another thread may have been told meanwhile to wait longer.
-            wait = self.rate_limit.stopped_for();
-            let left = give_up.map_or(Duration::ZERO, |at| at.saturating_duration_since(Instant::now()));
-            if wait > left {
-                return Err(held_back(wait));
+        match outcome {
+            Ok(answer) => {
+                let reply = account(&place, answer);
+                let mut seen = self.seen();
+                seen.unanswered = None;
+                if reply.is_ok() {
+                    seen.good = Some(Instant::now());
+                }
+                reply
+            }
+            Err(error) => {
+                if error.may_have_had_effect() {
+                    drop(place);
+                } else {
+                    place.give_back();
+                }
+                if matches!(error.kind(), ApiErrorKind::Transport { .. }) {
+                    self.seen().unanswered = Some((Instant::now(), error.clone()));
+                }
+                Err(error)
             }
         }
-        Ok(())
     }
 
-    /// Reads a refusal; one for the rate limit also stops the calls of the other threads.
-    fn refused(&self, answer: Answer) -> ApiError {
-        let error = answer.into_error();
-        if let ApiErrorKind::RateLimit { wait } = error.kind() {
-            log::warn!("DigitalOcean's rate limit is reached: {error}");
-            self.rate_limit.refused(wait);
+    fn wait_for_quota(&self, call: &ApiRequest, deadline: Option<Instant>) -> ApiResult<Place<'_>> {
+        let asked = Instant::now();
+        let patience = deadline.map_or(self.budgets.rate_limit, |at| at.saturating_duration_since(asked));
+        let place = self.rate_limit.wait(call.class(), patience).map_err(|held| self.held_back(&held))?;
+        let waited = asked.elapsed();
+        if waited > Duration::from_millis(10) {
+            log::debug!(
+                "{} {} waited {} ms for the rate limit",
+                call.method().as_str(),
+                call.target(),
+                waited.as_millis()
+            );
         }
-        error
+        Ok(place)
+    }
+
+    /// The error of a call that is not sent, with all that keeps it from DigitalOcean: while the network is down, that is the
+    /// first thing to know.
+    fn held_back(&self, held: &HeldBack) -> ApiError {
+        let unanswered = self.seen().unanswered.as_ref().filter(|(at, _)| at.elapsed() < RECENT).cloned();
+        match unanswered {
+            Some((at, error)) => {
+                let why = format!("{error} ({} s ago); and the call was {held}", at.elapsed().as_secs());
+                ApiError::without_reply(ApiErrorKind::Transport { sent: Delivery::NotSent }, &why)
+            }
+            None => {
+                let why = format!("the call was {held}");
+                ApiError::without_reply(ApiErrorKind::RateLimit { wait: Some(held.wait) }, &why)
+            }
+        }
+    }
+
+    /// When the last good reply came.
+    pub(super) fn last_good_reply(&self) -> Option<Instant> {
+        self.seen().good
+    }
+
+    fn seen(&self) -> MutexGuard<'_, Seen> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn exchange(&self, call: &ApiRequest, time: Duration) -> ApiResult<Answer> {
@@ -173,9 +216,7 @@ impl Http {
             Some(body) => request.body(body).map_err(ureq::Error::from).and_then(|r| self.run(r, time)),
             None => request.body(()).map_err(ureq::Error::from).and_then(|r| self.run(r, time)),
         };
-        let answer = sent.map_err(|error| no_reply("DigitalOcean", &error)).and_then(Answer::read)?;
-        self.rate_limit.observe(&answer.rate);
-        Ok(answer)
+        sent.map_err(|error| no_reply("DigitalOcean", &error)).and_then(Answer::read)
     }
 
     fn run(&self, request: Request<impl ureq::AsSendBody>, time: Duration) -> Result<Response<Body>, ureq::Error> {
@@ -197,7 +238,6 @@ pub(super) fn config(connect: Duration, total: Duration) -> ConfigBuilder<AgentS
         .timeout_global(Some(total))
         .input_buffer_size(BUFFER)
         .output_buffer_size(BUFFER)
-        // As many as there are calls at once, so that a burst does not end in handshakes.
         .max_idle_connections_per_host(IDLE_CONNECTIONS)
         .max_idle_connections(IDLE_CONNECTIONS)
 }
@@ -277,9 +317,21 @@ pub(super) fn no_reply(from: &str, error: &ureq::Error) -> ApiError {
     ApiError::without_reply(ApiErrorKind::Transport { sent }, &format!("no reply from {from}: {why}"))
 }
 
-fn held_back(wait: Duration) -> ApiError {
-    let why = format!("the call was held back for DigitalOcean's rate limit, which needs {} s more", wait.as_secs());
-    ApiError::without_reply(ApiErrorKind::RateLimit { wait: Some(wait) }, &why)
+/// Tells the quota what a reply said; a refusal for the rate limit also stops the calls of the other threads.
+fn account(place: &Place<'_>, answer: Answer) -> ApiResult<Reply> {
+    if (200..300).contains(&answer.status) {
+        place.answered(&answer.rate);
+        return answer.into_reply();
+    }
+    let rate = answer.rate;
+    let error = answer.into_error();
+    if let ApiErrorKind::RateLimit { wait } = error.kind() {
+        log::warn!("DigitalOcean's rate limit is reached: {error}");
+        place.refused(wait);
+    } else {
+        place.answered(&rate);
+    }
+    Err(error)
 }
 
 fn no_time_left() -> ApiError {

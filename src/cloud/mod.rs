@@ -69,6 +69,12 @@ impl Cloud {
         Cloud { http: Arc::clone(&self.http), deadline: Some(deadline) }
     }
 
+    /// When any call got a good reply last, which proves that API and token work; none: none has yet.
+    #[must_use]
+    pub fn last_good_reply(&self) -> Option<Instant> {
+        self.http.last_good_reply()
+    }
+
     fn send(&self, call: &ApiRequest) -> ApiResult<Reply> {
         self.http.send(call, self.deadline)
     }
