@@ -29,6 +29,7 @@ use crate::sim::{Fault, NewVolume};
 use crate::support::client::{Client, Refusal, Volume, option};
 use crate::support::plugin::Plugin;
 use crate::support::single_plugin::{DROPLET, SinglePlugin, until};
+use crate::support::wait_for;
 
 /// Longer than any test waits.
 const FOR_EVER: Duration = Duration::from_secs(3600);
@@ -630,17 +631,35 @@ fn health_is_whether_the_api_takes_the_token_and_comes_back_with_it() {
     let solo = SinglePlugin::new(PROGRAM);
     let (_plugin, address) = with_health(&solo);
     solo.sim.faults().add(Fault::unavailable().on("GET", "/v2/account").always());
-    let (status, body) = get_health(&address);
-    assert_eq!(status, 500);
-    assert!(body.contains("503"), "{body}");
+    for _ in 0..10 {
+        let (status, body) = get_health(&address);
+        assert_eq!(status, 500);
+        assert!(body.contains("503"), "{body}");
+    }
+    assert!(solo.sim.calls().total() <= 3, "a bad answer is kept for some seconds: {}", solo.sim.calls());
     solo.sim.faults().clear();
-    // A failure is not kept: three checks in a row that fail let orchestrators restart a task.
-    assert_eq!(get_health(&address).0, 200);
+    // Three checks in a row that fail, half a minute apart, let orchestrators restart a task.
+    let is_well = wait_for(Duration::from_secs(25), || (get_health(&address).0 == 200).then_some(()));
+    assert!(is_well.is_some());
     solo.sim.reset_calls();
     for _ in 0..10 {
         assert_eq!(get_health(&address).0, 200);
     }
     assert_eq!(solo.sim.calls().total(), 0, "a good answer is kept for a while");
+}
+
+#[test]
+fn health_is_good_while_the_quota_is_used_up_and_says_so() {
+    let solo = SinglePlugin::new(PROGRAM);
+    let (_plugin, address) = with_health(&solo);
+    let minute = Fault::burst_limit(Duration::from_secs(50)).on("GET", "/v2/account").times(1);
+    solo.sim.faults().add(minute);
+    for _ in 0..3 {
+        let (status, body) = get_health(&address);
+        assert_eq!(status, 200, "{body}");
+        assert!(body.contains("ok, but"), "{body}");
+    }
+    assert_eq!(solo.sim.calls().total(), 1);
 }
 
 #[test]
