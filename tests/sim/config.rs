@@ -160,6 +160,17 @@ pub struct Limits {
     pub requests_per_hour: usize,
     /// Requests in any 60 seconds (`description.yml`).
     pub requests_per_minute: usize,
+    /// How the hour and the minute pass.
+    pub window: RateWindow,
+}
+
+/// How the spans pass in which requests are counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RateWindow {
+    /// Each request counts for a span of its own, as `description.yml` says of the hour.
+    Sliding,
+    /// All stop counting at a full minute, and at a full hour.
+    Fixed,
 }
 
 impl Default for Limits {
@@ -173,6 +184,7 @@ impl Default for Limits {
             snapshot_interval: Duration::from_secs(600),
             requests_per_hour: 5000,
             requests_per_minute: 250,
+            window: RateWindow::Sliding,
         }
     }
 }

@@ -49,6 +49,7 @@ use support::facts;
 use support::nomad::Nomad;
 use support::nomad_story;
 use support::overhead::Figures;
+use support::storm::{Lists, Return};
 use support::story::{self, Listener};
 
 /// How long an attach, detach or resize takes in the demo.
@@ -65,7 +66,7 @@ const IMAGE_AIM: f64 = 60.0;
 const TASK_IMAGES: [(&str, &str); 2] =
     [("do-csi-plugin-tasks:busybox", "busybox:1.36"), ("do-csi-plugin-tasks:postgres", "postgres:16")];
 
-const USAGE: &str = "usage: do-sim demo|bench PLUGIN
+const USAGE: &str = "usage: do-sim demo|bench|storm PLUGIN
        do-sim serve PLUGIN [COMMAND [ARGUMENT...]]
        do-sim image IMAGE ARCHIVE
        do-sim nomad PLUGIN ARCHIVE NOMAD JOBS
@@ -77,6 +78,7 @@ fn main() -> ExitCode {
     let outcome = match args.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
         ["demo", program] => demo(Path::new(program)).map(|()| ExitCode::SUCCESS),
         ["bench", program] => bench(Path::new(program)).map(|()| ExitCode::SUCCESS),
+        ["storm", program, what @ ..] => storm(Path::new(program), what).map(|()| ExitCode::SUCCESS),
         ["serve", program, command @ ..] => serve(Path::new(program), command),
         ["image", image, archive] => image_test(image, Path::new(archive)).map(|()| ExitCode::SUCCESS),
         ["nomad", program, archive, nomad, jobs] => {
@@ -132,6 +134,22 @@ fn bench(program: &Path) -> Result<(), Box<dyn Error>> {
     println!("{}", Together::measure(&program).map_err(|err| err.to_string())?);
     println!("{}", Blank::measure(&program).map_err(|err| err.to_string())?);
     println!("{}", Crowded::measure(&program).map_err(|err| err.to_string())?);
+    Ok(())
+}
+
+/// What many do at once to the account's quota, or only some of it: `lists`, `one` and `thirty`.
+fn storm(program: &Path, what: &[&str]) -> Result<(), Box<dyn Error>> {
+    let program: PathBuf = fs::canonicalize(program).map_err(|err| format!("{}: {err}", program.display()))?;
+    let is_asked = |name| what.is_empty() || what.contains(&name);
+    if is_asked("lists") {
+        println!("{}", Lists::measure(&program, 64, 5000).map_err(|err| err.to_string())?);
+        println!("{}", Lists::measure(&program, 64, 10_000).map_err(|err| err.to_string())?);
+    }
+    for (name, plugins) in [("one", 1), ("thirty", 30)] {
+        if is_asked(name) {
+            println!("{}", Return::measure(&program, plugins).map_err(|err| err.to_string())?);
+        }
+    }
     Ok(())
 }
 

@@ -1,12 +1,12 @@
-//! The request rate limit: a sliding hour and a sliding minute, as one token has them.
+//! The request rate limit: an hour and a minute, as one token has them, both sliding or both fixed.
 //!
-//! Owns the counting. The limits themselves are in `config.rs`.
+//! Owns the counting, also of how many were refused and of the busiest second. The limits themselves are in `config.rs`.
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
 use super::clock::Moment;
-use super::config::Limits;
+use super::config::{Limits, RateWindow};
 
 const HOUR: Duration = Duration::from_secs(3600);
 const MINUTE: Duration = Duration::from_secs(60);
@@ -15,6 +15,7 @@ const MINUTE: Duration = Duration::from_secs(60);
 #[derive(Debug, Default)]
 pub struct RateLimit {
     requests: VecDeque<Moment>,
+    refused: u64,
 }
 
 /// What the headers of a reply say, and whether there is a reply at all.
@@ -53,7 +54,10 @@ impl RateLimit {
                 self.requests.push_back(now);
                 Allowance { remaining: allowance.remaining - 1, ..allowance }
             }
-            Verdict::HourUsedUp | Verdict::MinuteUsedUp { .. } => allowance,
+            Verdict::HourUsedUp | Verdict::MinuteUsedUp { .. } => {
+                self.refused += 1;
+                allowance
+            }
         }
     }
 
@@ -62,19 +66,47 @@ impl RateLimit {
         while self.requests.front().is_some_and(|first| *first + HOUR <= now) {
             self.requests.pop_front();
         }
-        let recent = self.requests.iter().rev().take_while(|at| **at + MINUTE > now).count();
-        let oldest_recent = self.requests.len() - recent;
-        let used = self.requests.len();
+        let counts = |at: Moment, span: Duration| free_at(at, span, limits.window) > now;
+        let used = self.requests.iter().rev().take_while(|at| counts(**at, HOUR)).count();
+        let recent = self.requests.iter().rev().take_while(|at| counts(**at, MINUTE)).count();
+        let oldest = |count: usize| self.requests.get(self.requests.len() - count).copied();
         let (verdict, remaining) = if used >= limits.requests_per_hour {
             (Verdict::HourUsedUp, 0)
         } else if recent >= limits.requests_per_minute {
-            let free_at = self.requests.get(oldest_recent).map_or(now, |at| *at + MINUTE);
-            (Verdict::MinuteUsedUp { retry_after: whole_seconds(free_at - now) }, 0)
+            let free = oldest(recent).map_or(now, |at| free_at(at, MINUTE, limits.window));
+            (Verdict::MinuteUsedUp { retry_after: whole_seconds(free - now) }, 0)
         } else {
             (Verdict::Allowed, limits.requests_per_hour - used)
         };
-        let reset = self.requests.front().map_or(now, |first| *first + HOUR).as_secs();
+        let reset = oldest(used).map_or(now, |first| free_at(first, HOUR, limits.window)).as_secs();
         Allowance { limit: limits.requests_per_hour, remaining, reset, verdict }
+    }
+
+    /// How many requests were refused.
+    pub fn refused(&self) -> u64 {
+        self.refused
+    }
+
+    /// The most requests that any second of the last hour had.
+    pub fn busiest_second(&self) -> usize {
+        let second = Duration::from_secs(1);
+        let mut from = 0;
+        let mut most = 0;
+        for (number, at) in self.requests.iter().enumerate() {
+            while self.requests.get(from).is_some_and(|first| *first + second <= *at) {
+                from += 1;
+            }
+            most = most.max(number + 1 - from);
+        }
+        most
+    }
+}
+
+/// When a request of that moment stops counting.
+fn free_at(at: Moment, span: Duration, window: RateWindow) -> Moment {
+    match window {
+        RateWindow::Sliding => at + span,
+        RateWindow::Fixed => Duration::from_secs((at.as_secs() / span.as_secs() + 1) * span.as_secs()),
     }
 }
 
@@ -108,5 +140,22 @@ mod tests {
         let refused = rate.admit(start + MINUTE, &limits);
         assert_eq!((refused.verdict, refused.reset), (Verdict::HourUsedUp, 4600));
         assert_eq!(rate.admit(start + HOUR, &limits).verdict, Verdict::Allowed);
+    }
+
+    #[test]
+    fn a_fixed_minute_begins_anew_for_all_at_once() {
+        let limits = Limits { requests_per_minute: 2, window: RateWindow::Fixed, ..Limits::default() };
+        let mut rate = RateLimit::default();
+        let at = |seconds: u64| Duration::from_secs(600 + seconds);
+        for seconds in [50, 59] {
+            assert_eq!(rate.admit(at(seconds), &limits).verdict, Verdict::Allowed);
+        }
+        assert_eq!(rate.admit(at(59), &limits).verdict, Verdict::MinuteUsedUp { retry_after: 1 });
+        for seconds in [60, 60] {
+            assert_eq!(rate.admit(at(seconds), &limits).verdict, Verdict::Allowed);
+        }
+        let refused = rate.admit(at(61), &limits);
+        assert_eq!((refused.verdict, refused.reset), (Verdict::MinuteUsedUp { retry_after: 59 }, 3600));
+        assert_eq!((rate.refused(), rate.busiest_second()), (2, 2));
     }
 }

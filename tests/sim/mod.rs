@@ -50,7 +50,7 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 
-pub use config::{Backing, DropletSpec, Limits, Rules, SimConfig, Switches, Times};
+pub use config::{Backing, DropletSpec, Limits, RateWindow, Rules, SimConfig, Switches, Times};
 pub use fault::{ActionFault, Fault, Faults};
 pub use refusal::Refusal;
 pub use service::Calls;
@@ -348,6 +348,21 @@ impl Sim {
     /// Counts calls from zero again.
     pub fn reset_calls(&self) {
         self.service.reset_calls();
+    }
+
+    /// How many requests were refused for the rate limit.
+    pub fn refused_for_rate(&self) -> u64 {
+        self.service.rate(|rate| rate.refused())
+    }
+
+    /// The most requests that any second of the last hour had.
+    pub fn busiest_second(&self) -> usize {
+        self.service.rate(|rate| rate.busiest_second())
+    }
+
+    /// Uses up some of the quota, as other programs with the same token do.
+    pub fn use_quota(&self, requests: usize) {
+        self.service.use_quota(requests);
     }
 
     /// Closes every connection, answered or not, and goes on listening, as the edge does when it is restarted.

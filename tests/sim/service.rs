@@ -203,6 +203,18 @@ impl Service {
         ask(&mut lock(&self.rate), self.clock.now(), &limits)
     }
 
+    /// Looks at what was counted for the rate limit.
+    pub fn rate<T>(&self, look: impl FnOnce(&RateLimit) -> T) -> T {
+        look(&lock(&self.rate))
+    }
+
+    /// Counts so many requests for the rate limit that nobody makes.
+    pub fn use_quota(&self, requests: usize) {
+        for _ in 0..requests {
+            self.allowance(RateLimit::admit);
+        }
+    }
+
     fn count(&self, method: &str, pattern: &str) {
         *lock(&self.calls).0.entry((method.to_owned(), pattern.to_owned())).or_default() += 1;
     }

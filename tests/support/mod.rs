@@ -18,6 +18,7 @@ pub mod nomad_story;
 pub mod overhead;
 pub mod plugin;
 pub mod single_plugin;
+pub mod storm;
 pub mod story;
 
 use std::time::{Duration, Instant};
