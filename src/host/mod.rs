@@ -26,6 +26,7 @@ pub mod mount_words;
 pub mod mountable;
 pub mod mountinfo;
 pub mod owner;
+pub mod path_lock;
 pub mod presence;
 pub mod probe;
 pub mod propagation;

@@ -4,12 +4,16 @@
 //! read-only for one; at the path itself the orchestrator would see it in between, and the copy of it that the kernel makes in
 //! the host's mount namespace would stay as it was first. A call that was killed leaves the place behind, and the next call for
 //! the path clears it away.
+//!
+//! The place has one user at a time, also when two plugins run: what the second one mounts on the first one's mount, which is
+//! still of its source's peer group, would appear at that source as well.
 
 use std::ffi::{OsStr, OsString};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use log::warn;
 
@@ -20,10 +24,16 @@ use crate::host::device::number::DeviceNumber;
 use crate::host::mount::{Unmount, apply_own_flags, apply_unmount, observe_mounts};
 use crate::host::mount_options::MountOptions;
 use crate::host::mountinfo::{Mount, MountTable};
+use crate::host::path_lock::PathLock;
+use crate::host::presence::observe_entry;
 use crate::node::mount_point;
 use crate::node::mount_point::Shape;
 use crate::node::mount_point::{MOST_MOUNTS, too_many};
 use crate::sync::volume_lock::VolumeGuard;
+
+/// How long a call waits for another plugin that prepares a mount for the same path. That takes milliseconds, if it is not the
+/// mount of a file system whose journal is replayed.
+const LOCK_BUDGET: Duration = Duration::from_secs(10);
 
 /// A mount, or a device's node, that is to be seen at one more place.
 #[derive(Debug)]
@@ -53,6 +63,11 @@ pub(super) fn apply_copied(guard: &VolumeGuard, what: &Copied<'_>, target: &Path
     let copy = Held::open(scratch_mount.path())?;
     let mounts = observe_mounts()?;
     let mount = check_copy(what, &copy, &mounts)?;
+    // Nothing was there when the call looked, before the place was its own.
+    if let Some(other) = mounts.at(target) {
+        let by = format!("{} was mounted there meanwhile, by another plugin or by hand", other.source.display());
+        return Err(Error::TargetTaken { path: target.to_owned(), by });
+    }
     apply_alone(guard, &copy)?;
     if let Some(options) = what.options.filter(|options| options.differs_at(mount).is_some()) {
         apply_own_flags(guard, scratch_mount.path(), options)?;
@@ -85,14 +100,21 @@ fn check_copy<'a>(what: &Copied<'_>, copy: &Held, mounts: &'a MountTable) -> Res
 pub(super) struct ScratchMount<'a> {
     guard: &'a VolumeGuard,
     path: PathBuf,
+    #[expect(dead_code, reason = "held until the place is cleared away")]
+    lock: PathLock,
 }
 
 impl<'a> ScratchMount<'a> {
     /// Makes the place beside `path`, which is real and has a parent.
+    ///
+    /// # Errors
+    /// [`Error::VolumeBusy`] when another plugin uses the place for longer than a call waits, [`Error::Io`].
     pub(super) fn open(guard: &'a VolumeGuard, path: &Path, shape: Shape) -> Result<Self> {
-        apply_clean(guard, path)?;
-        let path = mount_point::ensure_real_place(guard, beside(path)?, shape)?;
-        Ok(ScratchMount { guard, path })
+        let lock = acquire_lock(guard, path)?;
+        let place = beside(path, PLACE)?;
+        clear(guard, &place)?;
+        let path = mount_point::ensure_real_place(guard, place, shape)?;
+        Ok(ScratchMount { guard, path, lock })
     }
 
     /// Where it is.
@@ -109,20 +131,36 @@ impl Drop for ScratchMount<'_> {
     }
 }
 
-/// Clears away what a call that was killed has left beside a path.
+/// Clears away what a call that was killed has left beside a path. What another plugin uses there is waited for.
+///
+/// # Errors
+/// As [`ScratchMount::open`].
 pub(super) fn apply_clean(guard: &VolumeGuard, path: &Path) -> Result<()> {
-    clear(guard, &beside(path)?)
+    let place = beside(path, PLACE)?;
+    if observe_entry(&place)?.is_none() && observe_entry(&beside(path, LOCK)?)?.is_none() {
+        return Ok(());
+    }
+    let _lock = acquire_lock(guard, path)?;
+    clear(guard, &place)
 }
 
-fn beside(path: &Path) -> Result<PathBuf> {
+fn acquire_lock(guard: &VolumeGuard, path: &Path) -> Result<PathLock> {
+    PathLock::acquire(guard, beside(path, LOCK)?, path, LOCK_BUDGET)
+}
+
+/// The ends of the names of what lies beside a path: the place itself, and the file that is locked while it is used.
+const PLACE: &str = ".do-csi";
+const LOCK: &str = ".do-csi-lock";
+
+fn beside(path: &Path, end: &str) -> Result<PathBuf> {
     let name = path.file_name().ok_or_else(|| Error::invalid("path", format!("{} has no name", path.display())))?;
-    let hidden = [b".", shortened(name).as_bytes(), b".do-csi"].concat();
+    let hidden = [b".", shortened(name).as_bytes(), end.as_bytes()].concat();
     Ok(path.with_file_name(OsString::from_vec(hidden)))
 }
 
 /// A name as it is, or, where nothing more could be added to it, its beginning and a number made from all of it.
 fn shortened(name: &OsStr) -> OsString {
-    const MOST: usize = 255 - ".".len() - ".do-csi".len();
+    const MOST: usize = 255 - ".".len() - LOCK.len();
     let bytes = name.as_bytes();
     if bytes.len() <= MOST {
         return name.to_owned();
@@ -156,7 +194,7 @@ mod tests {
         let places: BTreeSet<PathBuf> = names
             .iter()
             .chain([&other])
-            .map(|name| beside(&Path::new("/targets").join(name)).unwrap())
+            .map(|name| beside(&Path::new("/targets").join(name), PLACE).unwrap())
             .inspect(|place| {
                 let name = place.file_name().unwrap();
                 assert!(
@@ -165,6 +203,6 @@ mod tests {
             })
             .collect();
         assert_eq!(places.len(), 6);
-        assert_eq!(beside(Path::new("/t/vol")).unwrap(), Path::new("/t/.vol.do-csi"));
+        assert_eq!(beside(Path::new("/t/vol"), PLACE).unwrap(), Path::new("/t/.vol.do-csi"));
     }
 }

@@ -102,6 +102,11 @@ fn root_two_plugins_at_one_target_never_show_the_hosts_own_files() {
         for line in mounts_at(&rig, &target) {
             assert!(nodes.iter().any(|node| line.contains(node)), "{round}: {answers:?}: {line}");
         }
+        // What one of them prepares does not appear where the other volume is staged.
+        for (vol, node) in both.iter().zip(&nodes) {
+            let staged = mounts_at(&rig, &rig.staging(vol));
+            assert!(staged.len() == 1 && staged[0].contains(node), "{round}: {answers:?}: {staged:?}");
+        }
         while rig.mount_at(&target).is_some() {
             rig.run("umount", &[&target.to_string_lossy()]);
         }
