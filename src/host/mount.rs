@@ -20,12 +20,14 @@ use crate::host::kernel_log::KernelLog;
 use crate::host::mount_options::{MountOptions, NO_UUID};
 pub use crate::host::mount_table::observe_mounts;
 use crate::host::mountable::{kernel_release, no_filesystem, observe_mountable, plan_mountable};
+use crate::host::mountinfo::MountTable;
 use crate::host::presence::observe_is_there;
 use crate::host::read_only::{Flagged, observe_is_protected};
 use crate::sync::volume_lock::VolumeGuard;
 
-/// Mounts a disk's file system at a directory that exists, and sees that it is there. While the disk is in somebody else's
-/// use it tries again, for as long as the budget lasts. What is not seen to be there is unmounted again.
+/// Mounts a disk's file system at a directory that exists, and sees that it is there; gives the mount table as it is then.
+/// While the disk is in somebody else's use it tries again, for as long as the budget lasts. What is not seen to be there is
+/// unmounted again.
 ///
 /// A second call puts a second mount on top: the caller looks first.
 ///
@@ -41,7 +43,7 @@ pub fn apply_mount(
     target: &Path,
     options: &MountOptions,
     budget: Duration,
-) -> Result<()> {
+) -> Result<MountTable> {
     let data = options.data();
     retry_while_busy(budget, || {
         let _pin = device.open()?;
@@ -50,44 +52,38 @@ pub fn apply_mount(
             .map_err(|errno| refused(device, fs, target, options, errno, log))
     })
     .map_err(or_in_use(device, "the mount"))?;
-    observe_mounted(device, target).inspect_err(|_| take_back(target))?;
+    let mounts = observe_mounted(device, target).inspect_err(|_| take_back(target))?;
     log::info!("mounted device={} fs={fs} target={}", device.path().display(), target.display());
-    Ok(())
+    Ok(mounts)
 }
 
-fn observe_mounted(device: &Device, target: &Path) -> Result<()> {
-    match observe_mounts()?.at(target) {
-        Some(found) if found.is_of(device) => Ok(()),
+fn observe_mounted(device: &Device, target: &Path) -> Result<MountTable> {
+    let mounts = observe_mounts()?;
+    match mounts.at(target) {
+        Some(found) if found.is_of(device) => Ok(mounts),
         Some(found) => Err(not_seen(device, target, &format!("device {} is there", found.device))),
         None => Err(not_seen(device, target, "nothing is there")),
     }
 }
 
 /// Unmounts what was just mounted: the caller knows of no mount when it gets an error, and would leave it.
-fn take_back(target: &Path) {
+pub(crate) fn take_back(target: &Path) {
     if let Err(errno) = umount2(target, MntFlags::UMOUNT_NOFOLLOW) {
         log::warn!("could not undo the mount at {}: {errno}", target.display());
     }
 }
 
 /// Gives one mount, whatever the file system below it is, exactly those flags that belong to a mount alone: read-only,
-/// nosuid, nodev, noexec, and how access times are kept. Copies of it in other mount namespaces stay as they are.
+/// nosuid, nodev, noexec, and how access times are kept. Copies of it in other mount namespaces stay as they are. Whether it
+/// has become so is seen by the caller, in the table that it reads when the mount is where it belongs.
 ///
 /// A second call changes nothing.
 ///
 /// # Errors
-/// [`Error::Io`] with the kernel's answer, [`Error::Precondition`] when nothing is mounted there or it did not become so.
+/// [`Error::Io`] with the kernel's answer.
 /// Source: mount(2), "Remounting an existing mount": flags that are not named are cleared.
 pub fn apply_own_flags(_guard: &VolumeGuard, target: &Path, options: &MountOptions) -> Result<()> {
-    let flags = options.own_flags() | MsFlags::MS_REMOUNT | MsFlags::MS_BIND;
-    remount(target, flags)?;
-    match observe_mounts()?.at(target) {
-        Some(seen) => match options.differs_at(seen) {
-            None => Ok(()),
-            Some(how) => Err(Error::Precondition(format!("{} {how} after it was changed", target.display()))),
-        },
-        None => Err(Error::Precondition(format!("nothing is mounted at {}", target.display()))),
-    }
+    remount(target, options.own_flags() | MsFlags::MS_REMOUNT | MsFlags::MS_BIND)
 }
 
 /// Makes a file system writable that is mounted read-only, through one of its mounts, which becomes writable with it. Its

@@ -15,66 +15,60 @@ use crate::host::mount::observe_mounts;
 use crate::host::mountinfo::{Mount, MountTable};
 use crate::host::probe::content::observe_unfinished;
 use crate::host::read_only::{Flagged, apply_protection, observe_is_protected};
+use crate::node::NodeCall;
 use crate::node::mount_point;
-use crate::node::mount_state::{elsewhere, raw_difference, used_otherwise};
+use crate::node::mount_state::{elsewhere, observe_at, raw_difference, used_otherwise};
 use crate::node::plan::{ProtectionPlan, plan_exclusive_use, plan_mount_point, plan_protection};
-use crate::node::{Node, NodeCall};
 
-impl Node {
-    /// Makes the disk refuse writes, or take them, as the one asks who is about to use it at `target`.
-    pub(super) fn ensure_protection(
-        &self,
-        call: &NodeCall<'_>,
-        mounts: &MountTable,
-        device: &Device,
-        target: &Path,
-        is_read_only: bool,
-    ) -> Result<()> {
-        // While it is held open no other disk gets its name, so the flag that is set is this disk's.
-        let _pin = device.open()?;
-        let disk = Flagged::from(device);
-        let apart = [target];
-        let other = elsewhere(mounts, device, &apart).map(|mount| mount.target.as_path()).next();
-        match plan_protection(device.volume(), is_read_only, observe_is_protected(&disk)?, other)? {
-            ProtectionPlan::Keep => Ok(()),
-            ProtectionPlan::Protect => apply_protection(&call.guard, &call.runner, &disk, true),
-            ProtectionPlan::Unprotect => {
-                // Left by a call that was killed, or set by a person: nothing tells the two apart, and to refuse would
-                // leave the volume unusable after the one.
-                let (volume, path) = (device.volume(), device.path().display());
-                warn!(
-                    "the disk refuses writes, which ends as it is now used for writing volume={volume} device={path}"
-                );
-                apply_protection(&call.guard, &call.runner, &disk, false)
-            }
+/// Makes the disk refuse writes, or take them, as the one asks who is about to use it at `target`.
+pub(super) fn ensure_protection(
+    call: &NodeCall<'_>,
+    mounts: &MountTable,
+    device: &Device,
+    target: &Path,
+    is_read_only: bool,
+) -> Result<()> {
+    // While it is held open no other disk gets its name, so the flag that is set is this disk's.
+    let _pin = device.open()?;
+    let disk = Flagged::from(device);
+    let apart = [target];
+    let other = elsewhere(mounts, device, &apart).map(|mount| mount.target.as_path()).next();
+    match plan_protection(device.volume(), is_read_only, observe_is_protected(&disk)?, other)? {
+        ProtectionPlan::Keep => Ok(()),
+        ProtectionPlan::Protect => apply_protection(&call.guard, &call.runner, &disk, true),
+        ProtectionPlan::Unprotect => {
+            // Left by a call that was killed, or set by a person: nothing tells the two apart, and to refuse would
+            // leave the volume unusable after the one.
+            let (volume, path) = (device.volume(), device.path().display());
+            warn!("the disk refuses writes, which ends as it is now used for writing volume={volume} device={path}");
+            apply_protection(&call.guard, &call.runner, &disk, false)
         }
     }
+}
 
-    /// Makes a disk take writes again when a place where it was shown is gone, and that was the last one.
-    pub(super) fn apply_unprotect_after(&self, call: &NodeCall<'_>, was: &Mount) -> Result<()> {
-        let is_used = observe_mounts()?.iter().any(|mount| mount.is_node() && mount.root == was.root);
-        if is_used {
-            return Ok(());
-        }
-        match Flagged::observe_bound_at(&self.places, was) {
-            Ok(Some(disk)) => self.apply_unprotect(call, &disk),
-            Ok(None) => {}
-            Err(err) => warn!("cannot tell whether the disk is there, and leave its read-only flag: {}", Chain(&err)),
-        }
-        Ok(())
+/// Makes a disk take writes again when a place where it was shown is gone, and that was the last one. `mounts` is the table
+/// as it is since.
+pub(super) fn apply_unprotect_after(call: &NodeCall<'_>, mounts: &MountTable, was: &Mount) {
+    if mounts.iter().any(|mount| mount.is_node() && mount.root == was.root) {
+        return;
     }
+    match Flagged::observe_bound_at(call.places, was) {
+        Ok(Some(disk)) => apply_unprotect(call, &disk),
+        Ok(None) => {}
+        Err(err) => warn!("cannot tell whether the disk is there, and leave its read-only flag: {}", Chain(&err)),
+    }
+}
 
-    /// Makes a disk take writes again. Whoever uses it next asks for what it needs; this is for people who work on the
-    /// disk by hand.
-    pub(super) fn apply_unprotect(&self, call: &NodeCall<'_>, disk: &Flagged) {
-        let freed = match observe_is_protected(disk) {
-            Ok(true) => apply_protection(&call.guard, &call.runner, disk, false),
-            Ok(false) => Ok(()),
-            Err(err) => Err(err),
-        };
-        if let Err(err) = freed {
-            warn!("the disk still refuses writes: {}", Chain(&err));
-        }
+/// Makes a disk take writes again. Whoever uses it next asks for what it needs; this is for people who work on the
+/// disk by hand.
+pub(super) fn apply_unprotect(call: &NodeCall<'_>, disk: &Flagged) {
+    let freed = match observe_is_protected(disk) {
+        Ok(true) => apply_protection(&call.guard, &call.runner, disk, false),
+        Ok(false) => Ok(()),
+        Err(err) => Err(err),
+    };
+    if let Err(err) = freed {
+        warn!("the disk still refuses writes: {}", Chain(&err));
     }
 }
 
@@ -98,13 +92,13 @@ pub(super) fn check_protection(device: &Device, target: &Path, is_read_only: boo
 ///
 /// # Errors
 /// [`Error::MountedOtherwise`], [`Error::TargetTaken`] or [`Error::Precondition`], by what is in the way.
-pub(super) fn check_staged_raw(node: &Node, call: &NodeCall<'_>, device: &Device, staging: &Path) -> Result<()> {
+pub(super) fn check_staged_raw(call: &NodeCall<'_>, device: &Device, staging: &Path) -> Result<()> {
     let mounts = observe_mounts()?;
     if let Some(real) = mount_point::observe_real_path(staging)? {
         // It is the volume's raw disk only at a target.
         let difference = |mount: &Mount| raw_difference(mount).or_else(|| Some("shows its raw disk".to_owned()));
         // A dead mount is in nobody's way: nothing is going to be mounted here.
-        plan_mount_point(staging, &node.observe_at(&mounts, &real, device, difference)?)?;
+        plan_mount_point(staging, &observe_at(call.places, &mounts, &real, device, difference)?)?;
     }
     plan_exclusive_use(device.volume(), true, used_otherwise(&mounts, device, true))?;
     refuse_unfinished(call, device)

@@ -12,7 +12,6 @@ use crate::error::{Error, Result, Thing};
 use crate::fs::FsKind;
 use crate::host::device::Device;
 use crate::host::device::lookup::{await_numbered, rescan_or_warn};
-use crate::host::grow::ensure_grown;
 use crate::host::luks::mapper::{LuksMapping, is_short, observe_mapping_under};
 use crate::host::luks::passphrase::Key;
 use crate::host::mount::observe_mounts;
@@ -21,8 +20,9 @@ use crate::host::mountinfo::{Mount, MountTable};
 use crate::host::owner;
 use crate::host::owner::observe_disk;
 use crate::id::VolumeName;
+use crate::node::luks::open::observe_its_device;
 use crate::node::mount_point;
-use crate::node::whose::Whose;
+use crate::node::whose::{Whose, observe_whose};
 use crate::node::{Arrival, Node, NodeCall};
 use crate::request::node::Expand;
 use crate::request::secrets::NAMES;
@@ -38,24 +38,24 @@ impl Node {
     pub fn expand(&self, want: &Expand, arrival: Arrival) -> Result<Bytes> {
         let call = self.begin(arrival, &want.volume, None, &[&want.path])?;
         let (place, mount) = observe_volume_at(&want.path)?;
-        let health = observe_health(&self.places, &mount)?;
+        let health = observe_health(call.places, &mount)?;
         if health != Health::Alive {
             // Behind the node of a raw disk that is gone there may be another one by now.
             return Err(Error::Precondition(format!("the volume at {} is dead: {health}", want.path.display())));
         }
-        let name = match self.observe_whose(&want.volume, &mount)? {
+        let name = match observe_whose(call.places, &want.volume, &mount)? {
             Whose::Ours(name) => name.map_or_else(|| VolumeName::parse(&want.volume), Ok),
             Whose::NotOurs(found) => return Err(Whose::not_there(&want.volume, &mount, &found)),
             Whose::Gone => return Err(not_at(&want.path)),
         };
         let name = name.map_err(|bad| Error::invalid("volume_id", bad))?;
-        let under = observe_mapping_under(&self.places, &mount)?;
-        let number = match observe_disk(&self.places, &mount)? {
+        let under = observe_mapping_under(call.places, &mount)?;
+        let number = match observe_disk(call.places, &mount)? {
             owner::UnderMount::Disk(number) => number,
             owner::UnderMount::Gone | owner::UnderMount::NoDisk => return Err(not_at(&want.path)),
         };
         let await_size =
-            |least| await_numbered(&call.guard, &self.places, &name, number, least, call.cap(DEVICE_BUDGET));
+            |least| await_numbered(&call.guard, call.places, &name, number, least, call.cap(DEVICE_BUDGET));
         // The kernel may have missed that the disk has grown, also when it is large enough for what is asked.
         rescan_or_warn(&call.guard, &await_size(None)?);
         let device = await_size(want.range.least())?;
@@ -66,22 +66,16 @@ impl Node {
             let fs = plan_fs(&want.path, &mount)?;
             let grow = |under: LuksMapping| self.ensure_inner_grown(&call, &device, &under.name, want.key.as_ref());
             let inner = under.map(grow).transpose()?;
+            // Read anew: the disk may have been waited for, and a mount that was there may be gone.
             let through = plan_through(&observe_mounts()?, &mount);
-            ensure_grown(
-                &call.guard,
-                &self.tool_permits.grow,
-                &call.runner,
-                inner.as_ref().unwrap_or(&device),
-                fs,
-                &through,
-            )?;
+            self.fs_tools.ensure_grown(&call, inner.as_ref().unwrap_or(&device), fs, &through)?;
         }
         Ok(device.size())
     }
 
     /// Lets an encrypted volume follow its disk; gives the device that is in it.
     fn ensure_inner_grown(&self, call: &NodeCall<'_>, disk: &Device, name: &str, key: Option<&Key>) -> Result<Device> {
-        let open = self.observe_open_as(disk, name)?;
+        let open = observe_its_device(call.places, disk, name)?;
         match key {
             _ if !is_short(&open, disk) => Ok(open),
             Some(key) => self.apply_full(call, disk, &open, key),

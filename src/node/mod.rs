@@ -6,6 +6,7 @@
 
 pub mod block;
 pub mod expand;
+mod filesystem;
 pub mod limit;
 pub mod luks;
 pub mod mount_point;
@@ -23,13 +24,13 @@ pub mod whose;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use crate::config::{Config, LOCK_PATIENCE, MAX_HEAVY_TOOLS, NODE_BUDGET};
+use crate::config::{Config, LOCK_PATIENCE, NODE_BUDGET};
 use crate::error::Result;
-use crate::fs::FsKind;
 use crate::host::command::{Runner, Until};
 use crate::host::device::DevicePlaces;
 use crate::host::mount_options::SelinuxLabel;
 use crate::id::VolumeName;
+use crate::node::filesystem::FsTools;
 use crate::node::release::LeftDisks;
 use crate::sync::semaphore::Semaphore;
 use crate::sync::volume_lock::{Queued, VolumeGuard, VolumeKey, VolumeLocks};
@@ -42,11 +43,10 @@ const MAX_QUEUE: usize = 8;
 pub struct Node {
     runner: Box<dyn Runner>,
     places: DevicePlaces,
-    tool_permits: ToolPermits,
+    fs_tools: FsTools,
     /// Making a key takes memory, so this is done for one volume after the other.
     key_permit: Semaphore,
     locks: VolumeLocks,
-    default_fs: FsKind,
     label: Option<SelinuxLabel>,
     left: LeftDisks,
 }
@@ -58,30 +58,12 @@ pub struct Arrival {
     came: Instant,
 }
 
-/// Room for the heavy programs, of each sort for itself: none waits for another sort to be done.
-#[derive(Debug)]
-struct ToolPermits {
-    format: Semaphore,
-    check: Semaphore,
-    grow: Semaphore,
-}
-
-impl ToolPermits {
-    fn new() -> Self {
-        let tool_permits = |held_by| Semaphore::new(MAX_HEAVY_TOOLS, held_by);
-        ToolPermits {
-            format: tool_permits("other volumes are still being formatted"),
-            check: tool_permits("the file systems of other volumes are still being checked"),
-            grow: tool_permits("the file systems of other volumes are still being grown"),
-        }
-    }
-}
-
-/// One call that changes a volume: its lock, and a runner for programs that ends with the call's time.
+/// One call that changes a volume: its lock, a runner for programs that ends with the call's time, and where disks are.
 #[derive(Debug)]
 struct NodeCall<'a> {
     guard: VolumeGuard,
     runner: Until<'a>,
+    places: &'a DevicePlaces,
 }
 
 impl NodeCall<'_> {
@@ -100,10 +82,9 @@ impl Node {
         Node {
             runner,
             places,
-            tool_permits: ToolPermits::new(),
+            fs_tools: FsTools::new(config),
             key_permit: Semaphore::new(1, "other encrypted volumes are still being made, opened or grown"),
             locks: VolumeLocks::new(),
-            default_fs: config.default_fs_type,
             label: config.selinux_label.clone(),
             left: LeftDisks::default(),
         }
@@ -137,6 +118,7 @@ impl Node {
         others.extend(name.map(|name| VolumeKey::Name(name.to_string())));
         let held = queued.hold_with(others, MAX_QUEUE, came + LOCK_PATIENCE);
         let guard = held.map_err(|locked| locked.asked_for(volume))?;
-        Ok(NodeCall { guard, runner: Until::new(self.runner.as_ref(), came + NODE_BUDGET) })
+        let runner = Until::new(self.runner.as_ref(), came + NODE_BUDGET);
+        Ok(NodeCall { guard, runner, places: &self.places })
     }
 }

@@ -7,42 +7,39 @@ use std::path::{Path, PathBuf};
 
 use crate::error::Result;
 use crate::fs::FsKind;
-use crate::host::device::Device;
+use crate::host::device::{Device, DevicePlaces};
 use crate::host::mount_health::{Health, observe_health};
 use crate::host::mountinfo::{Mount, MountTable};
-use crate::node::Node;
 use crate::node::plan::{MountPointState, Superblock};
 
-impl Node {
-    /// Sees the mount at a path from a volume's disk. `difference` says how a mount of the volume is not as asked.
-    pub(super) fn observe_at(
-        &self,
-        mounts: &MountTable,
-        path: &Path,
-        device: &Device,
-        difference: impl Fn(&Mount) -> Option<String>,
-    ) -> Result<MountPointState> {
-        let Some(mount) = mounts.at(path) else { return Ok(MountPointState::Free) };
-        // What is not of our making is never touched, not even to see whether it answers: NFS may not answer for ever.
-        let is_ours = is_of_our_making(mount);
-        let health = if is_ours { observe_health(&self.places, mount)? } else { Health::Alive };
-        Ok(plan_mount_state(mount, health, device, difference))
-    }
+/// Sees the mount at a path from a volume's disk. `difference` says how a mount of the volume is not as asked.
+pub(super) fn observe_at(
+    places: &DevicePlaces,
+    mounts: &MountTable,
+    path: &Path,
+    device: &Device,
+    difference: impl Fn(&Mount) -> Option<String>,
+) -> Result<MountPointState> {
+    let Some(mount) = mounts.at(path) else { return Ok(MountPointState::Free) };
+    // What is not of our making is never touched, not even to see whether it answers: NFS may not answer for ever.
+    let is_ours = is_of_our_making(mount);
+    let health = if is_ours { observe_health(places, mount)? } else { Health::Alive };
+    Ok(plan_mount_state(mount, health, device, difference))
+}
 
-    /// Sees what the kernel has of a disk's file system already, not counting what is mounted at `apart`.
-    ///
-    /// # Errors
-    /// As [`observe_health`].
-    pub(super) fn observe_superblock(
-        &self,
-        mounts: &MountTable,
-        device: &Device,
-        apart: &[&Path],
-    ) -> Result<Superblock> {
-        let others = elsewhere(mounts, device, apart).filter(|mount| !mount.is_node());
-        let seen = others.map(|mount| Ok((mount, observe_health(&self.places, mount)?)));
-        Ok(plan_superblock(&seen.collect::<Result<Vec<_>>>()?))
-    }
+/// Sees what the kernel has of a disk's file system already, not counting what is mounted at `apart`.
+///
+/// # Errors
+/// As [`observe_health`].
+pub(super) fn observe_superblock(
+    places: &DevicePlaces,
+    mounts: &MountTable,
+    device: &Device,
+    apart: &[&Path],
+) -> Result<Superblock> {
+    let others = elsewhere(mounts, device, apart).filter(|mount| !mount.is_node());
+    let seen = others.map(|mount| Ok((mount, observe_health(places, mount)?)));
+    Ok(plan_superblock(&seen.collect::<Result<Vec<_>>>()?))
 }
 
 /// Every place where a volume is seen, by its file system or raw, but those named.

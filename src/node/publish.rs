@@ -7,25 +7,27 @@ use std::path::{Path, PathBuf};
 
 use log::warn;
 
-use crate::config::DEVICE_BUDGET;
 use crate::error::{Chain, Error, Result};
 use crate::fs::FsKind;
 use crate::host::device::Device;
-use crate::host::device::lookup::{LookupResult, await_device, observe_device};
+use crate::host::device::lookup::{LookupResult, observe_device};
 use crate::host::mount::{Unmount, apply_unmount, observe_mounts};
 use crate::host::mount_options::MountOptions;
 use crate::host::mountinfo::{Mount, MountTable};
 use crate::host::propagation::check_reaches_host;
 use crate::host::read_only::Flagged;
-use crate::node::block::{check_protection, check_raw};
+use crate::node::block::{apply_unprotect, check_protection, check_raw, ensure_protection};
+use crate::node::luks::open::observe_opened;
 use crate::node::mount_point;
 use crate::node::mount_point::Shape;
-use crate::node::mount_state::{elsewhere, fs_difference, raw_difference, used_otherwise};
+use crate::node::mount_state::{elsewhere, fs_difference, observe_at, raw_difference, used_otherwise};
 use crate::node::plan::{
     MountPointPlan, MountPointState, plan_exclusive_use, plan_mount_point, plan_mounted, plan_target,
 };
 use crate::node::scratch_mount::{Copied, apply_copied};
-use crate::node::take_down::apply_clear;
+use crate::node::stage::await_disk;
+use crate::node::take_down::{apply_clear, ensure_not_dead};
+use crate::node::whose::remember;
 use crate::node::{Arrival, Node, NodeCall};
 use crate::request::capability::Access;
 use crate::request::node::{Publish, Stage};
@@ -71,22 +73,20 @@ impl Node {
         // A dead mount at the target would keep the file system below it dead, however often that is mounted anew.
         let target = mount_point::observe_real_path(&want.target)?;
         let mounts = match &target {
-            Some(target) => self.ensure_not_dead(&call, &stage.volume, target)?,
+            Some(target) => ensure_not_dead(&call, &stage.volume, target)?,
             None => observe_mounts()?,
         };
         match &stage.capability.access {
             Access::Block => {
-                let (name, size) = (&want.stage.attached.name, want.stage.attached.size);
-                let device = await_device(&call.guard, &self.places, name, size, call.cap(DEVICE_BUDGET))?;
-                self.remember(&call, &stage.volume, name);
+                let device = await_disk(&call, stage)?;
                 let source = device.path().to_owned();
                 let shown = PublishedMount { device: &device, want, target, source, shape: Shape::File, options: None };
-                self.ensure_shown(&call, &mounts, &shown)
+                ensure_shown(&call, &mounts, &shown)
             }
             Access::Mount { fs, flags } => {
                 let flags = self.with_selinux_label(flags, &want.stage)?;
                 let (device, source, mounts) = self.ensure_staging(&call, want, *fs, &flags, mounts)?;
-                self.remember(&call, &stage.volume, &stage.attached.name);
+                remember(&call, &stage.volume, &stage.attached.name);
                 let options = if want.is_read_only { flags.read_only() } else { flags };
                 let shown = PublishedMount {
                     device: &device,
@@ -96,7 +96,7 @@ impl Node {
                     shape: Shape::Directory,
                     options: Some(options),
                 };
-                self.ensure_shown(&call, &mounts, &shown)
+                ensure_shown(&call, &mounts, &shown)
             }
         }
     }
@@ -121,101 +121,100 @@ impl Node {
                 }
                 None => return Err(not_staged(stage)),
             };
-        let disk = observe_device(&self.places, &stage.attached.name, stage.attached.size)?;
+        let disk = observe_device(call.places, &stage.attached.name, stage.attached.size)?;
         if let LookupResult::Ready(disk) = disk
-            && let Some(device) = self.observe_opened(stage, disk)?
+            && let Some(device) = observe_opened(call.places, stage, disk)?
         {
             let is_too_read_only = |mount: &Mount| !want.is_read_only && mount.is_read_only();
             let difference = |mount: &Mount| {
                 let how = fs_difference(fs, mount).or_else(|| flags.differs_below(mount));
                 how.or_else(|| is_too_read_only(mount).then(|| "is read-only".to_owned()))
             };
-            if self.observe_at(&mounts, &staging, &device, difference)? == MountPointState::AsRequested {
-                if mounts.at(&staging).is_some_and(|mount| !mount.is_read_only()) {
-                    self.ensure_finished(call, &device, stage, &staging)?;
+            if observe_at(call.places, &mounts, &staging, &device, difference)? == MountPointState::AsRequested {
+                if let Some(mount) = mounts.at(&staging).filter(|mount| !mount.is_read_only()) {
+                    self.ensure_finished(call, &device, stage, mount)?;
                 }
                 return Ok((device, staging, mounts));
             }
         }
-        let device = self.ensure_staged(call, stage)?.ok_or_else(|| not_staged(stage))?;
+        let disk = await_disk(call, stage)?;
+        let Access::Mount { fs, flags } = &stage.capability.access else { return Err(not_staged(stage)) };
+        let device = self.ensure_staged(call, stage, *fs, flags, disk)?.ok_or_else(|| not_staged(stage))?;
+        // Staging may have taken minutes.
         Ok((device, staging, observe_mounts()?))
     }
+}
 
-    fn ensure_shown(&self, call: &NodeCall<'_>, mounts: &MountTable, shown: &PublishedMount<'_>) -> Result<()> {
-        let target = shown.target.as_deref();
-        check_reaches_host(mounts, target.unwrap_or(&shown.want.target))?;
-        let at = match target {
-            Some(target) => self.observe_at(mounts, target, shown.device, |mount| shown.difference(mount))?,
-            None => MountPointState::Free,
-        };
-        match plan_mount_point(&shown.want.target, &at)? {
-            MountPointPlan::Keep => check_shown(mounts, shown, target.unwrap_or(&shown.want.target)),
-            MountPointPlan::Mount => self.apply_show(call, mounts, shown),
-            MountPointPlan::ClearThenMount(health) => {
-                apply_clear(call, target.unwrap_or(&shown.want.target), health)?;
-                // What was hidden below is looked at in turn.
-                self.ensure_shown(call, &observe_mounts()?, shown)
-            }
+fn ensure_shown(call: &NodeCall<'_>, mounts: &MountTable, shown: &PublishedMount<'_>) -> Result<()> {
+    let target = shown.target.as_deref();
+    check_reaches_host(mounts, target.unwrap_or(&shown.want.target))?;
+    let at = match target {
+        Some(target) => observe_at(call.places, mounts, target, shown.device, |mount| shown.difference(mount))?,
+        None => MountPointState::Free,
+    };
+    match plan_mount_point(&shown.want.target, &at)? {
+        MountPointPlan::Keep => check_shown(mounts, shown, target.unwrap_or(&shown.want.target)),
+        MountPointPlan::Mount => apply_show(call, mounts, shown),
+        MountPointPlan::ClearThenMount(health) => {
+            apply_clear(call, target.unwrap_or(&shown.want.target), health)?;
+            // What was hidden below is looked at in turn.
+            ensure_shown(call, &observe_mounts()?, shown)
         }
     }
+}
 
-    fn apply_show(&self, call: &NodeCall<'_>, mounts: &MountTable, shown: &PublishedMount<'_>) -> Result<()> {
-        // A raw disk is not mounted at its staging path, so none of its places has to be left out.
-        check_company(mounts, shown, &[&shown.source])?;
-        if shown.shape == Shape::File {
-            check_raw(call, mounts, shown.device)?;
-        }
-        let target = match &shown.target {
-            Some(target) => mount_point::ensure_real_place(&call.guard, target.clone(), shown.shape)?,
-            None => mount_point::ensure_place(&call.guard, &shown.want.target, shown.shape)?,
-        };
-        if !mount_point::observe_is_empty(&target)? {
-            return Err(Error::TargetTaken { path: target, by: "it has content of its own".to_owned() });
-        }
-        let outcome = self.apply_show_at(call, mounts, shown, &target);
-        outcome.inspect_err(|_| {
-            if let Err(err) = self.apply_hide(call, shown, &target) {
-                warn!("could not undo what was done at {}: {}", target.display(), Chain(&err));
-            }
-        })
+fn apply_show(call: &NodeCall<'_>, mounts: &MountTable, shown: &PublishedMount<'_>) -> Result<()> {
+    // A raw disk is not mounted at its staging path, so none of its places has to be left out.
+    check_company(mounts, shown, &[&shown.source])?;
+    if shown.shape == Shape::File {
+        check_raw(call, mounts, shown.device)?;
     }
-
-    fn apply_show_at(
-        &self,
-        call: &NodeCall<'_>,
-        mounts: &MountTable,
-        shown: &PublishedMount<'_>,
-        target: &Path,
-    ) -> Result<()> {
-        // While it is held open no other disk gets its name, so what is bound is the disk that was found.
-        let _pin = (shown.shape == Shape::File).then(|| shown.device.open()).transpose()?;
-        self.ensure_access(call, mounts, shown)?;
-        let (device, source, options) = (shown.device, &shown.source, shown.options.as_ref());
-        apply_copied(&call.guard, &Copied { device, source, shape: shown.shape, options }, target)?;
-        let at = self.observe_at(&observe_mounts()?, target, shown.device, |mount| shown.difference(mount))?;
-        plan_mounted(target, &at)
+    let target = match &shown.target {
+        Some(target) => mount_point::ensure_real_place(&call.guard, target.clone(), shown.shape)?,
+        None => mount_point::ensure_place(&call.guard, &shown.want.target, shown.shape)?,
+    };
+    if !mount_point::observe_is_empty(&target)? {
+        return Err(Error::TargetTaken { path: target, by: "it has content of its own".to_owned() });
     }
+    let outcome = apply_show_at(call, mounts, shown, &target);
+    outcome.inspect_err(|_| {
+        if let Err(err) = apply_hide(call, shown, &target) {
+            warn!("could not undo what was done at {}: {}", target.display(), Chain(&err));
+        }
+    })
+}
 
-    /// Takes back what showing a volume has done before it failed.
-    fn apply_hide(&self, call: &NodeCall<'_>, shown: &PublishedMount<'_>, target: &Path) -> Result<()> {
-        let is_ours = |mount: &Mount| mount.is_of(shown.device) || mount.is_node_of(shown.device);
-        if observe_mounts()?.at(target).is_some_and(is_ours) {
-            apply_unmount(&call.guard, target, Unmount::WhenFree)?;
-        }
-        if shown.shape == Shape::File && !observe_mounts()?.of_device(shown.device).any(Mount::is_node) {
-            self.apply_unprotect(call, &Flagged::from(shown.device));
-        }
-        mount_point::apply_remove_place(&call.guard, target)
+fn apply_show_at(call: &NodeCall<'_>, mounts: &MountTable, shown: &PublishedMount<'_>, target: &Path) -> Result<()> {
+    // While it is held open no other disk gets its name, so what is bound is the disk that was found.
+    let _pin = (shown.shape == Shape::File).then(|| shown.device.open()).transpose()?;
+    ensure_access(call, mounts, shown)?;
+    let (device, source, options) = (shown.device, &shown.source, shown.options.as_ref());
+    let mounts = apply_copied(&call.guard, &Copied { device, source, shape: shown.shape, options }, target)?;
+    let at = observe_at(call.places, &mounts, target, shown.device, |mount| shown.difference(mount))?;
+    plan_mounted(target, &at)
+}
+
+/// Takes back what showing a volume has done before it failed.
+fn apply_hide(call: &NodeCall<'_>, shown: &PublishedMount<'_>, target: &Path) -> Result<()> {
+    let is_ours = |mount: &Mount| mount.is_of(shown.device) || mount.is_node_of(shown.device);
+    let mounts = observe_mounts()?;
+    if mounts.at(target).is_some_and(is_ours) {
+        apply_unmount(&call.guard, target, Unmount::WhenFree)?;
     }
+    let is_other = |mount: &Mount| mount.is_node() && mount.target != target;
+    if shown.shape == Shape::File && !mounts.of_device(shown.device).any(is_other) {
+        apply_unprotect(call, &Flagged::from(shown.device));
+    }
+    mount_point::apply_remove_place(&call.guard, target)
+}
 
-    /// A raw disk is as writable as asked, for which its mounts do not matter.
-    fn ensure_access(&self, call: &NodeCall<'_>, mounts: &MountTable, shown: &PublishedMount<'_>) -> Result<()> {
-        match shown.shape {
-            Shape::Directory => Ok(()),
-            Shape::File => {
-                let target = shown.target.as_deref().unwrap_or(&shown.want.target);
-                self.ensure_protection(call, mounts, shown.device, target, shown.want.is_read_only)
-            }
+/// A raw disk is as writable as asked, for which its mounts do not matter.
+fn ensure_access(call: &NodeCall<'_>, mounts: &MountTable, shown: &PublishedMount<'_>) -> Result<()> {
+    match shown.shape {
+        Shape::Directory => Ok(()),
+        Shape::File => {
+            let target = shown.target.as_deref().unwrap_or(&shown.want.target);
+            ensure_protection(call, mounts, shown.device, target, shown.want.is_read_only)
         }
     }
 }

@@ -14,6 +14,7 @@ use log::{error, info, warn};
 use crate::backoff::{Backoff, look_until};
 use crate::config::RELEASE_BUDGET;
 use crate::error::{Chain, Error, Result};
+use crate::host::device::DevicePlaces;
 use crate::host::device::busy::{BUSY_PAUSES, is_busy};
 use crate::host::external_volumes::is_csi_place;
 use crate::host::freeze::apply_thaw;
@@ -23,7 +24,8 @@ use crate::host::luks::mapper::DiskHolder;
 use crate::host::mount::{apply_flush, observe_mounts};
 use crate::host::mountinfo::{Mount, MountTable};
 use crate::host::release::{Claim, DiskUnder};
-use crate::node::{Node, NodeCall};
+use crate::node::NodeCall;
+use crate::node::whose::{forget_unused, observe_named};
 
 /// The pauses between two looks that cost more than asking the kernel for a disk.
 const SLOW_PAUSES: Backoff = Backoff::new(Duration::from_millis(250), Duration::from_millis(250));
@@ -40,6 +42,29 @@ impl Left {
     /// What is under a mount to which nothing can be written any more.
     pub(super) fn nothing() -> Left {
         Left { disks: Vec::new(), is_raw: false }
+    }
+
+    /// What is under a mount that is about to be taken away; no disks when they are gone.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when that cannot be seen: then the mount must stay, as nobody could look at its disk afterwards.
+    pub(super) fn observe(places: &DevicePlaces, mount: &Mount) -> Result<Left> {
+        Ok(Left { disks: DiskUnder::all_under(places, mount)?, is_raw: mount.is_node() })
+    }
+
+    /// What may be left of a volume of which this process has taken no mount away, but an earlier one may have: its name is
+    /// known until it was let go of.
+    fn observe_by_name(places: &DevicePlaces, volume: &str) -> Result<Option<Left>> {
+        let Some(name) = observe_name_of(places, volume)? else { return Ok(None) };
+        let Some((disk, upon)) = observe_named(places, &name)? else { return Ok(None) };
+        let number = match &upon {
+            DiskHolder::Open(open) => open.number(),
+            DiskHolder::Nothing | DiskHolder::Temporary(_) | DiskHolder::Closing(_) | DiskHolder::Other(_) => {
+                disk.number()
+            }
+        };
+        // It may have been a raw volume: nobody but who writes to a disk has it open for writing.
+        Ok(Some(Left { disks: DiskUnder::all_of(places, number)?, is_raw: true }))
     }
 
     fn shown_in(&self, mounts: &MountTable, step: Step) -> StillMounted {
@@ -98,85 +123,68 @@ impl LeftDisks {
         }
     }
 
+    /// Sees that the kernel has let go of the disks under the mounts that were taken away, but for those that are mounted where
+    /// the orchestrator knows of it; then the volume's name is forgotten, if it is used nowhere. A second call for the volume
+    /// looks at the same disks again, and where none is known any more, at the disk that has the volume's name. `mounts` is the
+    /// table as it is since the last mount was taken away.
+    ///
+    /// # Errors
+    /// [`Error::InUse`] when one is still in use; [`Error::Io`] when that cannot be seen.
+    pub(super) fn ensure_let_go(
+        &self,
+        call: &NodeCall<'_>,
+        volume: &str,
+        step: Step,
+        mounts: MountTable,
+    ) -> Result<()> {
+        let mut lefts = self.of(volume);
+        if lefts.is_empty() {
+            lefts.extend(Left::observe_by_name(call.places, volume)?);
+        }
+        let mounts = observe_let_go(call, volume, &lefts, step, mounts)?;
+        self.forget(volume);
+        forget_unused(call, &mounts, volume);
+        Ok(())
+    }
+
     fn forget(&self, volume: &str) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(volume);
     }
 }
 
-impl Node {
-    /// What is under a mount that is about to be taken away; no disks when they are gone.
-    ///
-    /// # Errors
-    /// [`Error::Io`] when that cannot be seen: then the mount must stay, as nobody could look at its disk afterwards.
-    pub(super) fn observe_left(&self, mount: &Mount) -> Result<Left> {
-        Ok(Left { disks: DiskUnder::all_under(&self.places, mount)?, is_raw: mount.is_node() })
+/// Prepares the unmount of what is mounted nowhere else. A file system that a dead backup tool has left frozen is thawed,
+/// as it would stay frozen, and what a raw disk has in memory is written.
+pub(super) fn apply_before_last(call: &NodeCall<'_>, mounts: &MountTable, mount: &Mount, left: &Left, path: &Path) {
+    let is_other = |other: &&Mount| other.id != mount.id && left.disks.iter().any(|disk| disk.is_under(other));
+    if mounts.iter().any(|other| is_other(&other)) {
+        return;
     }
-
-    /// Prepares the unmount of what is mounted nowhere else. A file system that a dead backup tool has left frozen is thawed,
-    /// as it would stay frozen, and what a raw disk has in memory is written.
-    pub(super) fn apply_before_last(
-        &self,
-        call: &NodeCall<'_>,
-        mounts: &MountTable,
-        mount: &Mount,
-        left: &Left,
-        path: &Path,
-    ) {
-        let is_other = |other: &&Mount| other.id != mount.id && left.disks.iter().any(|disk| disk.is_under(other));
-        if mounts.iter().any(|other| is_other(&other)) {
-            return;
-        }
-        if left.is_raw {
-            return flush_or_say(call, path);
-        }
-        match apply_thaw(&call.guard, &call.runner, path) {
-            Ok(true) => warn!(
-                "the file system was frozen, and is thawed as it is about to be unmounted: did a backup tool die between \
-                 `fsfreeze -f` and `fsfreeze -u`? path={}",
-                path.display()
-            ),
-            Ok(false) => {}
-            Err(err) => warn!("cannot tell whether a file system is frozen: {}", Chain(&err)),
-        }
+    if left.is_raw {
+        return flush_or_say(call, path);
     }
-
-    /// Sees that the kernel has let go of the disks under the mounts that were taken away, but for those that are mounted where
-    /// the orchestrator knows of it; then the volume's name is forgotten, if it is used nowhere. A second call for the volume
-    /// looks at the same disks again, and where none is known any more, at the disk that has the volume's name.
-    ///
-    /// # Errors
-    /// [`Error::InUse`] when one is still in use; [`Error::Io`] when that cannot be seen.
-    pub(super) fn ensure_let_go(&self, call: &NodeCall<'_>, volume: &str, step: Step) -> Result<()> {
-        let mut lefts = self.left.of(volume);
-        if lefts.is_empty() {
-            lefts.extend(self.observe_left_by_name(volume)?);
-        }
-        observe_let_go(call, volume, &lefts, step)?;
-        self.left.forget(volume);
-        self.forget_unused(call, volume);
-        Ok(())
-    }
-
-    /// What may be left of a volume of which this process has taken no mount away, but an earlier one may have: its name is
-    /// known until it was let go of.
-    fn observe_left_by_name(&self, volume: &str) -> Result<Option<Left>> {
-        let Some(name) = observe_name_of(&self.places, volume)? else { return Ok(None) };
-        let Some((disk, upon)) = self.observe_named(&name)? else { return Ok(None) };
-        let number = match &upon {
-            DiskHolder::Open(open) => open.number(),
-            DiskHolder::Nothing | DiskHolder::Temporary(_) | DiskHolder::Closing(_) | DiskHolder::Other(_) => {
-                disk.number()
-            }
-        };
-        // It may have been a raw volume: nobody but who writes to a disk has it open for writing.
-        Ok(Some(Left { disks: DiskUnder::all_of(&self.places, number)?, is_raw: true }))
+    match apply_thaw(&call.guard, &call.runner, path) {
+        Ok(true) => warn!(
+            "the file system was frozen, and is thawed as it is about to be unmounted: did a backup tool die between \
+             `fsfreeze -f` and `fsfreeze -u`? path={}",
+            path.display()
+        ),
+        Ok(false) => {}
+        Err(err) => warn!("cannot tell whether a file system is frozen: {}", Chain(&err)),
     }
 }
 
-fn observe_let_go(call: &NodeCall<'_>, volume: &str, lefts: &[Left], step: Step) -> Result<()> {
+/// Gives the mount table that was looked at last.
+fn observe_let_go(
+    call: &NodeCall<'_>,
+    volume: &str,
+    lefts: &[Left],
+    step: Step,
+    mounts: MountTable,
+) -> Result<MountTable> {
     let deadline = Instant::now() + call.cap(RELEASE_BUDGET);
+    let mut mounts = mounts;
     for left in lefts.iter().filter(|left| !left.disks.is_empty()) {
-        match await_shown(left, step, deadline)? {
+        match await_shown(left, step, deadline, &mut mounts)? {
             StillMounted::Nowhere => {}
             StillMounted::Known => continue,
             StillMounted::Foreign(path) => return Err(mounted_by_others(volume, &path)),
@@ -191,13 +199,19 @@ fn observe_let_go(call: &NodeCall<'_>, volume: &str, lefts: &[Left], step: Step)
             }
         }
     }
-    Ok(())
+    Ok(mounts)
 }
 
 /// Looks where a disk is mounted, again and again while somebody else has it mounted: droplet images carry a rule that mounts
-/// a volume for a short look.
-fn await_shown(left: &Left, step: Step, deadline: Instant) -> Result<StillMounted> {
-    let look = || Ok(left.shown_in(&observe_mounts()?, step));
+/// a volume for a short look. `mounts` is looked at first, and is what was looked at last afterwards.
+fn await_shown(left: &Left, step: Step, deadline: Instant, mounts: &mut MountTable) -> Result<StillMounted> {
+    let mut is_fresh = true;
+    let look = || {
+        if !std::mem::take(&mut is_fresh) {
+            *mounts = observe_mounts()?;
+        }
+        Ok(left.shown_in(mounts, step))
+    };
     look_until(deadline, SLOW_PAUSES, look, |shown| !matches!(shown, Ok(StillMounted::Foreign(_))))
 }
 

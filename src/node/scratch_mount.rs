@@ -20,8 +20,9 @@ use log::warn;
 use crate::error::{Chain, Error, Result};
 use crate::host::bind::{Held, apply_alone, apply_bind};
 use crate::host::device::Device;
+use crate::host::device::busy::is_busy;
 use crate::host::device::number::DeviceNumber;
-use crate::host::mount::{Unmount, apply_own_flags, apply_unmount, observe_mounts};
+use crate::host::mount::{Unmount, apply_own_flags, apply_unmount, observe_mounts, take_back};
 use crate::host::mount_options::MountOptions;
 use crate::host::mountinfo::{Mount, MountTable};
 use crate::host::path_lock::PathLock;
@@ -49,18 +50,19 @@ pub(super) struct Copied<'a> {
 }
 
 /// Makes a mount appear at a target, which is real, with the flags asked for from the first moment on, and seen to be the
-/// volume's before anybody else sees it.
+/// volume's before anybody else sees it; gives the mount table as it is then.
 ///
 /// What is mounted inside it later is seen in no other place of the volume: each is of a peer group of its own. In one group a
 /// mount that a task makes in its target would appear at all others, and nothing could be unmounted any more.
 ///
 /// # Errors
 /// [`Error::WrongDevice`] when something else is at the source by now, [`Error::Io`].
-pub(super) fn apply_copied(guard: &VolumeGuard, what: &Copied<'_>, target: &Path) -> Result<()> {
+pub(super) fn apply_copied(guard: &VolumeGuard, what: &Copied<'_>, target: &Path) -> Result<MountTable> {
     let scratch_mount = ScratchMount::open(guard, target, what.shape)?;
     apply_bind(guard, &Held::open(what.source)?, &Held::open(scratch_mount.path())?)?;
     // What is held cannot be unmounted, so it is let go of before the place is cleared away.
     let copy = Held::open(scratch_mount.path())?;
+    // Read for itself: what was bound is known only now, and nobody is to see anything else.
     let mounts = observe_mounts()?;
     let mount = check_copy(what, &copy, &mounts)?;
     // Nothing was there when the call looked, before the place was its own.
@@ -72,7 +74,8 @@ pub(super) fn apply_copied(guard: &VolumeGuard, what: &Copied<'_>, target: &Path
     if let Some(options) = what.options.filter(|options| options.differs_at(mount).is_some()) {
         apply_own_flags(guard, scratch_mount.path(), options)?;
     }
-    apply_bind(guard, &copy, &Held::open(target)?)
+    apply_bind(guard, &copy, &Held::open(target)?)?;
+    observe_mounts().inspect_err(|_| take_back(target))
 }
 
 /// Sees that a copy shows what it should: the source may have been unmounted, or replaced, before it was bound.
@@ -175,8 +178,12 @@ fn shortened(name: &OsStr) -> OsString {
 fn clear(guard: &VolumeGuard, place: &Path) -> Result<()> {
     // Nobody but us knows the place, so nothing can be in use there.
     for _ in 0..MOST_MOUNTS {
-        if !apply_unmount(guard, place, Unmount::WhenFree)? {
-            return mount_point::apply_remove_place(guard, place);
+        let was_mounted = apply_unmount(guard, place, Unmount::WhenFree)?;
+        match mount_point::apply_remove_place(guard, place) {
+            // What still lies below the mount is taken away in turn.
+            Err(err) if was_mounted && is_busy(&err) => {}
+            Ok(()) if was_mounted && observe_entry(place)?.is_some() => {}
+            done => return done,
         }
     }
     Err(too_many(place))

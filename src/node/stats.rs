@@ -16,7 +16,7 @@ use crate::host::mountinfo::{Mount, MountTable};
 use crate::node::Node;
 use crate::node::mount_point;
 use crate::node::mount_state::{is_broken, is_of_our_making};
-use crate::node::whose::Whose;
+use crate::node::whose::{Whose, observe_whose_at};
 use crate::request::node::Stats;
 
 /// A total and how it is divided.
@@ -76,7 +76,7 @@ impl Node {
         let mounts = observe_mounts()?;
         let mount = mounts.at(&real).filter(|mount| is_of_our_making(mount)).ok_or_else(not_there)?;
         let health = observe_health(&self.places, mount)?;
-        if let Whose::NotOurs(found) = self.observe_whose_at(&want.volume, mount, health)? {
+        if let Whose::NotOurs(found) = observe_whose_at(&self.places, &want.volume, mount, health)? {
             return Err(Whose::not_there(&want.volume, mount, &found));
         }
         let errors = match health {

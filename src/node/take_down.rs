@@ -14,20 +14,29 @@ use crate::host::luks::mapper::observe_mapping_under;
 use crate::host::mount::{Unmount, apply_unmount, apply_unmount_within, observe_mounts};
 use crate::host::mount_health::{Health, observe_health};
 use crate::host::mountinfo::{Mount, MountTable};
+use crate::node::block::apply_unprotect_after;
+use crate::node::luks::close::ensure_closed_after;
 use crate::node::mount_point::{MOST_MOUNTS, too_many};
 use crate::node::mount_state::is_of_our_making;
-use crate::node::release::{Left, Step, flush_or_say, or_users};
-use crate::node::whose::Whose;
+use crate::node::release::{Left, LeftDisks, Step, apply_before_last, flush_or_say, or_users};
+use crate::node::whose::{Whose, observe_whose_at};
 use crate::node::{Arrival, Node, NodeCall, mount_point, scratch_mount};
 use crate::request::node::{Unpublish, Unstage};
 
-/// Takes away one mount after the other until none is seen at a path.
-fn take_all_down(path: &Path, mut apply_one: impl FnMut(&MountTable, &Mount) -> Result<()>) -> Result<()> {
+/// Takes away one mount after the other until none is seen at a path; gives what was kept of each, and the mount table as it
+/// is then. What a call that was killed has left beside the path goes first: the last look is to show what stays.
+fn take_all_down<T>(
+    call: &NodeCall<'_>,
+    path: &Path,
+    mut apply_one: impl FnMut(&MountTable, &Mount) -> Result<T>,
+) -> Result<(Vec<T>, MountTable)> {
+    scratch_mount::apply_clean(&call.guard, path)?;
+    let mut kept = Vec::new();
     for _ in 0..MOST_MOUNTS {
         let mounts = observe_mounts()?;
         match mounts.at(path) {
-            Some(mount) => apply_one(&mounts, mount)?,
-            None => return Ok(()),
+            Some(mount) => kept.push(apply_one(&mounts, mount)?),
+            None => return Ok((kept, mounts)),
         }
     }
     Err(too_many(path))
@@ -73,20 +82,20 @@ impl Node {
     /// [`Error::InUse`] when it stays in use, or its disk does after its last mount is gone; [`Error::Io`] when it cannot be
     /// unmounted; [`Error::TargetTaken`] when something is mounted there that this plugin never mounts.
     pub fn unpublish(&self, want: &Unpublish, arrival: Arrival) -> Result<()> {
-        let call = self.begin(arrival, &want.volume, None, &[&want.target])?;
-        if let Some(target) = mount_point::observe_real_path(&want.target)? {
-            take_all_down(&target, |mounts, mount| {
-                let health = self.check_ours(&want.volume, mount)?;
-                self.apply_take_down(&call, &want.volume, mounts, mount, health)?;
-                if mount.is_node() {
-                    self.apply_unprotect_after(&call, mount)?;
-                }
-                Ok(())
-            })?;
-            scratch_mount::apply_clean(&call.guard, &target)?;
-            mount_point::apply_remove_place(&call.guard, &target)?;
+        let (call, volume) = (self.begin(arrival, &want.volume, None, &[&want.target])?, &want.volume);
+        let Some(target) = mount_point::observe_real_path(&want.target)? else {
+            return self.left.ensure_let_go(&call, volume, Step::Unpublish, observe_mounts()?);
+        };
+        let (removed, mounts) = take_all_down(&call, &target, |mounts, mount| {
+            let health = check_ours(&call, volume, mount)?;
+            apply_take_down(&call, &self.left, volume, mounts, mount, health)?;
+            Ok(mount.clone())
+        })?;
+        for node in removed.iter().filter(|mount| mount.is_node()) {
+            apply_unprotect_after(&call, &mounts, node);
         }
-        self.ensure_let_go(&call, &want.volume, Step::Unpublish)
+        mount_point::apply_remove_place(&call.guard, &target)?;
+        self.left.ensure_let_go(&call, volume, Step::Unpublish, mounts)
     }
 
     /// Lets go of a volume on this droplet: what is still in memory is written, then the staging path is unmounted, and an
@@ -99,111 +108,122 @@ impl Node {
     /// As [`Node::unpublish`].
     pub fn unstage(&self, want: &Unstage, arrival: Arrival) -> Result<()> {
         let call = self.begin(arrival, &want.volume, None, &[&want.staging])?;
-        if let Some(staging) = mount_point::observe_real_path(&want.staging)? {
-            self.apply_unstage(&call, &want.volume, &staging)?;
-        }
+        let mounts = match mount_point::observe_real_path(&want.staging)? {
+            Some(staging) => self.apply_unstage(&call, &want.volume, &staging)?,
+            None => observe_mounts()?,
+        };
         self.ensure_none_left_open(&call.runner);
-        self.ensure_let_go(&call, &want.volume, Step::Unstage)
+        self.left.ensure_let_go(&call, &want.volume, Step::Unstage, mounts)
     }
 
-    fn apply_unstage(&self, call: &NodeCall<'_>, volume: &str, staging: &Path) -> Result<()> {
-        take_all_down(staging, |mounts, mount| {
-            let health = self.check_ours(volume, mount)?;
+    /// Gives the mount table as it is then.
+    fn apply_unstage(&self, call: &NodeCall<'_>, volume: &str, staging: &Path) -> Result<MountTable> {
+        let (opened, mounts) = take_all_down(call, staging, |mounts, mount| {
+            let health = check_ours(call, volume, mount)?;
             // To keep the volume mounted would not bring back what cannot be written.
             flush_or_say(call, staging);
-            let under = observe_mapping_under(&self.places, mount);
-            self.apply_take_down(call, volume, mounts, mount, health)?;
+            let under = observe_mapping_under(call.places, mount);
+            apply_take_down(call, &self.left, volume, mounts, mount, health)?;
             // Also where nothing could be seen the mount had to go first; but then the volume may still be open.
-            under?.map_or(Ok(()), |under| self.ensure_closed_after(call, volume, &under))
+            Ok(under)
         })?;
-        scratch_mount::apply_clean(&call.guard, staging)
+        for under in opened {
+            under?.map_or(Ok(()), |under| ensure_closed_after(call, &mounts, volume, &under))?;
+        }
+        Ok(mounts)
     }
+}
 
-    /// Takes dead mounts away from a path, and what a call that was killed has left beside it, which would pass for another
-    /// place where the volume is used; whatever else is there stays. Gives the mount table as it is then.
-    pub(super) fn ensure_not_dead(&self, call: &NodeCall<'_>, volume: &str, real: &Path) -> Result<MountTable> {
-        scratch_mount::apply_clean(&call.guard, real)?;
-        for _ in 0..MOST_MOUNTS {
-            let mounts = observe_mounts()?;
-            let Some(mount) = mounts.at(real).filter(|mount| is_of_our_making(mount)) else { return Ok(mounts) };
-            match observe_health(&self.places, mount)? {
-                Health::Alive => return Ok(mounts),
-                health @ (Health::DiskGone | Health::ShutDown | Health::NodeGone)
-                    if self.check_whose(volume, mount, health).is_ok() =>
-                {
-                    apply_clear(call, real, health)?;
-                }
-                // Whatever else is there is told by who wants to mount there.
-                Health::DiskGone | Health::ShutDown | Health::NodeGone => return Ok(mounts),
+/// Takes dead mounts away from a path, and what a call that was killed has left beside it, which would pass for another
+/// place where the volume is used; whatever else is there stays. Gives the mount table as it is then.
+pub(super) fn ensure_not_dead(call: &NodeCall<'_>, volume: &str, real: &Path) -> Result<MountTable> {
+    scratch_mount::apply_clean(&call.guard, real)?;
+    for _ in 0..MOST_MOUNTS {
+        let mounts = observe_mounts()?;
+        let Some(mount) = mounts.at(real).filter(|mount| is_of_our_making(mount)) else { return Ok(mounts) };
+        match observe_health(call.places, mount)? {
+            Health::Alive => return Ok(mounts),
+            health @ (Health::DiskGone | Health::ShutDown | Health::NodeGone)
+                if check_whose(call, volume, mount, health).is_ok() =>
+            {
+                apply_clear(call, real, health)?;
             }
-        }
-        Err(too_many(real))
-    }
-
-    /// Sees that a mount may be taken away from where it is, and says how it is. What is not of our making is not even examined,
-    /// as it may never answer.
-    fn check_ours(&self, volume: &str, mount: &Mount) -> Result<Health> {
-        if !is_of_our_making(mount) {
-            return Err(not_taken_away(mount, "which is no volume"));
-        }
-        let health = self.observe_or_assume_alive(mount);
-        self.check_whose(volume, mount, health)?;
-        Ok(health)
-    }
-
-    /// Sees that a mount of our making is the volume's, or that its disk is gone.
-    fn check_whose(&self, volume: &str, mount: &Mount, health: Health) -> Result<()> {
-        match self.observe_whose_at(volume, mount, health)? {
-            Whose::Ours(_) | Whose::Gone => Ok(()),
-            Whose::NotOurs(found) => Err(not_taken_away(mount, &format!("from {found}, and not volume {volume}"))),
+            // Whatever else is there is told by who wants to mount there.
+            Health::DiskGone | Health::ShutDown | Health::NodeGone => return Ok(mounts),
         }
     }
+    Err(too_many(real))
+}
 
-    /// Takes the volume's own mount away. What was under it, if that can still be written to, is kept in mind until it is let
-    /// go of.
-    fn apply_take_down(
-        &self,
-        call: &NodeCall<'_>,
-        volume: &str,
-        mounts: &MountTable,
-        mount: &Mount,
-        health: Health,
-    ) -> Result<()> {
-        let path = mount.target.as_path();
-        if plan_removal(health) == Unmount::DiskGone {
-            return self.apply_clear_for_good(call, volume, path, health);
-        }
-        let left = self.observe_left(mount)?;
-        self.apply_before_last(call, mounts, mount, &left, path);
-        let Err(err) = apply_unmount_within(&call.guard, path, call.cap(UNMOUNT_BUDGET)) else {
-            self.left.keep(volume, left);
-            return Ok(());
-        };
-        // The disk may have gone in the meantime.
-        let health = self.observe_or_assume_alive(mount);
-        if plan_removal(health) == Unmount::DiskGone {
-            return self.apply_clear_for_good(call, volume, path, health);
-        }
-        // Nomad has the disk detached also after this failed, and then what is in memory is lost.
-        flush_or_say(call, path);
-        let now = observe_mounts();
-        Err(or_users(volume, now.as_ref().unwrap_or(mounts), mount, &left)(err))
+/// Sees that a mount may be taken away from where it is, and says how it is. What is not of our making is not even examined,
+/// as it may never answer.
+fn check_ours(call: &NodeCall<'_>, volume: &str, mount: &Mount) -> Result<Health> {
+    if !is_of_our_making(mount) {
+        return Err(not_taken_away(mount, "which is no volume"));
     }
+    let health = observe_or_assume_alive(call, mount);
+    check_whose(call, volume, mount, health)?;
+    Ok(health)
+}
 
-    /// Takes a mount away to which nothing can be written any more, so that nothing is waited for afterwards.
-    fn apply_clear_for_good(&self, call: &NodeCall<'_>, volume: &str, path: &Path, health: Health) -> Result<()> {
-        apply_clear(call, path, health)?;
-        self.left.keep(volume, Left::nothing());
-        Ok(())
+/// Sees that a mount of our making is the volume's, or that its disk is gone.
+fn check_whose(call: &NodeCall<'_>, volume: &str, mount: &Mount, health: Health) -> Result<()> {
+    match observe_whose_at(call.places, volume, mount, health)? {
+        Whose::Ours(_) | Whose::Gone => Ok(()),
+        Whose::NotOurs(found) => Err(not_taken_away(mount, &format!("from {found}, and not volume {volume}"))),
     }
+}
 
-    /// How a mount is; alive where that cannot be told, so that it is not torn out of anybody's hands.
-    fn observe_or_assume_alive(&self, mount: &Mount) -> Health {
-        observe_health(&self.places, mount).unwrap_or_else(|err| {
-            warn!("a mount is taken away only when nothing uses it: {}", Chain(&err));
-            Health::Alive
-        })
+/// Takes the volume's own mount away. What was under it, if that can still be written to, is kept in mind until it is let
+/// go of.
+fn apply_take_down(
+    call: &NodeCall<'_>,
+    left_disks: &LeftDisks,
+    volume: &str,
+    mounts: &MountTable,
+    mount: &Mount,
+    health: Health,
+) -> Result<()> {
+    let path = mount.target.as_path();
+    if plan_removal(health) == Unmount::DiskGone {
+        return apply_clear_for_good(call, left_disks, volume, path, health);
     }
+    let left = Left::observe(call.places, mount)?;
+    apply_before_last(call, mounts, mount, &left, path);
+    let Err(err) = apply_unmount_within(&call.guard, path, call.cap(UNMOUNT_BUDGET)) else {
+        left_disks.keep(volume, left);
+        return Ok(());
+    };
+    // The disk may have gone in the meantime.
+    let health = observe_or_assume_alive(call, mount);
+    if plan_removal(health) == Unmount::DiskGone {
+        return apply_clear_for_good(call, left_disks, volume, path, health);
+    }
+    // Nomad has the disk detached also after this failed, and then what is in memory is lost.
+    flush_or_say(call, path);
+    let now = observe_mounts();
+    Err(or_users(volume, now.as_ref().unwrap_or(mounts), mount, &left)(err))
+}
+
+/// Takes a mount away to which nothing can be written any more, so that nothing is waited for afterwards.
+fn apply_clear_for_good(
+    call: &NodeCall<'_>,
+    left_disks: &LeftDisks,
+    volume: &str,
+    path: &Path,
+    health: Health,
+) -> Result<()> {
+    apply_clear(call, path, health)?;
+    left_disks.keep(volume, Left::nothing());
+    Ok(())
+}
+
+/// How a mount is; alive where that cannot be told, so that it is not torn out of anybody's hands.
+fn observe_or_assume_alive(call: &NodeCall<'_>, mount: &Mount) -> Health {
+    observe_health(call.places, mount).unwrap_or_else(|err| {
+        warn!("a mount is taken away only when nothing uses it: {}", Chain(&err));
+        Health::Alive
+    })
 }
 
 #[cfg(test)]

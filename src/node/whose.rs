@@ -8,17 +8,16 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use log::{Level, log, warn};
 
 use crate::error::{Chain, Error, Result, Thing};
-use crate::host::device::Device;
 use crate::host::device::lookup::{LookupResult, observe_device};
 use crate::host::device::number::DeviceNumber;
+use crate::host::device::{Device, DevicePlaces};
 use crate::host::id_link::{apply_forget, ensure_known, observe_ids_of, observe_name_of};
 use crate::host::luks::mapper::{DiskHolder, observe_holder_of};
-use crate::host::mount::observe_mounts;
 use crate::host::mount_health::Health;
-use crate::host::mountinfo::Mount;
+use crate::host::mountinfo::{Mount, MountTable};
 use crate::host::owner::{Owner, UnderMount, observe_disk, observe_owner};
 use crate::id::{VolumeId, VolumeName};
-use crate::node::{Node, NodeCall};
+use crate::node::NodeCall;
 
 /// What a mount is to the volume that is asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,96 +38,92 @@ impl Whose {
     }
 }
 
-impl Node {
-    /// Keeps in mind which name the volume with this id has, for the calls that bring the id alone.
-    pub(super) fn remember(&self, call: &NodeCall<'_>, volume: &str, name: &VolumeName) {
-        if let Err(err) = ensure_known(&call.guard, &self.places, volume, name) {
-            // Without it a wrong path is noticed less surely, which is no reason to keep a task from its volume. Where `/dev` is
-            // read-only it is so for each call, and said once.
-            static WAS_SAID: AtomicBool = AtomicBool::new(false);
-            let level = if WAS_SAID.swap(true, Ordering::Relaxed) { Level::Debug } else { Level::Warn };
-            log!(level, "cannot keep in mind which volume has this id volume={volume} name={name}: {}", Chain(&err));
+/// Keeps in mind which name the volume with this id has, for the calls that bring the id alone.
+pub(super) fn remember(call: &NodeCall<'_>, volume: &str, name: &VolumeName) {
+    if let Err(err) = ensure_known(&call.guard, call.places, volume, name) {
+        // Without it a wrong path is noticed less surely, which is no reason to keep a task from its volume. Where `/dev` is
+        // read-only it is so for each call, and said once.
+        static WAS_SAID: AtomicBool = AtomicBool::new(false);
+        let level = if WAS_SAID.swap(true, Ordering::Relaxed) { Level::Debug } else { Level::Warn };
+        log!(level, "cannot keep in mind which volume has this id volume={volume} name={name}: {}", Chain(&err));
+    }
+}
+
+/// Forgets the name of a volume that is used nowhere on this droplet any more.
+pub(super) fn forget_unused(call: &NodeCall<'_>, mounts: &MountTable, volume: &str) {
+    let forget = || match observe_name_of(call.places, volume)? {
+        Some(name) if !observe_is_used(call.places, mounts, &name)? => apply_forget(&call.guard, call.places, volume),
+        Some(_) | None => Ok(()),
+    };
+    if let Err(err) = forget() {
+        warn!("cannot forget which volume has this id volume={volume}: {}", Chain(&err));
+    }
+}
+
+/// The disk of the volume with this name, as far as one is there and works, and what lies on it.
+pub(super) fn observe_named(places: &DevicePlaces, name: &VolumeName) -> Result<Option<(Device, DiskHolder)>> {
+    let (LookupResult::Ready(disk) | LookupResult::TooSmall { device: disk, .. }) = observe_device(places, name, None)?
+    else {
+        return Ok(None);
+    };
+    let upon = observe_holder_of(places, &disk)?;
+    Ok(Some((disk, upon)))
+}
+
+fn observe_is_used(places: &DevicePlaces, mounts: &MountTable, name: &VolumeName) -> Result<bool> {
+    let Some((disk, upon)) = observe_named(places, name)? else { return Ok(false) };
+    Ok(match upon {
+        DiskHolder::Nothing | DiskHolder::Temporary(_) => mounts.of_device(&disk).next().is_some(),
+        DiskHolder::Open(open) => mounts.of_device(&open).next().is_some(),
+        DiskHolder::Closing(_) | DiskHolder::Other(_) => true,
+    })
+}
+
+/// Looks whose a mount is that is found in this state. What shows a disk that is gone is nobody's any more; and so is what
+/// shows the node of such a disk, unless its number is now that of a disk which is certainly another volume's.
+///
+/// # Errors
+/// As [`observe_whose`].
+pub(super) fn observe_whose_at(places: &DevicePlaces, volume: &str, mount: &Mount, health: Health) -> Result<Whose> {
+    match health {
+        Health::DiskGone => Ok(Whose::Gone),
+        Health::Alive | Health::ShutDown => observe_whose(places, volume, mount),
+        Health::NodeGone => {
+            let known = (observe_disk(places, mount)?, observe_name_of(places, volume)?);
+            let (UnderMount::Disk(disk), Some(name)) = known else { return Ok(Whose::Gone) };
+            Ok(match observe_owner(places, disk, Some(&name))? {
+                Owner::Other(found) => Whose::NotOurs(found),
+                Owner::This | Owner::Some(_) | Owner::Nameless => Whose::Gone,
+            })
         }
     }
+}
 
-    /// Forgets the name of a volume that is used nowhere on this droplet any more.
-    pub(super) fn forget_unused(&self, call: &NodeCall<'_>, volume: &str) {
-        let forget = || match observe_name_of(&self.places, volume)? {
-            Some(name) if !self.observe_is_used(&name)? => apply_forget(&call.guard, &self.places, volume),
-            Some(_) | None => Ok(()),
-        };
-        if let Err(err) = forget() {
-            warn!("cannot forget which volume has this id volume={volume}: {}", Chain(&err));
+/// Looks whose the disk under a mount is: by the name that belongs to the id, or, where that is not known, whether it is a
+/// volume at all and nobody else's.
+///
+/// # Errors
+/// [`Error::Io`] when that cannot be seen: then nothing may be done to the mount.
+pub(super) fn observe_whose(places: &DevicePlaces, volume: &str, mount: &Mount) -> Result<Whose> {
+    if is_root(mount)? {
+        return Ok(Whose::NotOurs("the disk with the root file system".to_owned()));
+    }
+    let disk = match observe_disk(places, mount)? {
+        UnderMount::Disk(disk) => disk,
+        UnderMount::Gone => return Ok(Whose::Gone),
+        UnderMount::NoDisk => return Ok(Whose::NotOurs("no disk that can be told".to_owned())),
+    };
+    let name = observe_name_of(places, volume)?;
+    match observe_owner(places, disk, name.as_ref())? {
+        Owner::This => Ok(Whose::Ours(name)),
+        Owner::Other(found) => Ok(Whose::NotOurs(found)),
+        Owner::Nameless => {
+            Ok(Whose::NotOurs("a disk that carries no name and to which no volume's link leads".to_owned()))
         }
-    }
-
-    /// The disk of the volume with this name, as far as one is there and works, and what lies on it.
-    pub(super) fn observe_named(&self, name: &VolumeName) -> Result<Option<(Device, DiskHolder)>> {
-        let (LookupResult::Ready(disk) | LookupResult::TooSmall { device: disk, .. }) =
-            observe_device(&self.places, name, None)?
-        else {
-            return Ok(None);
-        };
-        let upon = observe_holder_of(&self.places, &disk)?;
-        Ok(Some((disk, upon)))
-    }
-
-    fn observe_is_used(&self, name: &VolumeName) -> Result<bool> {
-        let Some((disk, upon)) = self.observe_named(name)? else { return Ok(false) };
-        let mounts = observe_mounts()?;
-        Ok(match upon {
-            DiskHolder::Nothing | DiskHolder::Temporary(_) => mounts.of_device(&disk).next().is_some(),
-            DiskHolder::Open(open) => mounts.of_device(&open).next().is_some(),
-            DiskHolder::Closing(_) | DiskHolder::Other(_) => true,
-        })
-    }
-
-    /// Looks whose a mount is that is found in this state. What shows a disk that is gone is nobody's any more; and so is what
-    /// shows the node of such a disk, unless its number is now that of a disk which is certainly another volume's.
-    ///
-    /// # Errors
-    /// As [`Node::observe_whose`].
-    pub(super) fn observe_whose_at(&self, volume: &str, mount: &Mount, health: Health) -> Result<Whose> {
-        match health {
-            Health::DiskGone => Ok(Whose::Gone),
-            Health::Alive | Health::ShutDown => self.observe_whose(volume, mount),
-            Health::NodeGone => {
-                let known = (observe_disk(&self.places, mount)?, observe_name_of(&self.places, volume)?);
-                let (UnderMount::Disk(disk), Some(name)) = known else { return Ok(Whose::Gone) };
-                Ok(match observe_owner(&self.places, disk, Some(&name))? {
-                    Owner::Other(found) => Whose::NotOurs(found),
-                    Owner::This | Owner::Some(_) | Owner::Nameless => Whose::Gone,
-                })
-            }
-        }
-    }
-
-    /// Looks whose the disk under a mount is: by the name that belongs to the id, or, where that is not known, whether it is a
-    /// volume at all and nobody else's.
-    ///
-    /// # Errors
-    /// [`Error::Io`] when that cannot be seen: then nothing may be done to the mount.
-    pub(super) fn observe_whose(&self, volume: &str, mount: &Mount) -> Result<Whose> {
-        if is_root(mount)? {
-            return Ok(Whose::NotOurs("the disk with the root file system".to_owned()));
-        }
-        let disk = match observe_disk(&self.places, mount)? {
-            UnderMount::Disk(disk) => disk,
-            UnderMount::Gone => return Ok(Whose::Gone),
-            UnderMount::NoDisk => return Ok(Whose::NotOurs("no disk that can be told".to_owned())),
-        };
-        let name = observe_name_of(&self.places, volume)?;
-        match observe_owner(&self.places, disk, name.as_ref())? {
-            Owner::This => Ok(Whose::Ours(name)),
-            Owner::Other(found) => Ok(Whose::NotOurs(found)),
-            Owner::Nameless => {
-                Ok(Whose::NotOurs("a disk that carries no name and to which no volume's link leads".to_owned()))
-            }
-            Owner::Some(names) => {
-                let names: Vec<VolumeName> = names.iter().filter_map(|name| VolumeName::parse(name).ok()).collect();
-                let known = names.iter().map(|name| observe_ids_of(&self.places, name)).collect::<Result<Vec<_>>>()?;
-                Ok(plan_unnamed(volume, &names, &known.concat()))
-            }
+        Owner::Some(names) => {
+            let names: Vec<VolumeName> = names.iter().filter_map(|name| VolumeName::parse(name).ok()).collect();
+            let known = names.iter().map(|name| observe_ids_of(places, name)).collect::<Result<Vec<_>>>()?;
+            Ok(plan_unnamed(volume, &names, &known.concat()))
         }
     }
 }

@@ -9,7 +9,7 @@
 
 mod scene;
 mod tools;
-mod tracer;
+pub mod tracer;
 
 use std::env;
 use std::fmt;

@@ -526,7 +526,8 @@ fn root_a_disk_that_was_replaced_under_the_same_name_is_not_used() {
         device.open().map(drop),
         observe_content(&bench.runner, &device).map(drop),
         bench.format(&device, FsKind::Ext4),
-        apply_mount(&bench.guard, &device, FsKind::Xfs, &disk.mnt(), &MountOptions::default(), Duration::ZERO),
+        apply_mount(&bench.guard, &device, FsKind::Xfs, &disk.mnt(), &MountOptions::default(), Duration::ZERO)
+            .map(drop),
     ] {
         assert!(matches!(&refused, Err(Error::WrongDevice { found, .. }) if found.contains("replaced")), "{refused:?}");
     }
@@ -1148,7 +1149,8 @@ fn root_a_disk_that_is_swapped_before_it_is_opened_is_noticed_without_a_disk_seq
             device.open().map(drop),
             observe_content(&bench.runner, &device).map(drop),
             bench.format(&device, FsKind::Ext4),
-            apply_mount(&bench.guard, &device, FsKind::Xfs, &disk.mnt(), &MountOptions::default(), Duration::ZERO),
+            apply_mount(&bench.guard, &device, FsKind::Xfs, &disk.mnt(), &MountOptions::default(), Duration::ZERO)
+                .map(drop),
         ] {
             assert!(matches!(&refused, Err(Error::WrongDevice { found, .. }) if found.contains(words)), "{refused:?}");
         }

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use grpcio::RpcStatusCode;
 
 use crate::harness::{NodeHarness, Vol, refused};
+use crate::root_faults::tracer::Tracer;
 use crate::support::client::Volume;
 use crate::support::crowd::make_mounts;
 use crate::support::plugin::send;
@@ -211,5 +212,50 @@ fn root_callers_that_wait_for_missing_disks_keep_nobody_from_letting_go_of_a_vol
     rig.close();
     for call in waiting {
         call.join().unwrap().unwrap_err();
+    }
+}
+
+/// How often each call reads the mount table, in the order in which they are made.
+fn readings(rig: &NodeHarness, vol: &Vol) -> Vec<(&'static str, usize)> {
+    let tracer = Tracer::new();
+    let count = |name, call: &dyn Fn()| {
+        let ((), events) = tracer.record(rig.plugin().pid(), call);
+        let is_reading = |text: &str| text.contains(r#""/proc/self/mountinfo""#);
+        (name, events.iter().filter(|event| event.name == "openat" && is_reading(&event.text)).count())
+    };
+    let (stage, publish) = (|| rig.stage(vol).unwrap(), || rig.publish(vol, "alloc").unwrap());
+    let (unpublish, unstage) = (|| rig.unpublish(vol, "alloc").unwrap(), || rig.unstage(vol).unwrap());
+    // The calls find their threads: strace follows none that is started later.
+    for call in [&stage as &dyn Fn(), &publish, &unpublish, &unstage] {
+        call();
+    }
+    vec![
+        count("stage", &stage),
+        count("stage again", &stage),
+        count("publish", &publish),
+        count("publish again", &publish),
+        count("unpublish", &unpublish),
+        count("unpublish again", &unpublish),
+        count("unstage", &unstage),
+        count("unstage again", &unstage),
+    ]
+}
+
+#[test]
+#[ignore = "needs root: make test-root"]
+fn root_a_call_reads_the_mount_table_as_often_as_it_decides_by_it_and_no_more() {
+    let rig = NodeHarness::start();
+    // Before and after; and a copy is looked at before it is shown to anybody. Nothing is mounted for a raw volume that is staged.
+    let fs = [2, 1, 3, 1, 2, 1, 2, 1];
+    let raw = [1, 1, 3, 1, 2, 1, 1, 1];
+    for (vol, most) in [
+        (rig.volume("vol-xfs", "").fs("xfs"), fs),
+        (rig.volume("vol-btrfs", "").fs("btrfs"), fs),
+        (rig.volume("vol-raw", "").block(), raw),
+    ] {
+        let seen = readings(&rig, &vol);
+        println!("{}: {seen:?}", vol.csi.id);
+        let counts: Vec<usize> = seen.iter().map(|(_, count)| *count).collect();
+        assert_eq!(counts, most, "{seen:?}");
     }
 }

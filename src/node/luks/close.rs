@@ -14,13 +14,14 @@ use crate::backoff::{Backoff, look_until};
 use crate::config::NODE_BUDGET;
 use crate::error::{Chain, Error, Result};
 use crate::host::command::{Runner, Until};
-use crate::host::device::Device;
 use crate::host::device::number::DeviceNumber;
+use crate::host::device::{Device, DevicePlaces};
 use crate::host::luks::cryptsetup::apply_close;
 use crate::host::luks::mapper::{
     DiskHolder, LuksMapping, number_under, observe_all_open, observe_holder_of, observe_is_open,
 };
 use crate::host::mount::observe_mounts;
+use crate::host::mountinfo::MountTable;
 use crate::node::{Node, NodeCall};
 use crate::sync::volume_lock::VolumeKey;
 
@@ -40,82 +41,6 @@ enum Closing {
 }
 
 impl Node {
-    /// Sees that an encrypted volume is closed after a mount of it was taken away, unless it is mounted elsewhere. One that
-    /// stays open for another reason is nothing that would keep the volume from being let go of.
-    ///
-    /// # Errors
-    /// It cannot be told whether it is closed.
-    pub(in crate::node) fn ensure_closed_after(
-        &self,
-        call: &NodeCall<'_>,
-        volume: &str,
-        under: &LuksMapping,
-    ) -> Result<()> {
-        match self.ensure_closed(call, under)? {
-            Closing::Done => info!("closed mapper={} volume={volume}", under.name),
-            Closing::WithLastMount => info!("mounted elsewhere, stays open mapper={} volume={volume}", under.name),
-            Closing::Late => warn!(
-                "an encrypted volume stays open until something that is not seen from here lets go of it volume={volume} \
-                 mapper={}",
-                under.name
-            ),
-        }
-        Ok(())
-    }
-
-    fn ensure_closed(&self, call: &NodeCall<'_>, under: &LuksMapping) -> Result<Closing> {
-        if self.observe_mounted()?.contains(&under.number) {
-            return Ok(Closing::WithLastMount);
-        }
-        let is_closed = || Ok(!observe_is_open(&self.places, under)?);
-        if await_true(CLOSE_PAUSE * 5, is_closed)? {
-            return Ok(Closing::Done);
-        }
-        apply_close(&call.guard, &call.runner, &under.name)?;
-        let is_done = await_true(call.cap(CLOSE_BUDGET), is_closed)?;
-        Ok(if is_done { Closing::Done } else { Closing::Late })
-    }
-
-    /// The numbers of all devices that are mounted somewhere.
-    fn observe_mounted(&self) -> Result<Vec<DeviceNumber>> {
-        let mounts = observe_mounts()?;
-        mounts.iter().filter_map(|mount| number_under(&self.places, mount).transpose()).collect()
-    }
-
-    /// Closes what a call that was killed has left open on a disk, which nothing has mounted; gives what cannot be closed, as
-    /// something that is not seen from here uses it.
-    pub(in crate::node) fn ensure_closed_before(&self, call: &NodeCall<'_>, disk: &Device) -> Result<Option<Device>> {
-        let upon = observe_holder_of(&self.places, disk)?;
-        let name = match &upon {
-            DiskHolder::Open(device) => device.mapper_name().unwrap_or_default(),
-            DiskHolder::Temporary(name) => name,
-            DiskHolder::Nothing | DiskHolder::Closing(_) | DiskHolder::Other(_) => return Ok(None),
-        };
-        warn!("closing what a call that was killed has left open volume={} mapper={name}", disk.volume());
-        apply_close(&call.guard, &call.runner, name)?;
-        let is_closed = || Ok(observe_holder_of(&self.places, disk)? == DiskHolder::Nothing);
-        if await_true(call.cap(CLOSE_BUDGET), is_closed)? {
-            return Ok(None);
-        }
-        match upon {
-            DiskHolder::Open(device) => Ok(Some(*device)),
-            DiskHolder::Nothing | DiskHolder::Temporary(_) | DiskHolder::Closing(_) | DiskHolder::Other(_) => {
-                Err(held(disk, name))
-            }
-        }
-    }
-
-    /// What lies on a disk, once the kernel has done with what it is taking away.
-    pub(in crate::node) fn observe_settled(&self, call: &NodeCall<'_>, disk: &Device) -> Result<DiskHolder> {
-        let upon = observe_holder_of(&self.places, disk)?;
-        let is_closing = |upon: &DiskHolder| matches!(upon, DiskHolder::Closing(_));
-        if !is_closing(&upon) {
-            return Ok(upon);
-        }
-        await_true(call.cap(CLOSE_BUDGET), || Ok(!is_closing(&observe_holder_of(&self.places, disk)?)))?;
-        observe_holder_of(&self.places, disk)
-    }
-
     /// Closes what an earlier run of the program has left open, on a thread of its own.
     ///
     /// # Errors
@@ -153,9 +78,87 @@ impl Node {
 
     /// The names of the devices that are open and nowhere mounted.
     fn observe_left_open(&self) -> Result<Vec<String>> {
-        let (open, mounted) = (observe_all_open(&self.places)?, self.observe_mounted()?);
+        let open = observe_all_open(&self.places)?;
+        // Read after the open ones were listed: what was mounted meanwhile is in use.
+        let mounted = observe_mounted(&self.places, &observe_mounts()?)?;
         Ok(open.into_iter().filter(|(_, number)| !mounted.contains(number)).map(|(name, _)| name).collect())
     }
+}
+
+/// Sees that an encrypted volume is closed after a mount of it was taken away, unless it is mounted elsewhere, as `mounts`
+/// shows that was read since. One that
+/// stays open for another reason is nothing that would keep the volume from being let go of.
+///
+/// # Errors
+/// It cannot be told whether it is closed.
+pub(in crate::node) fn ensure_closed_after(
+    call: &NodeCall<'_>,
+    mounts: &MountTable,
+    volume: &str,
+    under: &LuksMapping,
+) -> Result<()> {
+    match ensure_closed(call, mounts, under)? {
+        Closing::Done => info!("closed mapper={} volume={volume}", under.name),
+        Closing::WithLastMount => info!("mounted elsewhere, stays open mapper={} volume={volume}", under.name),
+        Closing::Late => warn!(
+            "an encrypted volume stays open until something that is not seen from here lets go of it volume={volume} \
+             mapper={}",
+            under.name
+        ),
+    }
+    Ok(())
+}
+
+fn ensure_closed(call: &NodeCall<'_>, mounts: &MountTable, under: &LuksMapping) -> Result<Closing> {
+    if observe_mounted(call.places, mounts)?.contains(&under.number) {
+        return Ok(Closing::WithLastMount);
+    }
+    let is_closed = || Ok(!observe_is_open(call.places, under)?);
+    if await_true(CLOSE_PAUSE * 5, is_closed)? {
+        return Ok(Closing::Done);
+    }
+    apply_close(&call.guard, &call.runner, &under.name)?;
+    let is_done = await_true(call.cap(CLOSE_BUDGET), is_closed)?;
+    Ok(if is_done { Closing::Done } else { Closing::Late })
+}
+
+/// The numbers of all devices that are mounted somewhere.
+fn observe_mounted(places: &DevicePlaces, mounts: &MountTable) -> Result<Vec<DeviceNumber>> {
+    mounts.iter().filter_map(|mount| number_under(places, mount).transpose()).collect()
+}
+
+/// Closes what a call that was killed has left open on a disk, which nothing has mounted; gives what cannot be closed, as
+/// something that is not seen from here uses it.
+pub(in crate::node) fn ensure_closed_before(call: &NodeCall<'_>, disk: &Device) -> Result<Option<Device>> {
+    let upon = observe_holder_of(call.places, disk)?;
+    let name = match &upon {
+        DiskHolder::Open(device) => device.mapper_name().unwrap_or_default(),
+        DiskHolder::Temporary(name) => name,
+        DiskHolder::Nothing | DiskHolder::Closing(_) | DiskHolder::Other(_) => return Ok(None),
+    };
+    warn!("closing what a call that was killed has left open volume={} mapper={name}", disk.volume());
+    apply_close(&call.guard, &call.runner, name)?;
+    let is_closed = || Ok(observe_holder_of(call.places, disk)? == DiskHolder::Nothing);
+    if await_true(call.cap(CLOSE_BUDGET), is_closed)? {
+        return Ok(None);
+    }
+    match upon {
+        DiskHolder::Open(device) => Ok(Some(*device)),
+        DiskHolder::Nothing | DiskHolder::Temporary(_) | DiskHolder::Closing(_) | DiskHolder::Other(_) => {
+            Err(held(disk, name))
+        }
+    }
+}
+
+/// What lies on a disk, once the kernel has done with what it is taking away.
+pub(in crate::node) fn observe_settled(call: &NodeCall<'_>, disk: &Device) -> Result<DiskHolder> {
+    let upon = observe_holder_of(call.places, disk)?;
+    let is_closing = |upon: &DiskHolder| matches!(upon, DiskHolder::Closing(_));
+    if !is_closing(&upon) {
+        return Ok(upon);
+    }
+    await_true(call.cap(CLOSE_BUDGET), || Ok(!is_closing(&observe_holder_of(call.places, disk)?)))?;
+    observe_holder_of(call.places, disk)
 }
 
 /// Looks again and again whether something has become true, until it has or the budget is used up.

@@ -13,7 +13,7 @@ use nix::fcntl::Flock;
 
 use crate::config::{LOCK_PATIENCE, NODE_BUDGET};
 use crate::error::{Chain, Error, Result};
-use crate::host::device::Device;
+use crate::host::device::{Device, DevicePlaces};
 use crate::host::luks::cryptsetup::{
     apply_close, apply_mark_used, apply_open, apply_resize, check_has_mapper, check_is_encrypting,
 };
@@ -24,7 +24,9 @@ use crate::host::luks::mapper::{DiskHolder, is_short, observe_holder_of, observe
 use crate::host::luks::passphrase::Key;
 use crate::host::mount::observe_mounts;
 use crate::host::mountable::{observe_mountable, plan_mountable};
-use crate::node::luks::close::held;
+use crate::host::mountinfo::MountTable;
+use crate::node::block::ensure_protection;
+use crate::node::luks::close::{ensure_closed_before, held, observe_settled};
 use crate::node::mount_state::used_otherwise;
 use crate::node::plan::{Formatting, plan_exclusive_use};
 use crate::node::{Node, NodeCall};
@@ -95,22 +97,12 @@ pub(in crate::node) fn plan_unlock(disk: &Device, formatting: Formatting, found:
 }
 
 impl Node {
-    /// The device with a volume's file system, as far as it can be seen; `None` while an encrypted volume is not open.
-    pub(in crate::node) fn observe_opened(&self, want: &Stage, disk: Device) -> Result<Option<Device>> {
-        if !want.settings.is_encrypted {
-            return Ok(Some(disk));
-        }
-        match observe_holder_of(&self.places, &disk)? {
-            DiskHolder::Open(device) => Ok(Some(*device)),
-            DiskHolder::Nothing | DiskHolder::Temporary(_) | DiskHolder::Closing(_) | DiskHolder::Other(_) => Ok(None),
-        }
-    }
-
     /// The device with a volume's file system. An encrypted volume is opened, and made if its disk is blank; `None` when that
     /// needs a key and none was given.
     pub(in crate::node) fn ensure_unlocked(
         &self,
         call: &NodeCall<'_>,
+        mounts: &MountTable,
         want: &Stage,
         formatting: Formatting,
         disk: Device,
@@ -118,18 +110,19 @@ impl Node {
         if !want.settings.is_encrypted {
             return Ok(Some(Unlocked::plain(disk)));
         }
-        check_not_clear(&disk)?;
-        if let Some(opened) = self.observe_in_use(call, want, &disk)? {
+        check_not_clear(mounts, &disk)?;
+        if let Some(opened) = self.observe_in_use(call, mounts, want, &disk)? {
             return Ok(Some(opened));
         }
         let Some(key) = &want.key else { return Ok(None) };
         let lock = disk.lock(call.cap(LOCK_PATIENCE))?;
-        // Whoever had the lock may have opened it.
-        if let Some(opened) = self.observe_in_use(call, want, &disk)? {
+        // Whoever had the lock may have opened it, and mounted what is in it.
+        let mounts = observe_mounts()?;
+        if let Some(opened) = self.observe_in_use(call, &mounts, want, &disk)? {
             return Ok(Some(opened));
         }
-        let opened = match self.ensure_closed_before(call, &disk)? {
-            None => self.apply_opened(call, want, formatting, &disk, key)?,
+        let opened = match ensure_closed_before(call, &disk)? {
+            None => self.apply_opened(call, &mounts, want, formatting, &disk, key)?,
             // Something that is not seen from here keeps it open, most likely a container with a mount of its own.
             Some(device) => {
                 device.check_is_free("the opening", Duration::ZERO)?;
@@ -140,9 +133,15 @@ impl Node {
     }
 
     /// An encrypted volume that is open and mounted.
-    fn observe_in_use(&self, call: &NodeCall<'_>, want: &Stage, disk: &Device) -> Result<Option<Unlocked>> {
-        match self.observe_settled(call, disk)? {
-            DiskHolder::Open(device) if observe_mounts()?.of_device(&device).next().is_some() => {
+    fn observe_in_use(
+        &self,
+        call: &NodeCall<'_>,
+        mounts: &MountTable,
+        want: &Stage,
+        disk: &Device,
+    ) -> Result<Option<Unlocked>> {
+        match observe_settled(call, disk)? {
+            DiskHolder::Open(device) if mounts.of_device(&device).next().is_some() => {
                 check_is_encrypting(&call.runner, disk, device.mapper_name().unwrap_or_default())?;
                 let device = self.ensure_full(call, want, disk, *device);
                 let pin = device.open()?;
@@ -156,20 +155,20 @@ impl Node {
     fn apply_opened(
         &self,
         call: &NodeCall<'_>,
+        mounts: &MountTable,
         want: &Stage,
         formatting: Formatting,
         disk: &Device,
         key: &Key,
     ) -> Result<Unlocked> {
-        let mounts = observe_mounts()?;
-        plan_exclusive_use(disk.volume(), false, used_otherwise(&mounts, disk, false))?;
+        plan_exclusive_use(disk.volume(), false, used_otherwise(mounts, disk, false))?;
         let plan = plan_unlock(disk, formatting, &observe_luks_state(&call.runner, disk)?)?;
         match plan {
             UnlockPlan::MakeThenOpen => self.check_before_encrypting(call, want, disk)?,
             UnlockPlan::Open | UnlockPlan::OpenNew => {}
         }
         if formatting != Formatting::ReadOnly {
-            self.ensure_protection(call, &mounts, disk, &want.staging, false)?;
+            ensure_protection(call, mounts, disk, &want.staging, false)?;
         }
         let opened = self.apply_in_turn(call, plan, disk, key);
         let (device, pin) = opened.inspect_err(|_| tell_of_no_loss(plan, disk))?;
@@ -186,7 +185,7 @@ impl Node {
     /// Sees, while the disk is blank, that it can be opened and mounted as asked when it is encrypted and formatted.
     fn check_before_encrypting(&self, call: &NodeCall<'_>, want: &Stage, disk: &Device) -> Result<()> {
         if let Access::Mount { fs, flags } = &want.capability.access {
-            let (fs, options) = (fs.unwrap_or(self.default_fs), self.with_selinux_label(flags, want)?);
+            let (fs, options) = (fs.unwrap_or(self.fs_tools.default_fs()), self.with_selinux_label(flags, want)?);
             want.settings.format.check_for(fs).map_err(|bad| Error::invalid(CONTEXT, bad))?;
             plan_mountable(fs, &options, &observe_mountable(fs, &options, &want.staging), true)?;
         }
@@ -245,22 +244,6 @@ impl Node {
         closed.map(|()| (device, pin))
     }
 
-    /// Says that there is a file system in a new encrypted volume now, before anybody is given it.
-    pub(in crate::node) fn ensure_marked_used(&self, call: &NodeCall<'_>, new_on: Option<&Device>) -> Result<()> {
-        let Some(disk) = new_on else { return Ok(()) };
-        apply_mark_used(&call.guard, &call.runner, disk)?;
-        match observe_luks_state(&call.runner, disk)? {
-            LuksState::Ready => Ok(()),
-            other @ (LuksState::Blank
-            | LuksState::Interrupted
-            | LuksState::Unused
-            | LuksState::Damaged
-            | LuksState::Luks1
-            | LuksState::Refused(_)
-            | LuksState::Other(_)) => Err(will_not(disk, &other)),
-        }
-    }
-
     /// Lets an encrypted volume that is in use follow its disk, which has grown. Without the key it stays as it is, and
     /// NodeExpandVolume says why.
     fn ensure_full(&self, call: &NodeCall<'_>, want: &Stage, disk: &Device, device: Device) -> Device {
@@ -288,7 +271,7 @@ impl Node {
             .take_within_call(&format!("growing the encrypted volume {volume}"), call.cap(NODE_BUDGET))?;
         let name = open.mapper_name().unwrap_or_default();
         apply_resize(&call.guard, &call.runner, volume, name, key)?;
-        let grown = self.observe_open_as(disk, name)?;
+        let grown = observe_its_device(call.places, disk, name)?;
         if is_short(&grown, disk) {
             let (have, all) = (grown.size(), disk.size());
             return Err(Error::Precondition(format!(
@@ -297,20 +280,46 @@ impl Node {
         }
         Ok(grown)
     }
+}
 
-    /// The device of this name, which must lie on the disk.
-    pub(in crate::node) fn observe_open_as(&self, disk: &Device, name: &str) -> Result<Device> {
-        observe_open_as(&self.places, disk, name)?.ok_or_else(|| Error::WrongDevice {
-            volume: disk.volume().clone(),
-            found: format!("the open encrypted volume {name} does not lie on {}", disk.path().display()),
-        })
+/// The device with a volume's file system, as far as it can be seen; `None` while an encrypted volume is not open.
+pub(in crate::node) fn observe_opened(places: &DevicePlaces, want: &Stage, disk: Device) -> Result<Option<Device>> {
+    if !want.settings.is_encrypted {
+        return Ok(Some(disk));
+    }
+    match observe_holder_of(places, &disk)? {
+        DiskHolder::Open(device) => Ok(Some(*device)),
+        DiskHolder::Nothing | DiskHolder::Temporary(_) | DiskHolder::Closing(_) | DiskHolder::Other(_) => Ok(None),
     }
 }
 
+/// Says that there is a file system in a new encrypted volume now, before anybody is given it.
+pub(in crate::node) fn ensure_marked_used(call: &NodeCall<'_>, new_on: Option<&Device>) -> Result<()> {
+    let Some(disk) = new_on else { return Ok(()) };
+    apply_mark_used(&call.guard, &call.runner, disk)?;
+    match observe_luks_state(&call.runner, disk)? {
+        LuksState::Ready => Ok(()),
+        other @ (LuksState::Blank
+        | LuksState::Interrupted
+        | LuksState::Unused
+        | LuksState::Damaged
+        | LuksState::Luks1
+        | LuksState::Refused(_)
+        | LuksState::Other(_)) => Err(will_not(disk, &other)),
+    }
+}
+
+/// The device of this name, which must lie on the disk.
+pub(in crate::node) fn observe_its_device(places: &DevicePlaces, disk: &Device, name: &str) -> Result<Device> {
+    observe_open_as(places, disk, name)?.ok_or_else(|| Error::WrongDevice {
+        volume: disk.volume().clone(),
+        found: format!("the open encrypted volume {name} does not lie on {}", disk.path().display()),
+    })
+}
+
 /// Refuses a volume that is to be used encrypted and is in use in clear, also while its key is still waited for.
-fn check_not_clear(disk: &Device) -> Result<()> {
-    let mounts = observe_mounts()?;
-    plan_exclusive_use(disk.volume(), false, used_otherwise(&mounts, disk, false))?;
+fn check_not_clear(mounts: &MountTable, disk: &Device) -> Result<()> {
+    plan_exclusive_use(disk.volume(), false, used_otherwise(mounts, disk, false))?;
     mounts.of_device(disk).next().map_or(Ok(()), |mount| {
         let how = "is mounted in clear, and an encrypted one was asked for".to_owned();
         Err(Error::MountedOtherwise { path: mount.target.clone(), how })
