@@ -191,10 +191,11 @@ fn observe_let_go(
         }
         for disk in &left.disks {
             match await_free(disk, deadline)? {
-                Claim::Free | Claim::Gone => {}
+                Claim::Free => {}
+                Claim::Gone => continue,
                 Claim::Taken => return Err(still_used(volume, disk, &observe_holders(&disk.sought()))),
             }
-            if let Some(writers) = await_unwritten(disk, left.is_raw, deadline) {
+            if let Some(writers) = await_unwritten(disk, left.is_raw, deadline)? {
                 return Err(still_used(volume, disk, &writers));
             }
         }
@@ -222,23 +223,24 @@ fn await_free(disk: &DiskUnder, deadline: Instant) -> Result<Claim> {
 
 /// Looks again and again until no process has a raw disk open for writing; gives those that still have. An open file is not
 /// enough for the kernel to call a disk taken.
-fn await_unwritten(disk: &DiskUnder, is_raw: bool, deadline: Instant) -> Option<Holders> {
+fn await_unwritten(disk: &DiskUnder, is_raw: bool, deadline: Instant) -> Result<Option<Holders>> {
     if !is_raw {
-        return None;
+        return Ok(None);
     }
     let mut looks = 0;
     let look = || {
         looks += 1;
         observe_writers(&disk.sought())
     };
-    let writers = look_until(deadline, SLOW_PAUSES, look, |writers| writers.found().is_empty());
+    let is_written = |writers: &Result<Holders>| writers.as_ref().is_ok_and(|writers| !writers.found().is_empty());
+    let writers = look_until(deadline, SLOW_PAUSES, look, |writers| !is_written(writers))?;
     if !writers.found().is_empty() {
-        return Some(writers);
+        return Ok(Some(writers));
     }
     if looks > 1 {
         info!("the raw disk was open for writing for a while device={}", disk.node().display());
     }
-    None
+    Ok(None)
 }
 
 fn mounted_by_others(volume: &str, path: &Path) -> Error {

@@ -18,8 +18,9 @@ use std::time::{Duration, Instant};
 
 pub use self::named::{Holder, Holders};
 use self::process::{OpenFile, Proc, Process};
+use crate::error::{Error, Result};
 use crate::host::device::number::DeviceNumber;
-use crate::host::device::sysfs::read_attribute;
+use crate::host::device::sysfs::{is_going, read_attribute};
 use crate::host::mountinfo::{Mount, MountTable};
 
 /// Where processes are seen.
@@ -87,19 +88,19 @@ impl Sought {
 
 /// Whether all processes of the machine are seen from here, and not only those of a container.
 pub(super) fn sees_all_processes() -> bool {
-    Proc(Path::new(PROC)).shows_all()
+    Proc::at(Path::new(PROC)).shows_all()
 }
 
 /// Whether this program is in the mount namespace of the process that was first.
 pub(super) fn is_own_namespace_of_host() -> bool {
-    let proc = Proc(Path::new(PROC));
+    let proc = Proc::at(Path::new(PROC));
     proc.own_namespace().is_some_and(|own| proc.by_namespace(&[1]).contains_key(&own))
 }
 
 /// Whether this program shares its mount namespace with the one that started it, and its root with the first of those before
 /// that is in another mount namespace; a container has a root of its own. What cannot be seen is not so.
 pub(super) fn is_namespace_of_parent() -> bool {
-    let proc = Proc(Path::new(PROC));
+    let proc = Proc::at(Path::new(PROC));
     let Some(own) = proc.own_namespace() else { return false };
     let is_inside = |pid: &u32| proc.by_namespace(&[*pid]).contains_key(&own);
     let mut before = std::iter::successors(Some(std::os::unix::process::parent_id()), |pid| proc.parent(*pid));
@@ -118,7 +119,7 @@ pub fn observe_holders(sought: &Sought) -> Holders {
     let mut found: Vec<Holder> = made_of(sought);
     found.extend(search.mounted_elsewhere());
     let targets: Vec<&Path> = search.mounts().map(|(_, mount)| mount.target.as_path()).collect();
-    found.extend(loops(&sought.all, |file| is_at(file, &targets, &sought.nodes)));
+    found.extend(loops(&search.proc, &sought.all, |file| is_at(file, &targets, &sought.nodes)));
     found.extend(swaps(Path::new(PROC), |file| is_at(file, &targets, &sought.nodes)));
     if found.is_empty() {
         // Neither says for sure that this is why the disk is not free.
@@ -129,13 +130,31 @@ pub fn observe_holders(sought: &Sought) -> Holders {
     search.end(found)
 }
 
-/// Looks who has a disk itself open for writing, by its node: processes, and loop devices.
-#[must_use]
-pub fn observe_writers(sought: &Sought) -> Holders {
-    let search = Search::start(Path::new(PROC), sought);
-    let mut found = loops(&sought.all, |file| is_at(file, &[], &sought.nodes));
+/// Looks who has a disk itself open for writing, by its node: processes, and loop devices. The kernel tells of no such use, so
+/// that nothing was found counts only when everything that is to be seen from here was seen.
+///
+/// # Errors
+/// [`Error::Io`] when nothing was found and something could not be looked at.
+pub fn observe_writers(sought: &Sought) -> Result<Holders> {
+    observe_writers_in(Path::new(PROC), sought)
+}
+
+fn observe_writers_in(proc: &Path, sought: &Sought) -> Result<Holders> {
+    let search = Search::start(proc, sought);
+    let mut found = loops(&search.proc, &sought.all, |file| is_at(file, &[], &sought.nodes));
     found.extend(search.opened(|open| open.is_writable && search.is_node(open)));
-    search.end(found)
+    let holders = search.end(found);
+    if !holders.found().is_empty() {
+        return Ok(holders);
+    }
+    let unclear =
+        |what: &str| Error::io("looking who writes to a disk in", proc)(std::io::Error::other(what.to_owned()));
+    match (search.proc.unseen(), holders.is_cut_short) {
+        (Some(err), _) => Err(err),
+        (None, true) => Err(unclear("there are too many processes and open files to look at in time")),
+        (None, false) if sought.numbers.is_empty() => Err(unclear("sysfs does not say which disk it is")),
+        (None, false) => Ok(holders),
+    }
 }
 
 /// Looks who uses a mount, which `mounts` shows, so that it cannot be unmounted.
@@ -144,7 +163,7 @@ pub fn observe_users(sought: &Sought, mounts: &MountTable, mount: &Mount) -> Hol
     let search = Search::start(Path::new(PROC), sought);
     let is_same = |other: &Mount| other.id == mount.id;
     let mut found: Vec<Holder> = mounts.iter().filter(|other| other.parent == mount.id).map(below).collect();
-    found.extend(loops(&sought.all, |file| file.starts_with(&mount.target)));
+    found.extend(loops(&search.proc, &sought.all, |file| file.starts_with(&mount.target)));
     found.extend(swaps(Path::new(PROC), |file| file.starts_with(&mount.target)));
     found.extend(search.users(is_same));
     if found.is_empty() {
@@ -203,11 +222,18 @@ fn made_of(sought: &Sought) -> Vec<Holder> {
 /// The loop devices that show such a file.
 ///
 /// Source: `loop_attr_backing_file_show` in the kernel's `drivers/block/loop.c`.
-fn loops(all: &Path, is_sought: impl Fn(&Path) -> bool) -> Vec<Holder> {
-    let entries = std::fs::read_dir(all).into_iter().flatten().flatten();
+fn loops(proc: &Proc<'_>, all: &Path, is_sought: impl Fn(&Path) -> bool) -> Vec<Holder> {
+    let entries = proc.seen(all, std::fs::read_dir(all)).into_iter().flatten();
     let shown = entries.filter_map(|entry| {
-        let file = PathBuf::from(read_attribute(&entry.path().join("loop/backing_file")).ok().flatten()?);
-        let real = std::fs::canonicalize(entry.path()).ok()?;
+        let device = proc.seen(all, entry)?.path();
+        let file = read_attribute(&device.join("loop/backing_file")).unwrap_or_else(|err| {
+            if !is_going(&err) {
+                proc.missed(err);
+            }
+            None
+        });
+        let file = PathBuf::from(file?);
+        let real = proc.seen(&device, std::fs::canonicalize(&device))?;
         let name = real.file_name()?.to_string_lossy().into_owned();
         is_sought(&file).then_some(Holder::Loop { name, file })
     });
@@ -254,7 +280,7 @@ struct Search<'a> {
 
 impl<'a> Search<'a> {
     fn start(proc: &'a Path, sought: &'a Sought) -> Self {
-        let (proc, deadline) = (Proc(proc), Instant::now() + SEARCH_BUDGET);
+        let (proc, deadline) = (Proc::at(proc), Instant::now() + SEARCH_BUDGET);
         let (sees_all, own, pids) = (proc.shows_all(), proc.own_namespace(), proc.pids());
         let mut spaces = Vec::new();
         let by_namespace: BTreeMap<OsString, Vec<u32>> = proc.by_namespace(&pids);
@@ -337,8 +363,8 @@ impl<'a> Search<'a> {
         if !self.answering.contains(&open.mount) {
             return false;
         }
-        let found = std::fs::metadata(&open.link);
-        found.is_ok_and(|found| {
+        let found = self.proc.seen(&open.link, std::fs::metadata(&open.link));
+        found.is_some_and(|found| {
             let number = DeviceNumber::from_raw(found.rdev());
             found.file_type().is_block_device() && self.sought.numbers.contains(&number)
         })

@@ -1,16 +1,21 @@
 //! Single processes, as procfs shows them: who they are, what they have open, and in which mount namespace they live.
 //!
-//! Owns the files of `/proc/PID` and their formats. A process may end at any moment, so what cannot be read of one is
-//! nothing that anybody fails for. Nothing here asks a file system that may not answer, as NFS: files are known by the
+//! Owns the files of `/proc/PID` and their formats. A process may end at any moment, so what is gone is nothing that anybody
+//! fails for; what could not be seen for another reason is kept in mind, for those who take it that nothing was there. Nothing here asks a file system that may not answer, as NFS: files are known by the
 //! kernel's own words about them.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::fs;
+use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+use nix::libc;
+
+use crate::error::Error;
 use crate::host::mountinfo::MountTable;
 
 /// What the kernel calls the first PID namespace, in which all processes of the machine are seen.
@@ -116,46 +121,88 @@ fn parse_fdinfo(text: &str) -> Option<(u64, bool)> {
 }
 
 /// procfs at its mount point.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Proc<'a>(pub(super) &'a Path);
+#[derive(Debug)]
+pub(super) struct Proc<'a> {
+    root: &'a Path,
+    /// The first look that failed although there was something to see.
+    unseen: RefCell<Option<Error>>,
+}
 
-impl Proc<'_> {
-    pub(super) fn of(self, pid: u32, file: &str) -> PathBuf {
-        self.0.join(pid.to_string()).join(file)
+impl<'a> Proc<'a> {
+    pub(super) fn at(root: &'a Path) -> Self {
+        Proc { root, unseen: RefCell::new(None) }
+    }
+
+    /// What a look has shown; `None` when there is nothing to see any more, or may nothing be seen: where a process is hidden
+    /// from this one it is so for good, as in a container. Any other failure is kept in mind.
+    pub(super) fn seen<T>(&self, path: &Path, looked: io::Result<T>) -> Option<T> {
+        let is_gone = |err: &io::Error| {
+            // A process that has ended and is not yet waited for answers EINVAL when it is asked for its mounts.
+            matches!(err.raw_os_error(), Some(libc::ENOENT | libc::ESRCH | libc::EINVAL | libc::EACCES | libc::EPERM))
+        };
+        match looked {
+            Ok(seen) => Some(seen),
+            Err(err) if is_gone(&err) => None,
+            Err(err) => {
+                self.missed(Error::io("examining", path)(err));
+                None
+            }
+        }
+    }
+
+    /// Keeps in mind that something was not seen.
+    pub(super) fn missed(&self, err: Error) {
+        self.unseen.borrow_mut().get_or_insert(err);
+    }
+
+    /// Why not everything was seen.
+    pub(super) fn unseen(&self) -> Option<Error> {
+        self.unseen.take()
+    }
+
+    pub(super) fn of(&self, pid: u32, file: &str) -> PathBuf {
+        self.root.join(pid.to_string()).join(file)
     }
 
     /// Whether all processes of the machine are seen here, and not only those of a container.
-    pub(super) fn shows_all(self) -> bool {
-        fs::read_link(self.0.join("self/ns/pid")).is_ok_and(|link| link == Path::new(FIRST_PID_NAMESPACE))
+    pub(super) fn shows_all(&self) -> bool {
+        fs::read_link(self.root.join("self/ns/pid")).is_ok_and(|link| link == Path::new(FIRST_PID_NAMESPACE))
     }
 
     /// The numbers of all processes that are seen, in order, but for this one.
-    pub(super) fn pids(self) -> Vec<u32> {
-        let Ok(entries) = fs::read_dir(self.0) else { return Vec::new() };
+    pub(super) fn pids(&self) -> Vec<u32> {
+        let entries = match fs::read_dir(self.root) {
+            Ok(entries) => entries,
+            Err(err) => {
+                self.missed(Error::io("listing", self.root)(err));
+                return Vec::new();
+            }
+        };
         let number = |entry: fs::DirEntry| entry.file_name().to_str()?.parse().ok();
-        let mut pids: Vec<u32> = entries.flatten().filter_map(number).collect();
+        let mut pids: Vec<u32> = entries.filter_map(|entry| self.seen(self.root, entry)).filter_map(number).collect();
         pids.retain(|pid| *pid != std::process::id());
         pids.sort_unstable();
         pids
     }
 
     /// The process that has started another one; `None` for the first one, and where that is not seen.
-    pub(super) fn parent(self, pid: u32) -> Option<u32> {
+    pub(super) fn parent(&self, pid: u32) -> Option<u32> {
         let status = fs::read_to_string(self.of(pid, "status")).ok()?;
         let parent = status.lines().find_map(|line| line.strip_prefix("PPid:"))?.trim().parse().ok()?;
         (parent != 0).then_some(parent)
     }
 
     /// The mount namespace in which this program is.
-    pub(super) fn own_namespace(self) -> Option<OsString> {
-        fs::read_link(self.0.join("self/ns/mnt")).ok().map(PathBuf::into_os_string)
+    pub(super) fn own_namespace(&self) -> Option<OsString> {
+        fs::read_link(self.root.join("self/ns/mnt")).ok().map(PathBuf::into_os_string)
     }
 
     /// The processes by their mount namespaces.
-    pub(super) fn by_namespace(self, pids: &[u32]) -> BTreeMap<OsString, Vec<u32>> {
+    pub(super) fn by_namespace(&self, pids: &[u32]) -> BTreeMap<OsString, Vec<u32>> {
         let mut spaces: BTreeMap<OsString, Vec<u32>> = BTreeMap::new();
         for pid in pids {
-            if let Ok(link) = fs::read_link(self.of(*pid, "ns/mnt")) {
+            let namespace = self.of(*pid, "ns/mnt");
+            if let Some(link) = self.seen(&namespace, fs::read_link(&namespace)) {
                 spaces.entry(link.into_os_string()).or_default().push(*pid);
             }
         }
@@ -163,39 +210,52 @@ impl Proc<'_> {
     }
 
     /// The mount table of the first of these processes of which it can be read; all have the same.
-    pub(super) fn mounts(self, pids: &[u32]) -> Option<MountTable> {
-        // A process that has ended and is not yet waited for has no mounts any more.
-        let read = |pid: &u32| fs::read(self.of(*pid, "mountinfo")).ok().filter(|text| !text.is_empty());
-        MountTable::parse(&pids.iter().find_map(read)?).ok()
+    pub(super) fn mounts(&self, pids: &[u32]) -> Option<MountTable> {
+        let mut failed = None;
+        for pid in pids {
+            let table = self.of(*pid, "mountinfo");
+            match fs::read(&table).and_then(|text| Ok((MountTable::parse(&text).map_err(io::Error::other)?, text))) {
+                // A process that has ended and is not yet waited for has no mounts any more.
+                Ok((_, text)) if text.is_empty() => {}
+                Ok((mounts, _)) => return Some(mounts),
+                Err(err) => failed = Some((table, err)),
+            }
+        }
+        failed.and_then(|(table, err)| self.seen(&table, Err(err)))
     }
 
     /// Who a process is.
-    pub(super) fn process(self, pid: u32) -> Process {
+    pub(super) fn process(&self, pid: u32) -> Process {
         let text = |file: &str| fs::read(self.of(pid, file)).map(|text| String::from_utf8_lossy(&text).into_owned());
         let command = text("comm").map_or_else(|_| "ended".to_owned(), |name| name.trim_end().to_owned());
         Process { pid, command, owner: text("cgroup").ok().and_then(|cgroup| Owner::parse(&cgroup)) }
     }
 
     /// The working directory, the root and the program of a process.
-    pub(super) fn places(self, pid: u32) -> impl Iterator<Item = (Place, PathBuf)> {
+    pub(super) fn places(&self, pid: u32) -> impl Iterator<Item = (Place, PathBuf)> {
         let places = [("cwd", Place::Directory), ("root", Place::Root), ("exe", Place::Program)];
         places.into_iter().filter_map(move |(file, place)| Some((place, fs::read_link(self.of(pid, file)).ok()?)))
     }
 
     /// The files with a path that a process has open.
-    pub(super) fn open_files(self, pid: u32) -> impl Iterator<Item = OpenFile> {
-        let entries = fs::read_dir(self.of(pid, "fd")).into_iter().flatten().flatten();
+    pub(super) fn open_files(&self, pid: u32) -> impl Iterator<Item = OpenFile> {
+        let directory = self.of(pid, "fd");
+        let entries = self.seen(&directory, fs::read_dir(&directory)).into_iter().flatten();
         entries.filter_map(move |entry| {
+            let entry = self.seen(&directory, entry)?;
+            let link = entry.path();
             // Sockets, pipes and the like have no path.
-            let path = fs::read_link(entry.path()).ok().filter(|path| path.as_os_str().as_bytes().starts_with(b"/"))?;
-            let told = fs::read_to_string(self.of(pid, "fdinfo").join(entry.file_name())).ok()?;
+            let path =
+                self.seen(&link, fs::read_link(&link)).filter(|path| path.as_os_str().as_bytes().starts_with(b"/"))?;
+            let info = self.of(pid, "fdinfo").join(entry.file_name());
+            let told = self.seen(&info, fs::read_to_string(&info))?;
             let (mount, is_writable) = parse_fdinfo(&told)?;
-            Some(OpenFile { path, mount, is_writable, link: entry.path() })
+            Some(OpenFile { path, mount, is_writable, link })
         })
     }
 
     /// The first file of these paths that a process has mapped into its memory.
-    pub(super) fn mapped(self, pid: u32, is_sought: impl Fn(&OsStr) -> bool) -> Option<PathBuf> {
+    pub(super) fn mapped(&self, pid: u32, is_sought: impl Fn(&OsStr) -> bool) -> Option<PathBuf> {
         let text = fs::read(self.of(pid, "maps")).ok()?;
         text.split(|byte| *byte == b'\n').filter_map(parse_mapping).find(|path| is_sought(path)).map(PathBuf::from)
     }
@@ -270,7 +330,7 @@ mod tests {
 
     #[test]
     fn this_process_is_seen_as_it_is() {
-        let proc = Proc(Path::new("/proc"));
+        let proc = Proc::at(Path::new("/proc"));
         let file = tempfile::NamedTempFile::new().unwrap();
         let pid = std::process::id();
         let open: Vec<_> = proc.open_files(pid).filter(|open| open.path == file.path()).collect();

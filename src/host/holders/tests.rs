@@ -137,7 +137,7 @@ fn a_disk_is_known_by_all_that_is_made_of_it() {
     }
     fs::create_dir(disk.join("loop")).unwrap();
     fs::write(disk.join("loop/backing_file"), "/srv/image\n").unwrap();
-    let shown = |below: &str| loops(&class, |file| file.starts_with(below)).len();
+    let shown = |below: &str| loops(&Proc::at(dir.path()), &class, |file: &Path| file.starts_with(below)).len();
     assert_eq!((shown("/srv"), shown("/other")), (1, 0));
     assert_eq!(Sought::read(&dir.path().join("none"), Path::new("/dev"), &class).numbers, []);
 }
@@ -181,4 +181,33 @@ fn swap_space_is_read_from_its_list() {
         b"Filename\t\t\t\tType\t\tSize\n/dev/dm-1                               partition\t1\n/srv/a\\040b file\t\t2\n";
     assert_eq!(parse_swaps(text), [PathBuf::from("/dev/dm-1"), PathBuf::from("/srv/a b")]);
     assert_eq!(parse_swaps(b""), Vec::<PathBuf>::new());
+}
+
+#[test]
+fn nothing_found_is_no_answer_when_something_could_not_be_looked_at() {
+    let dir = tempfile::tempdir().unwrap();
+    let (proc, all) = (dir.path().join("proc"), dir.path().join("all"));
+    let sought = Sought { numbers: vec![DeviceNumber { major: 8, minor: 0 }], all: all.clone(), ..Sought::default() };
+    fs::create_dir_all(proc.join("7/ns")).unwrap();
+    fs::create_dir(&all).unwrap();
+    symlink("mnt:[1]", proc.join("7/ns/mnt")).unwrap();
+    fs::write(proc.join("7/mountinfo"), "9 1 8:16 / / rw - xfs /dev/sdb rw\n").unwrap();
+    let looked = || observe_writers_in(&proc, &sought);
+    // A process that is gone when its files are looked at has none.
+    assert!(looked().unwrap().found().is_empty());
+    fs::create_dir_all(proc.join("7/fd")).unwrap();
+    assert!(looked().unwrap().found().is_empty());
+    for unreadable in [proc.join("7/fd"), proc.join("7/mountinfo"), all.clone()] {
+        let aside = dir.path().join("aside");
+        fs::rename(&unreadable, &aside).unwrap();
+        // A link to itself cannot be followed, whoever asks.
+        symlink(&unreadable, &unreadable).unwrap();
+        assert!(matches!(looked(), Err(Error::Io { .. })), "{}", unreadable.display());
+        fs::remove_file(&unreadable).unwrap();
+        fs::rename(&aside, &unreadable).unwrap();
+        assert!(looked().is_ok(), "{}", unreadable.display());
+    }
+    assert!(matches!(observe_writers_in(&dir.path().join("none"), &sought), Err(Error::Io { .. })));
+    let unknown = Sought { all, ..Sought::default() };
+    assert!(matches!(observe_writers_in(&proc, &unknown), Err(Error::Io { .. })));
 }
