@@ -168,7 +168,7 @@ impl Controller {
     /// Deletes a snapshot. One that does not exist, or an id that cannot be one, is deleted already.
     ///
     /// # Errors
-    /// [`Error::NotOurs`] when it is another owner's, [`Error::Precondition`] when DigitalOcean says that it is in use,
+    /// [`Error::NotOurs`] when it is another owner's, [`Error::UsedOtherwise`] when DigitalOcean says that it is in use,
     /// [`Error::OtherAccount`], [`Error::TimedOut`], [`Error::Api`].
     pub fn delete_snapshot(&self, ctx: &CallContext, id: &str) -> Result<()> {
         let Ok(id) = SnapshotId::parse(id) else { return Ok(()) };
@@ -263,7 +263,7 @@ impl Controller {
                     ctx.pause(pauses.after(&err), &doing, &err)?;
                 }
                 ApiFailure::StateConflict => {
-                    return Err(Error::Precondition(format!("snapshot {id} is in use: {err}")));
+                    return Err(Error::UsedOtherwise(format!("snapshot {id} is in use: {err}")));
                 }
                 ApiFailure::OutOfTime => return Err(ctx.timed_out(&doing, err.to_string())),
                 ApiFailure::Unrecognized | ApiFailure::LimitReached | ApiFailure::Permanent => {

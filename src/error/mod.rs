@@ -281,9 +281,27 @@ pub enum Error {
         /// What to do then.
         cure: &'static str,
     },
-    /// A call's preconditions on this node do not hold.
+    /// A call came before the one that has to come first: the volume is not staged, or its key is missing.
     #[error("{0}")]
-    Precondition(String),
+    NotStaged(String),
+    /// The volume, or a snapshot, is used in a way that excludes what was asked: end that use, or ask for the same.
+    #[error("{0}")]
+    UsedOtherwise(String),
+    /// A mount of the volume does not work, or it cannot be told whether it does: what uses it has to be ended.
+    #[error("{0}")]
+    MountBroken(String),
+    /// Something on the volume's disk was begun and has to be completed first, in the way that the text names.
+    #[error("{0}")]
+    Unfinished(String),
+    /// The volume's file system, or the encrypted volume that it is in, cannot grow as it is now.
+    #[error("{0}")]
+    CannotGrow(String),
+    /// This droplet, or the way in which the plugin is run on it, lacks what the call needs; no volume is at fault.
+    #[error("{0}")]
+    HostUnfit(String),
+    /// A program or the kernel reported success, and what it should have done is not there, or its output is not understood.
+    #[error("{0}")]
+    NotAsReported(String),
     /// Another call for the same volume is running.
     #[error(transparent)]
     VolumeBusy(#[from] VolumeBusy),

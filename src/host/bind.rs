@@ -28,7 +28,7 @@ impl Held {
     /// Opens what is at a path: the topmost mount there, or what lies below.
     ///
     /// # Errors
-    /// [`Error::Io`] when it cannot be opened, [`Error::Precondition`] when a link is at the path or on the way.
+    /// [`Error::Io`] when it cannot be opened, [`Error::TargetTaken`] when a link is at the path or on the way.
     /// Source: open(2), `O_PATH`; proc_pid_fd(5).
     pub fn open(path: &Path) -> Result<Held> {
         let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
@@ -36,10 +36,8 @@ impl Held {
         let held = Held { file: file.map_err(Error::io("opening", path))?, path: path.to_owned() };
         let leads_to = fs::read_link(held.by_number()).map_err(Error::io("resolving", path))?;
         if leads_to != path || held.metadata()?.is_symlink() {
-            let (path, leads_to) = (path.display(), leads_to.display());
-            return Err(Error::Precondition(format!(
-                "{path} is, or leads over, a link (to {leads_to}); nothing was done there"
-            )));
+            let by = format!("it is, or leads over, a link (to {}); nothing was done there", leads_to.display());
+            return Err(Error::TargetTaken { path: path.to_owned(), by });
         }
         Ok(held)
     }

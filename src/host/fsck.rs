@@ -44,8 +44,8 @@ pub fn observe_check_need(device: &Device, fs: FsKind) -> Result<Option<&'static
 ///
 /// # Errors
 /// [`Error::DamagedFilesystem`] when a person has to decide, [`Error::Command`] when the check itself failed,
-/// [`Error::Precondition`] when the disk is in use, or the file system is newer than the program that checks it,
-/// [`Error::TimedOut`] when too many others are checking.
+/// [`Error::InUse`] when the disk is in use, [`Error::HostUnfit`] when the file system is newer than the program that checks
+/// it, [`Error::Unfinished`] when the check takes too long for a call, [`Error::TimedOut`] when too many others are checking.
 /// Source: e2fsck(8), "EXIT CODE".
 pub fn apply_check(
     guard: &VolumeGuard,
@@ -106,7 +106,7 @@ fn is_too_old(stderr: &str) -> bool {
 fn too_old(device: &Device, fs: FsKind, said: &str) -> Error {
     let (ManualAccess { first, path }, volume) = (device.manual_access(), device.volume());
     let said = said.lines().find(|line| line.contains("feature")).unwrap_or_default().trim();
-    Error::Precondition(format!(
+    Error::HostUnfit(format!(
         "the plugin's e2fsck is too old for {fs} of volume {volume}, which a newer system has made ({said}); nothing was \
          changed: use an image of the plugin with newer e2fsprogs, or {first}run a newer `e2fsck -p {path}` while nothing has \
          it mounted"
@@ -117,7 +117,7 @@ fn too_old(device: &Device, fs: FsKind, said: &str) -> Error {
 /// each call it would never come to its end, so a person has to let it run once.
 fn unfinished(device: &Device, fs: FsKind) -> Error {
     let (ManualAccess { first, path }, volume) = (device.manual_access(), device.volume());
-    Error::Precondition(format!(
+    Error::Unfinished(format!(
         "the check of {fs} of volume {volume} takes longer than a call may last and was ended; {first}run `e2fsck -p {path}` \
          on this droplet while nothing has it mounted, then try again"
     ))

@@ -30,7 +30,7 @@ const HEAD: usize = 68 * 1024;
 /// Whether a file system that is not mounted is smaller than its disk.
 ///
 /// # Errors
-/// [`Error::Io`] when the disk cannot be read, [`Error::Precondition`] when there is no such file system on it.
+/// [`Error::Io`] when the disk cannot be read, [`Error::NotAsReported`] when there is no such file system on it.
 pub fn observe_is_smaller(device: &Device, fs: FsKind) -> Result<bool> {
     Ok(is_smaller(size_on_disk(device, fs)?, device))
 }
@@ -41,8 +41,8 @@ pub fn observe_is_smaller(device: &Device, fs: FsKind) -> Result<bool> {
 /// A second call finds nothing to do.
 ///
 /// # Errors
-/// [`Error::Command`] when the program fails, [`Error::Precondition`] when the file system is still smaller after it
-/// reported success or the kernel does not let it grow, [`Error::TimedOut`] when too many others are at work.
+/// [`Error::Command`] when the program fails, [`Error::NotAsReported`] when the file system is still smaller after it
+/// reported success, [`Error::CannotGrow`] when the kernel does not let it, [`Error::TimedOut`] when too many others are at work.
 pub fn ensure_grown(
     guard: &VolumeGuard,
     tool_permits: &Semaphore,
@@ -72,7 +72,7 @@ pub fn ensure_grown(
     let after = observe_mounted_size(runner, device, fs, mounted_at)?;
     if is_smaller(after, device) {
         let (have, disk) = (after, device.size());
-        return Err(Error::Precondition(format!("`{cmd}` reported success, but {fs} has {have} on a disk of {disk}")));
+        return Err(Error::NotAsReported(format!("`{cmd}` reported success, but {fs} has {have} on a disk of {disk}")));
     }
     log::info!("grown device={} fs={fs} from=\"{before}\" to=\"{after}\"", device.path().display());
     Ok(true)
@@ -133,7 +133,7 @@ fn plan_forbidden(device: &Device, fs: FsKind, seen: Forbidden) -> Error {
         (false, Some(true) | None) => OTHER.to_owned(),
     };
     let (volume, path) = (device.volume(), device.path().display());
-    Error::Precondition(format!("{fs} of volume {volume} on {path} does not grow, because {why}; nothing was changed"))
+    Error::CannotGrow(format!("{fs} of volume {volume} on {path} does not grow, because {why}; nothing was changed"))
 }
 
 /// The size of a mounted file system with all that belongs to it: data, tables and log.
@@ -149,12 +149,12 @@ fn observe_mounted_size(runner: &dyn Runner, device: &Device, fs: FsKind, mounte
             let doing = || format!("asking for the size of xfs at {}", mounted_at.display());
             let text = out.map_err(|source| Error::Command { doing: doing(), source })?;
             parse_geometry(&String::from_utf8_lossy(&text))
-                .ok_or_else(|| Error::Precondition(format!("the output of `{cmd}` is not understood")))
+                .ok_or_else(|| Error::NotAsReported(format!("the output of `{cmd}` is not understood")))
         }
         FsKind::Btrfs => {
             let stat = statfs(mounted_at).map_err(Error::errno("examining the file system at", mounted_at))?;
             let size = u64::try_from(stat.block_size()).ok().and_then(|block| block.checked_mul(stat.blocks()));
-            size.map(Bytes).ok_or_else(|| Error::Precondition(format!("no size for {}", mounted_at.display())))
+            size.map(Bytes).ok_or_else(|| Error::NotAsReported(format!("no size for {}", mounted_at.display())))
         }
     }
 }
@@ -167,7 +167,7 @@ fn size_on_disk(device: &Device, fs: FsKind) -> Result<Bytes> {
         FsKind::Ext4 | FsKind::Ext3 => ext_size(&head),
         FsKind::Btrfs => btrfs_size(&head),
     };
-    size.map(Bytes).ok_or_else(|| Error::Precondition(format!("{} holds no {fs}", device.path().display())))
+    size.map(Bytes).ok_or_else(|| Error::NotAsReported(format!("{} holds no {fs}", device.path().display())))
 }
 
 fn is_smaller(size: Bytes, device: &Device) -> bool {
@@ -222,7 +222,7 @@ mod tests {
         ] {
             let err = plan_forbidden(&device, FsKind::Ext4, Forbidden { has_errors, has_capability });
             let text = err.to_string();
-            assert!(matches!(err, Error::Precondition(_)) && !text.contains(not), "{text}");
+            assert!(matches!(err, Error::CannotGrow(_)) && !text.contains(not), "{text}");
             words.iter().chain(&["volume vol", "/dev/sda"]).for_each(|word| assert!(text.contains(word), "{text}"));
         }
     }

@@ -96,7 +96,7 @@ fn see_formatted(runner: &dyn Runner, device: &Device, fs: FsKind, cmd: &Cmd) ->
     let seen = observe_content(runner, device)?;
     let path = device.path().display();
     if !matches!(&seen, Content::Filesystem(found) if found.kind == fs) {
-        return Err(Error::Precondition(format!("`{cmd}` reported success, but {path} now holds {seen}")));
+        return Err(Error::NotAsReported(format!("`{cmd}` reported success, but {path} now holds {seen}")));
     }
     log::info!("formatted device={path} fs={fs} volume={}", device.volume());
     Ok(())

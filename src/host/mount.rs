@@ -33,7 +33,7 @@ use crate::sync::volume_lock::VolumeGuard;
 ///
 /// # Errors
 /// [`Error::DamagedFilesystem`] when the file system says so itself, [`Error::Invalid`] for an option that it does not take,
-/// [`Error::Precondition`] when the kernel is too old for it, [`Error::Io`] for any other refusal, [`Error::WrongDevice`] when
+/// [`Error::HostUnfit`] when the kernel is too old for it, [`Error::Io`] for any other refusal, [`Error::WrongDevice`] when
 /// the disk is no longer the one that was found.
 /// Source: mount(2).
 pub fn apply_mount(
@@ -93,13 +93,13 @@ pub fn apply_own_flags(_guard: &VolumeGuard, target: &Path, options: &MountOptio
 /// A second call changes nothing.
 ///
 /// # Errors
-/// [`Error::Io`] with the kernel's answer, [`Error::Precondition`] when it did not become writable.
+/// [`Error::Io`] with the kernel's answer, [`Error::NotAsReported`] when it did not become writable.
 /// Source: `do_remount` in the kernel's `fs/namespace.c`.
 pub fn apply_writable(_guard: &VolumeGuard, target: &Path, options: &MountOptions) -> Result<()> {
     remount(target, MsFlags::MS_REMOUNT | options.flags().difference(MsFlags::MS_RDONLY))?;
     match observe_mounts()?.at(target) {
         Some(seen) if !seen.is_read_only() => Ok(()),
-        Some(_) | None => Err(Error::Precondition(format!("{} did not become writable", target.display()))),
+        Some(_) | None => Err(Error::NotAsReported(format!("{} did not become writable", target.display()))),
     }
 }
 
@@ -177,7 +177,7 @@ fn refused(device: &Device, fs: FsKind, target: &Path, options: &MountOptions, e
         Some(damaged) => damaged,
         // A log is replayed also for a reader. Where it cannot be, btrfs says "Input/output error".
         None if matches!((errno, fs), (Errno::EROFS, _) | (Errno::EIO, FsKind::Btrfs)) && is_protected() => {
-            Error::Precondition(format!(
+            Error::Unfinished(format!(
                 "{fs} of volume {} cannot be mounted ({errno}): it was probably not unmounted cleanly, so its log has to be \
                  written back first, but its disk {path} refuses writes; stage it for writing once, or make the disk take \
                  them with `blockdev --setrw {path}`",
@@ -218,7 +218,7 @@ fn not_mountable(device: &Device, fs: FsKind, options: &MountOptions, said: &[St
         [] => String::new(),
         lines => format!(" says: {}", options.without_values(&lines.join("; "))),
     };
-    Error::Precondition(format!(
+    Error::HostUnfit(format!(
         "{fs} of volume {} cannot be mounted from {} (EINVAL): the kernel ({}){said}; {reason}",
         device.volume(),
         device.path().display(),

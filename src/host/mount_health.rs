@@ -84,7 +84,7 @@ enum Node {
 /// to write what it has, which it then refuses.
 ///
 /// # Errors
-/// [`Error::Io`] when something that has to be seen cannot be, [`Error::Precondition`] when what was seen is contradictory. In
+/// [`Error::Io`] when something that has to be seen cannot be, [`Error::MountBroken`] when what was seen is contradictory. In
 /// both cases nothing is known, and the mount may be in use.
 /// Source: `xfs_is_shutdown` (EIO for everything) and `ext4_forced_shutdown` (EIO for fsync, and the word `shutdown` among the
 /// options in the mount table) in the kernel; sysfs(5), `dev/block`; `devtmpfs_delete_node` in `drivers/base/devtmpfs.c`.
@@ -113,7 +113,7 @@ fn plan_health(listed: &Listed, is_dead: bool, node: Node) -> Option<Health> {
 
 fn contradiction(mount: &Mount, what: &str) -> Error {
     let target = mount.target.display();
-    Error::Precondition(format!(
+    Error::MountBroken(format!(
         "cannot tell whether the mount at {target} (device {}, {}) still works: {what}; it is left as it is. See what \
          `ls /sys/dev/block` and `dmesg` say of the disk, and end what uses the mount, which {} shows",
         mount.device,

@@ -110,7 +110,7 @@ fn read_messages(mut context: &File) -> Vec<String> {
 /// Decides whether a file system may be mounted so; `is_to_be_made`: it is to be made first, on a disk that is blank. Pure.
 ///
 /// # Errors
-/// [`Error::Precondition`] when the kernel has no such file system, [`Error::Invalid`] for an option that the file system
+/// [`Error::HostUnfit`] when the kernel has no such file system, [`Error::Invalid`] for an option that the file system
 /// refuses; before it is made also for one that it is not known to have, where the kernel does not tell.
 pub fn plan_mountable(fs: FsKind, options: &MountOptions, found: &Mountable, is_to_be_made: bool) -> Result<()> {
     match found {
@@ -134,7 +134,7 @@ fn key_of(word: &str) -> &str {
 
 /// The error for a file system that this kernel does not have.
 pub(super) fn no_filesystem(fs: FsKind) -> Error {
-    Error::Precondition(format!(
+    Error::HostUnfit(format!(
         "the kernel of this droplet ({}) cannot mount {fs}: it neither has it nor a module for it, so nothing was written; \
          install the kernel's modules (`modprobe {fs}` must work on the droplet), or ask for another fs_type",
         kernel_release()

@@ -46,7 +46,7 @@ enum Reach {
 /// may be mounted at already.
 ///
 /// # Errors
-/// [`Error::Precondition`] when it does not, with the cure.
+/// [`Error::HostUnfit`] when it does not, with the cure.
 /// Source: mount_namespaces(7), "Shared subtrees"; Nomad's `plugin_supervisor_hook.go`, which asks for "bidirectional".
 pub fn check_reaches_host(mounts: &MountTable, path: &Path) -> Result<()> {
     let Some(holding) = path.parent().and_then(|parent| mounts.holding(parent)) else { return Ok(()) };
@@ -97,7 +97,7 @@ const CURE: &str = "in Nomad, the block csi_plugin shares its directories by its
                     (PrivateMounts=, PrivateTmp=, ProtectSystem= of Nomad's unit in systemd)";
 
 fn not_reached(path: &Path, holding: &Mount) -> Error {
-    Error::Precondition(format!(
+    Error::HostUnfit(format!(
         "a volume mounted at {} would not reach the droplet, and the task would write to the droplet's own disk: the plugin has \
          a mount namespace of its own, and {} is not shared with the droplet's; {CURE}",
         path.display(),

@@ -60,7 +60,7 @@ pub fn observe_is_protected(disk: &Flagged) -> Result<bool> {
 /// A second call changes nothing.
 ///
 /// # Errors
-/// [`Error::Command`] when blockdev fails, [`Error::Precondition`] when the disk is not as asked afterwards.
+/// [`Error::Command`] when blockdev fails, [`Error::NotAsReported`] when the disk is not as asked afterwards.
 /// Source: blockdev(8), `--setro`; `BLKROSET` in the kernel's `block/ioctl.c`.
 pub fn apply_protection(guard: &VolumeGuard, runner: &dyn Runner, disk: &Flagged, is_protected: bool) -> Result<()> {
     let how = if is_protected { "--setro" } else { "--setrw" };
@@ -72,5 +72,5 @@ pub fn apply_protection(guard: &VolumeGuard, runner: &dyn Runner, disk: &Flagged
         log::info!("{how} device={}", disk.node.display());
         return Ok(());
     }
-    Err(Error::Precondition(format!("`{cmd}` reported success, but changed nothing")))
+    Err(Error::NotAsReported(format!("`{cmd}` reported success, but changed nothing")))
 }

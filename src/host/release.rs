@@ -145,7 +145,7 @@ impl DiskUnder {
         match (is_it, self.is_gone()?) {
             (true, false) => Ok(Claim::Free),
             (true | false, true) => Ok(Claim::Gone),
-            (false, false) => Err(Error::Precondition(format!(
+            (false, false) => Err(Error::HostUnfit(format!(
                 "{} is not the disk {}; run the plugin with the host's /dev",
                 self.node.display(),
                 self.number

@@ -37,7 +37,7 @@ const FEATURES: [Feature; 5] = [
 ///
 /// # Errors
 /// [`Error::Io`] when the kernel's version cannot be read, [`Error::Command`] when mkfs.xfs does not answer,
-/// [`Error::Precondition`] when its answer is not understood.
+/// [`Error::NotAsReported`] when its answer is not understood.
 pub(super) fn observe_arguments(runner: &dyn Runner) -> Result<Vec<&'static str>> {
     let text = fs::read_to_string(KERNEL_RELEASE).map_err(Error::io("reading", KERNEL_RELEASE))?;
     // A kernel whose version is not understood may be any: what the oldest one mounts, all do.
@@ -52,7 +52,7 @@ pub(super) fn observe_arguments(runner: &dyn Runner) -> Result<Vec<&'static str>
     let lossy = String::from_utf8_lossy(&printed);
     let tool = lossy.split_whitespace().find_map(parse);
     let unknown = || {
-        Error::Precondition(format!(
+        Error::NotAsReported(format!(
             "the version in what mkfs.xfs says of itself is not understood: {:?}",
             lossy.trim()
         ))

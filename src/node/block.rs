@@ -91,7 +91,7 @@ pub(super) fn check_protection(device: &Device, target: &Path, is_read_only: boo
 /// anywhere, and none was begun on it.
 ///
 /// # Errors
-/// [`Error::MountedOtherwise`], [`Error::TargetTaken`] or [`Error::Precondition`], by what is in the way.
+/// [`Error::MountedOtherwise`], [`Error::TargetTaken`], [`Error::UsedOtherwise`] or [`Error::Unfinished`], by what is in the way.
 pub(super) fn check_staged_raw(call: &NodeCall<'_>, device: &Device, staging: &Path) -> Result<()> {
     let mounts = observe_mounts()?;
     if let Some(real) = mount_point::observe_real_path(staging)? {
@@ -121,7 +121,7 @@ fn refuse_begun(call: &NodeCall<'_>, device: &Device) -> Result<()> {
         return Ok(());
     }
     let path = device.path().display();
-    Err(Error::Precondition(format!(
+    Err(Error::Unfinished(format!(
         "volume {} on {path} holds the beginning of an encrypted volume, whose making was cut off, and is not given out as a raw \
          disk; stage it as an encrypted volume once, which completes it, or use another volume",
         device.volume()
@@ -132,7 +132,7 @@ fn refuse_begun(call: &NodeCall<'_>, device: &Device) -> Result<()> {
 fn check_nodes(mounts: &MountTable, device: &Device) -> Result<()> {
     match mounts.holding(device.path()) {
         Some(mount) if mount.fstype == "devtmpfs" => Ok(()),
-        Some(_) | None => Err(Error::Precondition(format!(
+        Some(_) | None => Err(Error::HostUnfit(format!(
             "volume {} cannot be given out as a raw disk, because its node {} is not in a devtmpfs; run the plugin with the \
              host's /dev",
             device.volume(),
@@ -146,7 +146,7 @@ fn check_nodes(mounts: &MountTable, device: &Device) -> Result<()> {
 fn refuse_unfinished(call: &NodeCall<'_>, device: &Device) -> Result<()> {
     let Some(fs) = observe_unfinished(device)? else { return refuse_begun(call, device) };
     let path = device.path().display();
-    Err(Error::Precondition(format!(
+    Err(Error::Unfinished(format!(
         "volume {} on {path} holds the beginning of {fs}, whose making was cut off, and is not given out as a raw disk; \
          stage it with a file system once, which completes it, or use another volume",
         device.volume()

@@ -33,15 +33,15 @@ impl Node {
     ///
     /// # Errors
     /// [`Error::NotFound`] when no volume is at the path, [`Error::DeviceMissing`] when the disk does not become as large
-    /// as asked, [`Error::SizeOutOfRange`] when it is larger, [`Error::Precondition`] when the mount is dead, or the file
-    /// system is mounted read-only or of a kind that cannot be grown, or when growing an encrypted volume needs its key.
+    /// as asked, [`Error::SizeOutOfRange`] when it is larger, [`Error::MountBroken`] when the mount is dead,
+    /// [`Error::CannotGrow`] when the file system is mounted read-only or of a kind that cannot be grown, or when growing an encrypted volume needs its key.
     pub fn expand(&self, want: &Expand, arrival: Arrival) -> Result<Bytes> {
         let call = self.begin(arrival, &want.volume, None, &[&want.path])?;
         let (place, mount) = observe_volume_at(&want.path)?;
         let health = observe_health(call.places, &mount)?;
         if health != Health::Alive {
             // Behind the node of a raw disk that is gone there may be another one by now.
-            return Err(Error::Precondition(format!("the volume at {} is dead: {health}", want.path.display())));
+            return Err(Error::MountBroken(format!("the volume at {} is dead: {health}", want.path.display())));
         }
         let name = match observe_whose(call.places, &want.volume, &mount)? {
             Whose::Ours(name) => name.map_or_else(|| VolumeName::parse(&want.volume), Ok),
@@ -79,7 +79,7 @@ impl Node {
         match key {
             _ if !is_short(&open, disk) => Ok(open),
             Some(key) => self.apply_full(call, disk, &open, key),
-            None => Err(Error::Precondition(format!(
+            None => Err(Error::CannotGrow(format!(
                 "the encrypted volume {} cannot grow on {} without its key, which is not among the secrets of \
                  NodeExpandVolume (one of {NAMES:?}); it grows by itself when it is staged next, so stop all that uses it on \
                  this droplet and start it again",
@@ -116,7 +116,7 @@ fn is_block(place: &Path) -> Result<bool> {
 }
 
 fn plan_fs(path: &Path, mount: &Mount) -> Result<FsKind> {
-    let refuse = |why: String| Err(Error::Precondition(format!("the volume at {} {why}", path.display())));
+    let refuse = |why: String| Err(Error::CannotGrow(format!("the volume at {} {why}", path.display())));
     if mount.is_super_read_only() {
         return refuse("is mounted read-only and cannot grow; it grows when it is staged for writing".to_owned());
     }

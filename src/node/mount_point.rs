@@ -154,10 +154,10 @@ pub(super) const MOST_MOUNTS: usize = 100;
 
 /// The error for a place at which new mounts appear as fast as old ones are taken away.
 pub(super) fn too_many(path: &Path) -> Error {
-    Error::Precondition(format!(
-        "something is still mounted at {} after {MOST_MOUNTS} unmounts; see who mounts there, `findmnt` shows what",
-        path.display()
-    ))
+    let by = format!(
+        "something is still mounted there after {MOST_MOUNTS} unmounts; see who mounts there, `findmnt` shows what"
+    );
+    Error::TargetTaken { path: path.to_owned(), by }
 }
 
 #[cfg(test)]

@@ -48,7 +48,7 @@ pub enum MountPointPlan {
 ///
 /// # Errors
 /// [`Error::MountedOtherwise`] when the volume is mounted there otherwise than asked, [`Error::TargetTaken`] when something
-/// else is, [`Error::Precondition`] when the volume is, and is broken.
+/// else is, [`Error::MountBroken`] when the volume is, and is broken.
 pub fn plan_mount_point(place: &Path, at: &MountPointState) -> Result<MountPointPlan> {
     match at {
         MountPointState::Free => Ok(MountPointPlan::Mount),
@@ -57,7 +57,7 @@ pub fn plan_mount_point(place: &Path, at: &MountPointState) -> Result<MountPoint
         MountPointState::Foreign { what } => Err(Error::TargetTaken { path: place.to_owned(), by: what.clone() }),
         MountPointState::Mismatched(how) => Err(Error::MountedOtherwise { path: place.to_owned(), how: how.clone() }),
         MountPointState::ReadOnlyAfterError => {
-            Err(Error::Precondition(format!("the mount at {} {BROKEN}", place.display())))
+            Err(Error::MountBroken(format!("the mount at {} {BROKEN}", place.display())))
         }
     }
 }
@@ -65,7 +65,7 @@ pub fn plan_mount_point(place: &Path, at: &MountPointState) -> Result<MountPoint
 /// Judges a place right after the volume was mounted there.
 ///
 /// # Errors
-/// [`Error::Precondition`] when anything but the volume as asked, and alive, is seen there.
+/// [`Error::MountBroken`] when anything but the volume as asked, and alive, is seen there.
 pub fn plan_mounted(place: &Path, at: &MountPointState) -> Result<()> {
     let seen = match at {
         MountPointState::AsRequested => return Ok(()),
@@ -76,7 +76,7 @@ pub fn plan_mounted(place: &Path, at: &MountPointState) -> Result<()> {
         // The kernel gives out what it still has of a file system that was shut down, for as long as anything uses it.
         MountPointState::Dead(_) => "it is dead; something still uses an older mount of it that died, stop that first",
     };
-    Err(Error::Precondition(format!("the volume was mounted at {}, but: {seen}", place.display())))
+    Err(Error::MountBroken(format!("the volume was mounted at {}, but: {seen}", place.display())))
 }
 
 const BROKEN: &str = "is read-only because the kernel has seen errors in its file system; stop all that uses the volume on \
@@ -134,7 +134,7 @@ pub enum MountPlan {
 /// Decides how a file system is mounted beside its other mounts.
 ///
 /// # Errors
-/// [`Error::Precondition`] when the kernel has given up on it and it has to be unmounted everywhere first, or when it is
+/// [`Error::MountBroken`] when the kernel has given up on it and it has to be unmounted everywhere first, or when it is
 /// mounted as something that this plugin does not mount; [`Error::WrongFilesystem`] when another kind is asked for.
 pub fn plan_mount(
     device: &Device,
@@ -160,7 +160,7 @@ pub fn plan_mount(
 }
 
 fn in_the_way(device: &Device, at: &Path, how: &str) -> Error {
-    Error::Precondition(format!("the mount of volume {} at {} {how}", device.volume(), at.display()))
+    Error::MountBroken(format!("the mount of volume {} at {} {how}", device.volume(), at.display()))
 }
 
 fn known_kind(device: &Device, asked: Option<FsKind>, at: &Path, fstype: &str) -> Result<FsKind> {
@@ -267,11 +267,11 @@ fn will_not_format(device: &Device, content: &Content, cure: &str) -> Error {
 /// is used in the other way.
 ///
 /// # Errors
-/// [`Error::Precondition`] when there is one: whoever writes to the raw disk below a mounted file system destroys it.
+/// [`Error::UsedOtherwise`] when there is one: whoever writes to the raw disk below a mounted file system destroys it.
 pub fn plan_exclusive_use(volume: &VolumeName, is_raw: bool, other: Option<&Path>) -> Result<()> {
     let (one, another) = if is_raw { ("a raw disk", "a file system") } else { ("a file system", "a raw disk") };
     other.map_or(Ok(()), |other| {
-        Err(Error::Precondition(format!(
+        Err(Error::UsedOtherwise(format!(
             "volume {volume} is used as {another} at {} and cannot be used as {one} at the same time",
             other.display()
         )))
@@ -281,11 +281,11 @@ pub fn plan_exclusive_use(volume: &VolumeName, is_raw: bool, other: Option<&Path
 /// Decides whether one more target may show a volume. `other` is a place where it is shown already.
 ///
 /// # Errors
-/// [`Error::Precondition`] when the access mode allows a single target.
+/// [`Error::UsedOtherwise`] when the access mode allows a single target.
 /// Source: CSI specification, NodePublishVolume, "volume published at another target_path".
 pub fn plan_target(volume: &VolumeName, mode: AccessMode, other: Option<&Path>) -> Result<()> {
     match (mode, other) {
-        (AccessMode::SingleNodeSingleWriter, Some(other)) => Err(Error::Precondition(format!(
+        (AccessMode::SingleNodeSingleWriter, Some(other)) => Err(Error::UsedOtherwise(format!(
             "volume {volume} is in use at {}, and its access mode SINGLE_NODE_SINGLE_WRITER allows no second place",
             other.display()
         ))),
@@ -312,7 +312,7 @@ pub enum ProtectionPlan {
 /// somebody else uses the disk.
 ///
 /// # Errors
-/// [`Error::Precondition`] when the disk would have to be both.
+/// [`Error::UsedOtherwise`] when the disk would have to be both.
 pub fn plan_protection(
     volume: &VolumeName,
     is_read_only: bool,
@@ -323,7 +323,7 @@ pub fn plan_protection(
         (true, true, _) | (false, false, _) => Ok(ProtectionPlan::Keep),
         (true, false, None) => Ok(ProtectionPlan::Protect),
         (false, true, None) => Ok(ProtectionPlan::Unprotect),
-        (_, _, Some(other)) => Err(Error::Precondition(format!(
+        (_, _, Some(other)) => Err(Error::UsedOtherwise(format!(
             "volume {volume} is used otherwise at {}; a raw disk is read-only for all of a droplet or for nobody",
             other.display()
         ))),

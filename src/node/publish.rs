@@ -62,7 +62,7 @@ impl Node {
     /// A second call finds the mount and does nothing.
     ///
     /// # Errors
-    /// [`Error::Precondition`] when the volume is not staged, or shown elsewhere while its access mode allows one place;
+    /// [`Error::NotStaged`]; [`Error::UsedOtherwise`] when it is shown elsewhere while its access mode allows one place;
     /// [`Error::MountedOtherwise`] when it is staged or published there otherwise, [`Error::TargetTaken`] when something
     /// else is there.
     pub fn publish(&self, want: &Publish, arrival: Arrival) -> Result<()> {
@@ -255,10 +255,10 @@ fn check_company(mounts: &MountTable, shown: &PublishedMount<'_>, apart: &[&Path
 fn not_staged(stage: &Stage) -> Error {
     let (volume, staging) = (&stage.volume, stage.staging.display());
     if stage.settings.is_encrypted {
-        return Error::Precondition(format!(
+        return Error::NotStaged(format!(
             "volume {volume} is encrypted and not open, and neither NodeStageVolume nor NodePublishVolume was given its key; \
              put it into the volume's secrets, under one of the names {NAMES:?}"
         ));
     }
-    Error::Precondition(format!("volume {volume} is not staged at {staging}"))
+    Error::NotStaged(format!("volume {volume} is not staged at {staging}"))
 }

@@ -69,7 +69,7 @@ impl Node {
     ///
     /// # Errors
     /// [`Error::NotFound`] when no volume is at the path, [`Error::Io`] when it does not answer for an unknown reason,
-    /// [`Error::Precondition`] when it cannot be told whether it works.
+    /// [`Error::MountBroken`] when it cannot be told whether it works.
     pub fn stats(&self, want: &Stats) -> Result<Report> {
         let not_there = || Error::NotFound(Thing::VolumeAt(want.path.clone()));
         let real = mount_point::observe_real_path(&want.path)?.ok_or_else(not_there)?;

@@ -92,7 +92,7 @@ impl Publish {
     /// Reads the request.
     ///
     /// # Errors
-    /// [`Error::Invalid`] or [`Error::Unsupported`]; [`Error::Precondition`] without a staging path, as this plugin has
+    /// [`Error::Invalid`] or [`Error::Unsupported`]; [`Error::NotStaged`] without a staging path, as this plugin has
     /// the capability STAGE_UNSTAGE_VOLUME. Source: CSI specification, NodePublishVolume errors.
     pub fn parse(wire: csi::NodePublishVolumeRequest, keys: &ContextKeys) -> Result<Publish> {
         let secrets = Secrets::new(wire.secrets);
@@ -100,7 +100,7 @@ impl Publish {
         let target = absolute_path("target_path", wire.target_path)?;
         let capability = Capability::parse("volume_capability", wire.volume_capability.into_option())?;
         if wire.staging_target_path.is_empty() {
-            return Err(Error::Precondition("staging_target_path must be set: stage the volume first".to_owned()));
+            return Err(Error::NotStaged("staging_target_path must be set: stage the volume first".to_owned()));
         }
         let staging = absolute_path("staging_target_path", wire.staging_target_path)?;
         if target.starts_with(&staging) {

@@ -52,7 +52,13 @@ fn code(err: &Error) -> RpcStatusCode {
         | Error::WrongDevice { .. }
         | Error::TargetTaken { .. }
         | Error::InUse { .. }
-        | Error::Precondition(_) => RpcStatusCode::FAILED_PRECONDITION,
+        | Error::NotStaged(_)
+        | Error::UsedOtherwise(_)
+        | Error::MountBroken(_)
+        | Error::Unfinished(_)
+        | Error::CannotGrow(_)
+        | Error::HostUnfit(_)
+        | Error::NotAsReported(_) => RpcStatusCode::FAILED_PRECONDITION,
         Error::OtherAccount { .. } => RpcStatusCode::UNAUTHENTICATED,
         Error::VolumeBusy(_) | Error::BadPageToken(_) => RpcStatusCode::ABORTED,
         Error::TimedOut { .. }

@@ -360,7 +360,13 @@ fn level_of(err: &Error) -> Level {
         | Error::StillAttached { .. }
         | Error::TargetTaken { .. }
         | Error::MountedOtherwise { .. }
-        | Error::Precondition(_)
+        | Error::NotStaged(_)
+        | Error::UsedOtherwise(_)
+        | Error::MountBroken(_)
+        | Error::Unfinished(_)
+        | Error::CannotGrow(_)
+        | Error::HostUnfit(_)
+        | Error::NotAsReported(_)
         | Error::VolumeBusy(_)
         | Error::TimedOut { .. }
         | Error::NotYet(_)

@@ -16,13 +16,13 @@ const MAGIC: FsType = FsType(0x6265_6572);
 /// for gone.
 ///
 /// # Errors
-/// [`Error::Io`] when it cannot be examined, [`Error::Precondition`] when it is something else.
+/// [`Error::Io`] when it cannot be examined, [`Error::HostUnfit`] when it is something else.
 pub fn check_is_sysfs(root: &Path) -> Result<()> {
     let found = statfs(root).map_err(Error::errno("examining", root))?;
     if found.filesystem_type() == MAGIC {
         return Ok(());
     }
-    Err(Error::Precondition(format!(
+    Err(Error::HostUnfit(format!(
         "no sysfs is mounted at {}; in a container, give the plugin the host's /sys",
         root.display()
     )))

@@ -31,7 +31,7 @@ const KEY_TIME: &str = "1000";
 /// is asked for the version of what encrypts (dm-crypt), which has the kernel load that too.
 ///
 /// # Errors
-/// [`Error::Precondition`] when the kernel has no device mapper or no dm-crypt, [`Error::Command`] when cryptsetup does not answer.
+/// [`Error::HostUnfit`] when the kernel has no device mapper or no dm-crypt, [`Error::Command`] when cryptsetup does not answer.
 /// Source: `action_status` in cryptsetup's `src/cryptsetup.c`; `__list_versions` in the kernel's `drivers/md/dm-ioctl.c`.
 pub fn check_has_mapper(runner: &dyn Runner, disk: &Device) -> Result<()> {
     let cmd = Cmd::new(Tool::Cryptsetup, BUDGET).args(["status", NO_NAME]);
@@ -69,7 +69,7 @@ fn lacks_crypt(out: &Output) -> bool {
 }
 
 fn no_mapper(volume: &VolumeName, said: &CommandError) -> Error {
-    Error::Precondition(format!(
+    Error::HostUnfit(format!(
         "volume {volume} is not encrypted and its disk is as it was, because the kernel of this droplet could not open it: \
          {said}; it needs the modules dm-mod and dm-crypt (`modprobe dm-crypt` must work on the droplet)"
     ))
@@ -78,7 +78,7 @@ fn no_mapper(volume: &VolumeName, said: &CommandError) -> Error {
 /// Makes an encrypted volume on a disk, which is known to be blank. What is made is marked as not yet used.
 ///
 /// # Errors
-/// [`Error::Command`] when cryptsetup fails, [`Error::Precondition`] for a reason with a cure.
+/// [`Error::Command`] when cryptsetup fails, [`Error::HostUnfit`] for a reason with a cure.
 /// Source: cryptsetup-luksFormat(8).
 pub(in crate::host) fn apply_format(guard: &VolumeGuard, runner: &dyn Runner, disk: &Device, key: &Key) -> Result<()> {
     let sectors = (DATA_AT / 512).to_string();
@@ -97,7 +97,7 @@ pub(in crate::host) fn apply_format(guard: &VolumeGuard, runner: &dyn Runner, di
 /// any moment.
 ///
 /// # Errors
-/// [`Error::Invalid`] when the key does not fit, [`Error::Command`] when cryptsetup fails, [`Error::Precondition`] for a reason
+/// [`Error::Invalid`] when the key does not fit, [`Error::Command`] when cryptsetup fails, [`Error::HostUnfit`] for a reason
 /// with a cure.
 /// Source: cryptsetup-open(8).
 pub fn apply_open(guard: &VolumeGuard, runner: &dyn Runner, disk: &Device, name: &str, key: &Key) -> Result<()> {
@@ -200,14 +200,14 @@ pub(in crate::host) fn observe_why_not_header(runner: &dyn Runner, disk: &Device
 /// header was looked at before it was opened, and this is what came of it.
 ///
 /// # Errors
-/// [`Error::Precondition`] when it is not so, [`Error::Command`] when dmsetup does not answer or is missing.
+/// [`Error::NotAsReported`] when it is not so, [`Error::Command`] when dmsetup does not answer or is missing.
 pub fn check_is_encrypting(runner: &dyn Runner, disk: &Device, name: &str) -> Result<()> {
     let cmd = Cmd::new(Tool::Dmsetup, BUDGET).args(["table", name]);
     let doing = || format!("looking how the open encrypted volume {} is encrypted", disk.volume());
     let failed = |source| Error::Command { doing: doing(), source };
     let printed = runner.run(&cmd).and_then(|out| out.success(&cmd)).map_err(failed)?;
     why_not_table(&String::from_utf8_lossy(&printed), disk.number).map_or(Ok(()), |why| {
-        Err(Error::Precondition(format!(
+        Err(Error::NotAsReported(format!(
             "the open encrypted volume {} ({name}) on {} is not encrypted as it should be: {why}; see `dmsetup table {name}`; whoever \
              could write to its disk while it was detached may have changed its header, so let nothing write to it until it is \
              known who did",
@@ -224,7 +224,7 @@ fn plan_is_whole(out: Output, cmd: &Cmd, doing: impl Fn() -> String) -> Result<b
     match out.exit {
         Exit::Code(0) => Ok(true),
         Exit::Code(1) => Ok(false),
-        Exit::Code(5) => Err(Error::Precondition(format!(
+        Exit::Code(5) => Err(Error::HostUnfit(format!(
             "{}: {}; it makes a lock in /run/cryptsetup, so see that the plugin can write there",
             doing(),
             out.into_error(cmd)
@@ -263,7 +263,7 @@ fn plan_outcome(out: Output, cmd: &Cmd, volume: &VolumeName, doing: String) -> R
 }
 
 fn out_of_memory(failed: CommandError, doing: &str) -> Error {
-    Error::Precondition(format!(
+    Error::HostUnfit(format!(
         "{doing}: there is not enough memory for making the key ({failed}); it takes 32 MiB for a volume that this plugin has \
          made, and up to 1 GiB for others, so give the plugin's job that much"
     ))
@@ -287,7 +287,7 @@ mod tests {
         assert!(wrong.to_string().contains("blog"), "{wrong}");
         for exit in [Exit::Code(3), Exit::Signal(9)] {
             let err = end(exit).unwrap_err();
-            assert!(matches!(&err, Error::Precondition(why) if why.contains("memory")), "{err}");
+            assert!(matches!(&err, Error::HostUnfit(why) if why.contains("memory")), "{err}");
         }
         for exit in [Exit::Code(1), Exit::Code(4), Exit::Code(5), Exit::Signal(11), Exit::TimedOut, Exit::Stuck] {
             assert!(matches!(end(exit), Err(Error::Command { .. })), "{exit}");
@@ -304,7 +304,7 @@ mod tests {
         };
         assert!(end(Exit::Code(4)).is_ok() && end(Exit::Code(0)).is_ok());
         let none = end(Exit::Code(1)).unwrap_err();
-        assert!(matches!(&none, Error::Precondition(why) if why.contains("device-mapper")), "{none}");
+        assert!(matches!(&none, Error::HostUnfit(why) if why.contains("device-mapper")), "{none}");
         for exit in [Exit::Code(2), Exit::Code(3), Exit::Code(5), Exit::Signal(9), Exit::TimedOut, Exit::Stuck] {
             assert!(matches!(end(exit), Err(Error::Command { .. })), "{exit}");
         }
@@ -343,7 +343,7 @@ mod tests {
         };
         assert!(end(Exit::Code(0)).unwrap() && !end(Exit::Code(1)).unwrap());
         let unlocked = end(Exit::Code(5)).unwrap_err();
-        assert!(matches!(&unlocked, Error::Precondition(why) if why.contains("/run/cryptsetup")), "{unlocked}");
+        assert!(matches!(&unlocked, Error::HostUnfit(why) if why.contains("/run/cryptsetup")), "{unlocked}");
         for exit in [Exit::Code(2), Exit::Code(3), Exit::Code(4), Exit::Signal(9), Exit::TimedOut, Exit::Stuck] {
             assert!(matches!(end(exit), Err(Error::Command { .. })), "{exit}");
         }

@@ -185,8 +185,8 @@ fn observe_beyond(disk: &Device) -> Result<Beyond> {
 /// nobody's use, and sees that it has become one. Inside it is not blank yet: see [`apply_blank`].
 ///
 /// # Errors
-/// [`Error::WillNotFormat`] when the disk holds anything else, [`Error::Precondition`] when it is in use or not as expected
-/// afterwards, [`Error::Command`] when cryptsetup fails.
+/// [`Error::WillNotFormat`] when the disk holds anything else, [`Error::InUse`] when it is in use, [`Error::NotAsReported`]
+/// when it is not as expected afterwards, [`Error::Command`] when cryptsetup fails.
 pub fn apply_luks_format(guard: &VolumeGuard, runner: &dyn Runner, disk: &Device, key: &Key) -> Result<()> {
     let _pin = disk.open()?;
     let claim = disk.open_exclusively(runner.cap(CLAIM_BUDGET)).map_err(or_in_use(disk, "the encryption"))?;
@@ -220,7 +220,7 @@ pub fn apply_luks_format(guard: &VolumeGuard, runner: &dyn Runner, disk: &Device
         | LuksState::Damaged
         | LuksState::Luks1
         | LuksState::Refused(_)
-        | LuksState::Other(_)) => Err(Error::Precondition(format!(
+        | LuksState::Other(_)) => Err(Error::NotAsReported(format!(
             "cryptsetup reported success in making volume {} an encrypted one, but {} now holds {}",
             disk.volume(),
             disk.path().display(),
@@ -238,7 +238,7 @@ fn leave_note(claim: &File) -> std::io::Result<()> {
 /// made. Its first bytes come last, once all others are on the disk: they lie over the note.
 ///
 /// # Errors
-/// [`Error::Io`], [`Error::Precondition`] when it is in use.
+/// [`Error::Io`], [`Error::InUse`] when it is in use.
 pub fn apply_blank(_guard: &VolumeGuard, runner: &dyn Runner, open: &Device) -> Result<()> {
     let claim = open.open_exclusively(runner.cap(CLAIM_BUDGET)).map_err(or_in_use(open, "the encryption"))?;
     let places: Vec<_> = Disk::open(open)?.places().collect();

@@ -269,7 +269,7 @@ pub struct Names {
 /// Looks for a name under which a volume, which is not open, can be opened.
 ///
 /// # Errors
-/// [`Error::Io`] when sysfs cannot be read, [`Error::Precondition`] when there is none.
+/// [`Error::Io`] when sysfs cannot be read, [`Error::UsedOtherwise`] when there is none.
 pub fn observe_names(places: &DevicePlaces, volume: &VolumeName) -> Result<Names> {
     let all = places.sysfs.join("class/block");
     let mut taken = Vec::new();
@@ -279,7 +279,7 @@ pub fn observe_names(places: &DevicePlaces, volume: &VolumeName) -> Result<Names
     let free = (1..=MOST_NAMES).map(|number| name_of(volume, number)).find(|name| !taken.contains(name));
     let none = || {
         let found = taken.join(", ");
-        Error::Precondition(format!("volume {volume} has too many open devices whose disks are gone: {found}; reboot"))
+        Error::UsedOtherwise(format!("volume {volume} has too many open devices whose disks are gone: {found}; reboot"))
     };
     Ok(Names { free: free.ok_or_else(none)?, taken })
 }

@@ -169,7 +169,7 @@ fn await_true(budget: Duration, look: impl Fn() -> Result<bool>) -> Result<bool>
 /// The refusal of an encrypted volume whose disk somebody has.
 pub(in crate::node) fn held(disk: &Device, holder: &str) -> Error {
     let path = disk.path().display();
-    Error::Precondition(format!(
+    Error::UsedOtherwise(format!(
         "the encrypted volume {} cannot be used, because {holder} has its disk {path}; `lsblk {path}` shows what that is, and \
          `dmsetup remove` or `cryptsetup close` ends it",
         disk.volume()

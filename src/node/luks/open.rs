@@ -274,7 +274,7 @@ impl Node {
         let grown = observe_its_device(call.places, disk, name)?;
         if is_short(&grown, disk) {
             let (have, all) = (grown.size(), disk.size());
-            return Err(Error::Precondition(format!(
+            return Err(Error::NotAsReported(format!(
                 "cryptsetup reported success, but the encrypted volume {volume} has {have} on a disk of {all}"
             )));
         }
