@@ -7,9 +7,11 @@ use std::fmt;
 
 use ureq::config::Config;
 use ureq::http::Uri;
-use ureq::unversioned::resolver::{DefaultResolver, ResolvedSocketAddrs, Resolver};
+use ureq::unversioned::resolver::{ResolvedSocketAddrs, Resolver};
 use ureq::unversioned::transport::{ConnectionDetails, Connector, DefaultConnector, NextTimeout, Transport};
 use ureq::{Agent, Error};
+
+use crate::cloud::resolver::SharedLookup;
 
 /// An agent that marks every failure before the first byte of a request; see [`is_before_sending`].
 pub(super) fn agent(config: Config) -> Agent {
@@ -58,9 +60,9 @@ impl fmt::Display for NeverConnected {
 
 impl std::error::Error for NeverConnected {}
 
-/// Looks names up as the library does.
+/// Looks names up.
 #[derive(Debug, Default)]
-struct Lookup(DefaultResolver);
+struct Lookup(SharedLookup);
 
 impl Resolver for Lookup {
     fn resolve(&self, uri: &Uri, config: &Config, timeout: NextTimeout) -> Result<ResolvedSocketAddrs, Error> {

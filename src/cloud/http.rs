@@ -160,6 +160,10 @@ impl Http {
         }
     }
 
+    pub(super) fn reload_token(&self) -> std::io::Result<()> {
+        self.token.reload()
+    }
+
     fn wait_for_quota(&self, call: &ApiRequest, deadline: Option<Instant>) -> ApiResult<Place<'_>> {
         let asked = Instant::now();
         let patience = deadline.map_or(self.budgets.rate_limit, |at| at.saturating_duration_since(asked));

@@ -6,7 +6,7 @@
 //!
 //! | module | holds |
 //! |---|---|
-//! | [`request`], [`http`], `connector` | one request, sent once, bounded in time and size |
+//! | [`request`], [`http`], `connector`, `resolver` | one request, sent once, bounded in time and size |
 //! | [`token`] | the access token |
 //! | [`rate_limit`] | the token's rate limit |
 //! | [`volume`], [`action`], [`snapshot`], [`droplet`], [`tag`] | the calls, by what they are about |
@@ -22,6 +22,7 @@ pub mod metadata;
 pub mod page;
 pub mod rate_limit;
 pub mod request;
+mod resolver;
 pub mod snapshot;
 pub mod tag;
 pub mod token;
@@ -73,6 +74,14 @@ impl Cloud {
     #[must_use]
     pub fn last_good_reply(&self) -> Option<Instant> {
         self.http.last_good_reply()
+    }
+
+    /// Reads the token again where it comes from a file, also when the file looks unchanged; running calls keep theirs.
+    ///
+    /// # Errors
+    /// The file holds no token that can be read; the last one stays in use.
+    pub fn reload_token(&self) -> std::io::Result<()> {
+        self.http.reload_token()
     }
 
     fn send(&self, call: &ApiRequest) -> ApiResult<Reply> {

@@ -99,9 +99,28 @@ impl Token {
             Token::File(file) => file.current(),
         }
     }
+
+    /// Reads the file again, also when it looks unchanged.
+    ///
+    /// # Errors
+    /// When the file cannot be read or holds no token; the last one stays in use.
+    pub fn reload(&self) -> io::Result<()> {
+        match self {
+            Token::Fixed(_) => Ok(()),
+            Token::File(file) => file.reload(),
+        }
+    }
 }
 
 impl TokenFile {
+    fn reload(&self) -> io::Result<()> {
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(fresh) = read_if_changed(&self.path, None)? {
+            *last = Last { read: Some(fresh), is_reported: false };
+        }
+        Ok(())
+    }
+
     fn current(&self) -> io::Result<Secret> {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         let known = last.read.as_ref().map(|(version, _)| *version);
