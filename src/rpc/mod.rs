@@ -82,11 +82,14 @@ impl Server {
         self.socket.remove();
         let drained = self.grpc.shutdown();
         let (done, finished) = bounded(1);
-        thread::spawn(move || {
+        let wait = move || {
             let outcome = futures_executor::block_on(drained);
             // The receiver is gone only when it has stopped waiting.
             drop(done.send(outcome));
-        });
+        };
+        if let Err(err) = thread::Builder::new().name("drain".to_owned()).spawn(wait) {
+            warn!("cannot wait for the running calls, the system gives no thread: {err}");
+        }
         select! {
             recv(finished) -> _ => return,
             recv(enough) -> _ => warn!("told again to end, cancelling the calls that still run"),

@@ -72,6 +72,12 @@ impl NodeService {
         NodeService { volume_limit, droplet_identity, node, keys, pools }
     }
 
+    /// The threads that do the work, for who wants to know what they do.
+    #[must_use]
+    pub fn pools(&self) -> [Pool; 4] {
+        [&self.pools.bring, &self.pools.take, &self.pools.look, &self.pools.info].map(Pool::clone)
+    }
+
     /// Queues a call that changes a volume, which is in line for it from this moment on.
     fn answer<T, F>(&self, pool: &Pool, ctx: &RpcContext<'_>, sink: UnarySink<T>, call: RpcInfo, work: F)
     where

@@ -4,18 +4,18 @@
 //! line at the end of each call. gRPC's own threads never block: they queue the work and send the answer when it comes. What
 //! the work is, is not known here.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fmt::{self, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use crossbeam::channel::{Receiver, Sender, TrySendError, bounded};
+use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, TrySendError, bounded};
 use futures_channel::oneshot;
 use grpcio::{RpcContext, RpcStatus, UnarySink};
-use log::{Level, debug, error, log};
+use log::{Level, debug, error, log, warn};
 
 use crate::error::{Chain, Error, OneLine, Result};
 use crate::ops::logging::Label;
@@ -38,6 +38,15 @@ const MAX_QUEUE: usize = 8;
 
 /// Most bytes that the log shows of what a call is about: a volume's id with a droplet's, and names of usual length.
 const MAX_ABOUT: usize = 100;
+
+/// How long a thread waits for work before it ends.
+const IDLE: Duration = Duration::from_secs(60);
+
+/// How often it is said at most that calls were refused as there is no room for them: they come by the thousand.
+const REFUSALS_TOLD: Duration = Duration::from_secs(1);
+
+/// The calls that are worked on now, by their numbers.
+static RUNNING: Mutex<BTreeMap<u64, (String, Instant)>> = Mutex::new(BTreeMap::new());
 
 /// Numbers the calls of this process, so that the lines of one call can be found among those of others.
 static NEXT_CALL: AtomicU64 = AtomicU64::new(1);
@@ -84,7 +93,8 @@ impl fmt::Display for RpcInfo {
     }
 }
 
-/// A bounded queue, and threads that are started when there is work for them, up to a number. They stay.
+/// A bounded queue, and threads that are started when there is work for them, up to a number, and end when there has been
+/// none for a minute.
 #[derive(Debug, Clone)]
 pub struct Pool {
     shared: Arc<Shared>,
@@ -96,9 +106,30 @@ struct Shared {
     most_threads: usize,
     queue_length: usize,
     stack: usize,
+    idle: Duration,
     queue: Sender<Job>,
     jobs: Receiver<Job>,
     load: Mutex<Load>,
+    refusals: Mutex<Refusals>,
+}
+
+/// The calls for which there was no room, to be said in the log now and then.
+#[derive(Debug, Default)]
+struct Refusals {
+    count: u64,
+    said: Option<Instant>,
+}
+
+impl Refusals {
+    /// Counts one more; gives the number that is to be said now, if any is.
+    fn plan_line(&mut self, now: Instant) -> Option<u64> {
+        self.count += 1;
+        if self.said.is_some_and(|said| now.saturating_duration_since(said) < REFUSALS_TOLD) {
+            return None;
+        }
+        self.said = Some(now);
+        Some(std::mem::take(&mut self.count))
+    }
 }
 
 /// How many threads there are, and how many jobs wait or run.
@@ -175,14 +206,15 @@ impl Pool {
     /// Makes a pool, with no thread yet.
     #[must_use]
     pub fn new(name: &'static str, most_threads: usize, queue_length: usize) -> Pool {
-        Pool::with_stack(name, most_threads, queue_length, STACK)
+        Pool::with(name, most_threads, queue_length, STACK, IDLE)
     }
 
-    fn with_stack(name: &'static str, most_threads: usize, queue_length: usize, stack: usize) -> Pool {
+    fn with(name: &'static str, most_threads: usize, queue_length: usize, stack: usize, idle: Duration) -> Pool {
         // Room also for what free threads are about to take: a burst comes faster than they start.
         let (queue, jobs) = bounded(most_threads.saturating_add(queue_length));
-        let load = Mutex::new(Load::default());
-        Pool { shared: Arc::new(Shared { name, most_threads, queue_length, stack, queue, jobs, load }) }
+        let (load, refusals) = (Mutex::default(), Mutex::default());
+        let shared = Shared { name, most_threads, queue_length, stack, idle, queue, jobs, load, refusals };
+        Pool { shared: Arc::new(shared) }
     }
 
     /// Queues a job, and starts a thread for it when all that there are have work.
@@ -229,6 +261,7 @@ impl Pool {
         let shared = Arc::clone(&self.shared);
         let (came, deadline, refused) = (Instant::now(), ctx.deadline(), call.refused);
         let volume = call.volume.clone();
+        let about = call.to_string();
         let job = Box::new(move || {
             let work = || if deadline.exceeded() { Err(Error::CallerGone) } else { work(came) };
             let outcome = run(&call, came, work);
@@ -238,6 +271,9 @@ impl Pool {
             drop(answer.send(outcome));
         });
         let admitted = self.submit(volume.as_ref(), job);
+        if let Err(refusal) = &admitted {
+            self.shared.tell_of_refusal(&about, refusal);
+        }
         ctx.spawn(async move {
             let answer = match admitted {
                 Ok(()) => answered.await.unwrap_or_else(|_| Err(status::panicked())),
@@ -295,16 +331,69 @@ impl Shared {
         }
     }
 
-    fn work_off(&self) {
-        for job in &self.jobs {
-            job();
+    /// Says in the log that there was no room for a call: the first at once, then no more than one line a second.
+    fn tell_of_refusal(&self, call: &str, refusal: &Error) {
+        let count = self.refusals.lock().unwrap_or_else(PoisonError::into_inner).plan_line(Instant::now());
+        if let Some(count) = count {
+            warn!("refused count={count} last=[{call}] code={}: {}", status::name(refusal), Chain(refusal));
         }
+    }
+
+    fn work_off(&self) {
+        loop {
+            match self.jobs.recv_timeout(self.idle) {
+                Ok(job) => job(),
+                Err(RecvTimeoutError::Disconnected) => return,
+                Err(RecvTimeoutError::Timeout) => {
+                    let mut load = self.load();
+                    // Under the lock, as a job that is put in after this finds one thread less and gets a new one.
+                    if self.jobs.is_empty() {
+                        load.threads -= 1;
+                        return;
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl fmt::Display for Pool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let load = self.shared.load();
+        let waiting: usize = load.lines.values().map(|line| line.waiting.len()).sum();
+        let (name, threads, queued) = (self.shared.name, load.threads, self.shared.jobs.len());
+        write!(f, "threads={name} count={threads} calls={} waiting={}", load.jobs, waiting + queued)
+    }
+}
+
+/// The calls that are worked on now, each with how long it has been so, oldest first.
+#[must_use]
+pub fn running_calls() -> Vec<String> {
+    let running = RUNNING.lock().unwrap_or_else(PoisonError::into_inner);
+    running.values().map(|(label, came)| format!("ms={} [{label}]", came.elapsed().as_millis())).collect()
+}
+
+/// Keeps a call among those that are worked on while it lives.
+struct Running(u64);
+
+impl Running {
+    fn enter(number: u64, label: String, came: Instant) -> Running {
+        RUNNING.lock().unwrap_or_else(PoisonError::into_inner).insert(number, (label, came));
+        Running(number)
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        RUNNING.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.0);
     }
 }
 
 fn run<T>(call: &RpcInfo, came: Instant, work: impl FnOnce() -> Result<T>) -> Answer<T> {
     let number = NEXT_CALL.fetch_add(1, Ordering::Relaxed);
-    let _label = Label::set(format!("{number} {call}"));
+    let label = format!("{number} {call}");
+    let _label = Label::set(label.clone());
+    let _running = Running::enter(number, label, came);
     // The work owns everything it changes, or shares it behind locks that absorb poisoning.
     match catch_unwind(AssertUnwindSafe(work)) {
         Ok(Ok(reply)) => {
@@ -396,7 +485,7 @@ mod tests {
     #[test]
     fn a_job_for_which_there_is_no_thread_is_refused_and_not_left_in_the_queue() {
         // More than a process has addresses for.
-        let pool = Pool::with_stack("none", 2, 2, 1 << 48);
+        let pool = Pool::with("none", 2, 2, 1 << 48, IDLE);
         for _ in 0..6 {
             assert!(matches!(pool.submit(Some(&volume("v")), Box::new(|| {})), Err(Error::NoThread(_))));
         }
@@ -406,6 +495,28 @@ mod tests {
         let (done, heard) = bounded(1);
         Pool::new("one", 1, 1).submit(None, Box::new(move || done.send(()).unwrap())).unwrap();
         heard.recv().unwrap();
+    }
+
+    #[test]
+    fn a_thread_without_work_ends_and_the_next_job_gets_a_new_one() {
+        let pool = Pool::with("idle", 2, 2, STACK, Duration::from_millis(1));
+        for _ in 0..3 {
+            let (done, heard) = bounded(1);
+            pool.submit(None, Box::new(move || done.send(()).unwrap())).unwrap();
+            heard.recv().unwrap();
+            pool.shared.finish(None);
+            while pool.shared.load().threads > 0 {
+                thread::yield_now();
+            }
+        }
+    }
+
+    #[test]
+    fn refusals_are_said_once_a_second_with_their_number() {
+        let (mut refusals, start) = (Refusals::default(), Instant::now());
+        let at = |ms| start + Duration::from_millis(ms);
+        let said: Vec<_> = [0, 1, 999, 1000, 1001, 5000].map(|ms| refusals.plan_line(at(ms))).into();
+        assert_eq!(said, [Some(1), None, None, Some(3), None, Some(2)]);
     }
 
     #[test]
