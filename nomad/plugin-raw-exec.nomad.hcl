@@ -61,7 +61,9 @@ job "do-csi-plugin" {
         data        = "{{ with nomadVar \"nomad/jobs/do-csi-plugin\" }}{{ .token }}{{ end }}"
         destination = "${NOMAD_SECRETS_DIR}/token"
         perms       = "400"
-        change_mode = "noop"
+        # The plugin reads the file again when it changes, at the latest when it is told to, so a new token needs no restart.
+        change_mode   = "signal"
+        change_signal = "SIGHUP"
       }
 
       # The endpoint is not here: Nomad sets CSI_ENDPOINT to the path on the host.

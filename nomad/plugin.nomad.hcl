@@ -70,8 +70,9 @@ job "do-csi-plugin" {
         data        = "{{ with nomadVar \"nomad/jobs/do-csi-plugin\" }}{{ .token }}{{ end }}"
         destination = "${NOMAD_SECRETS_DIR}/token"
         perms       = "400"
-        # The plugin reads the file again when it changes, so a new token needs no restart.
-        change_mode = "noop"
+        # The plugin reads the file again when it changes, at the latest when it is told to, so a new token needs no restart.
+        change_mode   = "signal"
+        change_signal = "SIGHUP"
       }
 
       env {

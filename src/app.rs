@@ -3,6 +3,7 @@
 //! Owns the order of start and stop: the socket answers before anything outside has been asked, and running calls end
 //! before the process does. It decides nothing about volumes.
 
+use std::fs;
 use std::sync::Arc;
 use std::thread;
 
@@ -10,7 +11,7 @@ use crossbeam::channel::{Receiver, bounded, never};
 use grpcio::Service;
 use log::{info, warn};
 use nix::sys::prctl;
-use nix::sys::signal::{SigSet, Signal};
+use nix::sys::resource::{Resource, setrlimit};
 
 use crate::cloud::Cloud;
 use crate::cloud::http::HttpBudgets;
@@ -29,68 +30,124 @@ use crate::host::propagation::tell_when_nothing_reaches;
 use crate::node::Node;
 use crate::ops::health;
 use crate::ops::logging;
+use crate::ops::logging::RunningLog;
+use crate::ops::signals::{Asked, Signals};
 use crate::proto::csi_grpc::{create_controller, create_identity, create_node};
 use crate::rpc::Server;
 use crate::rpc::controller::{ControllerService, Pools};
 use crate::rpc::identity::IdentityService;
 use crate::rpc::node::NodeService;
 use crate::rpc::socket::SocketFile;
-use crate::rpc::worker::Pool;
+use crate::rpc::worker::{Pool, running_calls};
 
 /// Serves until SIGTERM or SIGINT, then lets running calls finish, for which a second signal ends the wait. Nothing is
-/// unmounted or detached at the end.
+/// unmounted or detached at the end. What other signals ask for is done meanwhile.
 ///
 /// # Errors
 /// One line that says why the program cannot start.
 pub fn run(mut config: Config) -> Result<(), String> {
-    let signals = block_signals()?;
-    logging::start();
+    let signals = Signals::block()?;
+    // Dropped last, so that the lines of the end are written.
+    let log = logging::start()?;
     refuse_dumps();
     let socket = SocketFile::plan(&config.socket)?;
     let token = config.token.take();
+    if config.mode_is_for_want_of_token {
+        warn!("{NO_TOKEN}");
+    }
     let config = Arc::new(config);
     let droplet_identity = DropletIdentity::unknown(config.region.clone());
-    let services = services(&config, token, &droplet_identity)?;
+    let (services, insight) = services(&config, token, &droplet_identity)?;
     let server = Server::start(socket, config.socket_mode, services)?;
     info!("started version={} driver={} mode={:?}", env!("CARGO_PKG_VERSION"), config.driver_name, config.mode);
     if needs_metadata(&config) {
         droplet_identity.find_out(Metadata::new(config.metadata_url.clone())).map_err(no_thread)?;
     }
-    let signal = signals.wait().map_err(|err| format!("cannot wait for signals: {err}"))?;
+    let signal = loop {
+        match signals.next()? {
+            (signal, Asked::End) => break signal,
+            (signal, Asked::Reload) => insight.reload(signal.as_str(), &log),
+            (_, Asked::Report) => insight.report(),
+            (signal, Asked::ToggleDebug) => info!("{signal}: debug lines are on={}", log.toggle_debug()),
+        }
+    };
     info!("{signal}: no new calls, waiting for the running ones");
     droplet_identity.stop_waiting();
-    server.shut_down(config::DRAIN_BUDGET, &next_signal(signals));
+    server.shut_down(config::DRAIN_BUDGET, &second_end(signals));
     info!("stopped; mounts and attachments stay as they are");
     Ok(())
 }
 
-/// Blocks the two signals before any thread starts, so that only the main thread takes them, by waiting for them.
-/// Commands that are run are not affected: the standard library gives children an empty mask.
-fn block_signals() -> Result<SigSet, String> {
-    let mut signals = SigSet::empty();
-    signals.add(Signal::SIGTERM);
-    signals.add(Signal::SIGINT);
-    signals.thread_block().map_err(|err| format!("cannot block signals: {err}"))?;
-    Ok(signals)
+/// What is said to who gave no token and did not ask for a mode either, as it may be an oversight.
+const NO_TOKEN: &str = "no DigitalOcean token is given, so only the node service is offered, and volumes are neither created \
+                        nor attached; where that is meant, say --mode=node, otherwise give a token by \
+                        DIGITALOCEAN_ACCESS_TOKEN, --token-file or --token";
+
+/// What the running program can say of itself, or look at again.
+struct Insight {
+    cloud: Option<Cloud>,
+    quota: Arc<RateLimit>,
+    pools: Vec<Pool>,
+}
+
+impl Insight {
+    /// Reads the token's file again and goes back to the log level of the start.
+    fn reload(&self, signal: &str, log: &RunningLog) {
+        log.reset_level();
+        match self.cloud.as_ref().map(Cloud::reload_token) {
+            None => info!("{signal}: the log level is that of the start; there is no token to read"),
+            Some(Ok(())) => {
+                info!("{signal}: the log level is that of the start, the token is as its source has it now")
+            }
+            Some(Err(err)) => warn!("{signal}: the log level is that of the start, the token stays: {err}"),
+        }
+    }
+
+    /// Writes into the log what somebody wants to know who finds calls slow.
+    fn report(&self) {
+        info!("report: {}", process_figures());
+        info!("report: rate limit {:?}", self.quota);
+        for pool in &self.pools {
+            info!("report: {pool}");
+        }
+        for running in running_calls() {
+            info!("report: running {running}");
+        }
+    }
+}
+
+/// Memory, threads and open files of this process, as far as the system tells.
+fn process_figures() -> String {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let is_told = |line: &&str| ["VmRSS:", "VmHWM:", "Threads:"].iter().any(|field| line.starts_with(field));
+    let figures: Vec<String> =
+        status.lines().filter(is_told).map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect();
+    let files = fs::read_dir("/proc/self/fd").map(Iterator::count).unwrap_or_default();
+    format!("{} files: {files}", figures.join(" "))
 }
 
 /// Keeps the token, and the keys of encrypted volumes, out of core dumps and away from other programs that are not root's.
-/// Source: prctl(2), PR_SET_DUMPABLE.
+/// Programs that are run get the limit, but not the flag, which an exec sets again.
+/// Source: prctl(2), PR_SET_DUMPABLE; core(5).
 fn refuse_dumps() {
+    if let Err(err) = setrlimit(Resource::RLIMIT_CORE, 0, 0) {
+        warn!("the system does not let core files be switched off, in which secrets could be: {err}");
+    }
     if let Err(err) = prctl::set_dumpable(false) {
         warn!("the system does not let core dumps be switched off, in which secrets could be: {err}");
     }
 }
 
-/// Tells when a further signal arrives. Without a thread to wait for it, it never does.
-fn next_signal(signals: SigSet) -> Receiver<()> {
+/// Tells when a further signal to end arrives. Without a thread to wait for it, it never does.
+fn second_end(signals: Signals) -> Receiver<()> {
     let (arrived, arrival) = bounded(1);
     let wait = move || {
-        if signals.wait().is_ok() {
-            let _nobody_waits_any_more = arrived.send(()).is_err();
-        } else {
-            thread::park();
+        while let Ok((_, asked)) = signals.next() {
+            if asked == Asked::End {
+                let _nobody_waits_any_more = arrived.send(()).is_err();
+            }
         }
+        thread::park();
     };
     match thread::Builder::new().name("signals".to_owned()).spawn(wait) {
         Ok(_) => arrival,
@@ -117,18 +174,21 @@ fn services(
     config: &Arc<Config>,
     token: Option<Token>,
     droplet_identity: &Arc<DropletIdentity>,
-) -> Result<Vec<Service>, String> {
+) -> Result<(Vec<Service>, Insight), String> {
     let mut services = vec![create_identity(IdentityService::new(Arc::clone(config)))];
+    let quota = Arc::new(RateLimit::new(config.api_rate_limit));
+    let mut insight = Insight { cloud: None, quota: Arc::clone(&quota), pools: Vec::new() };
     if let Some(token) = token.filter(|_| config.mode.has_controller()) {
-        let quota = Arc::new(RateLimit::new(config.api_rate_limit));
         let budgets = HttpBudgets { total: config.api_timeout, ..HttpBudgets::default() };
         let cloud = Cloud::new(config.api_url.clone(), token, quota, budgets);
         if let Some(addr) = config.debug_addr {
             health::serve(addr, cloud.clone())?;
         }
+        insight.cloud = Some(cloud.clone());
         let controller = Arc::new(Controller::new(config, cloud, Arc::clone(droplet_identity)));
         let pool = |name| Pool::new(name, config::CONTROLLER_WORKERS, config::QUEUE_LENGTH);
         let pools = Pools { change: pool("controller"), unpublish: pool("unpublish"), look: pool("look") };
+        insight.pools.extend([&pools.change, &pools.unpublish, &pools.look].map(Pool::clone));
         services.push(create_controller(ControllerService::new(config, controller, pools)));
     } else if config.debug_addr.is_some() {
         warn!("--debug-addr has no effect: health is that of the controller service, which is not offered");
@@ -140,7 +200,9 @@ fn services(
         tell_when_nothing_reaches();
         let node = Arc::new(Node::new(config, Box::new(SystemRunner::new(tools))));
         node.close_left_open().map_err(no_thread)?;
-        services.push(create_node(NodeService::new(config, Arc::clone(droplet_identity), node)));
+        let service = NodeService::new(config, Arc::clone(droplet_identity), node);
+        insight.pools.extend(service.pools());
+        services.push(create_node(service));
     }
-    Ok(services)
+    Ok((services, insight))
 }

@@ -193,6 +193,8 @@ pub struct Config {
     pub socket_mode: u32,
     /// Services to offer.
     pub mode: Mode,
+    /// Whether the mode is [`Mode::Node`] only because no token was given.
+    pub mode_is_for_want_of_token: bool,
     /// The CSI driver name.
     pub driver_name: String,
     /// The API token; always there when the controller service is offered.
@@ -282,6 +284,7 @@ impl Flags {
             socket: parse_endpoint(&self.endpoint)?,
             socket_mode: parse_socket_mode(&self.socket_mode)?,
             mode,
+            mode_is_for_want_of_token: self.mode.is_none() && token.is_none(),
             driver_name: parse_driver_name(self.driver_name)?,
             token,
             api_url: BaseUrl::parse(&self.url).map_err(|bad| format!("--url: {bad}"))?,

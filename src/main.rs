@@ -1,13 +1,17 @@
 //! The program: reads the settings, runs, and turns the outcome into an exit code.
 
 use std::io::{self, Write};
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::process::ExitCode;
 
 use do_csi_plugin::config::{Config, Early};
+use nix::poll::{PollFd, PollFlags, poll};
 
 /// Exit code for settings that cannot work, as command line tools have it.
 const WRONG_USE: u8 = 2;
+/// How long standard error may have no room for the last line, in milliseconds.
+const PATIENCE_MS: u16 = 1000;
 
 fn main() -> ExitCode {
     let config = match Config::parse(std::env::args_os()) {
@@ -45,6 +49,10 @@ fn refuse(line: &str) -> ExitCode {
 }
 
 fn tell(line: &str) {
-    // Nobody is left to tell when standard error is closed too.
-    let _told = writeln!(io::stderr(), "do-csi-plugin: {line}");
+    let mut stderr = io::stderr();
+    let mut room = [PollFd::new(stderr.as_fd(), PollFlags::POLLOUT)];
+    // Nobody is left to tell when standard error is closed too, or when nobody reads it.
+    if poll(&mut room, PATIENCE_MS).is_ok_and(|ready| ready > 0) {
+        let _told = writeln!(stderr, "do-csi-plugin: {line}");
+    }
 }

@@ -3,4 +3,6 @@
 //! Decides nothing about volumes.
 
 pub mod health;
+mod log_queue;
 pub mod logging;
+pub mod signals;

@@ -36,6 +36,7 @@ mod harness;
 mod jobs;
 mod layers;
 mod listing;
+mod log;
 mod ownership;
 mod program;
 mod proto;

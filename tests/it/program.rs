@@ -479,6 +479,73 @@ fn either_signal_lets_the_running_call_finish_and_takes_no_new_ones() {
 }
 
 #[test]
+fn other_signals_are_answered_in_the_log_and_end_nothing() {
+    let solo = SinglePlugin::new(PROGRAM);
+    fs::write(solo.path("token"), TOKEN).unwrap();
+    let mut plugin = solo.launch_without_token(&["--token-file=token"]).start().unwrap();
+    let call = attach_slowly(&solo, &plugin);
+    plugin.signal(Signal::SIGUSR1).unwrap();
+    until("the report is there", || plugin.log().contains("report: running"));
+    let log = plugin.log();
+    for part in ["VmRSS:", "rate limit", "threads=controller count=1 calls=1", "ControllerPublishVolume"] {
+        assert!(log.lines().any(|line| line.contains("report: ") && line.contains(part)), "{part}: {log}");
+    }
+    let debug_lines = || plugin.log().matches(" DEBUG ").count();
+    assert_eq!(debug_lines(), 0);
+    plugin.signal(Signal::SIGUSR2).unwrap();
+    until("debug is on", || plugin.log().contains("debug lines are on=true"));
+    plugin.client.list_volumes(0, "").unwrap();
+    assert!(debug_lines() > 0, "{}", plugin.log());
+    // By the same number of bytes at the same time, so that only reading it again shows the difference.
+    fs::write(solo.path("token"), "no token at all").unwrap();
+    plugin.signal(Signal::SIGHUP).unwrap();
+    until("the token is refused", || plugin.log().contains("the token stays: "));
+    fs::write(solo.path("token"), TOKEN).unwrap();
+    plugin.signal(Signal::SIGHUP).unwrap();
+    until("the token is read", || plugin.log().contains("the token is as its source has it now"));
+    let before = debug_lines();
+    plugin.client.list_volumes(0, "").unwrap();
+    assert_eq!(debug_lines(), before, "{}", plugin.log());
+    assert!(!plugin.log().contains(TOKEN));
+    solo.sim.advance(FOR_EVER);
+    call.join().unwrap().unwrap();
+    plugin.signal(Signal::SIGTERM).unwrap();
+    assert!(plugin.wait().unwrap().success());
+}
+
+#[test]
+fn programs_that_it_starts_leave_no_core_file() {
+    let solo = SinglePlugin::new(PROGRAM);
+    let mut launch = solo.launch(&[]);
+    launch.command = {
+        let mut command = Command::new("prlimit");
+        command.arg("--core=unlimited").arg("--").arg(PROGRAM).env_clear().current_dir(solo.path(""));
+        command.env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").env("DIGITALOCEAN_ACCESS_TOKEN", TOKEN);
+        command
+    };
+    let plugin = launch.start().unwrap();
+    let limits = fs::read_to_string(format!("/proc/{}/limits", plugin.pid())).unwrap();
+    let core = limits.lines().find(|line| line.starts_with("Max core file size")).unwrap();
+    assert_eq!(core.split_whitespace().skip(4).take(2).collect::<Vec<_>>(), ["0", "0"], "{core}");
+}
+
+#[test]
+fn who_gives_no_token_and_asks_for_no_mode_is_told_of_it() {
+    let solo = SinglePlugin::new(PROGRAM);
+    for (args, is_told) in [(&[][..], true), (&["--mode=node"][..], false)] {
+        let plugin = solo.launch_without_token(args).start().unwrap();
+        let log = plugin.log();
+        let told = log.lines().find(|line| line.contains(" WARN ") && line.contains("no DigitalOcean token"));
+        assert_eq!(told.is_some(), is_told, "{log}");
+        for way in ["DIGITALOCEAN_ACCESS_TOKEN", "--token-file", "--token", "--mode=node"] {
+            assert!(told.is_none_or(|line| line.contains(way)), "{way}: {log}");
+        }
+        plugin.stop().unwrap();
+        fs::remove_file(solo.path("plugin.log")).unwrap();
+    }
+}
+
+#[test]
 fn a_second_signal_ends_the_wait_for_a_call_that_hangs() {
     let solo = SinglePlugin::new(PROGRAM);
     let mut plugin = solo.launch(&[]).start().unwrap();

@@ -400,9 +400,9 @@ fn a_big_message_is_taken_and_one_too_big_is_refused() {
     let solo = SinglePlugin::new(PROGRAM);
     let plugin = solo.launch(&[]).start().unwrap();
     let id = solo.sim.add_volume(&NewVolume::new("blog", 1, "fra1")).unwrap();
-    let three = 3 << 20;
-    assert_eq!(validate_with_context(&plugin.client, &id, three), Ok(three));
-    let refusal = validate_with_context(&plugin.client, &id, 5 << 20).unwrap_err();
+    let big = 200 << 10;
+    assert_eq!(validate_with_context(&plugin.client, &id, big), Ok(big));
+    let refusal = validate_with_context(&plugin.client, &id, 300 << 10).unwrap_err();
     assert_eq!(refusal.code, RpcStatusCode::RESOURCE_EXHAUSTED, "{refusal}");
     plugin.client.probe().unwrap();
 }
@@ -411,7 +411,7 @@ fn a_big_message_is_taken_and_one_too_big_is_refused() {
 fn a_long_or_odd_text_in_a_request_fills_neither_the_answer_nor_the_log() {
     let solo = SinglePlugin::new(PROGRAM);
     let plugin = solo.launch(&[]).start().unwrap();
-    let odd = "no\nid\u{1b}[31m\r".to_owned() + &"x".repeat(1 << 20);
+    let odd = "no\nid\u{1b}[31m\r".to_owned() + &"x".repeat(100 << 10);
     let client = &plugin.client;
     let staging = Path::new("relative").join(&odd);
     let refusals = [
