@@ -14,7 +14,8 @@
 //! # The map, in reading order
 //! - [`app`]: the order of start and stop
 //! - [`ops`]: what an operator sees: the log, the answer to `GET /health`
-//! - [`rpc`]: the gRPC server, its worker threads, status codes; the three CSI services, each a thin passage
+//! - [`rpc`]: the gRPC server and what stands before it, its worker threads, status codes; the three CSI services, each a thin
+//!   passage
 //! - [`controller`]: volumes and attachments at DigitalOcean: create, delete, attach, detach, list
 //! - [`node`]: volumes on this droplet: stage, publish, and back; statistics
 //! - [`droplet_identity`]: which droplet this is

@@ -3,6 +3,7 @@
 //! Owns the deadline of a call, the length of every wait inside it, and the repetition of questions that DigitalOcean
 //! did not answer. Only questions are repeated here; a change is repeated by whoever knows what it may have done.
 
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -13,6 +14,7 @@ use crate::cloud::{ApiResult, Cloud};
 use crate::error::api::{ApiError, ApiErrorKind};
 use crate::error::{Error, Result};
 use crate::id::{DropletId, VolumeId};
+use crate::sync::caller::Caller;
 
 /// What is said of something that DigitalOcean has just made, and does not find.
 pub(super) const DOES_NOT_SHOW: &str = "DigitalOcean has made it, and it does not show";
@@ -122,6 +124,7 @@ pub struct CallContext {
     started: Instant,
     deadline: Instant,
     has_failed_before: bool,
+    caller: Arc<Caller>,
     /// The droplet that this process runs on, where that is one of the token's account for certain.
     pub(super) own: Option<DropletId>,
 }
@@ -131,13 +134,37 @@ impl CallContext {
     #[must_use]
     pub fn since(started: Instant, cloud: &Cloud, patience: Timeouts) -> CallContext {
         let deadline = started + patience.call();
-        CallContext { cloud: cloud.until(deadline), patience, started, deadline, has_failed_before: false, own: None }
+        CallContext {
+            cloud: cloud.until(deadline),
+            patience,
+            started,
+            deadline,
+            has_failed_before: false,
+            caller: Arc::default(),
+            own: None,
+        }
     }
 
     /// The same call, by a process on that droplet.
     #[must_use]
     pub fn on_droplet(self, own: Option<DropletId>) -> CallContext {
         CallContext { own, ..self }
+    }
+
+    /// The same call, for somebody who waits for it: it ends in time for him to get the answer, and begins nothing more when he
+    /// has gone.
+    #[must_use]
+    pub fn answering(self, caller: Arc<Caller>) -> CallContext {
+        let deadline = caller.answer_by(self.started).map_or(self.deadline, |by| by.min(self.deadline));
+        CallContext { cloud: self.cloud.until(deadline), deadline, caller, ..self }
+    }
+
+    /// Fails when nobody waits for the call any more; to be asked before something is begun.
+    ///
+    /// # Errors
+    /// [`Error::CallerGone`].
+    pub fn ensure_awaited(&self) -> Result<()> {
+        if self.caller.is_gone() { Err(Error::CallerGone) } else { Ok(()) }
     }
 
     /// The same call, to end earlier and to try less often, because what it does has failed before.
@@ -190,13 +217,14 @@ impl CallContext {
     /// Waits before the next try of something that failed.
     ///
     /// # Errors
-    /// [`Error::TimedOut`] at once when the pause would outlast the call: nothing can come of it any more.
+    /// [`Error::TimedOut`] at once when the pause would outlast the call: nothing can come of it any more; and
+    /// [`Error::CallerGone`] after it, when nobody waits for what would come.
     pub fn pause(&self, pause: Duration, doing: &str, because: &dyn std::fmt::Display) -> Result<()> {
         if pause >= self.left() {
             return Err(self.timed_out(doing, because.to_string()));
         }
         thread::sleep(pause);
-        Ok(())
+        self.ensure_awaited()
     }
 
     /// Asks until there is an answer.
@@ -216,11 +244,12 @@ impl CallContext {
                 Err(err) => err,
             };
             if err.kind() == ApiErrorKind::NoTimeLeft {
-                return Err(self.timed_out(doing, err.to_string()));
+                return Err(self.timed_out(doing, last_failure().unwrap_or_else(|| err.to_string())));
             }
             if !err.is_transient() {
                 return Err(refused(err));
             }
+            keep_failure(&err);
             warn!("asking again doing={doing}: {err}");
             self.pause(pauses.after(&err), doing, &err)?;
         }
@@ -243,6 +272,22 @@ impl CallContext {
             }
         }
     }
+}
+
+/// Why DigitalOcean did not answer a question, the last time that it did not. A call that waited all its time for others has
+/// no reason of its own to give.
+static LAST_FAILURE: Mutex<Option<(Instant, String)>> = Mutex::new(None);
+/// How long that explains anything.
+const EXPLAINS: Duration = Duration::from_secs(30);
+
+fn keep_failure(err: &ApiError) {
+    *LAST_FAILURE.lock().unwrap_or_else(PoisonError::into_inner) = Some((Instant::now(), err.to_string()));
+}
+
+fn last_failure() -> Option<String> {
+    let last = LAST_FAILURE.lock().unwrap_or_else(PoisonError::into_inner);
+    let (at, why) = last.as_ref().filter(|(at, _)| at.elapsed() < EXPLAINS)?;
+    Some(format!("no time was left to ask DigitalOcean; {} s ago it did not answer: {why}", at.elapsed().as_secs()))
 }
 
 /// Growing pauses, each with a random part, so that the plugins of a cluster do not stay in step.

@@ -73,6 +73,7 @@ impl Controller {
         let mut pauses = ctx.backoff();
         let asked_tags = plan_tags(None, want);
         let mut new = new.clone();
+        ctx.ensure_awaited()?;
         loop {
             let err = match ctx.cloud.create_volume(&new) {
                 Ok(volume) => {

@@ -73,6 +73,7 @@ impl Controller {
         let mut pauses = ctx.backoff();
         let mut gone = None;
         loop {
+            ctx.ensure_awaited()?;
             let err = match ctx.cloud.delete_volume(id) {
                 Ok(()) => {
                     info!("deleted volume={id}");

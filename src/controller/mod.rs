@@ -60,6 +60,7 @@ use crate::droplet_identity::DropletIdentity;
 use crate::error::Result;
 use crate::id::{DropletId, VolumeId};
 use crate::size::SizeLimits;
+use crate::sync::caller::Caller;
 use crate::sync::fifo_lock::{FifoGuard, FifoLocks};
 use crate::sync::volume_lock::{VolumeGuard, VolumeKey, VolumeLocks};
 
@@ -136,11 +137,11 @@ impl Controller {
         ctx.observe_volume(id)
     }
 
-    /// The time of a call that came then, whatever it has done since.
+    /// The time of a call that came then, whatever it has done since, for somebody who waits for it.
     #[must_use]
-    pub fn context_of_call(&self, came: Instant) -> CallContext {
+    pub fn context_of_call(&self, came: Instant, caller: Arc<Caller>) -> CallContext {
         let own = self.droplet_identity.facts().ok().filter(|_| self.is_on_own_droplet).map(|facts| facts.id);
-        CallContext::since(came, &self.cloud, self.patience).on_droplet(own)
+        CallContext::since(came, &self.cloud, self.patience).on_droplet(own).answering(caller)
     }
 
     /// Locks a volume for a call whose caller is better off asking again than waiting long.
@@ -153,9 +154,11 @@ impl Controller {
         Ok(self.locks.acquire_queued(VolumeKey::Id(id.to_string()), max_queue, ctx.deadline())?)
     }
 
-    /// Waits for a droplet's turn.
+    /// Waits for a droplet's turn; fails when nobody waits for the call any more by then.
     fn wait_for_droplet(&self, ctx: &CallContext, droplet: DropletId, doing: &str) -> Result<FifoGuard<DropletId>> {
         let busy = |_| ctx.timed_out(doing, "earlier calls for this droplet are still running");
-        self.droplet_queue.wait(droplet, usize::MAX, ctx.deadline()).map_err(busy)
+        let turn = self.droplet_queue.wait(droplet, usize::MAX, ctx.deadline()).map_err(busy)?;
+        ctx.ensure_awaited()?;
+        Ok(turn)
     }
 }

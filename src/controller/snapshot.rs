@@ -221,6 +221,7 @@ impl Controller {
                 None if may_share_name => {}
                 None => self.check_name(ctx, name, volume)?,
             }
+            ctx.ensure_awaited()?;
             match ctx.cloud.create_snapshot(volume, name, tags) {
                 Ok(taken) => {
                     info!("took snapshot={} name={name} volume={volume}", taken.id);

@@ -88,7 +88,9 @@ impl ControllerService {
         F: FnOnce(&Controller, CallContext) -> Result<T> + Send + 'static,
     {
         let controller = Arc::clone(&self.controller);
-        pool.answer(ctx, sink, call, move |came| work(&controller, controller.context_of_call(came)));
+        pool.answer(ctx, sink, call, move |incoming| {
+            work(&controller, controller.context_of_call(incoming.came, incoming.caller))
+        });
     }
 }
 

@@ -4,6 +4,7 @@
 //! services beside this file hand it on, and `status` turns errors into codes.
 
 pub mod controller;
+mod front;
 pub mod identity;
 pub mod node;
 pub mod probe;
@@ -13,6 +14,7 @@ pub mod status;
 pub mod worker;
 
 use std::fmt;
+use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
@@ -22,6 +24,7 @@ use crossbeam::select;
 use grpcio::{ChannelBuilder, EnvBuilder, ResourceQuota, ServerBuilder, ServerCredentials, Service};
 use log::warn;
 
+use crate::rpc::front::{Front, Inner};
 use crate::rpc::socket::SocketFile;
 
 /// How long somebody who has connected may take to say anything in HTTP/2, in milliseconds. gRPC's own 120 s would hold
@@ -45,6 +48,7 @@ const CANCEL_BUDGET: Duration = Duration::from_secs(1);
 /// A server that answers on its socket until it is shut down.
 pub struct Server {
     grpc: grpcio::Server,
+    front: Front,
     socket: SocketFile,
 }
 
@@ -72,14 +76,18 @@ impl Server {
         let mut grpc = builder.build().map_err(|err| refuse(&err))?;
         grpc.add_listening_port(socket.grpc_address(), ServerCredentials::insecure()).map_err(|err| refuse(&err))?;
         grpc.start();
+        let inner = Inner::take(socket.bound()).map_err(|err| refuse(&err))?;
+        let listener = UnixListener::bind(socket.bound()).map_err(|err| refuse(&err))?;
+        let front = Front::start(inner, listener).map_err(|err| refuse(&err))?;
         socket.put_into_place(mode).map_err(|err| refuse(&err))?;
-        Ok(Server { grpc, socket })
+        Ok(Server { grpc, front, socket })
     }
 
     /// Stops accepting calls and lets the running ones finish; those that have not after `patience`, or when `enough`
     /// says so, are cancelled, and what they are doing goes on only as long as the process.
     pub fn shut_down(mut self, patience: Duration, enough: &Receiver<()>) {
         self.socket.remove();
+        self.front.stop();
         let drained = self.grpc.shutdown();
         let (done, finished) = bounded(1);
         let wait = move || {
@@ -91,13 +99,21 @@ impl Server {
             warn!("cannot wait for the running calls, the system gives no thread: {err}");
         }
         select! {
-            recv(finished) -> _ => return,
+            recv(finished) -> _ => return self.pass_on_answers(),
             recv(enough) -> _ => warn!("told again to end, cancelling the calls that still run"),
             default(patience) => warn!("calls still run after {} s, cancelling them", patience.as_secs()),
         }
         self.grpc.cancel_all_calls();
         if finished.recv_timeout(CANCEL_BUDGET).is_err() {
             warn!("ending without having told every caller");
+        }
+        self.pass_on_answers();
+    }
+
+    /// gRPC has closed its connections by now, so those of the callers are closed when the last answers have passed.
+    fn pass_on_answers(&self) {
+        if !self.front.drain(CANCEL_BUDGET) {
+            warn!("some callers do not take their answers");
         }
     }
 }

@@ -22,7 +22,7 @@ use crate::region::Region;
 use crate::request::node::{Expand, Publish, Stage, Stats, Unpublish, Unstage};
 use crate::request::publish_context::ContextKeys;
 use crate::request::volume::REGION_KEY;
-use crate::rpc::worker::{Pool, RpcInfo, answer_now, refuse};
+use crate::rpc::worker::{Incoming, Pool, RpcInfo, answer_now, refuse};
 use crate::size::Bytes;
 use crate::sync::volume_lock::VolumeKey;
 
@@ -120,7 +120,7 @@ impl csi_grpc::Node for NodeService {
             return;
         }
         let droplet_identity = Arc::clone(&self.droplet_identity);
-        self.pools.info.answer(&ctx, sink, RpcInfo::question("NodeGetInfo", ""), move |came| {
+        self.pools.info.answer(&ctx, sink, RpcInfo::question("NodeGetInfo", ""), move |Incoming { came, .. }| {
             let give_up = came.checked_add(config::INFO_PATIENCE).unwrap_or(came);
             Ok(info(&droplet_identity.wait_for_facts(give_up)?, limit))
         });

@@ -1,7 +1,7 @@
 //! The Unix socket's place in the file system.
 //!
-//! Owns the socket file from before the bind until after the shutdown: gRPC binds to a name of its own beside the real
-//! one, and a rename puts it into place. So a stale socket is replaced without a gap, the permissions are right before
+//! Owns the socket file from before the bind until after the shutdown: it is bound to a name of its own beside the real
+//! one, and a rename puts it into place. gRPC's own socket has that name for a moment before. So a stale socket is replaced without a gap, the permissions are right before
 //! anybody can connect, and gRPC's habit of unlinking the bound name at exit cannot hit the socket of a successor.
 
 use std::ffi::{OsStr, OsString};
@@ -69,6 +69,12 @@ impl SocketFile {
     #[must_use]
     pub fn grpc_address(&self) -> String {
         address(&self.bound)
+    }
+
+    /// Where gRPC's socket is, and then the one that callers find, until it is moved into its place.
+    #[must_use]
+    pub fn bound(&self) -> &Path {
+        &self.bound
     }
 
     /// Moves the bound socket into its place with these permissions, replacing a stale one.

@@ -19,7 +19,9 @@ use log::{Level, debug, error, log, warn};
 
 use crate::error::{Chain, Error, OneLine, Result};
 use crate::ops::logging::Label;
+use crate::rpc::front::callers::caller_of;
 use crate::rpc::status;
+use crate::sync::caller::Caller;
 use crate::sync::fifo_lock::NoLock;
 use crate::sync::volume_lock::{VolumeBusy, VolumeKey};
 
@@ -91,6 +93,15 @@ impl fmt::Display for RpcInfo {
         f.write_str(self.rpc)?;
         if self.about.is_empty() { Ok(()) } else { write!(OneLine::new(f, MAX_ABOUT), " {}", self.about) }
     }
+}
+
+/// When a call came, and who waits for its answer.
+#[derive(Debug)]
+pub struct Incoming {
+    /// When it came: the time that it waited for a thread is the caller's time too.
+    pub came: Instant,
+    /// Who waits.
+    pub caller: Arc<Caller>,
 }
 
 /// A bounded queue, and threads that are started when there is work for them, up to a number, and end when there has been
@@ -245,8 +256,8 @@ impl Pool {
         Ok(())
     }
 
-    /// Queues a call and answers it when its work is done. The work is told when the call came, as the time that it waited
-    /// for a thread is the caller's time too; a call whose caller has given up by then is not worked on at all.
+    /// Queues a call and answers it when its work is done. The work is told when the call came and who
+    /// waits; a call whose caller has given up before it has a thread is not worked on at all.
     ///
     /// Of the calls for one volume two have a thread at a time, the others wait without one, in order.
     ///
@@ -255,15 +266,15 @@ impl Pool {
     pub fn answer<T, F>(&self, ctx: &RpcContext<'_>, sink: UnarySink<T>, call: RpcInfo, work: F)
     where
         T: Send + 'static,
-        F: FnOnce(Instant) -> Result<T> + Send + 'static,
+        F: FnOnce(Incoming) -> Result<T> + Send + 'static,
     {
         let (answer, answered) = oneshot::channel();
         let shared = Arc::clone(&self.shared);
-        let (came, deadline, refused) = (Instant::now(), ctx.deadline(), call.refused);
+        let (came, caller, refused) = (Instant::now(), caller_of(ctx), call.refused);
         let volume = call.volume.clone();
         let about = call.to_string();
         let job = Box::new(move || {
-            let work = || if deadline.exceeded() { Err(Error::CallerGone) } else { work(came) };
+            let work = || if caller.is_gone() { Err(Error::CallerGone) } else { work(Incoming { came, caller }) };
             let outcome = run(&call, came, work);
             // Before the caller knows, so that its next call finds the room that this one leaves.
             shared.finish(call.volume.as_ref());

@@ -1,7 +1,8 @@
-//! Waiting for each other: locks in the order of arrival, locks of volumes, semaphores.
+//! Waiting for each other: locks in the order of arrival, locks of volumes, semaphores; and who waits for a call.
 //!
 //! Knows nothing of volumes but their names, and starts no thread.
 
+pub mod caller;
 pub mod fifo_lock;
 pub mod semaphore;
 pub mod volume_lock;

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use do_csi_plugin::proto::csi;
 use grpcio::RpcStatusCode;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use crate::PROGRAM;
 use crate::support::client::{Refusal, option};
@@ -24,6 +25,7 @@ const BACK_TO_NORMAL: Duration = Duration::from_secs(5);
 
 const DATA: u8 = 0;
 const HEADERS: u8 = 1;
+const RST_STREAM: u8 = 3;
 const SETTINGS: u8 = 4;
 const WINDOW_UPDATE: u8 = 8;
 const END_STREAM: u8 = 1;
@@ -70,13 +72,18 @@ fn message(is_compressed: bool, body: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// A connection after its greeting; what comes back is read and forgotten by a thread, so that the plugin never waits.
-fn connect(socket: &Path) -> UnixStream {
-    let mut stream = UnixStream::connect(socket).unwrap();
+/// What a client says first: the preface, its settings, and that it has seen the server's.
+fn greeting() -> Vec<u8> {
     let mut greeting = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
     greeting.extend(frame(SETTINGS, 0, 0, &[]));
     greeting.extend(frame(SETTINGS, END_STREAM, 0, &[]));
-    stream.write_all(&greeting).unwrap();
+    greeting
+}
+
+/// A connection after its greeting; what comes back is read and forgotten by a thread, so that the plugin never waits.
+fn connect(socket: &Path) -> UnixStream {
+    let mut stream = UnixStream::connect(socket).unwrap();
+    stream.write_all(&greeting()).unwrap();
     stream
 }
 
@@ -234,4 +241,42 @@ fn messages_of_which_only_a_half_comes_are_not_kept_without_end() {
         .collect();
     assert_unharmed(&plugin, &solo);
     drop(streams);
+}
+
+#[test]
+fn calls_that_are_taken_back_as_fast_as_they_are_made_end_the_connection() {
+    let solo = SinglePlugin::new(PROGRAM);
+    let plugin = start(&solo);
+    let block = headers("Controller/ListVolumes", &[]);
+    let mut stream = connect(&solo.socket());
+    forget_answers(&stream);
+    let is_cut = (0..20_000_u32).any(|call| {
+        let id = 2 * call + 1;
+        let mut bytes = frame(HEADERS, END_HEADERS, id, &block);
+        bytes.extend(frame(DATA, END_STREAM, id, &message(false, &[])));
+        bytes.extend(frame(RST_STREAM, 0, id, &8_u32.to_be_bytes()));
+        stream.write_all(&bytes).is_err()
+    });
+    assert!(is_cut);
+    assert_unharmed(&plugin, &solo);
+}
+
+#[test]
+fn two_thousand_idle_connections_leave_room_for_another_caller() {
+    let solo = SinglePlugin::new(PROGRAM);
+    let plugin = start(&solo);
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard).unwrap();
+    let count = 2000.min(usize::try_from(hard).unwrap() / 2);
+    let idle: Vec<UnixStream> = (0..count)
+        .filter_map(|_| {
+            let mut stream = UnixStream::connect(solo.socket()).unwrap();
+            stream.write_all(&greeting()).ok()?;
+            Some(stream)
+        })
+        .collect();
+    assert_unharmed(&plugin, &solo);
+    assert!(plugin.files_and_threads().unwrap().0 < 500, "{:?}", plugin.files_and_threads());
+    drop(idle);
+    setrlimit(Resource::RLIMIT_NOFILE, soft, hard).unwrap();
 }

@@ -25,6 +25,7 @@ mod sim;
 mod support;
 
 mod bad_input;
+mod callers;
 mod chaos;
 mod codes;
 mod concurrency;
