@@ -25,7 +25,7 @@ pub mod csi {
 #[allow(
     missing_docs,
     missing_debug_implementations,
-    reason = "grpcio's compiler writes neither docs nor Debug, and its clients hold a channel that has no Debug"
+    reason = "build.rs writes neither docs nor Debug, and clients hold a channel that has no Debug"
 )]
 pub mod csi_grpc {
     include!(concat!(env!("OUT_DIR"), "/csi_grpc.rs"));
