@@ -13,6 +13,7 @@ WORKDIR /build
 # What the program depends on is a layer of its own, built around an empty program: gRPC's C++ core takes minutes, and
 # must not be built again for each change in src.
 COPY Cargo.toml Cargo.lock build.rs ./
+COPY .cargo .cargo
 COPY protos protos
 RUN mkdir src \
     && echo 'fn main() {}' >src/main.rs \
