@@ -46,10 +46,18 @@ plugin: rust own compiler
 sim: rust own compiler
 	@cargo build $(FAST) --example do-sim
 
-check: rust lints own compiler ## Check format, lints and documentation
+# cargo-deny is not installed for it, as compiling it takes longer than everything else here.
+check: rust lints own compiler ## Check format, lints, documentation and the licences of what is depended on
 	cargo fmt --check
 	cargo clippy $(FAST) --all-targets -- -D warnings
 	cargo rustdoc $(FAST) --lib -- --document-private-items -D warnings
+	unchecked() { echo "NOT CHECKED: $$1" >&2; }
+	cargo deny --version >/dev/null 2>&1 || { unchecked "licences, sources, advisories of dependencies: no cargo-deny"; exit 0; }
+	cargo deny --locked --offline check licenses bans sources
+	cargo deny --locked fetch db >/dev/null 2>&1 || echo "the database of advisories could not be fetched anew" >&2
+	set -- "$${CARGO_HOME:-$$HOME/.cargo}"/advisory-dbs/*/
+	[ -d "$$1" ] || { unchecked "advisories of dependencies: no database of them"; exit 0; }
+	cargo deny --locked --offline check advisories
 
 test: rust own compiler disk-tools ## Run the unit and socket tests; no root needed
 	cargo test $(FAST)
