@@ -2,8 +2,8 @@
 # On Debian and Ubuntu root gets missing packages installed; anyone else is told their names.
 
 .DEFAULT_GOAL := help
-.PHONY: help build check test test-root figures test-faults sanity demo bench image image-test test-droplets e2e-nomad droplet-test e2e-droplet clean
-.PHONY: plugin sim root rust lints own compiler disk-tools strace csi-sanity docker network debootstrap machines bases tasks nomad
+.PHONY: help build pages check test test-root figures test-faults sanity demo bench image image-test test-droplets e2e-nomad droplet-test e2e-droplet dist clean
+.PHONY: plugin sim root rust lints own compiler disk-tools strace packagers csi-sanity docker network debootstrap machines bases tasks nomad
 # A recipe is one script, so it can use functions, and its first failing line ends it.
 .ONESHELL:
 .SHELLFLAGS := -euc
@@ -42,6 +42,9 @@ build: plugin ## Build the plugin
 plugin: rust own compiler
 	@cargo build $(SHIPPED) --bin do-csi-plugin
 	strip -o "$(PLUGIN)" "$$CARGO_TARGET_DIR/release/do-csi-plugin"
+
+pages: rust own compiler ## Write the flags into docs/flags.md
+	cargo run $(FAST) --quiet --example do-pages flags docs/flags.md
 
 sim: rust own compiler
 	@cargo build $(FAST) --example do-sim
@@ -171,6 +174,15 @@ droplet-test: root plugin sim disk-tools ## Run what e2e-droplet runs on a simul
 e2e-droplet: root plugin sim disk-tools ## Run a volume's life on this very droplet (as root, with a token)
 	exec "$(SIM)" droplet "$(PLUGIN)"
 
+# What a release consists of, in dist/: a tar.gz, a Debian package, the list of parts, and sums.
+dist: plugin packagers ## Build the archive, the Debian package, the list of parts and their sums into dist/
+	@pages=$$(mktemp -d)
+	trap 'rm -rf "$$pages"' EXIT
+	cargo run $(FAST) --quiet --example do-pages dist "$$pages"
+	cargo tree --locked --edges normal,no-proc-macro --prefix none --format '{p}|{l}' |
+		cargo run $(FAST) --quiet --example do-pages sbom "$$pages/sbom.cdx.json"
+	packaging/build "$(PLUGIN)" "$$pages" $(VERSION) dist
+
 # A target directory chosen by the user may hold other projects, so there only our own package goes.
 clean: ## Remove what was built
 ifeq ($(origin CARGO_TARGET_DIR),file)
@@ -237,6 +249,9 @@ disk-tools:
 
 strace:
 	@$(call need,strace:strace)
+
+packagers:
+	@$(call need,dpkg-deb:dpkg dpkg-shlibdeps:dpkg-dev)
 
 # Installed by its version from source, checked by Go's own sums. One that is found has to be that version too, which Go
 # writes into its programs; csi-sanity itself says "(dev)".

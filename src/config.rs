@@ -260,9 +260,8 @@ impl Config {
     /// # Errors
     /// [`Early`] when help, version or a probe was asked for or a setting is wrong.
     pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Config, Early> {
-        let command = SWITCHES.into_iter().fold(Flags::command(), |command, flag| command.mut_arg(flag, as_switch));
-        let command = command.mut_args(without_empty_variable);
-        let matches = command.try_get_matches_from(double_dashes(args)).map_err(early)?;
+        let matches =
+            command().mut_args(without_empty_variable).try_get_matches_from(double_dashes(args)).map_err(early)?;
         let flags = Flags::from_arg_matches(&matches).map_err(early)?;
         if flags.probe {
             // No other setting matters to it, so none has to be right.
@@ -270,6 +269,13 @@ impl Config {
         }
         flags.check().map_err(Early::Refusal)
     }
+}
+
+/// The command line as clap knows it: every flag with its variable, default and help. The manual page, the completions and
+/// docs/flags.md are made of it.
+#[must_use]
+pub fn command() -> clap::Command {
+    SWITCHES.into_iter().fold(Flags::command(), |command, flag| command.mut_arg(flag, as_switch))
 }
 
 impl Flags {

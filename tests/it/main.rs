@@ -19,6 +19,8 @@
     reason = "tests may fail loudly, and share more support than each of them uses"
 )]
 
+#[path = "../pages/flags.rs"]
+mod flags_page;
 #[path = "../sim/mod.rs"]
 mod sim;
 #[path = "../support/mod.rs"]
