@@ -6,7 +6,7 @@
 
 variable "image" {
   type        = string
-  default     = "do-csi-plugin:0.1.0"
+  default     = "do-csi-plugin:0.2.0"
   description = "The image, as your clients can pull it"
 }
 
