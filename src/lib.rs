@@ -35,7 +35,7 @@
 //!   which volume's name is kept in `/dev`, and no longer than the mounts are.
 //! - A disk is formatted only when it has been read and is blank; what is not known is never taken for blank.
 //! - What cannot be read is never taken for absent (`host/presence.rs`), and no mount that is in use is torn away before two
-//!   looks agree that it is dead (`host/liveness.rs`).
+//!   looks agree that it is dead (`host/mount_health.rs`).
 //! - No error text is ever taken for success.
 //! - Ending the program unmounts and detaches nothing.
 

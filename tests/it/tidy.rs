@@ -180,6 +180,24 @@ fn a_target_that_a_page_names_is_in_the_makefile() {
     assert!(count > 20, "{count}");
 }
 
+#[test]
+fn a_file_that_a_text_names_exists() {
+    let mut count = 0;
+    for page in pages().into_iter().chain(["src/lib.rs".to_owned()]) {
+        let text = read(&page);
+        let lines: Vec<&str> = prose(&text).into_iter().filter(|line| !line.starts_with("pub ")).collect();
+        for name in quoted(&lines.join("\n")) {
+            let is_file = name.ends_with(".rs") || name.starts_with("src/") || name.starts_with("tests/");
+            if is_file && !name.contains(char::is_whitespace) {
+                let is_there = ["", "src"].iter().any(|directory| root().join(directory).join(name).exists());
+                assert!(is_there, "{page} names {name}, which is not there");
+                count += 1;
+            }
+        }
+    }
+    assert!(count > 10, "{count}");
+}
+
 /// The anchor that a forge makes of a heading.
 fn anchor(heading: &str) -> String {
     let kept = heading.chars().filter(|c| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_'));
