@@ -21,7 +21,7 @@ use crate::cloud::token::Token;
 use crate::config;
 use crate::config::{Config, Mode};
 use crate::controller::Controller;
-use crate::droplet_identity::DropletIdentity;
+use crate::droplet_identity::{DropletIdentity, Given};
 use crate::error::Chain;
 use crate::host::command::{SystemRunner, find_tools};
 use crate::host::device::sysfs::check_is_sysfs;
@@ -56,7 +56,7 @@ pub fn run(mut config: Config) -> Result<(), String> {
         warn!("{NO_TOKEN}");
     }
     let config = Arc::new(config);
-    let droplet_identity = DropletIdentity::unknown(config.region.clone());
+    let droplet_identity = DropletIdentity::new(Given { id: config.droplet_id, region: config.region.clone() });
     let (services, insight) = services(&config, token, &droplet_identity)?;
     let server = Server::start(socket, config.socket_mode, services)?;
     info!("started version={} driver={} mode={:?}", env!("CARGO_PKG_VERSION"), config.driver_name, config.mode);

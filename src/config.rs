@@ -16,6 +16,7 @@ use crate::cloud::tag::Tag;
 use crate::cloud::token::{Secret, Token};
 use crate::fs::FsKind;
 use crate::host::mount_options::SelinuxLabel;
+use crate::id::DropletId;
 use crate::region::Region;
 use crate::size::{Gib, SizeLimits};
 
@@ -89,6 +90,10 @@ struct Flags {
     /// Region of the volumes, such as fra1; default: the droplet's own, from the metadata service
     #[arg(long, env = "DIGITALOCEAN_REGION", default_value = "", hide_default_value = true)]
     region: String,
+    /// Id of the droplet that this is, for where the metadata service cannot be reached; with --region, it is not asked at all
+    /// (not in the official driver)
+    #[arg(long, env = "DIGITALOCEAN_DROPLET_ID", default_value = "", hide_default_value = true)]
+    droplet_id: String,
     /// Tag to put on every volume that is created or attached, and the name of the cluster that they belong to: volumes that
     /// bear another cluster's are neither taken for this one's nor deleted
     #[arg(long, default_value = "", hide_default_value = true)]
@@ -205,6 +210,8 @@ pub struct Config {
     pub metadata_url: BaseUrl,
     /// Region given by the operator; otherwise the droplet's own.
     pub region: Option<Region>,
+    /// Id of this droplet given by the operator; otherwise the metadata service is asked.
+    pub droplet_id: Option<DropletId>,
     /// Tag for every volume that is created or attached, and the owner's name.
     pub tag: Option<Tag>,
     /// Where to answer health checks.
@@ -296,6 +303,7 @@ impl Flags {
             api_url: BaseUrl::parse(&self.url).map_err(|bad| format!("--url: {bad}"))?,
             metadata_url: BaseUrl::parse(&self.metadata_url).map_err(|bad| format!("--metadata-url: {bad}"))?,
             region: if_given("--region", &self.region, Region::parse)?,
+            droplet_id: if_given("--droplet-id", &self.droplet_id, DropletId::parse)?,
             tag: if_given("--do-tag", &self.do_tag, Tag::parse)?,
             debug_addr: parse_debug_addr(&self.debug_addr)?,
             default_page_size: (self.default_volumes_page_size > 0).then_some(self.default_volumes_page_size),
@@ -518,11 +526,12 @@ mod tests {
 
     #[test]
     fn a_wrong_setting_is_one_line_that_names_the_flag() {
-        let table: [(&[&str], &str); 14] = [
+        let table: [(&[&str], &str); 15] = [
             (&["--nonsense"], "--nonsense"),
             (&["--endpoint=tcp://1"], "--endpoint"),
             (&["--url=ftp://x"], "--url"),
             (&["--metadata-url=x"], "--metadata-url"),
+            (&["--droplet-id=node-1"], "--droplet-id"),
             (&["--driver-name=.x"], "--driver-name"),
             (&["--debug-addr=x"], "--debug-addr"),
             (&["--do-api-rate-limit=-1"], "--do-api-rate-limit"),

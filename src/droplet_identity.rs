@@ -1,4 +1,4 @@
-//! Which droplet this is: its id and region, asked of the metadata service once and in the background.
+//! Which droplet this is: its id and region, given by the operator or asked of the metadata service in the background.
 //!
 //! Owns the waiting for an answer that may come late, so that nothing else has to. Once known, the answer never
 //! changes: orchestrators read a node's id once and keep it. Without an answer there is no placeholder either.
@@ -10,19 +10,21 @@ use std::time::{Duration, Instant};
 use log::{info, warn};
 
 use crate::backoff::Backoff;
-use crate::cloud::ApiResult;
-use crate::cloud::metadata::Metadata;
-use crate::error::{Chain, Error, Result};
+use crate::cloud::metadata::{Metadata, MetadataError};
+use crate::error::{Error, Result};
 use crate::id::DropletId;
 use crate::region::Region;
 
 /// Pauses between two questions to a metadata service that does not answer, and the longest one while a call waits for it.
 const PAUSES: Backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(10));
 const PAUSE_OF_WAITERS: Duration = Duration::from_secs(1);
+/// What the operator can do about it.
+const CURE: &str = "On a droplet, let the plugin reach that address: a firewall, a network of its own or a proxy is in between; \
+                    elsewhere, or when it cannot be reached, give --droplet-id and --region";
 /// How long a call waits for a region that is not known yet.
 const REGION_PATIENCE: Duration = Duration::from_secs(5);
 
-/// What the metadata service says of the droplet that it answers.
+/// What is known of this droplet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Facts {
     /// The droplet's id.
@@ -34,15 +36,33 @@ pub struct Facts {
 /// The droplet that this process runs on, as far as it is known.
 #[derive(Debug)]
 pub struct DropletIdentity {
-    region_by_flag: Option<Region>,
+    given: Given,
     state: Mutex<State>,
     /// That `state` has changed.
     changed: Condvar,
 }
 
+/// What the operator has said of this droplet, which goes before what the metadata service says.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Given {
+    /// The droplet's id.
+    pub id: Option<DropletId>,
+    /// The region of the droplet and of the volumes.
+    pub region: Option<Region>,
+}
+
+impl Given {
+    /// The facts, if nobody has to be asked.
+    fn facts(&self) -> Option<Facts> {
+        Some(Facts { id: self.id?, region: self.region.clone()? })
+    }
+}
+
 #[derive(Debug, Default)]
 struct State {
     facts: Option<Facts>,
+    /// Why there is no answer yet, as it was told last.
+    trouble: Option<String>,
     /// Calls that wait for the facts.
     waiting: usize,
     /// Whether the program ends, so that nobody is to wait any more.
@@ -50,17 +70,22 @@ struct State {
 }
 
 impl DropletIdentity {
-    /// Takes the region that the operator gave, and asks nobody.
+    /// Takes what the operator gave, and asks nobody.
     #[must_use]
-    pub fn unknown(region_by_flag: Option<Region>) -> Arc<DropletIdentity> {
-        Arc::new(DropletIdentity { region_by_flag, state: Mutex::default(), changed: Condvar::new() })
+    pub fn new(given: Given) -> Arc<DropletIdentity> {
+        let state = State { facts: given.facts(), ..State::default() };
+        Arc::new(DropletIdentity { given, state: Mutex::new(state), changed: Condvar::new() })
     }
 
-    /// Starts to ask the metadata service, on a thread of its own, until it has answered.
+    /// Starts to ask the metadata service, on a thread of its own, until it has answered. Does nothing when the operator has
+    /// said everything.
     ///
     /// # Errors
     /// The system gave no thread.
     pub fn find_out(self: &Arc<Self>, metadata: Metadata) -> std::io::Result<()> {
+        if self.facts().is_ok() {
+            return Ok(());
+        }
         let own = Arc::clone(self);
         thread::Builder::new().name("metadata".to_owned()).spawn(move || own.ask_until_answered(&metadata))?;
         Ok(())
@@ -71,7 +96,8 @@ impl DropletIdentity {
     /// # Errors
     /// [`Error::NotReady`] until the metadata service has answered.
     pub fn facts(&self) -> Result<Facts> {
-        self.state().facts.clone().map(|facts| self.with_given(facts)).ok_or_else(unknown_droplet)
+        let state = self.state();
+        state.facts.clone().ok_or_else(|| unknown("which droplet this is", &state))
     }
 
     /// The droplet's id and region. Waits until then for an answer of the metadata service, which is asked more often
@@ -80,7 +106,8 @@ impl DropletIdentity {
     /// # Errors
     /// [`Error::NotReady`] when there is none by then, or the program ends.
     pub fn wait_for_facts(&self, give_up: Instant) -> Result<Facts> {
-        self.wait_until(give_up).map(|facts| self.with_given(facts)).ok_or_else(unknown_droplet)
+        let state = self.wait_until(give_up);
+        state.facts.clone().ok_or_else(|| unknown("which droplet this is", &state))
     }
 
     /// The region in which volumes are made: the operator's, or else the droplet's. Waits a little for the latter.
@@ -88,16 +115,15 @@ impl DropletIdentity {
     /// # Errors
     /// [`Error::NotReady`] when neither is known.
     pub fn region(&self) -> Result<Region> {
-        if let Some(region) = &self.region_by_flag {
+        if let Some(region) = &self.given.region {
             return Ok(region.clone());
         }
-        let facts = self.wait_until(after(REGION_PATIENCE));
-        facts.map(|facts| facts.region).ok_or_else(|| {
-            Error::NotReady(
-                "the region is not known yet, the metadata service has not answered; outside DigitalOcean give --region"
-                    .to_owned(),
-            )
-        })
+        let state = self.wait_until(after(REGION_PATIENCE));
+        state
+            .facts
+            .as_ref()
+            .map(|facts| facts.region.clone())
+            .ok_or_else(|| unknown("in which region the volumes are", &state))
     }
 
     /// Ends the waits of all calls, as the program ends.
@@ -110,13 +136,7 @@ impl DropletIdentity {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What the operator has said goes before what the metadata service says.
-    fn with_given(&self, facts: Facts) -> Facts {
-        let region = self.region_by_flag.clone().unwrap_or(facts.region);
-        Facts { region, ..facts }
-    }
-
-    fn wait_until(&self, give_up: Instant) -> Option<Facts> {
+    fn wait_until(&self, give_up: Instant) -> MutexGuard<'_, State> {
         let mut state = self.state();
         state.waiting += 1;
         self.changed.notify_all();
@@ -125,7 +145,7 @@ impl DropletIdentity {
         let (mut state, _) =
             self.changed.wait_timeout_while(state, patience, is_waiting).unwrap_or_else(PoisonError::into_inner);
         state.waiting -= 1;
-        state.facts.clone()
+        state
     }
 
     /// Waits between two questions; not for long when a call waits or begins to.
@@ -147,9 +167,8 @@ impl DropletIdentity {
     fn ask_until_answered(&self, metadata: &Metadata) {
         let started = Instant::now();
         let mut pauses = PAUSES;
-        let mut is_reported = false;
         loop {
-            match observe_facts(metadata) {
+            match observe_facts(&self.given, metadata) {
                 Ok(facts) => {
                     info!(
                         "this is droplet id={} region={} ms={}",
@@ -162,10 +181,13 @@ impl DropletIdentity {
                     return;
                 }
                 Err(err) => {
-                    if !is_reported {
-                        warn!("the metadata service does not answer, asking on until it does: {}", Chain(&err));
-                        is_reported = true;
+                    let trouble = err.to_string();
+                    let mut state = self.state();
+                    if state.trouble.as_ref() != Some(&trouble) {
+                        warn!("it is not known yet which droplet this is: {trouble}; asking on. {CURE}");
+                        state.trouble = Some(trouble);
                     }
+                    drop(state);
                     self.pause(pauses.next_pause());
                 }
             }
@@ -173,8 +195,9 @@ impl DropletIdentity {
     }
 }
 
-fn unknown_droplet() -> Error {
-    Error::NotReady("the droplet's id is not known yet, the metadata service has not answered".to_owned())
+fn unknown(what: &str, state: &State) -> Error {
+    let trouble = state.trouble.as_deref().unwrap_or("the metadata service has not answered");
+    Error::NotReady(format!("it is not known yet {what}: {trouble}. {CURE}"))
 }
 
 fn after(wait: Duration) -> Instant {
@@ -182,6 +205,8 @@ fn after(wait: Duration) -> Instant {
     now.checked_add(wait).unwrap_or(now)
 }
 
-fn observe_facts(metadata: &Metadata) -> ApiResult<Facts> {
-    Ok(Facts { id: metadata.droplet_id()?, region: metadata.region()? })
+fn observe_facts(given: &Given, metadata: &Metadata) -> Result<Facts, MetadataError> {
+    let id = given.id.map_or_else(|| metadata.droplet_id(), Ok)?;
+    let region = given.region.clone().map_or_else(|| metadata.region(), Ok)?;
+    Ok(Facts { id, region })
 }

@@ -8,11 +8,9 @@ use std::time::Duration;
 
 use ureq::Agent;
 
-use crate::cloud::ApiResult;
 use crate::cloud::connector;
-use crate::cloud::http::{config, no_reply};
+use crate::cloud::http::config;
 use crate::cloud::request::BaseUrl;
-use crate::error::api::{ApiError, ReplyFacts};
 use crate::id::DropletId;
 use crate::region::Region;
 
@@ -26,6 +24,42 @@ const BUDGET: Duration = Duration::from_secs(5);
 
 /// An id and a region are short; what is longer is something else.
 const MAX_REPLY: u64 = 1024;
+
+/// Why the metadata service has not said what it was asked. `Display` names the address that was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum MetadataError {
+    /// Nobody is there, or whoever is there says nothing.
+    #[error("{url} does not answer: {why}")]
+    NoAnswer {
+        /// What was asked.
+        url: String,
+        /// What happened instead, in the words of the system.
+        why: String,
+    },
+    /// Whoever is there refuses. Only droplets have the service, and proxies and firewalls answer at its address for others.
+    #[error("{url} answered {status}: {text:?}")]
+    Refused {
+        /// What was asked.
+        url: String,
+        /// The HTTP status.
+        status: u16,
+        /// The beginning of the body.
+        text: String,
+    },
+    /// The answer is not what was asked for.
+    #[error("{url} answered {text:?}: {why}")]
+    Unusable {
+        /// What was asked.
+        url: String,
+        /// The beginning of the answer.
+        text: String,
+        /// What is wrong with it.
+        why: String,
+    },
+}
+
+/// How many characters of an answer that is no use are shown.
+const SHOWN: usize = 100;
 
 /// The metadata service of the droplet that this program runs on.
 #[derive(Debug, Clone)]
@@ -45,40 +79,52 @@ impl Metadata {
     /// Reads the id of this droplet. One request of at most 5 s, no token.
     ///
     /// # Errors
-    /// `Transport` when nobody answers, `BadReply` when the answer is no droplet id, or the kind of the status.
+    /// [`MetadataError`], and when the answer is no droplet id.
     ///
     /// Source: Metadata API, `/metadata/v1/id`: plain text.
-    pub fn droplet_id(&self) -> ApiResult<DropletId> {
+    pub fn droplet_id(&self) -> Result<DropletId, MetadataError> {
         let text = self.get("id")?;
-        DropletId::parse(&text).map_err(|bad| unusable(&bad.to_string(), &text))
+        DropletId::parse(&text).map_err(|bad| self.unusable("id", &bad.to_string(), &text))
     }
 
     /// Reads the region of this droplet. One request of at most 5 s, no token.
     ///
     /// # Errors
-    /// `Transport` when nobody answers, `BadReply` when the answer is no region, or the kind of the status.
+    /// [`MetadataError`], and when the answer is no region.
     ///
     /// Source: Metadata API, `/metadata/v1/region`: plain text.
-    pub fn region(&self) -> ApiResult<Region> {
+    pub fn region(&self) -> Result<Region, MetadataError> {
         let text = self.get("region")?;
-        Region::parse(&text).map_err(|bad| unusable(&bad.to_string(), &text))
+        Region::parse(&text).map_err(|bad| self.unusable("region", &bad.to_string(), &text))
     }
 
-    fn get(&self, leaf: &str) -> ApiResult<String> {
-        let url = format!("{}/metadata/v1/{leaf}", self.base);
-        let response = self.agent.get(url).call().map_err(|error| no_reply("the metadata service", &error))?;
+    /// The address of one fact.
+    fn url(&self, leaf: &str) -> String {
+        format!("{}/metadata/v1/{leaf}", self.base)
+    }
+
+    fn unusable(&self, leaf: &str, why: &str, text: &str) -> MetadataError {
+        MetadataError::Unusable { url: self.url(leaf), text: beginning(text), why: why.to_owned() }
+    }
+
+    fn get(&self, leaf: &str) -> Result<String, MetadataError> {
+        let url = self.url(leaf);
+        let no_answer = |error: &ureq::Error| {
+            let why = connector::in_words(error);
+            MetadataError::NoAnswer { url: url.clone(), why }
+        };
+        let response = self.agent.get(&url).call().map_err(|error| no_answer(&error))?;
         let status = response.status().as_u16();
         let mut body = Vec::new();
         let reader = response.into_body().into_reader();
         let read = reader.take(MAX_REPLY).read_to_end(&mut body);
-        read.map_err(|error| no_reply("the metadata service", &ureq::Error::from(error)))?;
-        if status != 200 {
-            return Err(ApiError::from_reply(status, &body, ReplyFacts::default()));
-        }
-        Ok(String::from_utf8_lossy(&body).trim().to_owned())
+        read.map_err(|error| no_answer(&ureq::Error::from(error)))?;
+        let text = String::from_utf8_lossy(&body).trim().to_owned();
+        if status == 200 { Ok(text) } else { Err(MetadataError::Refused { url, status, text: beginning(&text) }) }
     }
 }
 
-fn unusable(why: &str, text: &str) -> ApiError {
-    ApiError::bad_reply(200, why, text.as_bytes(), None)
+/// As much of a foreign text as a log line can bear.
+fn beginning(text: &str) -> String {
+    text.chars().take(SHOWN).collect()
 }

@@ -6,7 +6,7 @@ use super::*;
 use crate::cloud::action::{Action, ActionStatus};
 use crate::cloud::canned::{Canned, Turn, reply};
 use crate::cloud::droplet::DropletStatus;
-use crate::cloud::metadata::Metadata;
+use crate::cloud::metadata::{Metadata, MetadataError};
 use crate::cloud::page::Page;
 use crate::cloud::tag::Tag;
 use crate::cloud::volume::NewVolume;
@@ -385,8 +385,9 @@ fn the_own_droplet_is_read_from_the_metadata_service() {
     let metadata = Metadata::new(BaseUrl::parse(&format!("{}/", server.url)).unwrap());
     assert_eq!(metadata.droplet_id().unwrap(), droplet(3_164_444));
     assert_eq!(metadata.region().unwrap(), fra1());
-    assert_eq!(metadata.droplet_id().unwrap_err().kind(), ApiErrorKind::BadReply);
-    assert_eq!(metadata.region().unwrap_err().status(), Some(404));
+    assert!(matches!(metadata.droplet_id().unwrap_err(), MetadataError::Unusable { .. }));
+    let refused = metadata.region().unwrap_err();
+    assert!(matches!(refused, MetadataError::Refused { status: 404, .. }), "{refused}");
     let seen = server.seen();
     assert_eq!(
         (seen[0].line.as_str(), seen[1].line.as_str()),

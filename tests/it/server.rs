@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::path::Path;
 use std::sync::Arc;
@@ -104,12 +105,63 @@ fn node_info_waits_for_a_metadata_service_that_is_slow_or_comes_late() {
     let solo = SinglePlugin::new(PROGRAM);
     solo.sim.metadata_down(DROPLET, FOR_EVER);
     let plugin = solo.launch(&[]).start().unwrap();
-    until("it has asked in vain", || plugin.log().contains("the metadata service does not answer"));
+    until("it has asked in vain", || plugin.log().contains("not known yet which droplet this is"));
     let calls: Vec<_> = (0..3).map(|_| start_node_info(&plugin.client)).collect();
     solo.sim.advance(FOR_EVER);
     for call in calls {
         assert_eq!(futures_executor::block_on(call).unwrap().node_id, DROPLET.to_string());
     }
+}
+
+/// An address where everything is answered like this, until the test ends.
+fn server_that_says(reply: &'static str) -> String {
+    let (listener, url) = silent_server();
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let _request = stream.read(&mut [0; 4096]);
+            let _gone = stream.write_all(reply.as_bytes());
+        }
+    });
+    url
+}
+
+#[test]
+fn who_answers_instead_of_the_metadata_service_is_named_with_a_way_out() {
+    let solo = SinglePlugin::new(PROGRAM);
+    let refused = "HTTP/1.1 403 Forbidden\r\ncontent-length: 17\r\nconnection: close\r\n\r\nblocked by policy";
+    let other = "HTTP/1.1 200 OK\r\ncontent-length: 6\r\nconnection: close\r\n\r\n<html>";
+    for (reply, words) in [(refused, "answered 403"), (other, "<html>")] {
+        let url = server_that_says(reply);
+        let mut launch = solo.launch(&[]);
+        launch.args[1] = format!("--metadata-url={url}");
+        let plugin = launch.start().unwrap();
+        until("it has asked", || plugin.log().contains("not known yet which droplet this is"));
+        let refusal = plugin.client.node_info().unwrap_err();
+        let log = plugin.log();
+        for text in [&refusal.message, &log] {
+            for word in [&format!("{url}/metadata/v1/id"), words, "firewall", "--droplet-id and --region"] {
+                assert!(text.contains(word), "{word:?} is missing in {text}");
+            }
+            assert!(!text.contains("DigitalOcean answered"), "{text}");
+        }
+    }
+}
+
+#[test]
+fn a_droplet_whose_id_and_region_are_given_asks_nobody() {
+    let solo = SinglePlugin::new(PROGRAM);
+    let mut launch = solo.launch(&["--droplet-id=4711", "--region=nyc1"]);
+    launch.args[1] = format!("--metadata-url={}", dead_url());
+    let plugin = launch.start().unwrap();
+    let info = plugin.client.node_info().unwrap();
+    assert_eq!((&*info.node_id, &*info.accessible_topology.segments["region"]), ("4711", "nyc1"));
+    assert!(!plugin.log().contains("WARN"), "{}", plugin.log());
+    plugin.stop().unwrap();
+    // The id alone: the region is asked for, and what is given goes before what is answered.
+    let plugin = solo.launch(&["--droplet-id=4711"]).start().unwrap();
+    let info = plugin.client.node_info().unwrap();
+    assert_eq!((&*info.node_id, &*info.accessible_topology.segments["region"]), ("4711", "fra1"));
 }
 
 #[test]
@@ -136,7 +188,7 @@ fn node_info_is_unavailable_until_the_metadata_service_answers_and_right_from_th
     solo.sim.metadata_down(DROPLET, FOR_EVER);
     let plugin = solo.launch(&["--volume-limit=7"]).start().unwrap();
     let client = &plugin.client;
-    until("it has asked once", || plugin.log().contains("the metadata service does not answer"));
+    until("it has asked once", || plugin.log().contains("not known yet which droplet this is"));
     let refusal = client.node_info().unwrap_err();
     assert_eq!(refusal.code, RpcStatusCode::UNAVAILABLE, "{refusal}");
     solo.sim.advance(FOR_EVER);
