@@ -180,7 +180,7 @@ fn services(
     let mut insight = Insight { cloud: None, quota: Arc::clone(&quota), pools: Vec::new() };
     if let Some(token) = token.filter(|_| config.mode.has_controller()) {
         let budgets = HttpBudgets { total: config.api_timeout, ..HttpBudgets::default() };
-        let cloud = Cloud::new(config.api_url.clone(), token, quota, budgets);
+        let cloud = Cloud::new(config.api_url.clone(), config.route.clone(), token, quota, budgets);
         if let Some(addr) = config.debug_addr {
             health::serve(addr, cloud.clone())?;
         }

@@ -11,6 +11,8 @@ use std::time::Duration;
 
 use clap::{Arg, CommandFactory, FromArgMatches, Parser, ValueEnum};
 
+use crate::cloud::http::Route;
+use crate::cloud::proxy::ProxyVariables;
 use crate::cloud::request::BaseUrl;
 use crate::cloud::tag::Tag;
 use crate::cloud::token::{Secret, Token};
@@ -87,6 +89,10 @@ struct Flags {
     /// Base URL of the DigitalOcean API
     #[arg(long, env = "DIGITALOCEAN_API_URL", default_value = "https://api.digitalocean.com/")]
     url: String,
+    /// File of certificates in PEM that are trusted instead of those that are compiled in, where a proxy or a company has an
+    /// authority of its own (not in the official driver)
+    #[arg(long, env = "SSL_CERT_FILE")]
+    ca_file: Option<PathBuf>,
     /// Region of the volumes, such as fra1; default: the droplet's own, from the metadata service
     #[arg(long, env = "DIGITALOCEAN_REGION", default_value = "", hide_default_value = true)]
     region: String,
@@ -206,6 +212,8 @@ pub struct Config {
     pub token: Option<Token>,
     /// Base URL of the API.
     pub api_url: BaseUrl,
+    /// How the API is reached, and who is believed to be it.
+    pub route: Route,
     /// Base URL of the metadata service.
     pub metadata_url: BaseUrl,
     /// Region given by the operator; otherwise the droplet's own.
@@ -293,6 +301,11 @@ impl Flags {
             token.current().map_err(|err| format!("--token-file {}: {err}", file.display()))?;
         }
         parse_bool("--validate-attachment", &self.validate_attachment)?;
+        let api_url = BaseUrl::parse(&self.url).map_err(|bad| format!("--url: {bad}"))?;
+        // Who does not ask the API needs no way to it.
+        let proxies = ProxyVariables::read(|name| std::env::var(name).ok());
+        let read_route = || Route::read(&proxies, self.ca_file.as_deref(), &api_url);
+        let route = if mode.has_controller() { read_route()? } else { Route::default() };
         Ok(Config {
             socket: parse_endpoint(&self.endpoint)?,
             socket_mode: parse_socket_mode(&self.socket_mode)?,
@@ -300,7 +313,8 @@ impl Flags {
             mode_is_for_want_of_token: self.mode.is_none() && token.is_none(),
             driver_name: parse_driver_name(self.driver_name)?,
             token,
-            api_url: BaseUrl::parse(&self.url).map_err(|bad| format!("--url: {bad}"))?,
+            api_url,
+            route,
             metadata_url: BaseUrl::parse(&self.metadata_url).map_err(|bad| format!("--metadata-url: {bad}"))?,
             region: if_given("--region", &self.region, Region::parse)?,
             droplet_id: if_given("--droplet-id", &self.droplet_id, DropletId::parse)?,

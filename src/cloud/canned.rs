@@ -11,7 +11,7 @@ use std::thread;
 use std::time::Duration;
 
 use crate::cloud::Cloud;
-use crate::cloud::http::HttpBudgets;
+use crate::cloud::http::{HttpBudgets, Route};
 use crate::cloud::rate_limit::RateLimit;
 use crate::cloud::request::BaseUrl;
 use crate::cloud::token::{Secret, Token};
@@ -121,7 +121,7 @@ pub(super) fn cloud_at(url: &str) -> Cloud {
 pub(super) fn cloud_with(url: &str, token: Token) -> Cloud {
     let second = Duration::from_secs(1);
     let budgets = HttpBudgets { connect: second, total: second, rate_limit: second };
-    Cloud::new(BaseUrl::parse(url).unwrap(), token, Arc::new(RateLimit::new(0.0)), budgets)
+    Cloud::new(BaseUrl::parse(url).unwrap(), Route::default(), token, Arc::new(RateLimit::new(0.0)), budgets)
 }
 
 impl Shared {

@@ -4,17 +4,21 @@
 //! Sends each request exactly once: whether to send it again depends on what it may have done, which callers decide.
 
 use std::io::Read;
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use serde::de::DeserializeOwned;
 use ureq::config::ConfigBuilder;
 use ureq::http::{HeaderMap, Request, Response};
+use ureq::tls::{RootCerts, TlsConfig};
 use ureq::typestate::AgentScope;
 use ureq::{Agent, Body};
 
 use crate::cloud::ApiResult;
+use crate::cloud::authorities::Authorities;
 use crate::cloud::connector;
+use crate::cloud::proxy::{Proxy, ProxyVariables, plan_proxy};
 use crate::cloud::rate_limit::quota::HeldBack;
 use crate::cloud::rate_limit::{Place, RateHeaders, RateLimit};
 use crate::cloud::request::{ApiRequest, BaseUrl};
@@ -59,6 +63,28 @@ impl Default for HttpBudgets {
             total: Duration::from_secs(20),
             rate_limit: Duration::from_secs(30),
         }
+    }
+}
+
+/// How the API is reached, and who is believed to be it.
+#[derive(Debug, Clone, Default)]
+pub struct Route {
+    /// The proxy that every request goes through.
+    pub proxy: Option<Proxy>,
+    /// The authorities that are trusted instead of those that are compiled in.
+    pub authorities: Option<Authorities>,
+}
+
+impl Route {
+    /// The way to this API, as the environment and the file of authorities say. An empty path counts as none.
+    ///
+    /// # Errors
+    /// One line that names the variable or the flag that cannot be.
+    pub fn read(proxies: &ProxyVariables, ca_file: Option<&Path>, api: &BaseUrl) -> Result<Route, String> {
+        let proxy = plan_proxy(proxies, api).map_err(|bad| bad.to_string())?;
+        let file = ca_file.filter(|path| !path.as_os_str().is_empty());
+        let authorities = file.map(Authorities::read).transpose().map_err(|bad| format!("--ca-file: {bad}"))?;
+        Ok(Route { proxy, authorities })
     }
 }
 
@@ -108,15 +134,28 @@ struct Seen {
 }
 
 impl Http {
-    pub(super) fn new(base: BaseUrl, token: Token, rate_limit: Arc<RateLimit>, budgets: HttpBudgets) -> Http {
-        let mut config = config(budgets.connect, budgets.total);
-        if base.is_loopback() {
-            // A proxy has another idea of what this machine is; HTTPS_PROXY and its like are for the API far away.
-            config = config.proxy(None);
-        } else if base.as_str().starts_with("http://") {
+    pub(super) fn new(
+        base: BaseUrl,
+        route: Route,
+        token: Token,
+        rate_limit: Arc<RateLimit>,
+        budgets: HttpBudgets,
+    ) -> Http {
+        if base.as_str().starts_with("http://") && !base.is_loopback() {
             log::warn!("the access token goes to {base} without encryption");
         }
-        let agent = connector::agent(config.build());
+        if let Some(proxy) = &route.proxy {
+            log::info!("{base} is reached through {proxy}");
+            for entry in proxy.unreadable_exceptions() {
+                log::warn!("NO_PROXY: {entry:?} is no host, address or network, and excepts nothing");
+            }
+        }
+        let roots = route.authorities.as_ref().map_or(RootCerts::WebPki, Authorities::roots);
+        let config = config(budgets.connect, budgets.total)
+            // What the library would read in the environment itself has been read already.
+            .proxy(route.proxy.as_ref().map(Proxy::inner))
+            .tls_config(TlsConfig::builder().root_certs(roots).build());
+        let agent = connector::agent(config.build(), route.proxy.as_ref());
         Http { agent, base, token, rate_limit, budgets, seen: Mutex::default() }
     }
 
@@ -152,7 +191,7 @@ impl Http {
                 } else {
                     place.give_back();
                 }
-                if matches!(error.kind(), ApiErrorKind::Transport { .. }) {
+                if matches!(error.kind(), ApiErrorKind::Transport { .. } | ApiErrorKind::Untrusted) {
                     self.seen().unanswered = Some((Instant::now(), error.clone()));
                 }
                 Err(error)
@@ -318,7 +357,10 @@ fn header<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
 pub(super) fn no_reply(from: &str, error: &ureq::Error) -> ApiError {
     let sent = if connector::is_before_sending(error) { Delivery::NotSent } else { Delivery::MaybeSent };
     let why = connector::in_words(error);
-    ApiError::without_reply(ApiErrorKind::Transport { sent }, &format!("no reply from {from}: {why}"))
+    match connector::distrust(error) {
+        Some(cure) => ApiError::without_reply(ApiErrorKind::Untrusted, &format!("no reply from {from}: {why}; {cure}")),
+        None => ApiError::without_reply(ApiErrorKind::Transport { sent }, &format!("no reply from {from}: {why}")),
+    }
 }
 
 /// Tells the quota what a reply said; a refusal for the rate limit also stops the calls of the other threads.

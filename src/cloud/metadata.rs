@@ -73,7 +73,7 @@ impl Metadata {
     #[must_use]
     pub fn new(base: BaseUrl) -> Metadata {
         // The address is the machine's own; a proxy would answer for another one, if at all.
-        Metadata { agent: connector::agent(config(BUDGET, BUDGET).proxy(None).build()), base }
+        Metadata { agent: connector::agent(config(BUDGET, BUDGET).proxy(None).build(), None), base }
     }
 
     /// Reads the id of this droplet. One request of at most 5 s, no token.

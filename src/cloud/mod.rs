@@ -6,7 +6,8 @@
 //!
 //! | module | holds |
 //! |---|---|
-//! | [`request`], [`http`], `connector`, `resolver` | one request, sent once, bounded in time and size |
+//! | [`request`], [`http`] | one request, sent once, bounded in time and size |
+//! | `connector`, `resolver`, `happy_eyeballs`, [`proxy`], [`authorities`] | the connection that it is sent on |
 //! | [`token`] | the access token |
 //! | [`rate_limit`] | the token's rate limit |
 //! | [`volume`], [`action`], [`snapshot`], [`droplet`], [`tag`] | the calls, by what they are about |
@@ -14,12 +15,15 @@
 //! | `json` | the replies' objects, as DigitalOcean documents them |
 
 pub mod action;
+pub mod authorities;
 pub mod connector;
 pub mod droplet;
+mod happy_eyeballs;
 pub mod http;
 pub mod json;
 pub mod metadata;
 pub mod page;
+pub mod proxy;
 pub mod rate_limit;
 pub mod request;
 mod resolver;
@@ -36,7 +40,7 @@ mod tests;
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::cloud::http::{Http, HttpBudgets, Reply};
+use crate::cloud::http::{Http, HttpBudgets, Reply, Route};
 use crate::cloud::rate_limit::RateLimit;
 use crate::cloud::request::{ApiRequest, BaseUrl};
 use crate::cloud::token::Token;
@@ -59,8 +63,8 @@ pub struct Cloud {
 impl Cloud {
     /// Prepares the way to the API; sends nothing, so it also works while the API does not.
     #[must_use]
-    pub fn new(base: BaseUrl, token: Token, rate_limit: Arc<RateLimit>, budgets: HttpBudgets) -> Cloud {
-        Cloud { http: Arc::new(Http::new(base, token, rate_limit, budgets)), deadline: None }
+    pub fn new(base: BaseUrl, route: Route, token: Token, rate_limit: Arc<RateLimit>, budgets: HttpBudgets) -> Cloud {
+        Cloud { http: Arc::new(Http::new(base, route, token, rate_limit, budgets)), deadline: None }
     }
 
     /// The same API for one piece of work that has to end at a given time: no call of the result waits or runs longer.

@@ -14,6 +14,15 @@ use crate::cloud::rate_limit::Class;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BaseUrl(String);
 
+/// Whom a base URL leads to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Origin {
+    pub(super) is_https: bool,
+    /// The name in small letters, or the address without brackets.
+    pub(super) host: String,
+    pub(super) port: u16,
+}
+
 /// Why a text is no base URL.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{text:?} is not the address of an API: {why}")]
@@ -47,6 +56,15 @@ impl BaseUrl {
             (Some("http" | "https"), Some(host)) if !host.is_empty() => Ok(BaseUrl(text.to_owned())),
             (Some(_) | None, Some(_) | None) => Err(bad("it must begin with https:// or http:// and name a host")),
         }
+    }
+
+    /// Scheme, host and port.
+    pub(super) fn origin(&self) -> Option<Origin> {
+        let uri = self.0.parse::<Uri>().ok()?;
+        let is_https = uri.scheme_str() == Some("https");
+        let host = uri.host()?.trim_start_matches('[').trim_end_matches(']').trim_end_matches('.').to_ascii_lowercase();
+        let port = uri.port_u16().unwrap_or(if is_https { 443 } else { 80 });
+        Some(Origin { is_https, host, port })
     }
 
     /// Whether the address is on this machine by its looks, without asking anybody.

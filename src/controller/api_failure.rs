@@ -51,6 +51,7 @@ pub fn plan_failure(err: &ApiError) -> ApiFailure {
         | ApiErrorKind::InvalidSize
         | ApiErrorKind::InvalidName
         | ApiErrorKind::NoStorageInRegion
+        | ApiErrorKind::Untrusted
         | ApiErrorKind::NoToken => ApiFailure::Permanent,
     }
 }

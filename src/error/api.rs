@@ -81,6 +81,8 @@ pub enum ApiErrorKind {
         /// Whether the request may have had an effect all the same.
         sent: Delivery,
     },
+    /// The server's certificate is not believed, so nothing was sent; it will not be another one a moment later.
+    Untrusted,
     /// The caller's time was used up before the request could be sent.
     NoTimeLeft,
     /// There is no token to send: its file cannot be read or holds none.
@@ -234,6 +236,7 @@ impl ApiError {
             | ApiErrorKind::Unprocessable
             | ApiErrorKind::CapacityLimit
             | ApiErrorKind::SnapshotRateLimit { .. }
+            | ApiErrorKind::Untrusted
             | ApiErrorKind::NoTimeLeft
             | ApiErrorKind::NoToken => nature(false, false),
         }

@@ -92,6 +92,7 @@ fn code_of_api(err: &ApiError) -> RpcStatusCode {
         | ApiErrorKind::Server
         | ApiErrorKind::BadReply
         | ApiErrorKind::Transport { .. }
+        | ApiErrorKind::Untrusted
         | ApiErrorKind::NoTimeLeft => RpcStatusCode::UNAVAILABLE,
         // What the request names and DigitalOcean does not have is an `Error::NotFound` by now. This is something that has
         // to be there, such as the account, and NOT_FOUND would tell an orchestrator that its volume is gone.

@@ -40,6 +40,7 @@ mod jobs;
 mod layers;
 mod listing;
 mod log;
+mod network;
 mod ownership;
 mod program;
 mod proto;

@@ -17,6 +17,7 @@ pub mod nomad;
 pub mod nomad_story;
 pub mod overhead;
 pub mod plugin;
+pub mod proxy;
 pub mod single_plugin;
 pub mod storm;
 pub mod story;

@@ -1,23 +1,22 @@
 //! Tests of the encrypted way to the API, against a server with a certificate of an authority that exists for them.
 //!
-//! Owns that server. The product trusts the roots that are compiled in and nothing else; what is made here with another
-//! root differs from it in that one setting.
+//! Owns that server.
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
+use std::path::Path;
 use std::thread::JoinHandle;
 
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
-use ureq::tls::{Certificate, TlsConfig};
 
 use super::*;
 use crate::cloud::Cloud;
 use crate::cloud::canned::{TOKEN, cloud_at};
 use crate::cloud::token::Secret;
 
-const AUTHORITY: &[u8] = include_bytes!("../../../tests/fixtures/tls/authority.pem");
+const AUTHORITY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/tls/authority.pem");
 const CERTIFICATE: &[u8] = include_bytes!("../../../tests/fixtures/tls/server.pem");
 const KEY: &[u8] = include_bytes!("../../../tests/fixtures/tls/server.key");
 
@@ -52,11 +51,9 @@ fn cloud_that_trusts_us(url: &str) -> Cloud {
     let budget = Duration::from_secs(5);
     let budgets = HttpBudgets { connect: budget, total: budget, rate_limit: budget };
     let token = Token::fixed(Secret::parse(TOKEN).unwrap());
-    let mut http = Http::new(BaseUrl::parse(url).unwrap(), token, Arc::new(RateLimit::new(0.0)), budgets);
-    let roots = vec![Certificate::from_pem(AUTHORITY).unwrap()].into();
-    let tls = TlsConfig::builder().root_certs(roots).build();
-    http.agent = connector::agent(config(budget, budget).proxy(None).tls_config(tls).build());
-    Cloud { http: Arc::new(http), deadline: None }
+    let authorities = Authorities::read(Path::new(AUTHORITY)).unwrap();
+    let route = Route { authorities: Some(authorities), proxy: None };
+    Cloud::new(BaseUrl::parse(url).unwrap(), route, token, Arc::new(RateLimit::new(0.0)), budgets)
 }
 
 #[test]
@@ -70,13 +67,15 @@ fn a_reply_is_read_over_tls() {
 
 #[test]
 fn a_certificate_of_an_unknown_authority_or_for_another_name_gets_no_request() {
-    for (cloud, host) in
-        [(cloud_at as fn(&str) -> Cloud, "localhost"), (cloud_that_trusts_us as fn(&str) -> Cloud, "127.0.0.1")]
-    {
+    for (cloud, host, cure) in [
+        (cloud_at as fn(&str) -> Cloud, "localhost", "--ca-file"),
+        (cloud_that_trusts_us as fn(&str) -> Cloud, "127.0.0.1", "--url"),
+    ] {
         let (port, server) = serve_once();
         let error = cloud(&format!("https://{host}:{port}")).get_account().unwrap_err();
-        assert_eq!(error.kind(), ApiErrorKind::Transport { sent: Delivery::NotSent }, "{host}: {error}");
-        assert!(error.to_string().contains("certificate"), "{host}: {error}");
+        assert_eq!(error.kind(), ApiErrorKind::Untrusted, "{host}: {error}");
+        assert!(!error.is_transient() && !error.may_have_had_effect(), "{host}");
+        assert!(error.to_string().contains("certificate") && error.to_string().contains(cure), "{host}: {error}");
         assert_eq!(server.join().unwrap(), None, "{host}");
     }
 }
