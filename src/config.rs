@@ -9,6 +9,7 @@ use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use clap::parser::ValueSource;
 use clap::{Arg, CommandFactory, FromArgMatches, Parser, ValueEnum};
 
 use crate::cloud::http::Route;
@@ -57,6 +58,8 @@ pub const QUEUE_LENGTH: usize = 128;
 /// The CSI name of the official driver, which volumes and job files refer to.
 pub const DRIVER_NAME: &str = "dobs.csi.digitalocean.com";
 
+const TOKEN_VARIABLE: &str = "DIGITALOCEAN_ACCESS_TOKEN";
+
 /// Flags as they stand on the command line.
 #[derive(Debug, Parser)]
 #[command(
@@ -77,12 +80,14 @@ struct Flags {
     /// DigitalOcean API token; better given by the environment or --token-file, as arguments are visible to everyone
     #[arg(
         long,
-        env = "DIGITALOCEAN_ACCESS_TOKEN",
+        env = TOKEN_VARIABLE,
         hide_env_values = true,
         default_value = "",
         hide_default_value = true
     )]
     token: String,
+    #[arg(skip = "--token")]
+    token_origin: &'static str,
     /// File that holds the DigitalOcean API token; read again when it changes (not in the official driver)
     #[arg(long, env = "DIGITALOCEAN_ACCESS_TOKEN_FILE")]
     token_file: Option<PathBuf>,
@@ -277,7 +282,10 @@ impl Config {
     pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Config, Early> {
         let matches =
             command().mut_args(without_empty_variable).try_get_matches_from(double_dashes(args)).map_err(early)?;
-        let flags = Flags::from_arg_matches(&matches).map_err(early)?;
+        let mut flags = Flags::from_arg_matches(&matches).map_err(early)?;
+        if matches.value_source("token") == Some(ValueSource::EnvVariable) {
+            flags.token_origin = TOKEN_VARIABLE;
+        }
         if flags.probe {
             // No other setting matters to it, so none has to be right.
             return Err(parse_endpoint(&flags.endpoint).map_or_else(Early::Refusal, Early::Probe));
@@ -295,7 +303,7 @@ pub fn command() -> clap::Command {
 
 impl Flags {
     fn check(self) -> Result<Config, String> {
-        let token = token_source(&self.token, self.token_file.as_deref())?;
+        let token = token_source(&self.token, self.token_origin, self.token_file.as_deref())?;
         let mode = plan_mode(self.mode, token.is_some())?;
         if let (Some(token), Some(file), true) = (&token, &self.token_file, mode.has_controller()) {
             token.current().map_err(|err| format!("--token-file {}: {err}", file.display()))?;
@@ -376,7 +384,7 @@ fn if_given<T, E: Display>(flag: &str, text: &str, parse: impl Fn(&str) -> Resul
     parse(text).map(Some).map_err(|bad| format!("{flag}: {bad}"))
 }
 
-fn token_source(token: &str, file: Option<&Path>) -> Result<Option<Token>, String> {
+fn token_source(token: &str, origin: &'static str, file: Option<&Path>) -> Result<Option<Token>, String> {
     let token = token.trim();
     match file.filter(|path| !path.as_os_str().is_empty()) {
         Some(_) if !token.is_empty() => Err("--token and --token-file are both given; give one".to_owned()),
@@ -384,7 +392,7 @@ fn token_source(token: &str, file: Option<&Path>) -> Result<Option<Token>, Strin
         None if token.is_empty() => Ok(None),
         None => {
             let secret = Secret::parse(token).map_err(|bad| format!("--token: {bad}"))?;
-            Ok(Some(Token::fixed(secret)))
+            Ok(Some(Token::fixed(secret, origin)))
         }
     }
 }

@@ -115,7 +115,7 @@ impl Drop for Canned {
 }
 
 pub(super) fn cloud_at(url: &str) -> Cloud {
-    cloud_with(url, Token::fixed(Secret::parse(TOKEN).unwrap()))
+    cloud_with(url, Token::fixed(Secret::parse(TOKEN).unwrap(), "--token"))
 }
 
 pub(super) fn cloud_with(url: &str, token: Token) -> Cloud {

@@ -22,11 +22,15 @@ use crate::cloud::proxy::{Proxy, ProxyVariables, plan_proxy};
 use crate::cloud::rate_limit::quota::HeldBack;
 use crate::cloud::rate_limit::{Place, RateHeaders, RateLimit};
 use crate::cloud::request::{ApiRequest, BaseUrl};
-use crate::cloud::token::Token;
+use crate::cloud::scope;
+use crate::cloud::token::{Secret, Token};
 use crate::error::api::{ApiError, ApiErrorKind, Delivery, ReplyFacts};
 
 /// The largest reply that is read: 200 volumes with all they may carry stay far below it.
 const MAX_REPLY: u64 = 8 << 20;
+
+/// How many further tokens a call tries that was refused for the first: one may have been read while it was written.
+const MOST_TOKENS: usize = 3;
 
 /// How much of an error's body is read.
 const MAX_ERROR_REPLY: u64 = 64 << 10;
@@ -161,8 +165,43 @@ impl Http {
 
     /// Sends one request, waiting for the rate limit first, and reads the whole reply.
     ///
-    /// With a deadline, neither the wait nor the request go on after it.
+    /// With a deadline, neither the wait nor the request go on after it. A request that was refused for its token has had no
+    /// effect, and is sent again when there is another one.
     pub(super) fn send(&self, call: &ApiRequest, deadline: Option<Instant>) -> ApiResult<Reply> {
+        let mut token = self.token()?;
+        let mut outcome = self.send_once(call, &token, deadline);
+        for _ in 0..MOST_TOKENS {
+            if !outcome.as_ref().is_err_and(|error| error.kind() == ApiErrorKind::Unauthorized) {
+                break;
+            }
+            let Some(another) = self.token.wait_for_another(&token, deadline) else { break };
+            token = another;
+            outcome = self.send_once(call, &token, deadline);
+        }
+        outcome.map_err(|error| self.with_cause(call, error))
+    }
+
+    fn token(&self) -> ApiResult<Secret> {
+        self.token.current().map_err(|error| {
+            let why = format!("there is no access token to send: {}: {error}", self.token.origin());
+            ApiError::without_reply(ApiErrorKind::NoToken, &why)
+        })
+    }
+
+    /// Says of a refusal for the token which token it was, and what it may not do.
+    fn with_cause(&self, call: &ApiRequest, error: ApiError) -> ApiError {
+        let origin = self.token.origin();
+        if error.kind() == ApiErrorKind::Unauthorized {
+            error.caused_by(&format!("the access token is from {origin}: it is wrong, expired or revoked"))
+        } else if error.kind() == ApiErrorKind::Forbidden {
+            let scope = scope::needed_for(call);
+            error.caused_by(&format!("the access token from {origin} most likely lacks the scope {scope}"))
+        } else {
+            error
+        }
+    }
+
+    fn send_once(&self, call: &ApiRequest, token: &Secret, deadline: Option<Instant>) -> ApiResult<Reply> {
         let place = self.wait_for_quota(call, deadline)?;
         let started = Instant::now();
         let time = match deadline {
@@ -173,7 +212,7 @@ impl Http {
             place.give_back();
             return Err(no_time_left());
         }
-        let outcome = self.exchange(call, time);
+        let outcome = self.exchange(call, token, time);
         log_call(call, started, &outcome);
         match outcome {
             Ok(answer) => {
@@ -244,10 +283,7 @@ impl Http {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn exchange(&self, call: &ApiRequest, time: Duration) -> ApiResult<Answer> {
-        let token = self.token.current().map_err(|error| {
-            ApiError::without_reply(ApiErrorKind::NoToken, &format!("there is no access token to send: {error}"))
-        })?;
+    fn exchange(&self, call: &ApiRequest, token: &Secret, time: Duration) -> ApiResult<Answer> {
         let request = Request::builder()
             .method(call.method().as_str())
             .uri(format!("{}{}", self.base, call.target()))

@@ -8,7 +8,7 @@
 //! |---|---|
 //! | [`request`], [`http`] | one request, sent once, bounded in time and size |
 //! | `connector`, `resolver`, `happy_eyeballs`, [`proxy`], [`authorities`] | the connection that it is sent on |
-//! | [`token`] | the access token |
+//! | [`token`], `scope` | the access token, and what it must be allowed to do |
 //! | [`rate_limit`] | the token's rate limit |
 //! | [`volume`], [`action`], [`snapshot`], [`droplet`], [`tag`] | the calls, by what they are about |
 //! | [`metadata`] | the droplet that this program runs on |
@@ -27,6 +27,7 @@ pub mod proxy;
 pub mod rate_limit;
 pub mod request;
 mod resolver;
+mod scope;
 pub mod snapshot;
 pub mod tag;
 pub mod token;

@@ -7,7 +7,20 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::backoff::{Backoff, look_until};
+
+/// How long a call whose token was refused waits for another one in the token's file: whoever replaces a token may revoke the
+/// old one a moment too early.
+const REPLACEMENT_PATIENCE: Duration = Duration::from_secs(5);
+/// Pauses between looks at the file meanwhile.
+const LOOKS: Backoff = Backoff::new(Duration::from_millis(50), Duration::from_millis(200));
+/// How long a file is read again that is empty or changes while it is read, as it is being written.
+const WRITER_PATIENCE: Duration = Duration::from_millis(300);
+/// Pauses between these.
+const REREADS: Backoff = Backoff::new(Duration::from_millis(5), Duration::from_millis(50));
 
 /// A DigitalOcean access token whose `Debug` is `***`; it has no `Display`.
 #[derive(Clone, PartialEq, Eq)]
@@ -44,8 +57,8 @@ impl fmt::Debug for Secret {
 /// Where the token comes from, each time one is needed.
 #[derive(Debug)]
 pub enum Token {
-    /// The same token for ever.
-    Fixed(Secret),
+    /// The same token for ever, and the setting that it is from.
+    Fixed(Secret, &'static str),
     /// A file that may be replaced while the program runs.
     File(TokenFile),
 }
@@ -66,6 +79,8 @@ struct Last {
     read: Option<(Version, Secret)>,
     /// Whether the log already says that the file is unusable now.
     is_reported: bool,
+    /// The token for whose successor a call has waited in vain.
+    refused: Option<Secret>,
 }
 
 /// What tells two versions of a file apart: inode, size, and modification time to the nanosecond.
@@ -77,10 +92,10 @@ struct Version {
 }
 
 impl Token {
-    /// A token that never changes.
+    /// A token that never changes, and the setting that it is from: a flag or a variable.
     #[must_use]
-    pub fn fixed(secret: Secret) -> Token {
-        Token::Fixed(secret)
+    pub fn fixed(secret: Secret, origin: &'static str) -> Token {
+        Token::Fixed(secret, origin)
     }
 
     /// A token in a file; the file is first read when a token is first needed.
@@ -95,7 +110,7 @@ impl Token {
     /// When a file was never readable, or never held a token.
     pub fn current(&self) -> io::Result<Secret> {
         match self {
-            Token::Fixed(secret) => Ok(secret.clone()),
+            Token::Fixed(secret, _) => Ok(secret.clone()),
             Token::File(file) => file.current(),
         }
     }
@@ -106,29 +121,67 @@ impl Token {
     /// When the file cannot be read or holds no token; the last one stays in use.
     pub fn reload(&self) -> io::Result<()> {
         match self {
-            Token::Fixed(_) => Ok(()),
+            Token::Fixed(..) => Ok(()),
             Token::File(file) => file.reload(),
+        }
+    }
+
+    /// Where the token is from, for a person who has to replace it.
+    #[must_use]
+    pub fn origin(&self) -> String {
+        match self {
+            Token::Fixed(_, origin) => (*origin).to_owned(),
+            Token::File(file) => format!("the file {}", file.path.display()),
+        }
+    }
+
+    /// Waits for another token than the one that was refused, for some seconds at most and not beyond the deadline. Only a
+    /// file can have one, and it is waited for only once for each token that was refused.
+    pub(super) fn wait_for_another(&self, refused: &Secret, deadline: Option<Instant>) -> Option<Secret> {
+        match self {
+            Token::Fixed(..) => None,
+            Token::File(file) => file.wait_for_another(refused, deadline),
         }
     }
 }
 
 impl TokenFile {
     fn reload(&self) -> io::Result<()> {
-        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(fresh) = read_if_changed(&self.path, None)? {
-            *last = Last { read: Some(fresh), is_reported: false };
+        let mut last = self.last();
+        if let Some(fresh) = read_if_changed(&self.path, None, WRITER_PATIENCE)? {
+            *last = Last { read: Some(fresh), ..Last::default() };
         }
         Ok(())
     }
 
+    fn last(&self) -> MutexGuard<'_, Last> {
+        self.last.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wait_for_another(&self, refused: &Secret, deadline: Option<Instant>) -> Option<Secret> {
+        let now = Instant::now();
+        let patience = now.checked_add(REPLACEMENT_PATIENCE).unwrap_or(now);
+        let has_waited = self.last().refused.as_ref() == Some(refused);
+        let give_up = if has_waited { now } else { deadline.map_or(patience, |deadline| deadline.min(patience)) };
+        let another = || self.current().ok().filter(|secret| secret != refused);
+        let found = look_until(give_up, LOOKS, another, Option::is_some);
+        if found.is_none() && give_up == patience {
+            log::warn!("the access token is refused, and {} holds no other one", self.path.display());
+            self.last().refused = Some(refused.clone());
+        }
+        found
+    }
+
     fn current(&self) -> io::Result<Secret> {
-        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut last = self.last();
         let known = last.read.as_ref().map(|(version, _)| *version);
-        match read_if_changed(&self.path, known) {
+        // One that has been unusable for longer is not being written.
+        let patience = if last.is_reported { Duration::ZERO } else { WRITER_PATIENCE };
+        match read_if_changed(&self.path, known, patience) {
             Ok(None) => last.is_reported = false,
             Ok(Some(fresh)) => {
                 log::info!("read the access token from {}", self.path.display());
-                *last = Last { read: Some(fresh), is_reported: false };
+                *last = Last { read: Some(fresh), ..Last::default() };
             }
             Err(error) if last.read.is_none() => return Err(error),
             Err(error) if !last.is_reported => {
@@ -142,13 +195,27 @@ impl TokenFile {
     }
 }
 
-fn read_if_changed(path: &Path, known: Option<Version>) -> io::Result<Option<(Version, Secret)>> {
+fn observe_version(path: &Path) -> io::Result<Version> {
     let meta = fs::metadata(path)?;
-    let version = Version { inode: meta.ino(), size: meta.size(), modified: (meta.mtime(), meta.mtime_nsec()) };
-    if known == Some(version) {
+    Ok(Version { inode: meta.ino(), size: meta.size(), modified: (meta.mtime(), meta.mtime_nsec()) })
+}
+
+/// What a file holds, as of which version, and whether it looks as if somebody were writing it.
+fn observe_text(path: &Path) -> io::Result<(Version, String, bool)> {
+    let version = observe_version(path)?;
+    let text = fs::read_to_string(path)?;
+    let is_in_flux = text.trim().is_empty() || observe_version(path)? != version;
+    Ok((version, text, is_in_flux))
+}
+
+fn read_if_changed(path: &Path, known: Option<Version>, patience: Duration) -> io::Result<Option<(Version, Secret)>> {
+    if known == Some(observe_version(path)?) {
         return Ok(None);
     }
-    let text = fs::read_to_string(path)?;
+    let now = Instant::now();
+    let give_up = now.checked_add(patience).unwrap_or(now);
+    let is_whole = |seen: &io::Result<(Version, String, bool)>| !matches!(seen, Ok((_, _, true)));
+    let (version, text, _) = look_until(give_up, REREADS, || observe_text(path), is_whole)?;
     let secret = Secret::parse(&text).map_err(|bad| io::Error::new(io::ErrorKind::InvalidData, bad))?;
     Ok(Some((version, secret)))
 }
@@ -161,7 +228,7 @@ mod tests {
     fn a_token_is_never_printed() {
         let secret = Secret::parse("dop_v1_abc\n").unwrap();
         assert_eq!(secret.bearer(), "Bearer dop_v1_abc");
-        assert_eq!(format!("{secret:?} {:?}", Token::fixed(secret.clone())), "*** Fixed(***)");
+        assert_eq!(format!("{secret:?} {:?}", Token::fixed(secret.clone(), "--token")), "*** Fixed(***, \"--token\")");
     }
 
     #[test]
@@ -190,5 +257,50 @@ mod tests {
         assert_eq!(token.current().unwrap().bearer(), "Bearer secon");
         fs::remove_file(&path).unwrap();
         assert_eq!(token.current().unwrap().bearer(), "Bearer secon");
+    }
+
+    #[test]
+    fn a_file_that_is_being_written_is_read_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("token");
+        fs::write(&path, "").unwrap();
+        let written = path.clone();
+        let writer = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(60));
+            fs::write(written, "first\n").unwrap();
+        });
+        assert_eq!(Token::file(&path).current().unwrap().bearer(), "Bearer first");
+        writer.join().unwrap();
+    }
+
+    #[test]
+    fn another_token_is_waited_for_once_and_only_in_a_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("token");
+        fs::write(&path, "old\n").unwrap();
+        let token = Token::file(&path);
+        let old = token.current().unwrap();
+        let soon = Some(Instant::now() + Duration::from_millis(100));
+        assert_eq!(token.wait_for_another(&old, soon), None);
+        // As a writer leaves it for a moment: half of it, then the whole.
+        fs::write(&path, "n").unwrap();
+        let half = token.wait_for_another(&old, None).unwrap();
+        let written = path.clone();
+        let writer = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(300));
+            fs::write(written, "new\n").unwrap();
+        });
+        let new = token.wait_for_another(&half, None).unwrap();
+        assert_eq!(new.bearer(), "Bearer new");
+        writer.join().unwrap();
+        let began = Instant::now();
+        assert_eq!(token.wait_for_another(&new, None), None);
+        let first = began.elapsed();
+        assert!(first >= REPLACEMENT_PATIENCE, "{first:?}");
+        let began = Instant::now();
+        assert_eq!(token.wait_for_another(&new, None), None);
+        assert!(began.elapsed() < REPLACEMENT_PATIENCE, "{:?}", began.elapsed());
+        assert_eq!(Token::fixed(old.clone(), "--token").wait_for_another(&old, None), None);
+        assert!(token.origin().contains("/token"), "{}", token.origin());
     }
 }

@@ -108,6 +108,8 @@ struct Detail {
     message: String,
     request_id: Option<String>,
     body_tail: String,
+    /// What this program knows of the cause, for a person.
+    cause: String,
 }
 
 /// What is known of a reply besides its body, as far as an error needs it.
@@ -143,20 +145,28 @@ impl ApiError {
         let body_tail = tail(body);
         let message = if message.is_empty() { without_message(&body_tail) } else { one_line(&message) };
         let request_id = parsed.request_id.filter(|id| !id.is_empty()).or(facts.request_id).map(|id| one_line(&id));
-        let detail = Detail { status: Some(status), id: one_line(&id), message, request_id, body_tail };
+        let id = one_line(&id);
+        let detail = Detail { status: Some(status), id, message, request_id, body_tail, ..Detail::default() };
         ApiError { kind, detail: Box::new(detail) }
     }
 
     /// A reply with a good status whose body is not what the call returns.
     pub(crate) fn bad_reply(status: u16, why: &str, body: &[u8], request_id: Option<String>) -> ApiError {
         let message = format!("the reply is not usable: {}", one_line(why));
-        let detail = Detail { status: Some(status), id: String::new(), message, request_id, body_tail: tail(body) };
+        let body_tail = tail(body);
+        let detail = Detail { status: Some(status), message, request_id, body_tail, ..Detail::default() };
         ApiError { kind: ApiErrorKind::BadReply, detail: Box::new(detail) }
     }
 
     /// A call that got no reply at all.
     pub(crate) fn without_reply(kind: ApiErrorKind, why: &str) -> ApiError {
         ApiError { kind, detail: Box::new(Detail { message: one_line(why), ..Detail::default() }) }
+    }
+
+    /// The same error with what this program knows of the cause, which DigitalOcean's words do not say.
+    pub(crate) fn caused_by(mut self, cause: &str) -> ApiError {
+        self.detail.cause = one_line(cause);
+        self
     }
 
     /// What the error means.
@@ -256,10 +266,10 @@ impl fmt::Display for ApiError {
             Some(status) => write!(f, "DigitalOcean answered {status}: {}", self.detail.message)?,
             None => f.write_str(&self.detail.message)?,
         }
-        match &self.detail.request_id {
-            Some(id) => write!(f, " (request id {id})"),
-            None => Ok(()),
+        if let Some(id) = &self.detail.request_id {
+            write!(f, " (request id {id})")?;
         }
+        if self.detail.cause.is_empty() { Ok(()) } else { write!(f, "; {}", self.detail.cause) }
     }
 }
 

@@ -71,6 +71,7 @@ mod server;
 mod snapshot_clone;
 mod stale_reads;
 mod tidy;
+mod token;
 
 /// The program under test.
 const PROGRAM: &str = env!("CARGO_BIN_EXE_do-csi-plugin");

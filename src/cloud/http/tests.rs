@@ -235,8 +235,14 @@ fn a_short_stop_is_waited_out() {
 }
 
 fn cloud_of(server: &Canned, rate_limit: &Arc<RateLimit>) -> Cloud {
-    let token = Token::fixed(crate::cloud::token::Secret::parse(TOKEN).unwrap());
-    Cloud::new(BaseUrl::parse(&server.url).unwrap(), Route::default(), token, Arc::clone(rate_limit), HttpBudgets::default())
+    let token = Token::fixed(Secret::parse(TOKEN).unwrap(), "--token");
+    Cloud::new(
+        BaseUrl::parse(&server.url).unwrap(),
+        Route::default(),
+        token,
+        Arc::clone(rate_limit),
+        HttpBudgets::default(),
+    )
 }
 
 #[test]
@@ -272,7 +278,7 @@ fn requests_that_never_left_do_not_use_up_the_quota_and_the_network_is_named_fir
     }
     // Somebody else's 429 holds the next one back; both reasons are said.
     let rate_limit = Arc::new(RateLimit::new(0.001));
-    let token = Token::fixed(crate::cloud::token::Secret::parse(TOKEN).unwrap());
+    let token = Token::fixed(Secret::parse(TOKEN).unwrap(), "--token");
     let base = BaseUrl::parse(&url).unwrap();
     let cloud = Cloud::new(base, Route::default(), token, rate_limit, HttpBudgets::default());
     ask(&cloud);

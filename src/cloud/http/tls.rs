@@ -50,7 +50,7 @@ fn answer(stream: StreamOwned<ServerConnection, TcpStream>) -> Option<String> {
 fn cloud_that_trusts_us(url: &str) -> Cloud {
     let budget = Duration::from_secs(5);
     let budgets = HttpBudgets { connect: budget, total: budget, rate_limit: budget };
-    let token = Token::fixed(Secret::parse(TOKEN).unwrap());
+    let token = Token::fixed(Secret::parse(TOKEN).unwrap(), "--token");
     let authorities = Authorities::read(Path::new(AUTHORITY)).unwrap();
     let route = Route { authorities: Some(authorities), proxy: None };
     Cloud::new(BaseUrl::parse(url).unwrap(), route, token, Arc::new(RateLimit::new(0.0)), budgets)
