@@ -27,8 +27,27 @@ variable "region" {
   description = "The region of the volumes, such as fra1"
 }
 
+variable "datacenters" {
+  type        = list(string)
+  default     = ["*"]
+  description = "Where to run; Nomad before 1.5 takes no wildcard: -var='datacenters=[\"dc1\"]'"
+}
+
+variable "namespace" {
+  type    = string
+  default = "default"
+}
+
+variable "log" {
+  type        = string
+  default     = "info"
+  description = "What is logged: error, warn, info or debug"
+}
+
 job "do-csi-controller" {
-  type = "service"
+  type        = "service"
+  datacenters = var.datacenters
+  namespace   = var.namespace
 
   # One after the other, so that calls always find a plugin that answers.
   update {
@@ -66,6 +85,7 @@ job "do-csi-controller" {
       env {
         DIGITALOCEAN_ACCESS_TOKEN_FILE = "${NOMAD_SECRETS_DIR}/token"
         DIGITALOCEAN_API_URL           = var.api_url
+        RUST_LOG                       = var.log
       }
 
       csi_plugin {

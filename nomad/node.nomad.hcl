@@ -7,8 +7,27 @@ variable "image" {
   description = "The image, as your clients can pull it"
 }
 
+variable "datacenters" {
+  type        = list(string)
+  default     = ["*"]
+  description = "Where to run; Nomad before 1.5 takes no wildcard: -var='datacenters=[\"dc1\"]'"
+}
+
+variable "namespace" {
+  type    = string
+  default = "default"
+}
+
+variable "log" {
+  type        = string
+  default     = "info"
+  description = "What is logged: error, warn, info or debug"
+}
+
 job "do-csi-node" {
-  type = "system"
+  type        = "system"
+  datacenters = var.datacenters
+  namespace   = var.namespace
 
   update {
     max_parallel = 1
@@ -36,6 +55,10 @@ job "do-csi-node" {
         image      = var.image
         args       = ["--mode=node"]
         privileged = true
+      }
+
+      env {
+        RUST_LOG = var.log
       }
 
       csi_plugin {

@@ -5,8 +5,21 @@ variable "image" {
   default = "docker.io/library/busybox:1.36"
 }
 
+variable "datacenters" {
+  type        = list(string)
+  default     = ["*"]
+  description = "Where to run; Nomad before 1.5 takes no wildcard: -var='datacenters=[\"dc1\"]'"
+}
+
+variable "namespace" {
+  type    = string
+  default = "default"
+}
+
 job "per-alloc" {
-  type = "service"
+  type        = "service"
+  datacenters = var.datacenters
+  namespace   = var.namespace
 
   group "worker" {
     count = 2

@@ -31,8 +31,27 @@ variable "owner" {
   }
 }
 
+variable "datacenters" {
+  type        = list(string)
+  default     = ["*"]
+  description = "Where to run; Nomad before 1.5 takes no wildcard: -var='datacenters=[\"dc1\"]'"
+}
+
+variable "namespace" {
+  type    = string
+  default = "default"
+}
+
+variable "log" {
+  type        = string
+  default     = "info"
+  description = "What is logged: error, warn, info or debug"
+}
+
 job "do-csi-plugin" {
-  type = "system"
+  type        = "system"
+  datacenters = var.datacenters
+  namespace   = var.namespace
 
   update {
     max_parallel = 1
@@ -70,6 +89,7 @@ job "do-csi-plugin" {
       env {
         DIGITALOCEAN_ACCESS_TOKEN_FILE = "${NOMAD_SECRETS_DIR}/token"
         DIGITALOCEAN_API_URL           = var.api_url
+        RUST_LOG                       = var.log
       }
 
       csi_plugin {

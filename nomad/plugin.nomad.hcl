@@ -31,8 +31,21 @@ variable "log" {
   description = "What is logged: error, warn, info or debug"
 }
 
+variable "datacenters" {
+  type        = list(string)
+  default     = ["*"]
+  description = "Where to run; Nomad before 1.5 takes no wildcard: -var='datacenters=[\"dc1\"]'"
+}
+
+variable "namespace" {
+  type    = string
+  default = "default"
+}
+
 job "do-csi-plugin" {
-  type = "system"
+  type        = "system"
+  datacenters = var.datacenters
+  namespace   = var.namespace
 
   # One client after the other, so that calls always find a plugin that answers.
   update {

@@ -5,8 +5,21 @@ variable "image" {
   default = "docker.io/library/postgres:16"
 }
 
+variable "datacenters" {
+  type        = list(string)
+  default     = ["*"]
+  description = "Where to run; Nomad before 1.5 takes no wildcard: -var='datacenters=[\"dc1\"]'"
+}
+
+variable "namespace" {
+  type    = string
+  default = "default"
+}
+
 job "postgres" {
-  type = "service"
+  type        = "service"
+  datacenters = var.datacenters
+  namespace   = var.namespace
 
   group "postgres" {
     # A volume of DigitalOcean is on one droplet at a time, so there is one of it. Nomad 1.3 and later refuse more.

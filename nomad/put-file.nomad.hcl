@@ -10,8 +10,21 @@ variable "image" {
   default = "docker.io/library/busybox:1.36"
 }
 
+variable "datacenters" {
+  type        = list(string)
+  default     = ["*"]
+  description = "Where to run; Nomad before 1.5 takes no wildcard: -var='datacenters=[\"dc1\"]'"
+}
+
+variable "namespace" {
+  type    = string
+  default = "default"
+}
+
 job "put-file" {
-  type = "batch"
+  type        = "batch"
+  datacenters = var.datacenters
+  namespace   = var.namespace
 
   constraint {
     attribute = "${node.unique.name}"

@@ -54,7 +54,10 @@ impl Nomad {
         fs::create_dir_all(directory)?;
         for entry in fs::read_dir(jobs)? {
             let entry = entry?;
-            fs::copy(entry.path(), directory.join(entry.file_name()))?;
+            // Files for versions that are not played are in a directory of their own.
+            if entry.file_type()?.is_file() {
+                fs::copy(entry.path(), directory.join(entry.file_name()))?;
+            }
         }
         let data = root.join("server");
         fs::create_dir_all(&data)?;

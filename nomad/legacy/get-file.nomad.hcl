@@ -1,0 +1,52 @@
+# Reads the file that put-file.nomad.hcl has written, on another node.
+# For Nomad 0.11 and 1.0. Later ones want access_mode and attachment_mode in the volume block, as the file of this name one
+# directory up has them.
+
+job "get-file" {
+  datacenters = ["dc1"]
+  type        = "batch"
+
+  # The name of the client to run on, as `nomad node status` shows it.
+  constraint {
+    attribute = "${node.unique.name}"
+    value     = "NODE_B"
+  }
+
+  group "get-file" {
+    # As in put-file.nomad.hcl.
+    reschedule {
+      attempts       = 20
+      interval       = "1h"
+      delay          = "15s"
+      delay_function = "constant"
+      unlimited      = false
+    }
+
+    volume "blog" {
+      type      = "csi"
+      source    = "blog"
+      read_only = false
+    }
+
+    task "get-file" {
+      driver = "docker"
+
+      config {
+        image   = "docker.io/library/busybox:1.36"
+        command = "/bin/sh"
+        # What a container prints just before it ends may miss Nomad's log (hashicorp/nomad#6931).
+        args = ["-c", "cat /blog/hello && sleep 2"]
+      }
+
+      volume_mount {
+        volume      = "blog"
+        destination = "/blog"
+      }
+
+      resources {
+        cpu    = 50
+        memory = 32
+      }
+    }
+  }
+}

@@ -1,0 +1,62 @@
+# The plugin for Nomad 0.11 to 1.3, whose job files have no variables of their own and know no Nomad variables: values are
+# written into the file, and the token comes from a file on each client. Later versions take this file too.
+#
+# On every client, as root, before the job is run:
+#   install -d -m 700 /etc/do-csi-plugin
+#   printf %s 'dop_v1_...' > /etc/do-csi-plugin/token
+#
+# From Nomad 1.0 on, the client's configuration must let containers have directories of the host:
+#   plugin "docker" { config { volumes { enabled = true } } }
+
+job "do-csi-plugin" {
+  # Your datacenters: Nomad before 1.5 takes no wildcard.
+  datacenters = ["dc1"]
+  type        = "system"
+
+  # One client after the other, so that calls always find a plugin that answers.
+  update {
+    max_parallel = 1
+    stagger      = "10s"
+  }
+
+  group "plugin" {
+    restart {
+      attempts = 5
+      interval = "5m"
+      delay    = "15s"
+      mode     = "delay"
+    }
+
+    task "plugin" {
+      driver = "docker"
+
+      config {
+        image      = "do-csi-plugin:0.2.0"
+        privileged = true
+
+        # The plugin reads the token's file again when it changes, so a new token needs no restart.
+        volumes = ["/etc/do-csi-plugin:/etc/do-csi-plugin:ro"]
+
+        # CLUSTER_NAME is a name of this cluster that no other has with your DigitalOcean account.
+        args = [
+          "--endpoint=unix:///csi/csi.sock",
+          "--token-file=/etc/do-csi-plugin/token",
+          "--do-tag=CLUSTER_NAME",
+        ]
+      }
+
+      csi_plugin {
+        id        = "digitalocean"
+        type      = "monolith"
+        mount_dir = "/csi"
+      }
+
+      kill_timeout = "100s"
+
+      resources {
+        cpu    = 50
+        memory = 256
+      }
+    }
+  }
+}
