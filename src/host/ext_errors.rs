@@ -40,7 +40,7 @@ impl fmt::Display for RecordedErrors {
 /// # Errors
 /// [`Error::Io`] when sysfs cannot be read.
 /// Source: `Documentation/ABI/testing/sysfs-fs-ext4` of the kernel; the directory has the kernel's name of the disk.
-pub fn observe_recorded_errors(places: &DevicePlaces, mount: &Mount) -> Result<Option<RecordedErrors>> {
+pub(crate) fn observe_recorded_errors(places: &DevicePlaces, mount: &Mount) -> Result<Option<RecordedErrors>> {
     if !mount.fstype.starts_with("ext") {
         return Ok(None);
     }

@@ -34,7 +34,7 @@ enum Seen {
 ///
 /// # Errors
 /// [`crate::error::Error::Io`] when the devices cannot be looked at.
-pub fn observe_foreign(places: &DevicePlaces, mounts: &MountTable) -> Result<u32> {
+pub(crate) fn observe_foreign(places: &DevicePlaces, mounts: &MountTable) -> Result<u32> {
     let mut count = 0;
     for disk in observe_volumes(places)? {
         match observe_use(places, mounts, disk)? {
@@ -112,7 +112,7 @@ fn plan_use(targets: &[&Path]) -> Seen {
 
 /// Whether it is a path at which an orchestrator has CSI volumes mounted. Pure.
 #[must_use]
-pub fn is_csi_place(target: &Path) -> bool {
+pub(crate) fn is_csi_place(target: &Path) -> bool {
     is_of_nomad(target) || is_of_kubernetes(target)
 }
 

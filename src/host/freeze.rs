@@ -21,7 +21,7 @@ const BUDGET: Duration = Duration::from_secs(5);
 /// # Errors
 /// [`Error::Command`] when the program fails.
 /// Source: `ioctl_fsthaw` in the kernel's `fs/ioctl.c`: "Invalid argument" is what it answers when nothing is frozen.
-pub fn apply_thaw(guard: &VolumeGuard, runner: &dyn Runner, mounted_at: &Path) -> Result<bool> {
+pub(crate) fn apply_thaw(guard: &VolumeGuard, runner: &dyn Runner, mounted_at: &Path) -> Result<bool> {
     let cmd = Cmd::new(Tool::Fsfreeze, BUDGET).arg("--unfreeze").arg(mounted_at).holding(guard);
     let doing = || format!("seeing that the file system at {} is not frozen", mounted_at.display());
     let out = runner.run(&cmd).map_err(|source| Error::Command { doing: doing(), source })?;

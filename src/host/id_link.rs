@@ -32,7 +32,7 @@ fn link(places: &DevicePlaces, id: &str) -> PathBuf {
 ///
 /// # Errors
 /// [`Error::Io`] when the link is there and cannot be read.
-pub fn observe_name_of(places: &DevicePlaces, id: &str) -> Result<Option<VolumeName>> {
+pub(crate) fn observe_name_of(places: &DevicePlaces, id: &str) -> Result<Option<VolumeName>> {
     observe_name_at(&link(places, id))
 }
 
@@ -52,7 +52,7 @@ fn observe_name_at(link: &Path) -> Result<Option<VolumeName>> {
 ///
 /// # Errors
 /// [`Error::Io`] when the links cannot be listed.
-pub fn observe_ids_of(places: &DevicePlaces, name: &VolumeName) -> Result<Vec<String>> {
+pub(crate) fn observe_ids_of(places: &DevicePlaces, name: &VolumeName) -> Result<Vec<String>> {
     let mut ids = Vec::new();
     for file in observe_names(&places.links)?.unwrap_or_default() {
         let Some(id) = file.to_str().and_then(|file| file.strip_prefix(PREFIX)) else { continue };
@@ -82,7 +82,7 @@ fn is_outdated(places: &DevicePlaces, link: &Path, name: &VolumeName) -> Result<
 ///
 /// # Errors
 /// [`Error::Io`] when the link cannot be made.
-pub fn ensure_known(_guard: &VolumeGuard, places: &DevicePlaces, id: &str, name: &VolumeName) -> Result<()> {
+pub(crate) fn ensure_known(_guard: &VolumeGuard, places: &DevicePlaces, id: &str, name: &VolumeName) -> Result<()> {
     let link = link(places, id);
     if observe_name_at(&link)?.as_ref() == Some(name) && !is_outdated(places, &link, name)? {
         return Ok(());
@@ -104,7 +104,7 @@ pub fn ensure_known(_guard: &VolumeGuard, places: &DevicePlaces, id: &str, name:
 ///
 /// # Errors
 /// [`Error::Io`].
-pub fn apply_forget(_guard: &VolumeGuard, places: &DevicePlaces, id: &str) -> Result<()> {
+pub(crate) fn apply_forget(_guard: &VolumeGuard, places: &DevicePlaces, id: &str) -> Result<()> {
     forget(&link(places, id))
 }
 

@@ -4,36 +4,36 @@
 //! volume's guard first. What ought to be done is decided by the caller.
 
 pub mod bind;
-pub mod capture;
+pub(crate) mod capture;
 pub mod command;
 pub mod device;
-pub mod ext_errors;
-pub mod external_volumes;
-pub mod freeze;
+pub(crate) mod ext_errors;
+pub(crate) mod external_volumes;
+pub(crate) mod freeze;
 pub mod fsck;
 pub mod grow;
-pub mod holders;
-pub mod id_link;
-pub mod kernel_log;
+pub(crate) mod holders;
+pub(crate) mod id_link;
+pub(crate) mod kernel_log;
 pub mod luks;
 pub mod mkfs;
 pub mod mkfs_options;
 pub mod mount;
-pub mod mount_health;
+pub(crate) mod mount_health;
 pub mod mount_options;
 pub mod mount_table;
-pub mod mount_words;
-pub mod mountable;
-pub mod mountinfo;
-pub mod owner;
-pub mod path_lock;
-pub mod presence;
+pub(crate) mod mount_words;
+pub(crate) mod mountable;
+pub(crate) mod mountinfo;
+pub(crate) mod owner;
+pub(crate) mod path_lock;
+pub(crate) mod presence;
 pub mod probe;
-pub mod propagation;
-pub mod read_only;
-pub mod release;
-pub mod tools;
-pub mod xfs_features;
+pub(crate) mod propagation;
+pub(crate) mod read_only;
+pub(crate) mod release;
+pub(crate) mod tools;
+pub(crate) mod xfs_features;
 
 use std::time::Duration;
 

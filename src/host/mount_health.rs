@@ -88,7 +88,7 @@ enum Node {
 /// both cases nothing is known, and the mount may be in use.
 /// Source: `xfs_is_shutdown` (EIO for everything) and `ext4_forced_shutdown` (EIO for fsync, and the word `shutdown` among the
 /// options in the mount table) in the kernel; sysfs(5), `dev/block`; `devtmpfs_delete_node` in `drivers/base/devtmpfs.c`.
-pub fn observe_health(places: &DevicePlaces, mount: &Mount) -> Result<Health> {
+pub(crate) fn observe_health(places: &DevicePlaces, mount: &Mount) -> Result<Health> {
     if mount.is_node() {
         return observe_node_health(places, mount);
     }

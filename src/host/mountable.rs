@@ -32,7 +32,7 @@ const LONGEST_NAME: usize = 32;
 
 /// What the kernel says of mounting a file system with some options.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Mountable {
+pub(crate) enum Mountable {
     /// It can be mounted, as far as that is known before there is a disk.
     Yes,
     /// The kernel has no such file system, and no module for it.
@@ -54,7 +54,7 @@ pub enum Mountable {
 /// Source: fsopen(2), fsconfig(2), `vfs_parse_fs_param` in the kernel's `fs/fs_context.c`; `do_new_mount` in its
 /// `fs/namespace.c`, which looks for the file system before it looks for the disk.
 #[must_use]
-pub fn observe_mountable(fs: FsKind, options: &MountOptions, at: &Path) -> Mountable {
+pub(crate) fn observe_mountable(fs: FsKind, options: &MountOptions, at: &Path) -> Mountable {
     match fsopen(fs.name(), FsOpenFlags::FSOPEN_CLOEXEC) {
         Ok(context) => observe_options(&File::from(context), options),
         Err(rustix::io::Errno::NODEV) => Mountable::NoFilesystem,
@@ -112,7 +112,7 @@ fn read_messages(mut context: &File) -> Vec<String> {
 /// # Errors
 /// [`Error::HostUnfit`] when the kernel has no such file system, [`Error::Invalid`] for an option that the file system
 /// refuses; before it is made also for one that it is not known to have, where the kernel does not tell.
-pub fn plan_mountable(fs: FsKind, options: &MountOptions, found: &Mountable, is_to_be_made: bool) -> Result<()> {
+pub(crate) fn plan_mountable(fs: FsKind, options: &MountOptions, found: &Mountable, is_to_be_made: bool) -> Result<()> {
     match found {
         Mountable::Yes => Ok(()),
         Mountable::NoFilesystem => Err(no_filesystem(fs)),
@@ -158,7 +158,7 @@ fn not_this_option(fs: FsKind, key: &str, said: &str) -> Error {
 /// What this droplet can do with disks, for the log at the start, as a phrase. A file system that the kernel has not loaded
 /// yet is loaded when it is needed, if there is a module: that is asked only then, because asking loads it.
 #[must_use]
-pub fn observe_abilities() -> String {
+pub(crate) fn observe_abilities() -> String {
     abilities(&std::fs::read_to_string(FILESYSTEMS).unwrap_or_default(), &kernel_release())
 }
 

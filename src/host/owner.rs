@@ -17,7 +17,7 @@ use crate::id::VolumeName;
 
 /// What lies under a mount.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum UnderMount {
+pub(crate) enum UnderMount {
     /// This disk; below an encrypted volume the one that it lies on.
     Disk(DeviceNumber),
     /// An encrypted volume whose disk is gone.
@@ -31,7 +31,7 @@ pub enum UnderMount {
 ///
 /// # Errors
 /// [`crate::error::Error::Io`] when that cannot be seen.
-pub fn observe_disk(places: &DevicePlaces, mount: &Mount) -> Result<UnderMount> {
+pub(crate) fn observe_disk(places: &DevicePlaces, mount: &Mount) -> Result<UnderMount> {
     if mount.is_node() {
         return Ok(observe_node(&mount.target)?.map_or(UnderMount::NoDisk, UnderMount::Disk));
     }
@@ -58,7 +58,7 @@ fn observe_node(path: &Path) -> Result<Option<DeviceNumber>> {
 
 /// Whose a disk is.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Owner {
+pub(crate) enum Owner {
     /// The volume that was asked for by its name.
     This,
     /// A volume, of which is not known whether it is the one that is asked for; its names, if it says any.
@@ -73,7 +73,7 @@ pub enum Owner {
 ///
 /// # Errors
 /// [`crate::error::Error::Io`] when the disk or the links cannot be looked at.
-pub fn observe_owner(places: &DevicePlaces, disk: DeviceNumber, name: Option<&VolumeName>) -> Result<Owner> {
+pub(crate) fn observe_owner(places: &DevicePlaces, disk: DeviceNumber, name: Option<&VolumeName>) -> Result<Owner> {
     let fingerprint = DiskFingerprint::read(&places.sysfs.join(format!("dev/block/{disk}")))?;
     if fingerprint.is_partition {
         return Ok(Owner::Other("a partition, and volumes are used whole".to_owned()));

@@ -21,7 +21,7 @@ use crate::sync::volume_lock::{VolumeBusy, VolumeGuard, VolumeKey};
 
 /// A lock on a path, held until it is dropped.
 #[derive(Debug)]
-pub struct PathLock {
+pub(crate) struct PathLock {
     #[expect(dead_code, reason = "held for its Drop")]
     file: Flock<File>,
     path: PathBuf,
@@ -34,7 +34,7 @@ impl PathLock {
     /// # Errors
     /// [`Error::VolumeBusy`] when it is held for longer, [`Error::Io`] when the file cannot be made or locked.
     /// Source: flock(2).
-    pub fn acquire(_guard: &VolumeGuard, path: PathBuf, locked: &Path, budget: Duration) -> Result<PathLock> {
+    pub(crate) fn acquire(_guard: &VolumeGuard, path: PathBuf, locked: &Path, budget: Duration) -> Result<PathLock> {
         let file = retry_while_busy(budget, || try_lock(&path)).map_err(|err| {
             if is_busy(&err) {
                 return VolumeBusy::new(VolumeKey::Path(locked.to_owned()), NoLock::TooLate).into();

@@ -23,7 +23,7 @@ const MOST_LINKS: usize = 40;
 /// # Errors
 /// [`Error::Io`] with the system's answer, and when the file is neither found nor certainly missing.
 /// Source: path_resolution(7): ENOENT and ENOTDIR are the answers of a walk that found nothing.
-pub fn observe_if_there<T>(
+pub(crate) fn observe_if_there<T>(
     doing: &'static str,
     path: &Path,
     attempt: impl FnMut() -> io::Result<T>,
@@ -35,7 +35,7 @@ pub fn observe_if_there<T>(
 ///
 /// # Errors
 /// As [`observe_if_there`].
-pub fn observe_metadata(path: &Path) -> Result<Option<Metadata>> {
+pub(crate) fn observe_metadata(path: &Path) -> Result<Option<Metadata>> {
     observe_if_there("examining", path, || fs::metadata(path))
 }
 
@@ -43,7 +43,7 @@ pub fn observe_metadata(path: &Path) -> Result<Option<Metadata>> {
 ///
 /// # Errors
 /// As [`observe_if_there`].
-pub fn observe_entry(path: &Path) -> Result<Option<Metadata>> {
+pub(crate) fn observe_entry(path: &Path) -> Result<Option<Metadata>> {
     ask("examining", path, || fs::symlink_metadata(path), || is_unlisted(path, MOST_LINKS))
 }
 
@@ -51,7 +51,7 @@ pub fn observe_entry(path: &Path) -> Result<Option<Metadata>> {
 ///
 /// # Errors
 /// As [`observe_if_there`].
-pub fn observe_is_there(path: &Path) -> Result<bool> {
+pub(crate) fn observe_is_there(path: &Path) -> Result<bool> {
     Ok(observe_entry(path)?.is_some())
 }
 
@@ -59,7 +59,7 @@ pub fn observe_is_there(path: &Path) -> Result<bool> {
 ///
 /// # Errors
 /// As [`observe_if_there`].
-pub fn observe_real(path: &Path) -> Result<Option<PathBuf>> {
+pub(crate) fn observe_real(path: &Path) -> Result<Option<PathBuf>> {
     observe_if_there("resolving", path, || fs::canonicalize(path))
 }
 
@@ -67,7 +67,7 @@ pub fn observe_real(path: &Path) -> Result<Option<PathBuf>> {
 ///
 /// # Errors
 /// As [`observe_if_there`]; [`ErrorKind::InvalidInput`] for what is no link.
-pub fn observe_link(path: &Path) -> Result<Option<PathBuf>> {
+pub(crate) fn observe_link(path: &Path) -> Result<Option<PathBuf>> {
     ask("reading the link", path, || fs::read_link(path), || is_unlisted(path, MOST_LINKS))
 }
 
@@ -75,7 +75,7 @@ pub fn observe_link(path: &Path) -> Result<Option<PathBuf>> {
 ///
 /// # Errors
 /// As [`observe_if_there`].
-pub fn observe_names(directory: &Path) -> Result<Option<Vec<OsString>>> {
+pub(crate) fn observe_names(directory: &Path) -> Result<Option<Vec<OsString>>> {
     let names = observe_if_there("listing", directory, || list(directory))?;
     Ok(names.map(|mut names| {
         names.sort();

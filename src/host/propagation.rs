@@ -48,7 +48,7 @@ enum Reach {
 /// # Errors
 /// [`Error::HostUnfit`] when it does not, with the cure.
 /// Source: mount_namespaces(7), "Shared subtrees"; Nomad's `plugin_supervisor_hook.go`, which asks for "bidirectional".
-pub fn check_reaches_host(mounts: &MountTable, path: &Path) -> Result<()> {
+pub(crate) fn check_reaches_host(mounts: &MountTable, path: &Path) -> Result<()> {
     let Some(holding) = path.parent().and_then(|parent| mounts.holding(parent)) else { return Ok(()) };
     match plan_reach(&observe_namespace(), holding) {
         Reach::Yes => Ok(()),
@@ -79,7 +79,7 @@ fn warn_once(holding: &Mount, why: &str) {
 }
 
 /// Says in the log, at the start, when nothing that is mounted here can reach the droplet.
-pub fn tell_when_nothing_reaches() {
+pub(crate) fn tell_when_nothing_reaches() {
     // A table that cannot be read fails each call, and says why.
     let Ok(mounts) = observe_mounts() else { return };
     let namespace = observe_namespace();

@@ -20,7 +20,7 @@ const BUDGET: Duration = Duration::from_secs(5);
 
 /// A disk as far as its read-only flag goes: its node, and its directory in sysfs.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Flagged {
+pub(crate) struct Flagged {
     node: PathBuf,
     sysfs: PathBuf,
 }
@@ -36,7 +36,7 @@ impl Flagged {
     ///
     /// # Errors
     /// [`Error::Io`] when it cannot be told whether the disk is there.
-    pub fn observe_bound_at(places: &DevicePlaces, mount: &Mount) -> Result<Option<Self>> {
+    pub(crate) fn observe_bound_at(places: &DevicePlaces, mount: &Mount) -> Result<Option<Self>> {
         let Some(name) = mount.root.strip_prefix("/").ok().filter(|_| mount.is_node()) else { return Ok(None) };
         let (node, sysfs) = (places.nodes.join(name), places.sysfs.join("class/block").join(name));
         let is_there = observe_is_there(&node)? && observe_is_there(&sysfs)?;
@@ -48,7 +48,7 @@ impl Flagged {
 ///
 /// # Errors
 /// [`Error::Io`] when sysfs cannot be read, or does not say.
-pub fn observe_is_protected(disk: &Flagged) -> Result<bool> {
+pub(crate) fn observe_is_protected(disk: &Flagged) -> Result<bool> {
     let file = disk.sysfs.join("ro");
     // Every disk has it: one that has not is no longer there.
     let unsaid = || Error::io("reading", &file)(std::io::ErrorKind::NotFound.into());
@@ -62,7 +62,12 @@ pub fn observe_is_protected(disk: &Flagged) -> Result<bool> {
 /// # Errors
 /// [`Error::Command`] when blockdev fails, [`Error::NotAsReported`] when the disk is not as asked afterwards.
 /// Source: blockdev(8), `--setro`; `BLKROSET` in the kernel's `block/ioctl.c`.
-pub fn apply_protection(guard: &VolumeGuard, runner: &dyn Runner, disk: &Flagged, is_protected: bool) -> Result<()> {
+pub(crate) fn apply_protection(
+    guard: &VolumeGuard,
+    runner: &dyn Runner,
+    disk: &Flagged,
+    is_protected: bool,
+) -> Result<()> {
     let how = if is_protected { "--setro" } else { "--setrw" };
     let cmd = Cmd::new(Tool::Blockdev, BUDGET).arg(how).arg(&disk.node).holding(guard);
     let doing = || format!("changing whether {} takes writes", disk.node.display());

@@ -22,7 +22,7 @@ use crate::host::presence::{observe_names, observe_real};
 
 /// The disk under a mount, as it was while it was mounted.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct DiskUnder {
+pub(crate) struct DiskUnder {
     number: DeviceNumber,
     /// The kernel's name for it.
     name: PathBuf,
@@ -39,7 +39,7 @@ pub struct DiskUnder {
 
 /// How the kernel has a disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Claim {
+pub(crate) enum Claim {
     /// Nothing has it.
     Free,
     /// Something has it.
@@ -54,7 +54,7 @@ impl DiskUnder {
     ///
     /// # Errors
     /// [`Error::Io`] when sysfs cannot be read.
-    pub fn all_under(places: &DevicePlaces, mount: &Mount) -> Result<Vec<DiskUnder>> {
+    pub(crate) fn all_under(places: &DevicePlaces, mount: &Mount) -> Result<Vec<DiskUnder>> {
         number_of(places, mount)?.map_or_else(|| Ok(Vec::new()), |number| DiskUnder::all_of(places, number))
     }
 
@@ -62,7 +62,7 @@ impl DiskUnder {
     ///
     /// # Errors
     /// [`Error::Io`] when sysfs cannot be read.
-    pub fn all_of(places: &DevicePlaces, number: DeviceNumber) -> Result<Vec<DiskUnder>> {
+    pub(crate) fn all_of(places: &DevicePlaces, number: DeviceNumber) -> Result<Vec<DiskUnder>> {
         let mut disks = Vec::new();
         let mut to_see = vec![places.sysfs.join(format!("dev/block/{number}"))];
         while let Some(link) = to_see.pop() {
@@ -100,13 +100,13 @@ impl DiskUnder {
 
     /// Its node.
     #[must_use]
-    pub fn node(&self) -> &Path {
+    pub(crate) fn node(&self) -> &Path {
         &self.node
     }
 
     /// Whether a mount shows this disk's file system, or its node.
     #[must_use]
-    pub fn is_under(&self, mount: &Mount) -> bool {
+    pub(crate) fn is_under(&self, mount: &Mount) -> bool {
         let source = Path::new(&mount.source);
         let is_called = self.node == source || self.alias.as_deref() == Some(source);
         let is_node = mount.is_node() && mount.root == Path::new("/").join(&self.name);
@@ -115,7 +115,7 @@ impl DiskUnder {
 
     /// What to look for to find out who has it.
     #[must_use]
-    pub fn sought(&self) -> Sought {
+    pub(crate) fn sought(&self) -> Sought {
         let nodes = self.node.parent().unwrap_or(&self.node);
         Sought::read(&self.sysfs, nodes, &self.all)
     }
@@ -125,7 +125,7 @@ impl DiskUnder {
     /// # Errors
     /// [`Error::Io`] when that cannot be seen.
     /// Source: open(2), `O_EXCL` without `O_CREAT` on a block device; `bd_prepare_to_claim` in the kernel's `block/bdev.c`.
-    pub fn observe_claim(&self) -> Result<Claim> {
+    pub(crate) fn observe_claim(&self) -> Result<Claim> {
         if self.is_gone()? {
             return Ok(Claim::Gone);
         }

@@ -1,25 +1,25 @@
 //! Volumes on this droplet: from an attached disk to what a workload sees, and back.
 //!
 //! Owns the order of observing, deciding and changing for each node call, the lock of each volume and the time of each
-//! call. The decisions are pure functions in [`plan`]; the machine is touched only through `host/` and the small directories
-//! of [`mount_point`]. DigitalOcean's API is never asked.
+//! call. The decisions are pure functions in `plan`; the machine is touched only through `host/` and the small directories
+//! of `mount_point`. DigitalOcean's API is never asked.
 
-pub mod block;
-pub mod expand;
+mod block;
+mod expand;
 mod filesystem;
-pub mod limit;
-pub mod luks;
-pub mod mount_point;
-pub mod mount_state;
-pub mod ownership;
-pub mod plan;
-pub mod publish;
-pub mod release;
-pub mod scratch_mount;
-pub mod stage;
+mod limit;
+mod luks;
+mod mount_point;
+mod mount_state;
+mod ownership;
+mod plan;
+mod publish;
+mod release;
+mod scratch_mount;
+mod stage;
 pub mod stats;
-pub mod take_down;
-pub mod whose;
+mod take_down;
+mod whose;
 
 use std::path::Path;
 use std::time::{Duration, Instant};

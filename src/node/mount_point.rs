@@ -16,7 +16,7 @@ use crate::sync::volume_lock::VolumeGuard;
 
 /// What has to be at a path before something can be mounted there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Shape {
+pub(super) enum Shape {
     /// A directory, for a file system.
     Directory,
     /// A file, for a device node.
@@ -28,7 +28,7 @@ pub enum Shape {
 ///
 /// # Errors
 /// [`Error::Io`] when the way there cannot be walked.
-pub fn observe_real_path(path: &Path) -> Result<Option<PathBuf>> {
+pub(super) fn observe_real_path(path: &Path) -> Result<Option<PathBuf>> {
     let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
         return Err(Error::invalid("path", format!("{} has no parent", path.display())));
     };
@@ -39,7 +39,7 @@ pub fn observe_real_path(path: &Path) -> Result<Option<PathBuf>> {
 ///
 /// # Errors
 /// As [`observe_real_path`].
-pub fn observe_whole_path(path: &Path) -> Result<PathBuf> {
+pub(super) fn observe_whole_path(path: &Path) -> Result<PathBuf> {
     for there in path.ancestors().skip(1) {
         if let Some(real) = observe_real(there)? {
             return Ok(path.strip_prefix(there).map_or_else(|_| path.to_owned(), |rest| real.join(rest)));
@@ -55,7 +55,7 @@ pub fn observe_whole_path(path: &Path) -> Result<PathBuf> {
 ///
 /// # Errors
 /// [`Error::TargetTaken`] when there is something else, [`Error::Io`].
-pub fn ensure_place(guard: &VolumeGuard, path: &Path, shape: Shape) -> Result<PathBuf> {
+pub(super) fn ensure_place(guard: &VolumeGuard, path: &Path, shape: Shape) -> Result<PathBuf> {
     if let Some(parent) = path.parent() {
         DirBuilder::new()
             .recursive(true)
@@ -71,7 +71,7 @@ pub fn ensure_place(guard: &VolumeGuard, path: &Path, shape: Shape) -> Result<Pa
 ///
 /// # Errors
 /// As [`ensure_place`].
-pub fn ensure_real_place(_guard: &VolumeGuard, real: PathBuf, shape: Shape) -> Result<PathBuf> {
+pub(super) fn ensure_real_place(_guard: &VolumeGuard, real: PathBuf, shape: Shape) -> Result<PathBuf> {
     match make(&real, shape) {
         Ok(()) => Ok(real),
         Err(err) if err.kind() == ErrorKind::AlreadyExists => ensure_shape(real, shape),
@@ -113,7 +113,7 @@ fn not_removed(real: &Path, err: std::io::Error) -> Error {
 ///
 /// # Errors
 /// [`Error::Io`].
-pub fn observe_is_empty(real: &Path) -> Result<bool> {
+pub(super) fn observe_is_empty(real: &Path) -> Result<bool> {
     let found = fs::symlink_metadata(real).map_err(Error::io("examining", real))?;
     if !found.is_dir() {
         return Ok(found.len() == 0);
@@ -128,7 +128,7 @@ pub fn observe_is_empty(real: &Path) -> Result<bool> {
 ///
 /// # Errors
 /// [`Error::Io`] when the system refuses for another reason.
-pub fn apply_remove_place(_guard: &VolumeGuard, real: &Path) -> Result<()> {
+pub(super) fn apply_remove_place(_guard: &VolumeGuard, real: &Path) -> Result<()> {
     let Some(found) = observe_entry(real)? else { return Ok(()) };
     let removed = if found.is_dir() {
         fs::remove_dir(real)

@@ -15,7 +15,7 @@ use crate::request::capability::AccessMode;
 
 /// What is mounted at a path, seen from a volume's disk and from what is asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum MountPointState {
+pub(super) enum MountPointState {
     /// Nothing.
     Free,
     /// The volume, alive and as asked.
@@ -35,7 +35,7 @@ pub enum MountPointState {
 
 /// What to do with a place where the volume should be mounted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum MountPointPlan {
+pub(super) enum MountPointPlan {
     /// It is there already, as asked.
     Keep,
     /// Mount it.
@@ -49,7 +49,7 @@ pub enum MountPointPlan {
 /// # Errors
 /// [`Error::MountedOtherwise`] when the volume is mounted there otherwise than asked, [`Error::TargetTaken`] when something
 /// else is, [`Error::MountBroken`] when the volume is, and is broken.
-pub fn plan_mount_point(place: &Path, at: &MountPointState) -> Result<MountPointPlan> {
+pub(super) fn plan_mount_point(place: &Path, at: &MountPointState) -> Result<MountPointPlan> {
     match at {
         MountPointState::Free => Ok(MountPointPlan::Mount),
         MountPointState::AsRequested => Ok(MountPointPlan::Keep),
@@ -66,7 +66,7 @@ pub fn plan_mount_point(place: &Path, at: &MountPointState) -> Result<MountPoint
 ///
 /// # Errors
 /// [`Error::MountBroken`] when anything but the volume as asked, and alive, is seen there.
-pub fn plan_mounted(place: &Path, at: &MountPointState) -> Result<()> {
+pub(super) fn plan_mounted(place: &Path, at: &MountPointState) -> Result<()> {
     let seen = match at {
         MountPointState::AsRequested => return Ok(()),
         MountPointState::Free => "nothing is there",
@@ -84,7 +84,7 @@ const BROKEN: &str = "is read-only because the kernel has seen errors in its fil
 
 /// The file system of a disk as far as it is mounted somewhere already. All its mounts share one state in the kernel.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Superblock {
+pub(super) enum Superblock {
     /// It is mounted nowhere.
     Unmounted,
     /// It is mounted and can be written to.
@@ -117,7 +117,7 @@ pub enum Superblock {
 
 /// How a file system is to be mounted.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum MountPlan {
+pub(super) enum MountPlan {
     /// For the first time, after a look at the disk.
     First,
     /// Once more, as it is mounted already.
@@ -136,7 +136,7 @@ pub enum MountPlan {
 /// # Errors
 /// [`Error::MountBroken`] when the kernel has given up on it and it has to be unmounted everywhere first, or when it is
 /// mounted as something that this plugin does not mount; [`Error::WrongFilesystem`] when another kind is asked for.
-pub fn plan_mount(
+pub(super) fn plan_mount(
     device: &Device,
     asked: Option<FsKind>,
     is_read_only: bool,
@@ -175,7 +175,7 @@ fn known_kind(device: &Device, asked: Option<FsKind>, at: &Path, fstype: &str) -
 
 /// What has to happen to a disk before its file system can be mounted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum DiskPlan {
+pub(super) enum DiskPlan {
     /// Nothing: mount this file system.
     Mount(FsKind),
     /// Make this file system, then mount it: the disk is blank, or holds only the beginning of a format of ours.
@@ -184,7 +184,7 @@ pub enum DiskPlan {
 
 /// Whether a disk may be formatted if it is blank.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Formatting {
+pub(super) enum Formatting {
     /// Yes.
     Allowed,
     /// No: the volume's own settings say so.
@@ -199,7 +199,7 @@ pub enum Formatting {
 /// # Errors
 /// [`Error::WrongFilesystem`] when the disk holds another file system than asked, [`Error::WillNotFormat`] when it holds
 /// anything that is neither a file system we know nor certainly nothing, or when it must not be formatted.
-pub fn plan_disk(
+pub(super) fn plan_disk(
     device: &Device,
     asked: Option<FsKind>,
     default: FsKind,
@@ -268,7 +268,7 @@ fn will_not_format(device: &Device, content: &Content, cure: &str) -> Error {
 ///
 /// # Errors
 /// [`Error::UsedOtherwise`] when there is one: whoever writes to the raw disk below a mounted file system destroys it.
-pub fn plan_exclusive_use(volume: &VolumeName, is_raw: bool, other: Option<&Path>) -> Result<()> {
+pub(super) fn plan_exclusive_use(volume: &VolumeName, is_raw: bool, other: Option<&Path>) -> Result<()> {
     let (one, another) = if is_raw { ("a raw disk", "a file system") } else { ("a file system", "a raw disk") };
     other.map_or(Ok(()), |other| {
         Err(Error::UsedOtherwise(format!(
@@ -283,7 +283,7 @@ pub fn plan_exclusive_use(volume: &VolumeName, is_raw: bool, other: Option<&Path
 /// # Errors
 /// [`Error::UsedOtherwise`] when the access mode allows a single target.
 /// Source: CSI specification, NodePublishVolume, "volume published at another target_path".
-pub fn plan_target(volume: &VolumeName, mode: AccessMode, other: Option<&Path>) -> Result<()> {
+pub(super) fn plan_target(volume: &VolumeName, mode: AccessMode, other: Option<&Path>) -> Result<()> {
     match (mode, other) {
         (AccessMode::SingleNodeSingleWriter, Some(other)) => Err(Error::UsedOtherwise(format!(
             "volume {volume} is in use at {}, and its access mode SINGLE_NODE_SINGLE_WRITER allows no second place",
@@ -299,7 +299,7 @@ pub fn plan_target(volume: &VolumeName, mode: AccessMode, other: Option<&Path>) 
 
 /// What to do with a disk's read-only flag before it is shown as a raw block device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ProtectionPlan {
+pub(super) enum ProtectionPlan {
     /// It is right.
     Keep,
     /// Make the disk refuse writes.
@@ -313,7 +313,7 @@ pub enum ProtectionPlan {
 ///
 /// # Errors
 /// [`Error::UsedOtherwise`] when the disk would have to be both.
-pub fn plan_protection(
+pub(super) fn plan_protection(
     volume: &VolumeName,
     is_read_only: bool,
     is_protected: bool,

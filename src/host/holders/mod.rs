@@ -4,8 +4,8 @@
 //! Owns the search, which changes nothing and may find nothing: in a container only its own processes are seen, and that is
 //! said. The kernel alone knows whether a disk is in use; what is found here is for the person who has to end it.
 
-pub mod named;
-pub mod process;
+pub(crate) mod named;
+pub(crate) mod process;
 
 #[cfg(test)]
 mod tests;
@@ -16,7 +16,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Component, Path, PathBuf};
 use std::time::{Duration, Instant};
 
-pub use self::named::{Holder, Holders};
+pub(crate) use self::named::{Holder, Holders};
 use self::process::{OpenFile, Proc, Process};
 use crate::error::{Error, Result};
 use crate::host::device::number::DeviceNumber;
@@ -32,7 +32,7 @@ const NODE_FILE_SYSTEMS: [&str; 7] = ["devtmpfs", "tmpfs", "overlay", "ext4", "e
 
 /// A disk, and all that is made of it, as sysfs shows it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Sought {
+pub(crate) struct Sought {
     numbers: Vec<DeviceNumber>,
     /// The paths by which the kernel names the disk and what is made of it.
     nodes: Vec<PathBuf>,
@@ -114,7 +114,7 @@ pub(super) fn is_namespace_of_parent() -> bool {
 
 /// Looks who has a disk.
 #[must_use]
-pub fn observe_holders(sought: &Sought) -> Holders {
+pub(crate) fn observe_holders(sought: &Sought) -> Holders {
     let search = Search::start(Path::new(PROC), sought);
     let mut found: Vec<Holder> = made_of(sought);
     found.extend(search.mounted_elsewhere());
@@ -135,7 +135,7 @@ pub fn observe_holders(sought: &Sought) -> Holders {
 ///
 /// # Errors
 /// [`Error::Io`] when nothing was found and something could not be looked at.
-pub fn observe_writers(sought: &Sought) -> Result<Holders> {
+pub(crate) fn observe_writers(sought: &Sought) -> Result<Holders> {
     observe_writers_in(Path::new(PROC), sought)
 }
 
@@ -159,7 +159,7 @@ fn observe_writers_in(proc: &Path, sought: &Sought) -> Result<Holders> {
 
 /// Looks who uses a mount, which `mounts` shows, so that it cannot be unmounted.
 #[must_use]
-pub fn observe_users(sought: &Sought, mounts: &MountTable, mount: &Mount) -> Holders {
+pub(crate) fn observe_users(sought: &Sought, mounts: &MountTable, mount: &Mount) -> Holders {
     let search = Search::start(Path::new(PROC), sought);
     let is_same = |other: &Mount| other.id == mount.id;
     let mut found: Vec<Holder> = mounts.iter().filter(|other| other.parent == mount.id).map(below).collect();

@@ -12,7 +12,7 @@ const MOST_NAMED: usize = 4;
 
 /// One thing that has a disk or uses a mount.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Holder {
+pub(crate) enum Holder {
     /// The disk's file system is mounted where this program does not see it.
     Mounted {
         /// Where, as it is seen there.
@@ -133,7 +133,7 @@ impl Holder {
 
 /// What was found, and how far the search could see.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Holders {
+pub(crate) struct Holders {
     pub(super) found: Vec<Holder>,
     /// Whether all processes of the machine were seen.
     pub(super) sees_all: bool,
@@ -148,7 +148,7 @@ pub struct Holders {
 impl Holders {
     /// Each thing that was found.
     #[must_use]
-    pub fn found(&self) -> &[Holder] {
+    pub(crate) fn found(&self) -> &[Holder] {
         &self.found
     }
 }

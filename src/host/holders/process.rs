@@ -25,7 +25,7 @@ const FIRST_PID_NAMESPACE: &str = "pid:[4026531836]";
 
 /// A process.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Process {
+pub(crate) struct Process {
     /// Its number.
     pub pid: u32,
     /// The kernel's short name of it.
@@ -43,7 +43,7 @@ impl fmt::Display for Process {
 
 /// What a process is part of, as its control group tells.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Owner {
+pub(crate) enum Owner {
     /// A container, by the beginning of its id.
     Container(String),
     /// A task that Nomad runs without Docker.
@@ -271,7 +271,7 @@ fn parse_mapping(line: &[u8]) -> Option<&OsStr> {
 
 /// A place that a process uses without having it open.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Place {
+pub(crate) enum Place {
     /// Its working directory.
     Directory,
     /// Its root directory.
