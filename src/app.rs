@@ -187,8 +187,9 @@ fn services(
         insight.cloud = Some(cloud.clone());
         let controller = Arc::new(Controller::new(config, cloud, Arc::clone(droplet_identity)));
         let pool = |name| Pool::new(name, config::CONTROLLER_WORKERS, config::QUEUE_LENGTH);
-        let pools = Pools { change: pool("controller"), unpublish: pool("unpublish"), look: pool("look") };
-        insight.pools.extend([&pools.change, &pools.unpublish, &pools.look].map(Pool::clone));
+        let list = Pool::new("list", config::LISTERS, config::QUEUE_LENGTH);
+        let pools = Pools { change: pool("controller"), unpublish: pool("unpublish"), look: pool("look"), list };
+        insight.pools.extend([&pools.change, &pools.unpublish, &pools.look, &pools.list].map(Pool::clone));
         services.push(create_controller(ControllerService::new(config, controller, pools)));
     } else if config.debug_addr.is_some() {
         warn!("--debug-addr has no effect: health is that of the controller service, which is not offered");

@@ -41,6 +41,8 @@ pub const DRAIN_BUDGET: Duration = Duration::from_secs(90);
 /// Threads that serve controller calls that change something, as many more those that free a volume, and as many those that
 /// only ask. Most of them only wait for DigitalOcean.
 pub const CONTROLLER_WORKERS: usize = 64;
+/// Threads that list volumes, and so lists that are in memory at once. Those who ask at the same time share what is read.
+pub const LISTERS: usize = 2;
 /// Threads that serve node calls, for each of three kinds: those that bring a volume, those that take it away, and those that
 /// look at it. A droplet holds at most 15 volumes, and the calls for one have two threads at most.
 pub const NODE_WORKERS: usize = 32;

@@ -44,6 +44,30 @@ impl Page {
         Page { number, ..self }
     }
 
+    /// The page of this length that has the entry of a position, counted from 0, on it. `per_page` as in [`Page::new`].
+    #[must_use]
+    pub fn with(position: usize, per_page: u32) -> Page {
+        let page = Page::new(NonZeroU32::MIN, per_page);
+        let before = u32::try_from(position / page.length()).unwrap_or(u32::MAX);
+        page.at(NonZeroU32::MIN.saturating_add(before))
+    }
+
+    /// The position of its first entry, counted from 0.
+    #[must_use]
+    pub fn first_position(self) -> usize {
+        usize::try_from(self.number.get() - 1).unwrap_or(usize::MAX).saturating_mul(self.length())
+    }
+
+    /// The position of the first entry behind it.
+    #[must_use]
+    pub fn end_position(self) -> usize {
+        self.first_position().saturating_add(self.length())
+    }
+
+    fn length(self) -> usize {
+        usize::try_from(self.per_page).unwrap_or(usize::MAX)
+    }
+
     /// Its number, from 1.
     #[must_use]
     pub fn number(self) -> NonZeroU32 {

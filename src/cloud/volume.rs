@@ -170,6 +170,12 @@ impl Cloud {
 }
 
 impl Volume {
+    /// The same volume without what a list does not show: of thousands, that is much memory.
+    #[must_use]
+    pub fn without_details(self) -> Volume {
+        Volume { tags: Vec::new(), filesystem: String::new(), created_at: String::new(), ..self }
+    }
+
     /// Whether a droplet has it, as far as this reply knows.
     #[must_use]
     pub fn is_attached_to(&self, droplet: DropletId) -> bool {

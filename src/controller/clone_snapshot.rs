@@ -19,7 +19,8 @@ use crate::controller::api_failure::{ApiFailure, plan_failure};
 use crate::controller::context::CallContext;
 use crate::controller::naming::is_clone_name;
 use crate::controller::owner::Owner;
-use crate::controller::snapshot::{NewSnapshot, every_page};
+use crate::controller::snapshot::NewSnapshot;
+use crate::controller::whole_list::{CHANGES, every_entry};
 use crate::error::api::{ApiError, ApiErrorKind};
 use crate::error::{Chain, Error, Result};
 use crate::id::{SnapshotId, VolumeId};
@@ -203,7 +204,9 @@ fn observe_temporary(cloud: &Cloud) -> ApiResult<Vec<Snapshot>> {
     if !plan_listing(cloud.count_tagged_snapshots(&tag))? {
         return Ok(Vec::new());
     }
-    every_page(|page| cloud.list_snapshots(page), is_temporary)
+    let id = |found: &Snapshot| found.id.to_string();
+    let lost = || ApiError::without_reply(ApiErrorKind::BadReply, CHANGES);
+    every_entry(|page| cloud.list_snapshots(page), id, |found| Some(found).filter(is_temporary), lost)
 }
 
 /// Whether the snapshots have to be listed, by how many carry the tag. A tag that is not there was never used.

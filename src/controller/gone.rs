@@ -15,6 +15,7 @@ use crate::cloud::snapshot::Snapshot;
 use crate::cloud::volume::Volume;
 use crate::controller::api_failure::{ApiFailure, plan_failure};
 use crate::controller::context::CallContext;
+use crate::controller::whole_list::{CHANGES, Reading, read_list};
 use crate::error::api::ApiErrorKind;
 use crate::error::{Error, Result, Thing};
 use crate::id::{DropletId, SnapshotId, VolumeId};
@@ -170,14 +171,16 @@ impl CallContext {
 
     fn find_listed_volume(&self, id: &VolumeId) -> Result<Option<Volume>> {
         let doing = format!("looking for volume {id} among all");
-        self.find_listed(&doing, Cloud::list_volumes_to_find_one, |volume| volume.id == *id)
+        let volume_id = |volume: &Volume| volume.id.to_string();
+        self.find_listed(&doing, Cloud::list_volumes_to_find_one, volume_id, |volume| volume.id == *id)
     }
 
     fn find_listed_droplet(&self, id: DropletId) -> Result<Option<Droplet>> {
         let doing = format!("looking for droplet {id} among all");
+        let droplet_id = |droplet: &Droplet| droplet.id.to_string();
         for kind in DropletKind::ALL {
             let is_it = |droplet: &Droplet| droplet.id == id;
-            let found = self.find_listed(&doing, |cloud, page| cloud.list_droplets(kind, page), is_it)?;
+            let found = self.find_listed(&doing, |cloud, page| cloud.list_droplets(kind, page), droplet_id, is_it)?;
             if found.is_some() {
                 return Ok(found);
             }
@@ -185,30 +188,18 @@ impl CallContext {
         Ok(None)
     }
 
-    /// Looks for an entry of a list. When the list becomes shorter while its pages are read, an entry can slip from one page
-    /// to the one before it, so it is read again then.
+    /// Looks for an entry of a list.
     fn find_listed<T>(
         &self,
         doing: &str,
         fetch: impl Fn(&Cloud, Page) -> ApiResult<ApiPage<T>>,
+        id: impl Fn(&T) -> String,
         is_wanted: impl Fn(&T) -> bool,
     ) -> Result<Option<T>> {
-        let mut pauses = self.backoff();
-        loop {
-            let mut totals = Vec::new();
-            let mut at = Some(Page::first());
-            while let Some(page) = at {
-                let listed = self.query(doing, Error::api(doing), |cloud| fetch(cloud, page))?;
-                if let Some(found) = listed.items.into_iter().find(&is_wanted) {
-                    return Ok(Some(found));
-                }
-                totals.push(listed.total);
-                at = listed.next;
-            }
-            if totals.windows(2).all(|pair| pair.first() == pair.last()) {
-                return Ok(None);
-            }
-            self.pause(pauses.next_pause(), doing, &"the list changes while it is read")?;
+        let read = |page| self.query(doing, Error::api(doing), |cloud| fetch(cloud, page));
+        match read_list(None, 1, read, id, |item| Some(item).filter(|item| is_wanted(item)))? {
+            Reading::Done(page) => Ok(page.items.into_iter().next()),
+            Reading::StartMoved | Reading::Lost => Err(self.timed_out(doing, CHANGES)),
         }
     }
 

@@ -11,7 +11,7 @@
 //! | [`publish_mode`] | how a volume was published |
 //! | [`expand`], [`modify`] | volumes become larger, or get other tags |
 //! | [`snapshot`], [`snapshot_names`] | snapshots come and go, each with a name of its own |
-//! | [`list`] | pages of volumes and of snapshots |
+//! | [`list`], [`whole_list`] | pages of volumes and of snapshots, read without losing an entry |
 //! | [`condition`], [`capacity`] | whether a volume is well, and whether there is room for one more |
 //! | [`context`] | one call's budget and the waits in it, and asking again within it |
 //! | [`run_action`], [`poll`] | waiting for an action |
@@ -48,6 +48,7 @@ pub mod snapshot;
 pub mod snapshot_names;
 pub mod tag_scope;
 pub mod takeover;
+pub mod whole_list;
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -67,6 +68,7 @@ use crate::sync::volume_lock::{VolumeGuard, VolumeKey, VolumeLocks};
 use crate::controller::clone_snapshot::Sweeper;
 use crate::controller::context::{CallContext, Timeouts};
 use crate::controller::detach_backoff::{DetachBackoff, Pair};
+use crate::controller::list::VolumeLists;
 use crate::controller::owner::Owner;
 use crate::controller::publish_mode::PublishModes;
 use crate::controller::snapshot_names::TakenNames;
@@ -98,6 +100,7 @@ pub struct Controller {
     detach_backoff: DetachBackoff,
     publish_modes: PublishModes,
     taken_names: TakenNames,
+    volume_lists: VolumeLists,
     /// Putting a tag on a volume that is there.
     tagging: Refused,
     sweeper: Sweeper,
@@ -125,6 +128,7 @@ impl Controller {
             detach_backoff: DetachBackoff::new(patience.detach_backoff()),
             publish_modes: PublishModes::default(),
             taken_names: TakenNames::default(),
+            volume_lists: VolumeLists::default(),
             tagging: Refused::default(),
         }
     }

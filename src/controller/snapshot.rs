@@ -8,13 +8,13 @@ use std::time::{Duration, Instant, SystemTime};
 
 use log::{info, warn};
 
-use crate::cloud::page::{ApiPage, Page};
 use crate::cloud::snapshot::Snapshot;
 use crate::cloud::tag::Tag;
 use crate::controller::Controller;
 use crate::controller::api_failure::{ApiFailure, plan_failure};
 use crate::controller::context::{Backoff, CallContext, DOES_NOT_SHOW};
 use crate::controller::naming::plan_name;
+use crate::controller::whole_list::{CHANGES, every_entry};
 use crate::error::api::{ApiError, ApiErrorKind};
 use crate::error::{Error, Result, Thing};
 use crate::id::{SnapshotId, VolumeId};
@@ -294,23 +294,9 @@ impl CallContext {
     /// Reads all snapshots of a volume, of which there are few.
     pub(super) fn observe_snapshots_of(&self, volume: &VolumeId) -> Result<Vec<Snapshot>> {
         let doing = format!("reading the snapshots of volume {volume}");
-        every_page(|page| self.ask_of_volume(volume, &doing, |cloud| cloud.list_snapshots_of(volume, page)), |_| true)
+        let fetch = |page| self.ask_of_volume(volume, &doing, |cloud| cloud.list_snapshots_of(volume, page));
+        every_entry(fetch, |found: &Snapshot| found.id.to_string(), Some, || self.timed_out(&doing, CHANGES))
     }
-}
-
-/// Reads a list to its end and keeps what is wanted of it.
-pub(super) fn every_page<T, E>(
-    mut fetch: impl FnMut(Page) -> Result<ApiPage<T>, E>,
-    is_wanted: impl Fn(&T) -> bool,
-) -> Result<Vec<T>, E> {
-    let mut all = Vec::new();
-    let mut at = Some(Page::first());
-    while let Some(page) = at {
-        let listed = fetch(page)?;
-        all.extend(listed.items.into_iter().filter(&is_wanted));
-        at = listed.next;
-    }
-    Ok(all)
 }
 
 /// The refusal of a name that another volume's snapshot has.

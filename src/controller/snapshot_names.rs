@@ -9,11 +9,11 @@ use std::cell::Cell;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::cloud::page::ApiPage;
 use crate::cloud::snapshot::Snapshot;
 use crate::controller::Controller;
 use crate::controller::context::CallContext;
-use crate::controller::snapshot::{every_page, taken};
+use crate::controller::snapshot::taken;
+use crate::controller::whole_list::{CHANGES, every_entry};
 use crate::error::{Error, Result};
 use crate::id::{SnapshotId, VolumeId};
 use crate::sync::fifo_lock::FifoLocks;
@@ -147,18 +147,14 @@ impl Controller {
         }
         let since = Instant::now();
         let seen = Cell::new(0);
-        let fetch = |page| {
-            let listed = ctx.query(&doing, Error::api(doing.clone()), |cloud| cloud.list_snapshots(page))?;
-            Ok::<_, Error>(ApiPage {
-                items: listed.items.into_iter().map(Known::of).collect(),
-                next: listed.next,
-                total: listed.total,
-            })
-        };
-        let known = every_page(fetch, |known: &Known| {
+        let fetch = |page| ctx.query(&doing, Error::api(doing.clone()), |cloud| cloud.list_snapshots(page));
+        let keep = |found: Snapshot| {
             seen.set(seen.get() + 1);
-            seen.get() <= MOST || known.is_in_the_way(name, volume)
-        })?;
+            let known = Known::of(found);
+            (seen.get() <= MOST || known.is_in_the_way(name, volume)).then_some(known)
+        };
+        let id = |found: &Snapshot| found.id.to_string();
+        let known = every_entry(fetch, id, keep, || ctx.timed_out(&doing, CHANGES))?;
         let mut table = names.table();
         table.listed = Some(List { since, known });
         let found = table.in_the_way(name, volume);

@@ -1,5 +1,7 @@
 //! The calls that only ask, from the wire to types: lists, capacity, validation of capabilities.
 
+use std::fmt;
+
 use crate::error::{Error, Result};
 use crate::id::VolumeId;
 use crate::proto::csi;
@@ -85,26 +87,60 @@ fn if_supported<T>(parsed: Result<T>) -> Result<Option<T>> {
 }
 
 /// A page of a list.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Page {
     /// Most entries the caller takes; none: no limit was named.
     pub max_entries: Option<usize>,
-    /// How many entries come before this page.
+    /// Where it begins; none: with the first entry.
+    pub start: Option<ListStart>,
+}
+
+/// Where a page of a list begins, which is not the first: what its token says.
+///
+/// The position alone would not do: when an entry before it is deleted, all that follow move, and one would be left out.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct ListStart {
+    /// How many entries come before it.
     pub offset: usize,
+    /// How many entries there were in all, where that was known.
+    pub total: Option<u64>,
+    /// The id of the entry before it.
+    pub after: String,
+}
+
+impl ListStart {
+    /// Reads a token. No other text for the same start was ever given out, nor one for the beginning.
+    fn parse(token: &str) -> Option<ListStart> {
+        let mut parts = token.splitn(3, ':');
+        let offset = parts.next()?.parse().ok().filter(|offset: &usize| *offset > 0)?;
+        let total = match parts.next()? {
+            "" => None,
+            total => Some(total.parse().ok()?),
+        };
+        let after = parts.next()?.to_owned();
+        let is_id =
+            !after.is_empty() && after.len() <= 64 && after.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
+        Some(ListStart { offset, total, after }).filter(|start| is_id && start.to_string() == token)
+    }
+}
+
+impl fmt::Display for ListStart {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let total = self.total.map(|total| total.to_string()).unwrap_or_default();
+        write!(f, "{}:{total}:{}", self.offset, self.after)
+    }
 }
 
 impl Page {
-    /// Reads the two fields by which lists are paged. A token is the number of entries that came before.
+    /// Reads the two fields by which lists are paged.
     ///
     /// # Errors
     /// [`Error::Invalid`] for a negative number, [`Error::BadPageToken`] for a token that was never given out.
     pub fn parse(max_entries: i32, token: &str) -> Result<Page> {
         let max = usize::try_from(max_entries).map_err(|_| Error::invalid("max_entries", "must not be negative"))?;
-        let offset = match token {
-            "" => 0,
-            text => given_out(text).ok_or_else(|| Error::BadPageToken(text.chars().take(64).collect()))?,
-        };
-        Ok(Page { max_entries: (max > 0).then_some(max), offset })
+        let bad = || Error::BadPageToken(token.chars().take(64).collect());
+        let start = if token.is_empty() { None } else { Some(ListStart::parse(token).ok_or_else(bad)?) };
+        Ok(Page { max_entries: (max > 0).then_some(max), start })
     }
 
     /// The same page with this many entries when the caller named no number.
@@ -114,20 +150,35 @@ impl Page {
     }
 }
 
-/// The position in a token. No other text for the same number was ever given out, nor one for the beginning.
-fn given_out(token: &str) -> Option<usize> {
-    token.parse().ok().filter(|position: &usize| *position > 0 && position.to_string() == token)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn a_page_token_that_was_never_given_out_is_refused() {
-        assert_eq!(Page::parse(0, "").unwrap(), Page { max_entries: None, offset: 0 });
-        assert_eq!(Page::parse(3, "40").unwrap(), Page { max_entries: Some(3), offset: 40 });
-        for bad in ["invalid-token", "+5", "007", "0", "-1", " 1", "1.0", "18446744073709551616"] {
+        assert_eq!(Page::parse(0, "").unwrap(), Page { max_entries: None, start: None });
+        for total in [Some(300), None] {
+            let start = ListStart { offset: 40, total, after: "1b2c3d4e-8f00-11f0-9a11-0a58ac14d1e2".to_owned() };
+            let token = start.to_string();
+            assert_eq!(Page::parse(3, &token).unwrap(), Page { max_entries: Some(3), start: Some(start) });
+        }
+        for bad in [
+            "invalid-token",
+            "40",
+            "40:",
+            "40:300",
+            "40:300:",
+            "0:300:a",
+            "+5:300:a",
+            "007:300:a",
+            "-1:300:a",
+            " 1:300:a",
+            "1.0:300:a",
+            "1:+3:a",
+            "1:3:a:b",
+            "1:3:a/b",
+            "18446744073709551616:3:a",
+        ] {
             assert!(matches!(Page::parse(0, bad), Err(Error::BadPageToken(_))), "{bad}");
         }
         assert!(matches!(Page::parse(-1, ""), Err(Error::Invalid { .. })));

@@ -62,6 +62,8 @@ pub struct Pools {
     pub unpublish: Pool,
     /// Of the calls that only ask: they wait for no action, and must not queue behind calls that do.
     pub look: Pool,
+    /// Of the calls that list volumes. A reply may have megabytes, so there are few of them at once.
+    pub list: Pool,
 }
 
 impl ControllerService {
@@ -195,9 +197,11 @@ impl csi_grpc::Controller for ControllerService {
         sink: UnarySink<csi::ListVolumesResponse>,
     ) {
         let default_page_size = self.default_page_size;
-        self.answer(&ctx, sink, RpcInfo::question("ListVolumes", String::new()), move |controller, ctx| {
+        let caller = self.controller.arrive_for_list();
+        let call = RpcInfo { is_large: true, ..RpcInfo::question("ListVolumes", String::new()) };
+        self.answer_by(&self.pools.list, &ctx, sink, call, move |controller, ctx| {
             let page = Page::parse(wire.max_entries, &wire.starting_token)?.or_size(default_page_size);
-            Ok(listed_volumes(&controller.list_volumes(&ctx, &page)?))
+            Ok(listed_volumes(&*controller.list_volumes(&ctx, &page, &caller)?))
         });
     }
 

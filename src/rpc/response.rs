@@ -12,8 +12,9 @@ use crate::cloud::volume::Volume;
 use crate::controller::capacity::Room;
 use crate::controller::condition::{Condition, plan_listed_condition};
 use crate::controller::description::source_of;
-use crate::controller::list::ListPage;
+use crate::controller::whole_list::ListPage;
 use crate::proto::csi;
+use crate::request::query::ListStart;
 use crate::request::volume::Source;
 use crate::rpc::node::topology;
 use crate::size::Gib;
@@ -75,7 +76,7 @@ pub(super) fn listed_volumes(page: &ListPage<Volume>) -> csi::ListVolumesRespons
     };
     csi::ListVolumesResponse {
         entries: page.items.iter().map(entry).collect(),
-        next_token: token(page.next),
+        next_token: token(page.next.as_ref()),
         ..Default::default()
     }
 }
@@ -138,11 +139,11 @@ pub(super) fn listed_snapshots(page: &ListPage<Snapshot>) -> csi::ListSnapshotsR
     let entry = |found: &Snapshot| Entry { snapshot: Some(snapshot(found)).into(), ..Default::default() };
     csi::ListSnapshotsResponse {
         entries: page.items.iter().map(entry).collect(),
-        next_token: token(page.next),
+        next_token: token(page.next.as_ref()),
         ..Default::default()
     }
 }
 
-fn token(next: Option<usize>) -> String {
-    next.map(|position| position.to_string()).unwrap_or_default()
+fn token(next: Option<&ListStart>) -> String {
+    next.map(ToString::to_string).unwrap_or_default()
 }

@@ -35,6 +35,9 @@ const STACK: usize = 1 << 20;
 /// is answered in time. The others would only wait for the volume's lock, with threads that other volumes need.
 const MOST_AT_WORK: usize = 2;
 
+/// How long the thread of a call with a large reply waits at most until that is sent, to a caller that does not read it.
+const SEND_LIMIT: Duration = Duration::from_secs(5);
+
 /// How many calls for one volume may be ahead of one that comes. The room of a pool is for all volumes.
 const MAX_QUEUE: usize = 8;
 
@@ -66,13 +69,17 @@ pub struct RpcInfo {
     pub refused: fn(Error) -> Error,
     /// The volume whose calls have two threads at most; `None` for a call that waits for no other call.
     pub volume: Option<VolumeKey>,
+    /// Whether its reply may have megabytes. Then its thread begins with nothing else until it is sent, so that no more
+    /// of them are in memory than there are threads.
+    pub is_large: bool,
 }
 
 impl RpcInfo {
     /// A call that changes something.
     #[must_use]
     pub fn change(rpc: &'static str, about: impl Into<String>) -> RpcInfo {
-        RpcInfo { rpc, about: about.into(), is_mutating: true, refused: |refusal| refusal, volume: None }
+        let refused = |refusal| refusal;
+        RpcInfo { rpc, about: about.into(), is_mutating: true, refused, volume: None, is_large: false }
     }
 
     /// A call that only asks.
@@ -269,6 +276,7 @@ impl Pool {
         F: FnOnce(Incoming) -> Result<T> + Send + 'static,
     {
         let (answer, answered) = oneshot::channel();
+        let (sending, sent) = bounded::<()>(0);
         let shared = Arc::clone(&self.shared);
         let (came, caller, refused) = (Instant::now(), caller_of(ctx), call.refused);
         let volume = call.volume.clone();
@@ -280,6 +288,10 @@ impl Pool {
             shared.finish(call.volume.as_ref());
             // The caller may be gone; then nobody waits for the answer.
             drop(answer.send(outcome));
+            if call.is_large {
+                // The other end is dropped when the reply is sent.
+                let _nothing_comes = sent.recv_timeout(SEND_LIMIT).is_err();
+            }
         });
         let admitted = self.submit(volume.as_ref(), job);
         if let Err(refusal) = &admitted {
@@ -291,6 +303,7 @@ impl Pool {
                 Err(refusal) => Err(status::status(&refused(refusal))),
             };
             send(sink, answer).await;
+            drop(sending);
         });
     }
 }

@@ -1,8 +1,10 @@
-//! Waiting for each other: locks in the order of arrival, locks of volumes, semaphores; and who waits for a call.
+//! Waiting for each other: locks in the order of arrival, locks of volumes, semaphores, shared readings; and who waits for a
+//! call.
 //!
 //! Knows nothing of volumes but their names, and starts no thread.
 
 pub mod caller;
 pub mod fifo_lock;
 pub mod semaphore;
+pub mod shared_read;
 pub mod volume_lock;

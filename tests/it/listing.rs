@@ -1,7 +1,7 @@
 //! Lists: whole and true whatever the size of their pages, and cheap. The figures that docs/csi.md names are printed and
 //! asserted here.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::time::Duration;
 
@@ -9,10 +9,11 @@ use do_csi_plugin::proto::csi;
 use grpcio::RpcStatusCode;
 
 use crate::PROGRAM;
-use crate::sim::{NewVolume, Rules, Times};
-use crate::support::client::{Client, Outcome, text_map};
+use crate::sim::{Fault, NewVolume, Rules, Times, Volume};
+use crate::support::client::{Client, Outcome, publish, text_map};
 use crate::support::controllers::{A, ACTION, B, ControllerHarness, no_rate_limit};
 use crate::support::plugin::Plugin;
+use crate::support::single_plugin::until;
 
 const GIB: i64 = 1 << 30;
 
@@ -46,7 +47,7 @@ fn fill(fleet: &ControllerHarness, count: usize) {
 }
 
 #[test]
-fn five_thousand_volumes_are_listed_in_25_calls_of_the_api_and_less_than_16_mb_of_memory() {
+fn five_thousand_volumes_are_listed_in_28_calls_of_the_api_and_less_than_16_mb_of_memory() {
     let fleet = roomy();
     fill(&fleet, 5000);
     let plugin = controller(&fleet);
@@ -63,7 +64,7 @@ fn five_thousand_volumes_are_listed_in_25_calls_of_the_api_and_less_than_16_mb_o
         calls.total()
     );
     assert_eq!((listed.entries.len(), listed.next_token.as_str()), (5000, ""));
-    assert_eq!((calls.of("GET", "/v2/volumes"), calls.total()), (25, 25), "{calls}");
+    assert!(calls.of("GET", "/v2/volumes") == calls.total() && calls.total() <= 28, "{calls}");
     assert!(above_mb < 16.0, "{above_mb} MB");
     // Neither does it grow with the number of lists.
     for _ in 0..10 {
@@ -72,6 +73,63 @@ fn five_thousand_volumes_are_listed_in_25_calls_of_the_api_and_less_than_16_mb_o
     let again_mb = (plugin.peak_memory_kb().unwrap().saturating_sub(idle_kb)) as f64 / 1024.0;
     println!("ten times more: {again_mb:.1} MB above idle");
     assert!(again_mb < 16.0, "{again_mb} MB");
+}
+
+#[test]
+fn many_who_list_at_once_share_what_is_read_and_hold_up_no_publish() {
+    let fleet = roomy();
+    // DigitalOcean's own: 32 readings of this list, one for each caller, would take four minutes.
+    fleet.sim.change_rules(|rules| {
+        (rules.limits.requests_per_hour, rules.limits.requests_per_minute) = (5000, 250);
+    });
+    fill(&fleet, 5000);
+    let id = fleet.volume("wanted");
+    let plugin = controller(&fleet);
+    plugin.client.list_volumes(1, "").unwrap();
+    let (idle_kb, _) = plugin.memory_kb().unwrap();
+    fleet.sim.reset_calls();
+    std::thread::scope(|scope| {
+        let list = || plugin.client.list_volumes(0, "").unwrap().entries.len();
+        let lists: Vec<_> = (0..32).map(|_| scope.spawn(list)).collect();
+        publish(&plugin.client, &id, A).unwrap();
+        for list in lists {
+            assert_eq!(list.join().unwrap(), 5001);
+        }
+    });
+    let calls = fleet.sim.calls();
+    assert!(calls.of("GET", "/v2/volumes") <= 3 * 28, "{calls}");
+    assert_eq!(fleet.sim.refused_for_rate(), 0);
+    let above_mb = (plugin.peak_memory_kb().unwrap().saturating_sub(idle_kb)) as f64 / 1024.0;
+    println!("32 lists of 5000 at once: {above_mb:.1} MB above idle, {} calls", calls.total());
+    assert!(above_mb < 40.0, "{above_mb} MB");
+}
+
+#[test]
+fn a_volume_is_listed_although_others_are_deleted_and_made_while_pages_are_read() {
+    let fleet = roomy();
+    fill(&fleet, 600);
+    let plugin = controller(&fleet);
+    let late = Duration::from_millis(300);
+    for round in 0..4 {
+        let before = fleet.sim.volumes();
+        fleet.sim.reset_calls();
+        fleet.sim.faults().add(Fault::late(late).on("GET", "/v2/volumes").times(1));
+        let listed = std::thread::scope(|scope| {
+            let list = scope.spawn(|| plugin.client.list_volumes(0, "").unwrap());
+            // The first page is on its way. One that is on it is deleted, and, so that the total is the same, one is made.
+            until("the first page is asked for", || fleet.sim.calls().of("GET", "/v2/volumes") > 0);
+            std::thread::sleep(late / 4);
+            plugin.client.delete_volume(&before[0].id).unwrap();
+            if round % 2 == 1 {
+                fleet.volume(&format!("new-{round}"));
+            }
+            list.join().unwrap()
+        });
+        let listed: HashSet<&str> = listed.entries.iter().map(|entry| entry.volume.volume_id.as_str()).collect();
+        for volume in &before[1..] {
+            assert!(listed.contains(volume.id.as_str()), "{} is there and not listed in round {round}", volume.name);
+        }
+    }
 }
 
 /// Pages through all volumes and gives them in the order they came in.
@@ -131,27 +189,33 @@ fn pages_of_every_size_hold_every_volume_once_and_tell_the_truth_of_each() {
 }
 
 #[test]
-fn a_list_that_shrinks_between_two_pages_ends_and_a_token_behind_its_end_is_refused() {
+fn a_token_is_refused_when_the_list_has_changed_before_it_and_only_then() {
     let fleet = roomy();
-    fill(&fleet, 201);
+    fill(&fleet, 450);
     let plugin = controller(&fleet);
-    for (max_entries, token) in [(200, "200"), (201, "")] {
-        assert_eq!(plugin.client.list_volumes(max_entries, "").unwrap().next_token, token);
-    }
-    let delete_last = || plugin.client.delete_volume(&fleet.sim.volumes().last().unwrap().id).unwrap();
     let next = |token: &str| plugin.client.list_volumes(0, token);
-    delete_last();
-    // The token of the first page of 200, and those of smaller pages, when the rest of the list is gone by now.
-    for remaining in (198..=200).rev() {
-        let end = next(&remaining.to_string()).unwrap();
-        assert_eq!((end.entries.len(), end.next_token.as_str()), (0, ""), "{remaining}");
-        for behind in [remaining + 1, 400, 1000, 10_000_000] {
-            let refusal = next(&behind.to_string()).unwrap_err();
-            assert_eq!(refusal.code, RpcStatusCode::ABORTED, "{behind} of {remaining}: {refusal}");
-        }
-        assert_eq!(next(&(remaining - 1).to_string()).unwrap().entries.len(), 1);
-        delete_last();
+    let delete = |volume: &Volume| plugin.client.delete_volume(&volume.id).unwrap();
+    for max_entries in [1, 7, 200, 201, 399] {
+        let token = plugin.client.list_volumes(max_entries, "").unwrap().next_token;
+        let begun = usize::try_from(max_entries).unwrap();
+        let volumes = fleet.sim.volumes();
+        assert_eq!(next(&token).unwrap().entries.len(), volumes.len() - begun);
+        // Behind it, the list may change: what is gone is not listed, what is new is.
+        delete(volumes.last().unwrap());
+        assert_eq!(next(&token).unwrap().entries.len(), volumes.len() - begun - 1);
+        // Before it, all that follow have moved; to go on would leave one out.
+        delete(&volumes[0]);
+        let refusal = next(&token).unwrap_err();
+        assert_eq!(refusal.code, RpcStatusCode::ABORTED, "{token}: {refusal}");
     }
+    let token = plugin.client.list_volumes(200, "").unwrap().next_token;
+    for volume in &fleet.sim.volumes()[200..] {
+        delete(volume);
+    }
+    let end = next(&token).unwrap();
+    assert_eq!((end.entries.len(), end.next_token.as_str()), (0, ""));
+    delete(&fleet.sim.volumes()[199]);
+    assert_eq!(next(&token).unwrap_err().code, RpcStatusCode::ABORTED);
 }
 
 fn by_source(client: &Client, source: &str, max_entries: i32, token: &str) -> Outcome<csi::ListSnapshotsResponse> {
