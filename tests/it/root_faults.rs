@@ -6,6 +6,10 @@
 //! and the same call without the fault succeeds. `FAULTS=K/N` plays every N-th fault, beginning with the K-th; `CASE=text`
 //! plays only what has the text in its name, such as `CASE="Publish xfs"`; `IN=programs` plays those of the programs that the
 //! plugin starts (mkfs, blkid and the like) instead of its own.
+//!
+//! Of reads of a disk that follow each other and have the same length and the same answer, five are played: the first, the last and
+//! three between. A look at a blank disk is four hundred of them, all of one loop that ends at the first error, whichever it is, and
+//! knows nothing but whether all before were zeros: a fault in its middle is the same fault wherever that is.
 
 mod scene;
 mod tools;
@@ -134,8 +138,10 @@ impl Choice {
 /// What came of the faults.
 #[derive(Debug, Default)]
 struct Tally {
-    /// Those that there are.
+    /// Those that there are, without those left out.
     known: usize,
+    /// Those that are left out, as they are the same as others.
+    thinned: usize,
     /// Those that were played and have happened.
     played: usize,
     /// Those that were played and did not happen, as the call went another way than when it was recorded.
@@ -198,18 +204,29 @@ impl Player {
         let call = || ask(&mut self.scene, case);
         let (answer, faults): (_, Vec<Fault>) = if is_in_programs {
             let (answer, runs) = self.tools.record(call);
-            let of_run = |(run, events): (usize, &Vec<Event>)| -> Vec<Fault> {
-                let of_machine = events.iter().filter(|event| event.is_of_machine());
-                of_machine.flat_map(|event| faults_of(Some(run), event)).collect()
-            };
-            (answer, runs.iter().enumerate().flat_map(of_run).collect())
+            let mut faults = Vec::new();
+            for (run, events) in runs.iter().enumerate() {
+                let of_machine: Vec<&Event> = events.iter().filter(|event| event.is_of_machine()).collect();
+                faults.extend(self.thin(Some(run), &of_machine));
+            }
+            (answer, faults)
         } else {
             let (answer, events) = self.tracer.record(pid, call);
-            (answer, events_of(case, &events).flat_map(|event| faults_of(None, event)).collect())
+            let played: Vec<&Event> = events_of(case, &events).collect();
+            (answer, self.thin(None, &played))
         };
         let name = case.name(self.scene.fs);
         assert!(matches!(answer, Ok(Ok(()))), "{name} without any fault: {answer:?}");
         faults
+    }
+
+    /// The faults of those system calls that are not the same as others, and counts the rest.
+    fn thin(&mut self, run: Option<usize>, events: &[&Event]) -> Vec<Fault> {
+        let kept = thinned(events);
+        let faults = |events: &[&Event]| events.iter().flat_map(|event| faults_of(run, event)).collect::<Vec<_>>();
+        let played = faults(&kept);
+        self.tally.thinned += faults(events).len() - played.len();
+        played
     }
 
     fn play(&mut self, case: Case, fault: &Fault) {
@@ -287,6 +304,38 @@ fn events_of(case: Case, events: &[Event]) -> impl Iterator<Item = &Event> {
     events[..end].iter().filter(|event| event.is_played())
 }
 
+/// Of each run of reads of a disk that are the same but for their place: the first, the last, and three between.
+fn thinned<'a>(events: &[&'a Event]) -> Vec<&'a Event> {
+    let is_same =
+        |one: &&Event, next: &&Event| one.read_of_disk().is_some() && one.read_of_disk() == next.read_of_disk();
+    let kept = |run: &[&'a Event]| -> Vec<&'a Event> {
+        let last = run.len() - 1;
+        let mut places = [0, last / 4, last / 2, last * 3 / 4, last].to_vec();
+        places.dedup();
+        places.into_iter().map(|place| run[place]).collect()
+    };
+    events.chunk_by(is_same).flat_map(kept).collect()
+}
+
+#[test]
+fn of_the_same_reads_the_first_the_last_and_some_between_are_played_and_all_others_are() {
+    let read = |nth: usize, length: usize| Event {
+        name: "pread64".to_owned(),
+        nth,
+        text: format!("pread64(9</dev/loop3>, \"\\0\\0\\0\\0\"..., {length}, {}) = {length}", nth * 4096),
+    };
+    let other = |text: &str| Event { name: "openat".to_owned(), nth: 1, text: text.to_owned() };
+    let mut events: Vec<Event> = (1..=400).map(|nth| read(nth, 4096)).collect();
+    events.push(read(401, 65536));
+    events.push(other("openat(AT_FDCWD, \"/dev/loop3\", O_RDONLY) = 9</dev/loop3>"));
+    events.extend((402..=403).map(|nth| read(nth, 4096)));
+    events.extend([other("x"), other("x"), other("x")]);
+    let found = thinned(&events.iter().collect::<Vec<_>>());
+    let numbers: Vec<usize> = found.iter().filter(|event| event.name == "pread64").map(|event| event.nth).collect();
+    assert_eq!(numbers, [1, 100, 200, 300, 400, 401, 402, 403]);
+    assert_eq!(found.len(), numbers.len() + 4);
+}
+
 /// Makes the call. One that is refused as long as the task goes on is given time to find that out, then the task ends.
 fn ask(scene: &mut Scene, case: Case) -> Outcome<Seen> {
     if case.is_refused_while_held() {
@@ -345,10 +394,11 @@ fn root_faults() {
     let sum = |of: fn(&Tally) -> usize| tallies.iter().map(of).sum::<usize>();
     let violations: Vec<&String> = tallies.iter().flat_map(|tally| &tally.violations).collect();
     println!(
-        "FAULTS={}/{}: {} faults known, {} played, {} did not happen, {} violations, {} s",
+        "FAULTS={}/{}: {} faults known, {} more left out as they are the same, {} played, {} did not happen, {} violations, {} s",
         choice.first,
         choice.every,
         sum(|tally| tally.known),
+        sum(|tally| tally.thinned),
         sum(|tally| tally.played),
         sum(|tally| tally.missed),
         violations.len(),

@@ -98,6 +98,13 @@ impl Event {
         [format!("--trace={name}"), format!("--inject={name}:error={errno}:when={nth}")]
     }
 
+    /// A read of a disk without the place that it reads: what it was asked, and what it gave.
+    pub fn read_of_disk(&self) -> Option<(&str, &str)> {
+        let is_read = self.name == "pread64" && self.text.starts_with("pread64(") && self.text.contains("</dev/loop");
+        let (asked, given) = self.text.rsplit_once(") = ").filter(|_| is_read)?;
+        Some((asked.rsplit_once(", ")?.0, given))
+    }
+
     /// Whether it moves data, for which nobody asks about rights or presence any more.
     pub fn is_transfer(&self) -> bool {
         ["read", "pread64", "write", "pwrite64", "fsync", "fdatasync"].contains(&self.name.as_str())
