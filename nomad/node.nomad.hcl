@@ -53,7 +53,8 @@ job "do-csi-node" {
 
       config {
         image      = var.image
-        args       = ["--mode=node"]
+        # Volumes carry files from one task to another: none is a device node, and none gives its caller its owner's rights.
+        args       = ["--mode=node", "--default-mount-flags=nosuid,nodev"]
         privileged = true
       }
 

@@ -18,7 +18,7 @@ use crate::cloud::request::BaseUrl;
 use crate::cloud::tag::Tag;
 use crate::cloud::token::{Secret, Token};
 use crate::fs::FsKind;
-use crate::host::mount_options::SelinuxLabel;
+use crate::host::mount_options::{DefaultFlags, SelinuxLabel};
 use crate::id::DropletId;
 use crate::region::Region;
 use crate::size::{Gib, SizeLimits};
@@ -162,6 +162,10 @@ struct Flags {
     /// driver)
     #[arg(long, default_value = "", hide_default_value = true)]
     selinux_label: String,
+    /// Mount flags that every volume gets unless its own say otherwise, such as nosuid,nodev: a volume carries files from one
+    /// task to another (not in the official driver)
+    #[arg(long, default_value = "", hide_default_value = true)]
+    default_mount_flags: String,
     /// Base URL of the droplet metadata service (not in the official driver; for tests and proxies)
     #[arg(long, env = "DIGITALOCEAN_METADATA_URL", default_value = "http://169.254.169.254")]
     metadata_url: String,
@@ -251,6 +255,8 @@ pub struct Config {
     pub default_fs_type: FsKind,
     /// The SELinux label for the files of all volumes.
     pub selinux_label: Option<SelinuxLabel>,
+    /// Mount flags that every volume gets unless its own say otherwise.
+    pub default_mount_flags: DefaultFlags,
     /// Where links to attached volumes appear.
     pub device_dir: PathBuf,
     /// Where sysfs is mounted.
@@ -342,6 +348,8 @@ impl Flags {
                 format!("--default-fs-type: {:?} is not ext4, xfs, ext3 or btrfs", self.default_fs_type)
             })?,
             selinux_label: if_given("--selinux-label", &self.selinux_label, SelinuxLabel::parse)?,
+            default_mount_flags: if_given("--default-mount-flags", &self.default_mount_flags, DefaultFlags::parse)?
+                .unwrap_or_default(),
             device_dir: self.device_dir,
             sys_dir: self.sys_dir,
         })
@@ -550,7 +558,7 @@ mod tests {
 
     #[test]
     fn a_wrong_setting_is_one_line_that_names_the_flag() {
-        let table: [(&[&str], &str); 15] = [
+        let table: [(&[&str], &str); 16] = [
             (&["--nonsense"], "--nonsense"),
             (&["--endpoint=tcp://1"], "--endpoint"),
             (&["--url=ftp://x"], "--url"),
@@ -566,6 +574,7 @@ mod tests {
             (&["--validate-attachment=maybe"], "--validate-attachment"),
             (&["--default-fs-type=ntfs"], "--default-fs-type"),
             (&["--selinux-label=x"], "--selinux-label"),
+            (&["--default-mount-flags=nosuid,discard"], "--default-mount-flags"),
         ];
         for (args, flag) in table {
             let line = refusal(args);

@@ -290,7 +290,8 @@ pub enum Error {
     /// A mount of the volume does not work, or it cannot be told whether it does: what uses it has to be ended.
     #[error("{0}")]
     MountBroken(String),
-    /// Something on the volume's disk was begun and has to be completed first, in the way that the text names.
+    /// Something on the volume's disk was begun and has to be completed first, or is set there and has to be taken away, in the
+    /// way that the text names.
     #[error("{0}")]
     Unfinished(String),
     /// The volume's file system, or the encrypted volume that it is in, cannot grow as it is now.

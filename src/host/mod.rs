@@ -32,6 +32,8 @@ pub mod probe;
 pub(crate) mod propagation;
 pub(crate) mod read_only;
 pub(crate) mod release;
+pub(crate) mod selinux_label;
+pub(crate) mod superblock_check;
 pub(crate) mod tools;
 pub(crate) mod xfs_features;
 

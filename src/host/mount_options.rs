@@ -7,7 +7,9 @@ use std::fmt;
 
 use nix::mount::MsFlags;
 
+use crate::fs::FsKind;
 use crate::host::mountinfo::Mount;
+pub use crate::host::selinux_label::SelinuxLabel;
 
 /// The kernel takes one page of options and its last byte must be zero. See mount(2).
 const DATA_LIMIT: usize = 4000;
@@ -133,19 +135,29 @@ pub(super) const LABELS: [&str; 4] = ["context", "fscontext", "defcontext", "roo
 /// With this an xfs is mounted beside another one that has its UUID.
 pub const NO_UUID: &str = "nouuid";
 
-/// An SELinux label that everything on a file system gets, in place of labels of its own.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SelinuxLabel(String);
+/// Mount flags that every volume gets unless its own say something about the same: only those that belong to a mount and not to
+/// its file system, so each kind of file system takes them.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct DefaultFlags(Vec<(Topic, MsFlags)>);
 
-impl SelinuxLabel {
-    /// Reads `user:role:type` or `user:role:type:level`; the level may hold commas.
+impl DefaultFlags {
+    /// Reads words with commas between, such as `nosuid,nodev`.
     ///
     /// # Errors
-    /// A phrase, when the text cannot be a label.
-    pub fn parse(text: &str) -> Result<Self, &'static str> {
-        let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, ':' | '_' | ',' | '.' | '-');
-        let fits = text.splitn(4, ':').filter(|part| !part.is_empty()).count() >= 3 && text.chars().all(is_plain);
-        if fits { Ok(SelinuxLabel(text.to_owned())) } else { Err("is not an SELinux label (user:role:type:level)") }
+    /// A phrase, for the first word that is none, or that is `ro`, with which no volume could ever be formatted.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let takes = |bits: MsFlags| bits.intersects(OWN) && !bits.contains(MsFlags::MS_RDONLY);
+        let words = text.split(',').map(|word| {
+            let known = KNOWN.iter().find(|(have, _, bits)| *have == word && takes(*bits));
+            known.map(|(_, topic, bits)| (*topic, *bits)).ok_or_else(|| {
+                let all: Vec<_> = KNOWN.iter().filter(|(.., bits)| takes(*bits)).map(|(word, ..)| *word).collect();
+                format!("{word:?} is none of {}", all.join(", "))
+            })
+        });
+        let words = words.collect::<Result<Vec<_>, _>>()?;
+        // As in a request: no two that contradict each other.
+        MountOptions::parse([text]).map_err(|bad| bad.to_string())?;
+        Ok(DefaultFlags(words))
     }
 }
 
@@ -162,11 +174,15 @@ pub struct BadFlag {
 pub struct MountOptions {
     flags: MsFlags,
     data: Vec<String>,
+    /// What was asked for by name, also where it holds without a bit.
+    topics: Vec<Topic>,
+    /// Of `flags`, those that nobody asked for: the plugin gives them to every volume.
+    defaults: MsFlags,
 }
 
 impl Default for MountOptions {
     fn default() -> Self {
-        MountOptions { flags: MsFlags::empty(), data: Vec::new() }
+        MountOptions { flags: MsFlags::empty(), data: Vec::new(), topics: Vec::new(), defaults: MsFlags::empty() }
     }
 }
 
@@ -202,6 +218,7 @@ impl MountOptions {
                 return Err(bad("makes the options longer than the kernel takes".into()));
             }
         }
+        options.topics = seen.into_iter().map(|(topic, ..)| topic).collect();
         Ok(options)
     }
 
@@ -221,11 +238,47 @@ impl MountOptions {
         self
     }
 
+    /// The same options, and those that every volume gets, except where they say something about the same themselves.
+    #[must_use]
+    pub fn with_defaults(mut self, defaults: &DefaultFlags) -> Self {
+        for (topic, bits) in &defaults.0 {
+            if !self.topics.contains(topic) {
+                self.flags |= *bits;
+                self.defaults |= *bits;
+            }
+        }
+        self
+    }
+
+    /// The same options, all of which count when a mount is compared with them, also those that nobody asked for.
+    #[must_use]
+    pub fn in_full(&self) -> Self {
+        MountOptions { defaults: MsFlags::empty(), ..self.clone() }
+    }
+
+    /// The same options for a file system of this kind, and against what its own superblock may say: an error makes an ext
+    /// read-only and does not stop the droplet, and what is flushed reaches the disk. Options that say something
+    /// about that themselves stay.
+    ///
+    /// Source: `s_errors` and `EXT4_DEFM_NOBARRIER` in the kernel's `fs/ext4/ext4.h`; ext4(5).
+    #[must_use]
+    pub fn against_superblock(self, fs: FsKind) -> Self {
+        let has = |keys: &[&str]| self.words().any(|word| keys.contains(&word.split('=').next().unwrap_or_default()));
+        let (has_errors, has_barrier) = (has(&["errors"]), has(&["barrier", "nobarrier"]));
+        match fs {
+            FsKind::Xfs | FsKind::Btrfs => self,
+            FsKind::Ext4 | FsKind::Ext3 => {
+                let with_errors = if has_errors { self } else { self.with_data("errors=remount-ro") };
+                if has_barrier { with_errors } else { with_errors.with_data("barrier=1") }
+            }
+        }
+    }
+
     /// The same options, and an SELinux label for everything on the file system, unless they hold one already.
     #[must_use]
     pub fn with_label(mut self, label: &SelinuxLabel) -> Self {
         if !self.has_label() {
-            self.data.push(format!("context=\"{}\"", label.0));
+            self.data.push(format!("context=\"{}\"", label.as_str()));
         }
         self
     }
@@ -278,7 +331,8 @@ impl MountOptions {
     /// The first way in which a mount that exists differs from these options, as a phrase; `None` when it fits.
     ///
     /// Compared are the kernel's own flags, and of what the file system reads that which every kernel prints as it was given:
-    /// the SELinux label, `discard` where it can be told, and which subvolume of a btrfs it is.
+    /// the SELinux label, `discard` where it can be told, and which subvolume of a btrfs it is. What the plugin gives to every volume
+    /// is not compared: it may have been another when the volume was mounted.
     #[must_use]
     pub fn differs_from(&self, mount: &Mount) -> Option<String> {
         self.differs_at(mount).or_else(|| self.differs_below(mount))
@@ -352,7 +406,10 @@ impl MountOptions {
     fn difference(&self, part: MsFlags, is_shown: impl Fn(&str) -> bool) -> Option<String> {
         // What the kernel takes for granted, does not show, or no longer knows.
         let is_hidden = |word: &str| matches!(word, "ro" | "relatime" | "silent" | "quiet" | "mand");
-        let compared = KNOWN.iter().filter(|(word, _, bits)| bits.intersects(part) && !is_hidden(word));
+        let is_default =
+            |topic: &Topic| KNOWN.iter().any(|(_, other, bits)| other == topic && bits.intersects(self.defaults));
+        let compared =
+            KNOWN.iter().filter(|(word, topic, bits)| bits.intersects(part) && !is_hidden(word) && !is_default(topic));
         compared.map(|(word, _, bits)| (word, self.flags.contains(*bits), is_shown(word))).find_map(
             |(word, asked, shown)| match (asked, shown) {
                 (true, false) => Some(format!("is mounted without {word}")),
@@ -453,7 +510,8 @@ mod tests {
         assert_eq!(options.data(), "discard,logbsize=256k");
         assert!(options.is_read_only());
         assert_eq!(MountOptions::parse([]).unwrap(), MountOptions::default());
-        assert_eq!(parse("rw,suid,dev,exec,async,atime,defaults,nofail,_netdev").unwrap(), MountOptions::default());
+        let usual = parse("rw,suid,dev,exec,async,atime,defaults,nofail,_netdev").unwrap();
+        assert_eq!((usual.flags(), usual.data().as_str()), (MsFlags::empty(), ""));
         let again = parse("noatime,noatime,discard").unwrap().with_data("discard").with_data("nouuid");
         assert_eq!(again.data(), "discard,nouuid");
     }
@@ -611,6 +669,44 @@ mod tests {
                 (Some(_), None) | (None, Some(_)) => false,
             };
             assert!(fits, "{flags} {fstype} {below}: {got:?}");
+        }
+    }
+
+    #[test]
+    fn every_volume_gets_the_defaults_except_where_its_own_flags_say_otherwise() {
+        let defaults = DefaultFlags::parse("nosuid,nodev,noatime").unwrap();
+        let all = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOATIME;
+        let given = |flags: &str| parse(flags).unwrap().with_defaults(&defaults);
+        assert_eq!(given("rw").flags(), all);
+        assert_eq!(given("suid,discard").flags(), MsFlags::MS_NODEV | MsFlags::MS_NOATIME);
+        assert_eq!(given("dev,strictatime").flags(), MsFlags::MS_NOSUID | MsFlags::MS_STRICTATIME);
+        assert_eq!(parse("nosuid").unwrap().with_defaults(&DefaultFlags::default()).flags(), MsFlags::MS_NOSUID);
+        let mount = |own: &str| {
+            let line = format!("9 1 8:0 / /m {own} - xfs /dev/sda rw\n");
+            crate::host::mountinfo::MountTable::parse(line.as_bytes()).unwrap().iter().next().unwrap().clone()
+        };
+        // What was mounted with other defaults is still the volume as asked; what was asked for is compared as ever.
+        for own in ["rw,relatime", "rw,nosuid,nodev,noatime"] {
+            assert_eq!(given("rw").differs_from(&mount(own)), None, "{own}");
+            assert!(given("noexec").differs_from(&mount(own)).unwrap().contains("without noexec"), "{own}");
+        }
+        assert!(given("suid").differs_from(&mount("rw,nosuid")).unwrap().contains("with nosuid"));
+        assert!(given("rw").in_full().differs_from(&mount("rw,nodev,noatime")).unwrap().contains("without nosuid"));
+        for bad in ["", "ro", "rw", "suid", "sync", "discard", "nosuid,", "noatime,strictatime", "context=a:b:c"] {
+            assert!(DefaultFlags::parse(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn an_ext_is_never_mounted_as_its_superblock_alone_would_have_it() {
+        let data = |flags: &str, fs| parse(flags).unwrap().against_superblock(fs).data();
+        for fs in [FsKind::Ext4, FsKind::Ext3] {
+            assert_eq!(data("rw", fs), "errors=remount-ro,barrier=1");
+            assert_eq!(data("errors=continue,nobarrier", fs), "errors=continue,nobarrier");
+            assert_eq!(data("barrier=0,data=journal", fs), "barrier=0,data=journal,errors=remount-ro");
+        }
+        for fs in [FsKind::Xfs, FsKind::Btrfs] {
+            assert_eq!(data("discard", fs), "discard");
         }
     }
 

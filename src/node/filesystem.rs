@@ -20,6 +20,7 @@ use crate::host::mount_options::MountOptions;
 use crate::host::mountable::{observe_mountable, plan_mountable};
 use crate::host::mountinfo::{Mount, MountTable};
 use crate::host::probe::content::{Content, observe_content};
+use crate::host::superblock_check::check_superblock;
 use crate::node::NodeCall;
 use crate::node::block::ensure_protection;
 use crate::node::mount_state::fs_difference;
@@ -99,6 +100,7 @@ impl FsTools {
     ) -> Result<FsKind> {
         let fs = self.ensure_made(call, want)?;
         let device = want.device;
+        check_superblock(device, fs)?;
         if let Some(why) = observe_check_need(device, fs)? {
             info!("checking volume={} device={} fs={fs}: {why}", device.volume(), device.path().display());
             // The check writes also for a reader, and a flag that a killed call has left would make it fail for ever.

@@ -28,7 +28,7 @@ use crate::config::{Config, LOCK_PATIENCE, NODE_BUDGET};
 use crate::error::Result;
 use crate::host::command::{Runner, Until};
 use crate::host::device::DevicePlaces;
-use crate::host::mount_options::SelinuxLabel;
+use crate::host::mount_options::{DefaultFlags, SelinuxLabel};
 use crate::id::VolumeName;
 use crate::node::filesystem::FsTools;
 use crate::node::release::LeftDisks;
@@ -48,6 +48,7 @@ pub struct Node {
     key_permit: Semaphore,
     locks: VolumeLocks,
     label: Option<SelinuxLabel>,
+    default_flags: DefaultFlags,
     left: LeftDisks,
 }
 
@@ -86,6 +87,7 @@ impl Node {
             key_permit: Semaphore::new(1, "other encrypted volumes are still being made, opened or grown"),
             locks: VolumeLocks::new(),
             label: config.selinux_label.clone(),
+            default_flags: config.default_mount_flags.clone(),
             left: LeftDisks::default(),
         }
     }

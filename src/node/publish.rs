@@ -84,7 +84,7 @@ impl Node {
                 ensure_shown(&call, &mounts, &shown)
             }
             Access::Mount { fs, flags } => {
-                let flags = self.with_selinux_label(flags, &want.stage)?;
+                let flags = self.mount_options(flags, &want.stage)?;
                 let (device, source, mounts) = self.ensure_staging(&call, want, *fs, &flags, mounts)?;
                 remember(&call, &stage.volume, &stage.attached.name);
                 let options = if want.is_read_only { flags.read_only() } else { flags };

@@ -71,7 +71,7 @@ pub(super) fn apply_copied(guard: &VolumeGuard, what: &Copied<'_>, target: &Path
         return Err(Error::TargetTaken { path: target.to_owned(), by });
     }
     apply_alone(guard, &copy)?;
-    if let Some(options) = what.options.filter(|options| options.differs_at(mount).is_some()) {
+    if let Some(options) = what.options.filter(|options| options.in_full().differs_at(mount).is_some()) {
         apply_own_flags(guard, scratch_mount.path(), options)?;
     }
     apply_bind(guard, &copy, &Held::open(target)?)?;

@@ -76,7 +76,7 @@ impl Node {
         let mounts = observe_mounts_without_scratch(call, &want.staging)?;
         let staging = ensure_staging_directory(call, &mounts, &want.staging)?;
         check_reaches_host(&mounts, &staging)?;
-        let options = self.with_selinux_label(flags, want)?;
+        let options = self.mount_options(flags, want)?;
         let opened = self.ensure_unlocked(call, &mounts, want, formatting(want, &options), disk)?;
         let Some(Unlocked { device, new_on, .. }) = &opened else { return Ok(None) };
         // Since the table was read others may have mounted what is in it: its device was there to see.
@@ -186,14 +186,14 @@ impl Node {
         ensure_root(&call.guard, &mount.target, stage.settings.root)
     }
 
-    /// The mount options with the volume's SELinux label, or else the plugin's. On a droplet without SELinux labels mean
-    /// nothing and the kernel would refuse them, so mount(8) leaves them out there, and so does this.
-    pub(super) fn with_selinux_label(&self, flags: &MountOptions, want: &Stage) -> Result<MountOptions> {
+    /// The mount options with the flags that every volume gets, and with the volume's SELinux label, or else the plugin's. On a
+    /// droplet without SELinux labels mean nothing and the kernel would refuse them, so mount(8) leaves them out there, and so does
+    /// this.
+    pub(super) fn mount_options(&self, flags: &MountOptions, want: &Stage) -> Result<MountOptions> {
+        let options = flags.clone().with_defaults(&self.default_flags);
         match want.settings.label.as_ref().or(self.label.as_ref()) {
-            Some(label) if observe_is_there(&self.places.sysfs.join("fs/selinux"))? => {
-                Ok(flags.clone().with_label(label))
-            }
-            Some(_) | None => Ok(flags.clone()),
+            Some(label) if observe_is_there(&self.places.sysfs.join("fs/selinux"))? => Ok(options.with_label(label)),
+            Some(_) | None => Ok(options),
         }
     }
 }
@@ -232,6 +232,8 @@ fn apply_mount_of(
     match fs {
         // A restored snapshot has its source's UUID, and both may be mounted on one droplet.
         FsKind::Xfs => apply_mount(&call.guard, device, fs, at, &options.clone().with_data(NO_UUID), budget),
-        FsKind::Ext4 | FsKind::Ext3 | FsKind::Btrfs => apply_mount(&call.guard, device, fs, at, options, budget),
+        FsKind::Ext4 | FsKind::Ext3 | FsKind::Btrfs => {
+            apply_mount(&call.guard, device, fs, at, &options.clone().against_superblock(fs), budget)
+        }
     }
 }

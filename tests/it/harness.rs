@@ -153,6 +153,12 @@ impl NodeHarness {
         self.plugin = Some(self.launch());
     }
 
+    /// As [`NodeHarness::restart`], with these flags from now on.
+    pub fn restart_with(&mut self, args: &[&str]) {
+        self.args = args.iter().map(|arg| (*arg).to_owned()).collect();
+        self.restart();
+    }
+
     /// The droplet.
     pub fn machine(&self) -> &Machine {
         &self.cloud.machines[0]

@@ -57,6 +57,7 @@ mod root_frozen;
 mod root_grow;
 mod root_holders;
 mod root_host;
+mod root_hostile;
 mod root_limit;
 mod root_luks;
 mod root_luks_node;

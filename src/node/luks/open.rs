@@ -185,7 +185,7 @@ impl Node {
     /// Sees, while the disk is blank, that it can be opened and mounted as asked when it is encrypted and formatted.
     fn check_before_encrypting(&self, call: &NodeCall<'_>, want: &Stage, disk: &Device) -> Result<()> {
         if let Access::Mount { fs, flags } = &want.capability.access {
-            let (fs, options) = (fs.unwrap_or(self.fs_tools.default_fs()), self.with_selinux_label(flags, want)?);
+            let (fs, options) = (fs.unwrap_or(self.fs_tools.default_fs()), self.mount_options(flags, want)?);
             want.settings.format.check_for(fs).map_err(|bad| Error::invalid(CONTEXT, bad))?;
             plan_mountable(fs, &options, &observe_mountable(fs, &options, &want.staging), true)?;
         }
