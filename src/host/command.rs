@@ -16,6 +16,7 @@ use nix::unistd::Pid;
 
 use crate::error::command::{CommandError, Exit};
 use crate::host::capture::Capture;
+use crate::host::confine::Confinement;
 use crate::host::luks::passphrase::Key;
 use crate::host::tools::CHILD_PATH;
 pub use crate::host::tools::{Tool, Tools, find_tools};
@@ -195,10 +196,12 @@ impl Runner for Until<'_> {
 }
 
 /// Runs commands on this machine: absolute path, empty environment but `LC_ALL=C`, a fixed `PATH` and what the program
-/// always needs, nothing to read but a key, output read as it comes, own process group, and an end to waiting.
+/// always needs, nothing to read but a key, output read as it comes, own process group, no more power than `confine.rs` gives it,
+/// and an end to waiting.
 #[derive(Debug, Clone)]
 pub struct SystemRunner {
     tools: Tools,
+    confinement: Confinement,
     idle_limit: Duration,
 }
 
@@ -206,7 +209,7 @@ impl SystemRunner {
     /// Makes a runner for the programs found at start.
     #[must_use]
     pub fn new(tools: Tools) -> Self {
-        SystemRunner { tools, idle_limit: IDLE_LIMIT }
+        SystemRunner { tools, confinement: Confinement::default(), idle_limit: IDLE_LIMIT }
     }
 
     fn try_run(&self, cmd: &Cmd, path: &Path) -> std::io::Result<Output> {
@@ -214,7 +217,8 @@ impl SystemRunner {
         let (mut stderr, for_stderr) = Capture::new(STDERR_HEAD, STDERR_TAIL)?;
         // The standard library empties the child's signal mask and gives it the default SIGPIPE, so a mask that this
         // program sets for its own threads never reaches mkfs.
-        let child = Command::new(path)
+        let mut command = Command::new(path);
+        command
             .args(&cmd.args)
             .env_clear()
             .env("LC_ALL", "C")
@@ -224,8 +228,8 @@ impl SystemRunner {
             .stdout(for_stdout)
             .stderr(for_stderr)
             .current_dir("/")
-            .process_group(0)
-            .spawn()?;
+            .process_group(0);
+        let child = self.confinement.spawn(&mut command, cmd.tool, cmd.budget)?;
         let exit = wait_or_kill(child, cmd, self.idle_limit, &mut [&mut stdout, &mut stderr])?;
         stdout.ensure_read()?;
         stderr.ensure_read()?;
@@ -435,6 +439,23 @@ mod tests {
     fn a_child_sees_nothing_of_our_environment_and_has_nothing_to_read() {
         let seen = stdout("env | grep -v ^_= | sort; pwd; readlink /proc/self/fd/0; cat | wc -c");
         assert_eq!(seen, format!("LC_ALL=C\nPATH={CHILD_PATH}\nPWD=/\n/\n/dev/null\n0\n"));
+    }
+
+    #[test]
+    fn a_child_has_no_network_none_of_roots_power_and_bounds() {
+        // The bounds come a moment after the start.
+        let bounded = "until [ $(ulimit -n) = 256 ]; do :; done; ulimit -c; ulimit -v";
+        let seen = stdout(&format!("grep -E '^(NoNewPrivs|CapBnd|CapEff)' /proc/self/status; {bounded}"));
+        assert_eq!(seen, "CapEff:\t0000000000000000\nCapBnd:\t0000000000000000\nNoNewPrivs:\t1\n0\n524288\n");
+        let networks = stdout("cut -d: -f1 -s /proc/net/dev | tr -d ' \n'; readlink /proc/self/ns/net");
+        let own = std::fs::read_link("/proc/self/ns/net").unwrap();
+        assert!(networks.starts_with("lo") && !networks.contains(own.to_str().unwrap()), "{networks}");
+        // All of them share one, and this program keeps what it had.
+        let runner = shell();
+        let network = || runner.run(&script("readlink /proc/self/ns/net")).unwrap().stdout;
+        assert_eq!(network(), network());
+        let status = std::fs::read_to_string("/proc/thread-self/status").unwrap();
+        assert!(status.contains("NoNewPrivs:\t0"), "{status}");
     }
 
     #[test]

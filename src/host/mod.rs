@@ -6,6 +6,7 @@
 pub mod bind;
 pub(crate) mod capture;
 pub mod command;
+mod confine;
 pub mod device;
 pub(crate) mod ext_errors;
 pub(crate) mod external_volumes;

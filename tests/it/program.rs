@@ -368,6 +368,10 @@ fn its_memory_is_in_no_core_dump_and_not_for_others_to_see() {
     launch.command.env("DIGITALOCEAN_ACCESS_TOKEN", TOKEN);
     let plugin = launch.start().unwrap();
     assert_eq!(owner_of(plugin.pid()), 0);
+    // What it runs is dumped unless that is inherited.
+    let limits = fs::read_to_string(format!("/proc/{}/limits", plugin.pid())).unwrap();
+    let cores = limits.lines().find_map(|line| line.strip_prefix("Max core file size")).unwrap();
+    assert_eq!(cores.split_whitespace().take(2).collect::<Vec<_>>(), ["0", "0"], "{limits}");
     plugin.stop().unwrap();
 }
 
