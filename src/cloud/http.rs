@@ -225,10 +225,16 @@ impl Http {
                 reply
             }
             Err(error) => {
-                if error.may_have_had_effect() {
-                    drop(place);
-                } else {
+                let is_unsent = matches!(
+                    error.kind(),
+                    ApiErrorKind::Transport { sent: Delivery::NotSent }
+                        | ApiErrorKind::NoTimeLeft
+                        | ApiErrorKind::NoToken
+                );
+                if is_unsent {
                     place.give_back();
+                } else {
+                    drop(place);
                 }
                 if matches!(error.kind(), ApiErrorKind::Transport { .. } | ApiErrorKind::Untrusted) {
                     self.seen().unanswered = Some((Instant::now(), error.clone()));

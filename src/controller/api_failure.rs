@@ -31,9 +31,7 @@ pub enum ApiFailure {
 pub fn plan_failure(err: &ApiError) -> ApiFailure {
     match err.kind() {
         ApiErrorKind::PendingEvent | ApiErrorKind::RateLimit { .. } => ApiFailure::Retryable,
-        ApiErrorKind::Server | ApiErrorKind::BadReply | ApiErrorKind::Transport { .. } | ApiErrorKind::Unknown => {
-            ApiFailure::OutcomeUnknown
-        }
+        ApiErrorKind::Server | ApiErrorKind::BadReply | ApiErrorKind::Transport { .. } => ApiFailure::OutcomeUnknown,
         ApiErrorKind::NameTaken
         | ApiErrorKind::VolumeAttached
         | ApiErrorKind::Conflict
@@ -53,5 +51,30 @@ pub fn plan_failure(err: &ApiError) -> ApiFailure {
         | ApiErrorKind::NoStorageInRegion
         | ApiErrorKind::Untrusted
         | ApiErrorKind::NoToken => ApiFailure::Permanent,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::api::Delivery;
+
+    #[test]
+    fn what_may_have_had_an_effect_is_never_taken_for_a_refusal() {
+        let transport = |sent| ApiErrorKind::Transport { sent };
+        let table = [
+            (ApiErrorKind::Server, ApiFailure::OutcomeUnknown),
+            (ApiErrorKind::BadReply, ApiFailure::OutcomeUnknown),
+            (transport(Delivery::MaybeSent), ApiFailure::OutcomeUnknown),
+            (transport(Delivery::NotSent), ApiFailure::OutcomeUnknown),
+            (ApiErrorKind::PendingEvent, ApiFailure::Retryable),
+            (ApiErrorKind::RateLimit { wait: None }, ApiFailure::Retryable),
+            (ApiErrorKind::Forbidden, ApiFailure::Permanent),
+            (ApiErrorKind::NotFound, ApiFailure::NotFound),
+            (ApiErrorKind::AttachLimit, ApiFailure::LimitReached),
+        ];
+        for (kind, want) in table {
+            assert_eq!(plan_failure(&ApiError::without_reply(kind, "no")), want, "{kind:?}");
+        }
     }
 }

@@ -11,7 +11,8 @@ use log::warn;
 
 use crate::cloud::volume::Volume;
 use crate::cloud::{ApiResult, Cloud};
-use crate::error::api::{ApiError, ApiErrorKind};
+use crate::controller::api_failure::{ApiFailure, plan_failure};
+use crate::error::api::ApiError;
 use crate::error::{Error, Result};
 use crate::id::{DropletId, VolumeId};
 use crate::sync::caller::Caller;
@@ -243,11 +244,16 @@ impl CallContext {
                 Ok(answer) => return Ok(answer),
                 Err(err) => err,
             };
-            if err.kind() == ApiErrorKind::NoTimeLeft {
-                return Err(self.timed_out(doing, last_failure().unwrap_or_else(|| err.to_string())));
-            }
-            if !err.is_transient() {
-                return Err(refused(err));
+            match plan_failure(&err) {
+                ApiFailure::Retryable | ApiFailure::OutcomeUnknown => {}
+                ApiFailure::OutOfTime => {
+                    return Err(self.timed_out(doing, last_failure().unwrap_or_else(|| err.to_string())));
+                }
+                ApiFailure::StateConflict
+                | ApiFailure::NotFound
+                | ApiFailure::Unrecognized
+                | ApiFailure::LimitReached
+                | ApiFailure::Permanent => return Err(refused(err)),
             }
             keep_failure(&err);
             warn!("asking again doing={doing}: {err}");

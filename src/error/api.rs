@@ -1,9 +1,8 @@
 //! What DigitalOcean answered when it did not do what was asked, or why there was no answer.
 //!
 //! Owns the reading of error bodies: an error's kind is decided once, from status, id and message, and every comparison
-//! with DigitalOcean's wording is in this file. It does not decide what to do about an error; retrying, waiting and
-//! reading the state again belong to the caller, who is told here what is known: [`ApiError::is_transient`] and
-//! [`ApiError::may_have_had_effect`].
+//! with DigitalOcean's wording is in this file. It does not decide what to do about an error: that is one table, in
+//! `controller/api_failure.rs`.
 
 use std::fmt;
 use std::time::Duration;
@@ -74,7 +73,8 @@ pub enum ApiErrorKind {
     },
     /// 5xx: DigitalOcean, or a machine in front of it, failed.
     Server,
-    /// The reply is not what this call returns: a web page, a broken document, too many bytes, a 4xx that is not from the API.
+    /// The reply is not what this call returns: a web page, a broken document, too many bytes, a 4xx that is not from the API,
+    /// a redirect, or a status that the API is not known to use.
     BadReply,
     /// There was no reply, or not the whole of it.
     Transport {
@@ -87,8 +87,6 @@ pub enum ApiErrorKind {
     NoTimeLeft,
     /// There is no token to send: its file cannot be read or holds none.
     NoToken,
-    /// A status that the API is not known to use.
-    Unknown,
 }
 
 /// One failed call: what it means, and what DigitalOcean said.
@@ -202,62 +200,6 @@ impl ApiError {
             None
         }
     }
-
-    /// Whether the same call may succeed a little later, within the time of one CSI call, with nothing changed.
-    ///
-    /// A change must only be sent again after [`ApiError::may_have_had_effect`] was asked. The ten-minute rule for
-    /// snapshots is not transient: no CSI call lasts that long.
-    #[must_use]
-    pub fn is_transient(&self) -> bool {
-        self.nature().is_transient
-    }
-
-    /// Whether the call may have been carried out although it failed.
-    ///
-    /// True when the reply was lost, came from a failing server, or makes no sense; the state has to be read before
-    /// a change is sent again. False when DigitalOcean refused, or when nothing was sent.
-    #[must_use]
-    pub fn may_have_had_effect(&self) -> bool {
-        self.nature().may_have_had_effect
-    }
-
-    fn nature(&self) -> Nature {
-        let nature = |is_transient, may_have_had_effect| Nature { is_transient, may_have_had_effect };
-        match self.kind {
-            ApiErrorKind::PendingEvent | ApiErrorKind::RateLimit { .. } => nature(true, false),
-            ApiErrorKind::Server => nature(true, true),
-            // A client error in a foreign body is a refusal by something in front of the API.
-            ApiErrorKind::BadReply => nature(true, self.detail.status.is_none_or(|status| status < 400)),
-            ApiErrorKind::Transport { sent } => nature(true, sent == Delivery::MaybeSent),
-            ApiErrorKind::Unknown => nature(false, true),
-            ApiErrorKind::Unauthorized
-            | ApiErrorKind::Forbidden
-            | ApiErrorKind::NotFound
-            | ApiErrorKind::BadRequest
-            | ApiErrorKind::NameTaken
-            | ApiErrorKind::VolumeAttached
-            | ApiErrorKind::Conflict
-            | ApiErrorKind::AlreadyAttached
-            | ApiErrorKind::AttachmentNotFound
-            | ApiErrorKind::AttachLimit
-            | ApiErrorKind::InvalidSize
-            | ApiErrorKind::InvalidName
-            | ApiErrorKind::NoStorageInRegion
-            | ApiErrorKind::Unprocessable
-            | ApiErrorKind::CapacityLimit
-            | ApiErrorKind::SnapshotRateLimit { .. }
-            | ApiErrorKind::Untrusted
-            | ApiErrorKind::NoTimeLeft
-            | ApiErrorKind::NoToken => nature(false, false),
-        }
-    }
-}
-
-/// What a caller may do about an error.
-#[derive(Debug, Clone, Copy)]
-struct Nature {
-    is_transient: bool,
-    may_have_had_effect: bool,
 }
 
 impl fmt::Display for ApiError {
@@ -296,7 +238,7 @@ fn kind_of(status: u16, id: &str, message: &str, wait: Option<Duration>) -> ApiE
         422 => kind_of_unprocessable(message),
         429 => kind_of_too_many(message, wait),
         500..=599 => ApiErrorKind::Server,
-        _ => ApiErrorKind::Unknown,
+        _ => ApiErrorKind::BadReply,
     }
 }
 

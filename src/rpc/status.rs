@@ -96,8 +96,6 @@ fn code_of_api(err: &ApiError) -> RpcStatusCode {
         | ApiErrorKind::NoTimeLeft => RpcStatusCode::UNAVAILABLE,
         // What the request names and DigitalOcean does not have is an `Error::NotFound` by now. This is something that has
         // to be there, such as the account, and NOT_FOUND would tell an orchestrator that its volume is gone.
-        ApiErrorKind::NotFound | ApiErrorKind::BadRequest | ApiErrorKind::Unprocessable | ApiErrorKind::Unknown => {
-            RpcStatusCode::INTERNAL
-        }
+        ApiErrorKind::NotFound | ApiErrorKind::BadRequest | ApiErrorKind::Unprocessable => RpcStatusCode::INTERNAL,
     }
 }
