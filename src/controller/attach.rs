@@ -1,47 +1,340 @@
 //! Attaching a volume to a droplet, so that it is there when the call says so.
 //!
-//! Owns the decision what to do about an attachment and the loop that ends only when the volume has been seen on the
-//! droplet, or when it is certain that it cannot get there. Error texts decide nothing here: after each of them the volume
-//! is read again. What to do about another droplet that has the volume is in `holder`.
+//! Owns the loop that ends only when the volume has been seen on the droplet, or when it is certain that it cannot get there.
+//! Where the volume is, and what that calls for, is in `attachment`; what to do about another droplet, in `takeover`.
+//!
+//! ```text
+//!                lock --> observe --> plan              (and at an unpublish that came later: TimedOut)
+//!                 ^                     |
+//!                 |                     +-- Done ------------------> note the mode, put the tag on --> answer
+//!                 |                     +-- RefuseHeld ------------> AttachedElsewhere
+//!                 |                     +-- RefuseAsAnswered ------> what DigitalOcean said
+//!                 |                     +-- Attach -----> attach, read back --seen--> (as Done)
+//!                 |                     |                   |
+//!                 +-- unlock, pause <---+-- DetachFrom      | busy, errored, unclear, refused
+//!                            ^  ^       +-- WaitFor         |
+//!                            |  +-------+-- Retry           |
+//!                            +------------------------------+
+//! ```
 
+use std::mem;
+use std::sync::Arc;
 use std::time::Instant;
 
-use log::{info, warn};
+use log::warn;
 
+use crate::backoff::Backoff;
+use crate::cloud::action::Action;
 use crate::cloud::droplet::Droplet;
 use crate::cloud::volume::Volume;
 use crate::controller::api_failure::{ApiFailure, plan_failure};
-use crate::controller::attachment::{AttachStep, Seen};
-use crate::controller::context::{Backoff, CallContext};
-use crate::controller::poll::ActionKind;
-use crate::controller::run_action::{ActionOutcome, LastAction, Waits, await_action};
-use crate::controller::takeover::HolderTracker;
-use crate::controller::{Controller, MAX_QUEUE};
+use crate::controller::attachment::{AttachFacts, AttachHistory, AttachPlan, Doubt, Place, Record, plan_attach};
+use crate::controller::context::CallContext;
+use crate::controller::overtaken::{Moment, Unpublishes};
+use crate::controller::owner::Owner;
+use crate::controller::publish_mode::PublishModes;
+use crate::controller::run_action::{ActionOutcome, ActionRequest, ActionRunner, OnBusy, Waits};
+use crate::controller::tag_scope::Tagger;
 use crate::error::api::{ApiError, ApiErrorKind};
-use crate::error::{Error, Result, Thing};
+use crate::error::{Error, Holder, Result, Thing};
 use crate::id::{ActionId, DropletId, VolumeId};
 use crate::region::Region;
 use crate::request::attachment::Publish;
-use crate::sync::volume_lock::VolumeGuard;
+use crate::sync::fifo_lock::FifoLocks;
+use crate::sync::volume_lock::{VolumeBusy, VolumeGuard, VolumeKey, VolumeLocks};
 
-/// What a volume's attachment calls for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum AttachPlan {
-    /// It is where it should be.
-    Here,
-    /// It is nowhere: attach it.
-    Attach,
-    /// Another droplet has it.
-    Elsewhere(DropletId),
+/// How many calls may be about one volume before a publish: every node of a small cluster may ask for it at once, and a
+/// storm of calls for one volume must leave threads for the others.
+const MAX_QUEUE: usize = 8;
+
+/// Attaches volumes.
+#[derive(Debug)]
+pub(super) struct Attacher {
+    pub(super) locks: VolumeLocks,
+    pub(super) runner: Arc<ActionRunner>,
+    pub(super) publish_modes: Arc<PublishModes>,
+    /// Calls that attach the same volume.
+    pub(super) publishing: FifoLocks<VolumeId>,
+    pub(super) unpublishes: Arc<Unpublishes>,
+    pub(super) owner: Owner,
+    pub(super) tagger: Tagger,
+    /// Whether a volume is taken from whatever droplet has it.
+    pub(super) takeover: bool,
 }
 
-/// Decides about an attachment. DigitalOcean attaches a volume to one droplet at most; should it ever say otherwise, the
-/// other droplet counts, because two writers destroy a file system.
-fn plan_attach(droplets: &[DropletId], want: DropletId) -> AttachPlan {
-    match droplets.iter().find(|droplet| **droplet != want) {
-        Some(other) => AttachPlan::Elsewhere(*other),
-        None if droplets.is_empty() => AttachPlan::Attach,
-        None => AttachPlan::Here,
+/// How one step ended.
+#[derive(Debug)]
+enum AttachStep {
+    /// The volume has been seen where it should be.
+    Done(Volume),
+    /// Something has changed: look again at once.
+    Again,
+    /// Nothing more can be done now, for this reason: look again after a pause, each longer than the last.
+    Pause(String),
+    /// The same, but look soon, as the state is about to change.
+    PollHolder(Doubt),
+    /// The droplet is busy.
+    Busy(ApiError),
+    /// Somebody else's action has to end first.
+    Await(Action),
+}
+
+/// The waits of one call.
+#[derive(Debug)]
+struct AttachWaits {
+    pauses: Backoff,
+    looks: Backoff,
+    busy: Backoff,
+    foreign: Waits,
+}
+
+impl Attacher {
+    /// As [`crate::controller::Controller::publish`], but for the error of a call that used up its time.
+    pub(super) fn publish(&self, ctx: &CallContext, want: &Publish) -> Result<Volume> {
+        let key = VolumeKey::Id(want.volume.to_string());
+        let full = |why| VolumeBusy::new(key.clone(), why);
+        let _place = self.publishing.enter(want.volume.clone(), MAX_QUEUE).map_err(full)?;
+        let (came, mut is_first) = (self.unpublishes.now(), true);
+        let mut history = AttachHistory::new(ctx.patience, self.takeover);
+        let mut waits = AttachWaits {
+            pauses: ctx.retry_backoff(),
+            looks: ctx.poll_backoff(),
+            busy: ctx.busy_backoff(),
+            foreign: Waits::new(ctx),
+        };
+        loop {
+            let guard = self.locks.acquire_queued(key.clone(), usize::MAX, ctx.deadline())?;
+            if !mem::take(&mut is_first) {
+                self.check_not_overtaken(ctx, want, came)?;
+            }
+            let known = self.publish_modes.attached_by(&want.volume, want.droplet);
+            let facts = ctx.observe_attachment(want, known, &history)?;
+            history.note(&facts);
+            let plan = plan_attach(&facts, want.droplet, &history);
+            let step = self.apply_step(&guard, ctx, want, facts, plan, &mut history)?;
+            // The call that makes the volume free must not wait for this one, which waits for that.
+            drop(guard);
+            if let AttachStep::Done(volume) = step {
+                return Ok(volume);
+            }
+            self.wait(ctx, want, step, &history, &mut waits)?;
+        }
+    }
+
+    /// While this call waited, another one may have come that takes the volume from the droplet; nobody would do that again.
+    fn check_not_overtaken(&self, ctx: &CallContext, want: &Publish, came: Moment) -> Result<()> {
+        if self.unpublishes.is_overtaken(&want.volume, want.droplet, came) {
+            let why = "a later call has taken the volume from there again";
+            return Err(ctx.timed_out(&attaching(want).to_string(), why));
+        }
+        Ok(())
+    }
+
+    /// Does what the plan says; with the volume locked, as the facts are of a moment ago.
+    fn apply_step(
+        &self,
+        guard: &VolumeGuard,
+        ctx: &CallContext,
+        want: &Publish,
+        facts: AttachFacts,
+        plan: AttachPlan,
+        history: &mut AttachHistory,
+    ) -> Result<AttachStep> {
+        let refusal = history.refusal.take();
+        history.nothing_on = None;
+        match plan {
+            AttachPlan::Done { by } => {
+                if !matches!(facts.place, Place::Here { is_known: true, .. }) {
+                    // An attach that outlasted its own call.
+                    self.runner.got_through(&[want.droplet]);
+                }
+                self.finish(guard, ctx, want, facts.volume, by)
+            }
+            AttachPlan::Attach { despite } => {
+                if let Place::Held { holder, .. } = facts.place {
+                    warn!("volume={} is still listed on droplet={holder}, which does not have it", want.volume);
+                }
+                let step = self.apply_attach(guard, ctx, want, &facts.volume, history)?;
+                Ok(match (step, despite) {
+                    // Whatever the attach is answered, whoever is on call has to know of the contradiction.
+                    (AttachStep::Pause(why), Some(doubt)) => AttachStep::Pause(format!("{doubt}: {why}")),
+                    (step, _) => step,
+                })
+            }
+            AttachPlan::DetachFrom(holder) => self.apply_takeover(guard, ctx, want, &facts, holder, history),
+            AttachPlan::WaitFor(action) => Ok(AttachStep::Await(action)),
+            AttachPlan::Retry(doubt) if doubt.is_about_holder() => Ok(AttachStep::PollHolder(doubt)),
+            AttachPlan::Retry(doubt) => Ok(AttachStep::Pause(doubt.to_string())),
+            AttachPlan::RefuseHeld(holder) => Err(held_elsewhere(&facts, holder, want.droplet)),
+            AttachPlan::RefuseAsAnswered => {
+                Err(refusal.unwrap_or_else(|| Error::Bug("an attach was refused without a reason".to_owned())))
+            }
+        }
+    }
+
+    /// The volume has been seen on the droplet.
+    fn finish(
+        &self,
+        guard: &VolumeGuard,
+        ctx: &CallContext,
+        want: &Publish,
+        volume: Volume,
+        by: Option<ActionId>,
+    ) -> Result<AttachStep> {
+        self.publish_modes.settle(guard, want, &volume, by)?;
+        self.tagger.apply_tag(guard, ctx, &volume);
+        Ok(AttachStep::Done(volume))
+    }
+
+    /// Attaches a volume that is nowhere.
+    fn apply_attach(
+        &self,
+        guard: &VolumeGuard,
+        ctx: &CallContext,
+        want: &Publish,
+        volume: &Volume,
+        history: &mut AttachHistory,
+    ) -> Result<AttachStep> {
+        let request = attaching(want);
+        let outcome = self.runner.run(guard, ctx, &request, OnBusy::Return)?;
+        // What was on its way has shown, or ended.
+        history.is_contested = false;
+        let why = outcome.in_words("attach");
+        match outcome {
+            ActionOutcome::Completed(action) => return self.await_shown(guard, ctx, want, action, history),
+            ActionOutcome::Errored => {}
+            ActionOutcome::Busy(err) => return Ok(AttachStep::Busy(err)),
+            ActionOutcome::Overdue | ActionOutcome::Open(_) => history.is_contested = true,
+            ActionOutcome::Refused(err) => {
+                history.is_contested = true;
+                match plan_failure(&err) {
+                    ApiFailure::NotFound | ApiFailure::Unrecognized => self.check_cause(ctx, want, volume)?,
+                    ApiFailure::LimitReached => return Ok(refused(history, limit(want, &request, err))),
+                    ApiFailure::Permanent => {
+                        return Ok(refused(history, Error::Api { doing: request.to_string(), source: err }));
+                    }
+                    // Somebody else was faster, most likely.
+                    ApiFailure::StateConflict
+                    | ApiFailure::Retryable
+                    | ApiFailure::OutcomeUnknown
+                    | ApiFailure::OutOfTime => {}
+                }
+            }
+        }
+        Ok(AttachStep::Pause(why))
+    }
+
+    /// Reads back what a completed attach has brought about. The guard is kept meanwhile: who waits for the volume to
+    /// detach it comes after this call's answer, not between attach and answer. When the list of droplets stays old, the
+    /// droplet's own record is proof enough.
+    fn await_shown(
+        &self,
+        guard: &VolumeGuard,
+        ctx: &CallContext,
+        want: &Publish,
+        action: ActionId,
+        history: &mut AttachHistory,
+    ) -> Result<AttachStep> {
+        let (since, mut pauses) = (Instant::now(), ctx.backoff());
+        loop {
+            let volume = ctx.observe_volume(&want.volume)?;
+            let is_listed = !volume.droplets.is_empty() && volume.droplets.iter().all(|it| *it == want.droplet);
+            let is_late = since.elapsed() > ctx.patience.propagation();
+            if is_listed || is_late && ctx.has_volume(want.droplet, &want.volume)? {
+                return self.finish(guard, ctx, want, volume, Some(action));
+            }
+            let why = "DigitalOcean's attach action completed, but the attachment does not show";
+            if is_late {
+                history.is_contested = true;
+                return Ok(AttachStep::Pause(why.to_owned()));
+            }
+            ctx.pause(pauses.next_pause(), &attaching(want).to_string(), &why)?;
+        }
+    }
+
+    /// Finds out whether an attach was refused for what never changes. The droplet is read only now: attaches that work need
+    /// no look at it.
+    fn check_cause(&self, ctx: &CallContext, want: &Publish, volume: &Volume) -> Result<()> {
+        let droplet = ctx.observe_droplet(want.droplet)?;
+        match plan_cause(volume.region.as_ref(), droplet.as_ref()) {
+            Cause::NoDroplet => Err(Error::NotFound(Thing::Droplet(want.droplet.to_string()))),
+            Cause::OtherRegion { volume: region, droplet: droplet_region } => Err(Error::OtherRegion {
+                volume: volume.id.clone(),
+                name: volume.name.clone(),
+                region,
+                droplet: want.droplet,
+                droplet_region,
+            }),
+            Cause::Unknown => Ok(()),
+        }
+    }
+
+    /// Takes the volume from a droplet that cannot use it. While that is busy, its state is looked at again before each try: an
+    /// event that keeps it busy may be the one that switches it on.
+    ///
+    /// A destroyed droplet may leave the volume listed for good, without an action that says where the volume went. When a
+    /// detach is told that nothing is attached there, and the droplet's own record agrees, the next look takes it for free.
+    fn apply_takeover(
+        &self,
+        guard: &VolumeGuard,
+        ctx: &CallContext,
+        want: &Publish,
+        facts: &AttachFacts,
+        holder: DropletId,
+        history: &mut AttachHistory,
+    ) -> Result<AttachStep> {
+        let (volume, record) = (&facts.volume, record(facts));
+        self.owner.check_change(volume, &format!("taken from droplet {holder}"))?;
+        warn!(
+            "taking volume={} name={} from droplet={holder}, which is {}, for droplet={}",
+            volume.id,
+            volume.name,
+            record.state(),
+            want.droplet
+        );
+        let request = ActionRequest::Detach { volume: &volume.id, droplet: holder };
+        let outcome = self.runner.run(guard, ctx, &request, OnBusy::Return)?.unless_denied(&request)?;
+        if outcome.proves_nothing_attached() && record.lacks_it() {
+            warn!("volume={} is listed on droplet={holder}, which has nothing of it to detach", volume.id);
+            history.nothing_on = Some(holder);
+            return Ok(AttachStep::Again);
+        }
+        Ok(match outcome {
+            ActionOutcome::Completed(_) => AttachStep::Again,
+            ActionOutcome::Errored
+            | ActionOutcome::Overdue
+            | ActionOutcome::Busy(_)
+            | ActionOutcome::Refused(_)
+            | ActionOutcome::Open(_) => {
+                AttachStep::Pause(format!("taking it from droplet {holder}: {}", outcome.in_words("detach")))
+            }
+        })
+    }
+
+    /// Waits for what the step was about.
+    fn wait(
+        &self,
+        ctx: &CallContext,
+        want: &Publish,
+        step: AttachStep,
+        history: &AttachHistory,
+        waits: &mut AttachWaits,
+    ) -> Result<()> {
+        let request = attaching(want);
+        let doing = request.to_string();
+        match step {
+            AttachStep::Done(_) | AttachStep::Again => Ok(()),
+            AttachStep::Pause(why) => ctx.pause(waits.pauses.next_pause(), &doing, &why),
+            AttachStep::PollHolder(doubt) => {
+                ctx.pause(history.holder.pause(waits.looks.next_pause(), ctx.patience), &doing, &doubt)
+            }
+            AttachStep::Busy(err) => {
+                self.runner.pause_while_busy(ctx, request.droplets(), &doing, &mut waits.busy, &err)
+            }
+            AttachStep::Await(action) => {
+                self.runner.await_foreign(ctx, &want.volume, &action, &mut waits.foreign, &doing).map(drop)
+            }
+        }
     }
 }
 
@@ -69,358 +362,43 @@ fn plan_cause(volume: Option<&Region>, droplet: Option<&Droplet>) -> Cause {
     }
 }
 
-/// What came of an attach that was sent.
-#[derive(Debug)]
-enum AttachOutcome {
-    /// DigitalOcean says that it is done.
-    Completed(ActionId),
-    /// DigitalOcean says that it failed.
-    Errored,
-    /// DigitalOcean does not say that it has ended, and it should have long ago.
-    Overdue,
-    /// It is open whether it had an effect, or somebody else was faster, or why it was refused.
-    Open(ApiError),
-    /// DigitalOcean refuses it, if the volume is not there already.
-    Refused(Error),
+/// A refusal holds if the next look shows the volume as free as before.
+fn refused(history: &mut AttachHistory, refusal: Error) -> AttachStep {
+    history.refusal = Some(refusal);
+    AttachStep::Again
 }
 
-/// What one call has met so far.
-#[derive(Debug)]
-struct AttachProgress {
-    pauses: Backoff,
-    looks: Backoff,
-    waits: Waits,
-    /// An attach, this call's or another's, may be on its way.
-    is_contested: bool,
-    /// Since when the list of droplets has been contradicting the actions.
-    stale_since: Option<Instant>,
-    refusal: Option<Error>,
-    watch: HolderTracker,
-}
-
-impl AttachProgress {
-    /// Whether the list of droplets contradicts the actions for no longer than such a list lags behind.
-    fn is_fresh(&mut self, ctx: &CallContext) -> bool {
-        self.stale_since.get_or_insert_with(Instant::now).elapsed() < ctx.patience.propagation()
+fn record(facts: &AttachFacts) -> &Record {
+    match &facts.place {
+        Place::Held { record, .. } => record,
+        Place::Nowhere { .. } | Place::Here { .. } | Place::HeldLately { .. } => &Record::NotAsked,
     }
 }
 
-impl Controller {
-    /// Attaches a volume to a droplet.
-    ///
-    /// A second call sees the attachment and changes nothing.
-    ///
-    /// # Errors
-    /// [`Error::NotFound`] for a volume or droplet that does not exist, [`Error::AttachedElsewhere`] when a running
-    /// droplet has it, [`Error::OtherRegion`], [`Error::Mismatch`] when it is there for another use, [`Error::AttachLimit`],
-    /// [`Error::NotYet`] when the call's time was used up by waiting.
-    pub fn publish(&self, ctx: &CallContext, want: &Publish) -> Result<Volume> {
-        self.ensure_attached(ctx, want).map_err(Error::or_not_yet)
-    }
-
-    fn ensure_attached(&self, ctx: &CallContext, want: &Publish) -> Result<Volume> {
-        let doing = attaching(&want.volume, want.droplet);
-        let mut progress = AttachProgress {
-            pauses: ctx.retry_backoff(),
-            looks: ctx.poll_backoff(),
-            waits: Waits::new(ctx),
-            is_contested: false,
-            stale_since: None,
-            refusal: None,
-            watch: HolderTracker::default(),
-        };
-        loop {
-            let guard = self.acquire_queued(ctx, &want.volume, MAX_QUEUE)?;
-            let round = self.attach_step(&guard, ctx, want, &mut progress)?;
-            if let AttachStep::Done(seen) = round {
-                self.settle_mode(&guard, want, &seen)?;
-                self.apply_tag(&guard, ctx, &seen.volume);
-                return Ok(seen.volume);
-            }
-            // The call that makes the volume free must not wait for this one, which waits for that.
-            drop(guard);
-            match round {
-                AttachStep::Done(_) | AttachStep::Again => {}
-                AttachStep::Pause(why) => ctx.pause(progress.pauses.next_pause(), &doing, &why)?,
-                AttachStep::PollHolder(why) => {
-                    let pause = progress.watch.pause(progress.looks.next_pause(), ctx.patience);
-                    ctx.pause(pause, &doing, &why)?;
-                }
-                AttachStep::Await(action) => {
-                    self.await_foreign(ctx, &want.volume, &action, &mut progress.waits, &doing)?;
-                }
-            }
-        }
-    }
-
-    fn attach_step(
-        &self,
-        guard: &VolumeGuard,
-        ctx: &CallContext,
-        want: &Publish,
-        progress: &mut AttachProgress,
-    ) -> Result<AttachStep> {
-        let volume = ctx.observe_volume(&want.volume)?;
-        match plan_attach(&volume.droplets, want.droplet) {
-            AttachPlan::Here => self.confirm_here(guard, ctx, volume, want, progress),
-            AttachPlan::Attach => self.attach_free(guard, ctx, &volume, want, progress),
-            AttachPlan::Elsewhere(holder) => {
-                match self.release_step(guard, ctx, &volume, holder, want.droplet, &mut progress.watch)? {
-                    Some(round) => {
-                        progress.refusal = None;
-                        Ok(round)
-                    }
-                    None => self.attach_despite_list(guard, ctx, volume, want, progress),
-                }
-            }
-        }
-    }
-
-    /// Believes in an attachment that this call did not make, or does not. It may be on its way out, as a detach shows only
-    /// at its end. When the last move was a detach, or an attach that may have gone anywhere, the list of droplets may be
-    /// old: then the droplet has to say so too.
-    fn confirm_here(
-        &self,
-        guard: &VolumeGuard,
-        ctx: &CallContext,
-        volume: Volume,
-        want: &Publish,
-        progress: &mut AttachProgress,
-    ) -> Result<AttachStep> {
-        let by = match self.observe_last_action(ctx, &volume.id)? {
-            // A detach that does not end may still be carried out: what is here may be on its way out.
-            LastAction::Running(action) | LastAction::Stuck(action) => return Ok(AttachStep::Await(action)),
-            LastAction::Unknown => return Ok(AttachStep::Done(Seen { volume, by: None })),
-            LastAction::Attached(action, _)
-                if self.publish_modes.attached_by(&volume.id, want.droplet) == Some(action) =>
-            {
-                return Ok(AttachStep::Done(Seen { volume, by: Some(action) }));
-            }
-            LastAction::Attached(action, _) => Some(action),
-            LastAction::Detached => None,
-        };
-        let is_fresh = progress.is_fresh(ctx);
-        // The droplet's own record lags as well, so right after a detach it proves nothing.
-        let may_prove = by.is_some() || !is_fresh;
-        if may_prove && self.has_volume(ctx, want.droplet, &volume.id)? {
-            return Ok(AttachStep::Done(Seen { volume, by }));
-        }
-        let contradiction = if may_prove {
-            format!("DigitalOcean lists it here, droplet {} does not have it", want.droplet)
-        } else {
-            format!("DigitalOcean lists it on droplet {}, and has detached it", want.droplet)
-        };
-        if is_fresh {
-            return Ok(AttachStep::Pause(contradiction));
-        }
-        // Whatever the attach is answered, whoever is on call has to know of the contradiction.
-        Ok(match self.attach_free(guard, ctx, &volume, want, progress)? {
-            AttachStep::Pause(why) => AttachStep::Pause(format!("{contradiction}: {why}")),
-            round @ (AttachStep::Done(_) | AttachStep::Again | AttachStep::PollHolder(_) | AttachStep::Await(_)) => {
-                round
-            }
-        })
-    }
-
-    /// Attaches a volume that is listed on a droplet which does not have it. The droplet that wants it may have it already:
-    /// such a list can stay old for longer than the call that attached it there.
-    fn attach_despite_list(
-        &self,
-        guard: &VolumeGuard,
-        ctx: &CallContext,
-        volume: Volume,
-        want: &Publish,
-        progress: &mut AttachProgress,
-    ) -> Result<AttachStep> {
-        if !self.has_volume(ctx, want.droplet, &volume.id)? {
-            return self.attach_free(guard, ctx, &volume, want, progress);
-        }
-        let last_action = self.observe_last_action(ctx, &volume.id)?;
-        let by = last_action.attach();
-        Ok(match last_action {
-            LastAction::Running(action) | LastAction::Stuck(action) => AttachStep::Await(action),
-            LastAction::Attached(..) | LastAction::Detached | LastAction::Unknown => {
-                AttachStep::Done(Seen { volume, by })
-            }
-        })
-    }
-
-    /// Attaches a volume that is nowhere.
-    fn attach_free(
-        &self,
-        guard: &VolumeGuard,
-        ctx: &CallContext,
-        volume: &Volume,
-        want: &Publish,
-        progress: &mut AttachProgress,
-    ) -> Result<AttachStep> {
-        if progress.is_contested {
-            match self.observe_last_action(ctx, &want.volume)? {
-                LastAction::Running(action) => return Ok(AttachStep::Await(action)),
-                LastAction::Attached(..) if progress.is_fresh(ctx) => {
-                    return Ok(AttachStep::Pause("it has been attached, and that does not show".to_owned()));
-                }
-                LastAction::Attached(..) | LastAction::Stuck(_) | LastAction::Detached | LastAction::Unknown => {
-                    progress.is_contested = false;
-                }
-            }
-        }
-        if let Some(refusal) = progress.refusal.take() {
-            return Err(refusal);
-        }
-        match self.apply_attach(guard, ctx, volume, want)? {
-            AttachOutcome::Completed(action) => self.await_shown(guard, ctx, want, action, progress),
-            AttachOutcome::Errored => Ok(AttachStep::Pause("DigitalOcean's attach action errored".to_owned())),
-            AttachOutcome::Overdue => {
-                progress.is_contested = true;
-                Ok(AttachStep::Pause("DigitalOcean's attach action does not end".to_owned()))
-            }
-            AttachOutcome::Open(err) => {
-                warn!(
-                    "attach unclear, reading the volume again doing={}: {err}",
-                    attaching(&want.volume, want.droplet)
-                );
-                progress.is_contested = true;
-                Ok(AttachStep::Pause(err.to_string()))
-            }
-            AttachOutcome::Refused(err) => {
-                progress.is_contested = true;
-                progress.refusal = Some(err);
-                Ok(AttachStep::Again)
-            }
-        }
-    }
-
-    /// Reads back what a completed attach has brought about. The guard is kept meanwhile: who waits for the volume to
-    /// detach it comes after this call's answer, not between attach and answer. When the list of droplets stays old, the
-    /// droplet's own record is proof enough.
-    fn await_shown(
-        &self,
-        _guard: &VolumeGuard,
-        ctx: &CallContext,
-        want: &Publish,
-        action: ActionId,
-        progress: &mut AttachProgress,
-    ) -> Result<AttachStep> {
-        let (since, mut pauses) = (Instant::now(), ctx.backoff());
-        loop {
-            let volume = ctx.observe_volume(&want.volume)?;
-            match plan_attach(&volume.droplets, want.droplet) {
-                AttachPlan::Here => return Ok(AttachStep::Done(Seen { volume, by: Some(action) })),
-                AttachPlan::Elsewhere(_) | AttachPlan::Attach => {}
-            }
-            let why = "DigitalOcean's attach action completed, but the attachment does not show";
-            if since.elapsed() > ctx.patience.propagation() {
-                if self.has_volume(ctx, want.droplet, &want.volume)? {
-                    return Ok(AttachStep::Done(Seen { volume, by: Some(action) }));
-                }
-                progress.is_contested = true;
-                return Ok(AttachStep::Pause(why.to_owned()));
-            }
-            ctx.pause(pauses.next_pause(), &attaching(&want.volume, want.droplet), &why)?;
-        }
-    }
-
-    /// Sends an attach when it is this call's turn, again while the droplet is busy, and waits for its end.
-    fn apply_attach(
-        &self,
-        _guard: &VolumeGuard,
-        ctx: &CallContext,
-        volume: &Volume,
-        want: &Publish,
-    ) -> Result<AttachOutcome> {
-        let (id, droplet) = (&want.volume, want.droplet);
-        let doing = attaching(id, droplet);
-        let _turn = self.wait_for_droplet(ctx, droplet, &doing)?;
-        let mut pauses = ctx.backoff();
-        loop {
-            let err = match ctx.cloud.attach(id, droplet) {
-                Ok(action) => {
-                    return Ok(match await_action(ctx, &self.pace, id, ActionKind::Attach, &action, &doing)? {
-                        ActionOutcome::Completed => {
-                            info!("attached volume={id} droplet={droplet} action={}", action.id);
-                            AttachOutcome::Completed(action.id)
-                        }
-                        ActionOutcome::Errored => AttachOutcome::Errored,
-                        ActionOutcome::Overdue => AttachOutcome::Overdue,
-                    });
-                }
-                Err(err) => err,
-            };
-            match plan_failure(&err) {
-                ApiFailure::Retryable => ctx.pause(pauses.after(&err), &doing, &err)?,
-                ApiFailure::OutcomeUnknown | ApiFailure::StateConflict => return Ok(AttachOutcome::Open(err)),
-                ApiFailure::NotFound | ApiFailure::Unrecognized => return self.explain_refusal(ctx, volume, want, err),
-                ApiFailure::LimitReached => return Ok(AttachOutcome::Refused(limit(want, doing, err))),
-                ApiFailure::OutOfTime => return Err(ctx.timed_out(&doing, err.to_string())),
-                ApiFailure::Permanent => return Ok(AttachOutcome::Refused(Error::Api { doing, source: err })),
-            }
-        }
-    }
-
-    /// Finds out what an attach was refused for. The droplet is read only now: attaches that work need no look at it.
-    fn explain_refusal(
-        &self,
-        ctx: &CallContext,
-        volume: &Volume,
-        want: &Publish,
-        refused: ApiError,
-    ) -> Result<AttachOutcome> {
-        let droplet = ctx.observe_droplet(want.droplet)?;
-        match plan_cause(volume.region.as_ref(), droplet.as_ref()) {
-            Cause::NoDroplet => Err(Error::NotFound(Thing::Droplet(want.droplet.to_string()))),
-            Cause::OtherRegion { volume: region, droplet: droplet_region } => Err(Error::OtherRegion {
-                volume: volume.id.clone(),
-                name: volume.name.clone(),
-                region,
-                droplet: want.droplet,
-                droplet_region,
-            }),
-            Cause::Unknown => Ok(AttachOutcome::Open(refused)),
-        }
-    }
-
-    /// Puts the owner's tag on a volume that does not have it. The volume is attached by now, so what goes wrong with
-    /// the tag is no failure of the call; the next one tries again. One that is another owner's is used and stays theirs.
-    fn apply_tag(&self, _guard: &VolumeGuard, ctx: &CallContext, volume: &Volume) {
-        let Some(tag) = self.owner.tag().filter(|tag| !volume.tags.iter().any(|have| tag.is(have))) else { return };
-        if let Some((why, cure)) = self.owner.foreign(volume) {
-            warn!(
-                "volume={} name={} is used, but not deleted, changed, or taken from a droplet that is off or gone: {why}; \
-                 {cure}",
-                volume.id, volume.name
-            );
-            return;
-        }
-        if self.tagging.is_known() {
-            return;
-        }
-        let Err(err) = ctx.cloud.tag_volume(&volume.id, tag) else { return };
-        if err.kind() == ApiErrorKind::Forbidden {
-            self.tagging.enter();
-            warn!(
-                "not tagged volume={} tag={}, nor will others be within the next hour: the token lacks tag:create or \
-                 block_storage:update: {err}",
-                volume.id,
-                tag.as_str()
-            );
-        } else {
-            warn!("not tagged volume={} tag={}: {err}", volume.id, tag.as_str());
-        }
+fn held_elsewhere(facts: &AttachFacts, holder: DropletId, wanted: DropletId) -> Error {
+    let name = match record(facts) {
+        Record::Seen { name, .. } if !name.is_empty() => Some(name.clone()),
+        Record::Seen { .. } | Record::Gone | Record::NotAsked => None,
+    };
+    Error::AttachedElsewhere {
+        volume: facts.volume.id.clone(),
+        name: facts.volume.name.clone(),
+        holder: Holder { id: holder, name },
+        wanted,
     }
 }
 
 /// The droplet's limit, or one of the account.
-fn limit(want: &Publish, doing: String, err: ApiError) -> Error {
+fn limit(want: &Publish, request: &ActionRequest<'_>, err: ApiError) -> Error {
     if err.kind() == ApiErrorKind::AttachLimit {
         Error::AttachLimit { droplet: want.droplet, volume: want.volume.clone() }
     } else {
-        Error::AccountLimit { doing, source: err }
+        Error::AccountLimit { doing: request.to_string(), source: err }
     }
 }
 
-fn attaching(id: &VolumeId, droplet: DropletId) -> String {
-    format!("attaching volume {id} to droplet {droplet}")
+fn attaching(want: &Publish) -> ActionRequest<'_> {
+    ActionRequest::Attach { volume: &want.volume, droplet: want.droplet }
 }
 
 #[cfg(test)]
@@ -430,19 +408,6 @@ mod tests {
 
     fn id(number: u64) -> DropletId {
         DropletId::new(number).unwrap()
-    }
-
-    #[test]
-    fn the_plan_follows_from_where_the_volume_is() {
-        let table: [(&[DropletId], AttachPlan); 4] = [
-            (&[], AttachPlan::Attach),
-            (&[id(1)], AttachPlan::Here),
-            (&[id(2)], AttachPlan::Elsewhere(id(2))),
-            (&[id(1), id(2)], AttachPlan::Elsewhere(id(2))),
-        ];
-        for (droplets, want) in table {
-            assert_eq!(plan_attach(droplets, id(1)), want, "{droplets:?}");
-        }
     }
 
     #[test]

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use log::warn;
 
+use crate::backoff::Backoff;
 use crate::cloud::volume::Volume;
 use crate::cloud::{ApiResult, Cloud};
 use crate::controller::api_failure::{ApiFailure, plan_failure};
@@ -104,6 +105,17 @@ impl Timeouts {
         self.0 * 3 / 20
     }
 
+    /// 5 min: for how long a droplet that was busy for the whole time of a call is taken to be so still. Nomad comes back after
+    /// a minute at most.
+    pub(super) fn remember_busy(self) -> Duration {
+        self.0 * 3
+    }
+
+    /// 1 s and 5 s: the first and the longest pause while a droplet has another event; those take seconds at least.
+    fn busy_backoff(self) -> (Duration, Duration) {
+        (self.0 / 100, self.0 / 20)
+    }
+
     /// 200 ms and 5 s: the first and the longest pause while something is busy and will not be for long.
     fn backoff(self) -> (Duration, Duration) {
         (self.0 / 500, self.0 / 20)
@@ -170,9 +182,11 @@ impl CallContext {
 
     /// The same call, to end earlier and to try less often, because what it does has failed before.
     #[must_use]
-    pub fn after_backoff(self) -> CallContext {
+    pub fn after_backoff(&self) -> CallContext {
         let deadline = self.deadline.min(Instant::now() + self.patience.after_backoff());
-        CallContext { has_failed_before: true, cloud: self.cloud.until(deadline), deadline, ..self }
+        let CallContext { patience, started, own, .. } = *self;
+        let (cloud, caller) = (self.cloud.until(deadline), Arc::clone(&self.caller));
+        CallContext { has_failed_before: true, cloud, patience, started, deadline, own, caller }
     }
 
     /// How much is left.
@@ -187,25 +201,33 @@ impl CallContext {
         self.deadline
     }
 
+    /// Until when this call waits for a droplet that was busy for the whole time of an earlier one.
+    pub(super) fn busy_deadline(&self) -> Instant {
+        self.deadline.min(self.started + self.patience.while_backing_off())
+    }
+
     /// Growing pauses while something is busy.
     #[must_use]
     pub fn backoff(&self) -> Backoff {
-        let (next, longest) = self.patience.backoff();
-        Backoff { next, longest }
+        jittered(self.patience.backoff())
+    }
+
+    /// Growing pauses while a droplet has another event.
+    pub(super) fn busy_backoff(&self) -> Backoff {
+        jittered(self.patience.busy_backoff())
     }
 
     /// Growing pauses between looks at what only somebody else can change.
     #[must_use]
     pub fn poll_backoff(&self) -> Backoff {
-        let (next, longest) = self.patience.poll_backoff();
-        Backoff { next, longest }
+        jittered(self.patience.poll_backoff())
     }
 
     /// Growing pauses between tries of something that fails.
     #[must_use]
     pub fn retry_backoff(&self) -> Backoff {
         let (first, longest) = self.patience.retry_backoff();
-        Backoff { next: if self.has_failed_before { longest } else { first }, longest }
+        jittered((if self.has_failed_before { longest } else { first }, longest))
     }
 
     /// The error of a call whose time is used up.
@@ -257,7 +279,7 @@ impl CallContext {
             }
             keep_failure(&err);
             warn!("asking again doing={doing}: {err}");
-            self.pause(pauses.after(&err), doing, &err)?;
+            self.pause(pause_after(&mut pauses, &err), doing, &err)?;
         }
     }
 
@@ -296,26 +318,15 @@ fn last_failure() -> Option<String> {
     Some(format!("no time was left to ask DigitalOcean; {} s ago it did not answer: {why}", at.elapsed().as_secs()))
 }
 
-/// Growing pauses, each with a random part, so that the plugins of a cluster do not stay in step.
-#[derive(Debug)]
-pub struct Backoff {
-    next: Duration,
-    longest: Duration,
+/// Each pause has a random part, so that the plugins of a cluster do not stay in step.
+fn jittered((first, longest): (Duration, Duration)) -> Backoff {
+    Backoff::new(first, longest).with_jitter()
 }
 
-impl Backoff {
-    /// The next pause: at least half of what it would be without chance, at most one and a half times as much.
-    pub fn next_pause(&mut self) -> Duration {
-        let pause = self.next.mul_f64(0.5 + fastrand::f64());
-        self.next = (self.next * 2).min(self.longest);
-        pause
-    }
-
-    /// The next pause after a failure; longer when DigitalOcean says how long to wait.
-    pub fn after(&mut self, err: &ApiError) -> Duration {
-        let pause = self.next_pause();
-        err.wait().map_or(pause, |asked| asked.max(pause))
-    }
+/// The next pause after a failure; longer when DigitalOcean says how long to wait.
+pub(super) fn pause_after(pauses: &mut Backoff, err: &ApiError) -> Duration {
+    let pause = pauses.next_pause();
+    err.wait().map_or(pause, |asked| asked.max(pause))
 }
 
 #[cfg(test)]
@@ -323,15 +334,6 @@ mod tests {
     use super::*;
 
     const BUDGET: Duration = Duration::from_secs(100);
-
-    #[test]
-    fn pauses_grow_to_a_bound_and_are_never_the_same() {
-        let (first, longest) = Timeouts::of(BUDGET).backoff();
-        let mut pauses = Backoff { next: first, longest };
-        let all: Vec<Duration> = (0..20).map(|_| pauses.next_pause()).collect();
-        assert!(all.iter().all(|pause| *pause >= first / 2 && *pause <= longest * 3 / 2));
-        assert!(all.last() > all.first());
-    }
 
     #[test]
     fn what_one_call_waits_for_in_turn_fits_into_it() {

@@ -10,7 +10,7 @@ use crate::cloud::tag::Tag;
 use crate::cloud::volume::{NewVolume, Volume};
 use crate::controller::Controller;
 use crate::controller::api_failure::{ApiFailure, plan_failure};
-use crate::controller::context::CallContext;
+use crate::controller::context::{CallContext, pause_after};
 use crate::controller::description::{is_made_for, plan_description, source_of};
 use crate::controller::naming::plan_name;
 use crate::error::api::ApiErrorKind;
@@ -91,10 +91,12 @@ impl Controller {
             }
             match failure {
                 // A name can be taken by a volume that does not show yet, or by one that is just going away.
-                ApiFailure::Retryable | ApiFailure::StateConflict => ctx.pause(pauses.after(&err), &doing, &err)?,
+                ApiFailure::Retryable | ApiFailure::StateConflict => {
+                    ctx.pause(pause_after(&mut pauses, &err), &doing, &err)?
+                }
                 ApiFailure::OutcomeUnknown => {
                     warn!("create unclear and no volume found, trying again doing={doing}: {err}");
-                    ctx.pause(pauses.after(&err), &doing, &err)?;
+                    ctx.pause(pause_after(&mut pauses, &err), &doing, &err)?;
                 }
                 ApiFailure::OutOfTime => return Err(ctx.timed_out(&doing, err.to_string())),
                 ApiFailure::LimitReached => return Err(Error::AccountLimit { doing, source: err }),
@@ -102,7 +104,7 @@ impl Controller {
                     if ctx.observe_snapshot_if_there(snapshot)?.is_none() {
                         return Err(Error::NotFound(Thing::Snapshot(snapshot.to_string())));
                     }
-                    ctx.pause(pauses.after(&err), &doing, &err)?;
+                    ctx.pause(pause_after(&mut pauses, &err), &doing, &err)?;
                 }
                 // The description says for whom it is made.
                 ApiFailure::Permanent if err.kind() == ApiErrorKind::Forbidden && new.tags.len() > asked_tags.len() => {

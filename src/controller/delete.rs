@@ -8,8 +8,8 @@ use log::{info, warn};
 use crate::cloud::droplet::Droplet;
 use crate::controller::Controller;
 use crate::controller::api_failure::{ApiFailure, plan_failure};
-use crate::controller::context::CallContext;
-use crate::controller::run_action::LastAction;
+use crate::controller::context::{CallContext, pause_after};
+use crate::controller::last_action::LastAction;
 use crate::controller::takeover::lacks;
 use crate::error::api::ApiErrorKind;
 use crate::error::{Error, Result};
@@ -86,12 +86,14 @@ impl Controller {
                 ApiFailure::StateConflict => {
                     let Some(why) = self.observe_leaving(ctx, id, &mut gone)? else { return Ok(()) };
                     let why = leaving.insert(format!("{err}{why}"));
-                    ctx.pause(pauses.after(&err), &doing, why)?;
+                    ctx.pause(pause_after(&mut pauses, &err), &doing, why)?;
                 }
-                ApiFailure::NotFound | ApiFailure::Retryable => ctx.pause(pauses.after(&err), &doing, &err)?,
+                ApiFailure::NotFound | ApiFailure::Retryable => {
+                    ctx.pause(pause_after(&mut pauses, &err), &doing, &err)?
+                }
                 ApiFailure::OutcomeUnknown => {
                     warn!("delete unclear, trying again doing={doing}: {err}");
-                    ctx.pause(pauses.after(&err), &doing, &err)?;
+                    ctx.pause(pause_after(&mut pauses, &err), &doing, &err)?;
                 }
                 ApiFailure::OutOfTime => return Err(ctx.timed_out(&doing, err.to_string())),
                 ApiFailure::Unrecognized | ApiFailure::LimitReached | ApiFailure::Permanent => {
@@ -111,7 +113,7 @@ impl Controller {
     ) -> Result<Option<String>> {
         let Some(volume) = ctx.observe_volume_if_there(id)? else { return Ok(None) };
         let Some(holder) = volume.droplets.first() else { return Ok(Some(String::new())) };
-        let last_action = self.observe_last_action_if_there(ctx, id)?;
+        let last_action = ctx.observe_last_action_if_there(id)?;
         let droplet = match &last_action {
             LastAction::Detached | LastAction::Running(_) => return Ok(Some(String::new())),
             LastAction::Attached(..) | LastAction::Stuck(_) | LastAction::Unknown if *gone == Some(*holder) => None,

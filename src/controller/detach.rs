@@ -1,27 +1,43 @@
 //! Detaching a volume from a droplet, so that it is not there when the call says so.
 //!
 //! Owns the loop that ends only when the volume has been seen not to be on the droplet, or not to exist. The detach is
-//! sent first, without a look: it is right in almost every case, and DigitalOcean refuses it harmlessly in the others. A
+//! sent first, without a look: it is right in almost every case, and DigitalOcean refuses it harmlessly in the others. Only
+//! where this process knows that the volume is not there, as orchestrators send each call several times, it looks first. A
 //! second one is sent only when the first has certainly had no effect: once DigitalOcean has carried one out, the volume
 //! may be in use there again.
 
+use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
-use log::{info, warn};
+use log::info;
 
 use crate::cloud::action::Action;
 use crate::cloud::volume::Volume;
-use crate::controller::Controller;
-use crate::controller::api_failure::{ApiFailure, plan_failure};
-use crate::controller::attachment::{DetachOutcome, OnBusy};
 use crate::controller::context::CallContext;
-use crate::controller::detach_backoff::{Admission, Pair};
-use crate::controller::poll::ActionKind;
-use crate::controller::run_action::{ActionOutcome, LastAction, Waits, await_action, is_detach};
-use crate::error::{Chain, Error, Result};
+use crate::controller::detach_backoff::{Admission, DetachBackoff, Pair};
+use crate::controller::last_action::{LastAction, is_detach};
+use crate::controller::overtaken::Unpublishes;
+use crate::controller::owner::Owner;
+use crate::controller::publish_mode::{Memory, PublishModes};
+use crate::controller::run_action::{ActionOutcome, ActionRequest, ActionRunner, OnBusy, Waits};
+use crate::error::{Chain, Result};
 use crate::id::{ActionId, DropletId, VolumeId};
 use crate::request::attachment::{DetachFrom, Unpublish};
-use crate::sync::volume_lock::{VolumeBusy, VolumeGuard, VolumeKey};
+use crate::sync::fifo_lock::FifoLocks;
+use crate::sync::volume_lock::{VolumeBusy, VolumeGuard, VolumeKey, VolumeLocks};
+
+/// Detaches volumes.
+#[derive(Debug)]
+pub(super) struct Detacher {
+    pub(super) locks: VolumeLocks,
+    pub(super) runner: Arc<ActionRunner>,
+    pub(super) publish_modes: Arc<PublishModes>,
+    pub(super) unpublishes: Arc<Unpublishes>,
+    pub(super) owner: Owner,
+    /// Calls that repeat the same detach.
+    pub(super) detaching: FifoLocks<Pair>,
+    pub(super) backoff: DetachBackoff,
+}
 
 /// What is known when a detach was sent and has not been seen to be carried out.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,7 +57,7 @@ struct DetachFacts {
 /// One try of a call to detach a volume.
 #[derive(Debug)]
 struct Try {
-    sent: DetachOutcome,
+    sent: ActionOutcome,
     sent_at: SystemTime,
     age: Age,
 }
@@ -81,7 +97,7 @@ enum DetachStep {
 }
 
 /// Decides what a detach that has not been seen to be carried out calls for.
-fn plan_detach(sent: &DetachOutcome, facts: &DetachFacts) -> DetachStep {
+fn plan_detach(sent: &ActionOutcome, facts: &DetachFacts) -> DetachStep {
     if let LastAction::Running(action) = &facts.last_action {
         return DetachStep::Await(action.clone());
     }
@@ -101,7 +117,7 @@ fn plan_detach(sent: &DetachOutcome, facts: &DetachFacts) -> DetachStep {
         (_, Listing::Elsewhere) => DetachStep::Done,
         (sent, Listing::Nowhere) if sent.proves_nothing_attached() => DetachStep::Done,
         (sent, Listing::Here) if sent.proves_nothing_attached() => DetachStep::AskDroplet,
-        (DetachOutcome::Open(_), Listing::Here | Listing::Nowhere) if is_another(facts) => DetachStep::Open,
+        (ActionOutcome::Open(_), Listing::Here | Listing::Nowhere) if is_another(facts) => DetachStep::Open,
         (_, Listing::Here | Listing::Nowhere) if facts.age == Age::Late => DetachStep::AskDroplet,
         (_, Listing::Here | Listing::Nowhere) => DetachStep::Again,
     }
@@ -126,17 +142,30 @@ fn is_another(facts: &DetachFacts) -> bool {
     }
 }
 
-impl Controller {
-    /// Detaches a volume from a droplet, or from wherever it is. Attached elsewhere, it is left alone.
+/// Decides whether a volume is not on a droplet, from what this process has brought about itself and from two records that
+/// agree with it: the list of droplets lags behind, and another process may have attached the volume since.
+fn is_still_away(memory: Memory, listing: Listing, last_action: &LastAction) -> bool {
+    match (memory, listing, last_action) {
+        (Memory::Taken | Memory::PublishedElsewhere(_), Listing::Nowhere, LastAction::Detached) => true,
+        (Memory::PublishedElsewhere(by), Listing::Elsewhere, LastAction::Attached(..)) => by == last_action.attach(),
+        (
+            Memory::None | Memory::Taken | Memory::PublishedElsewhere(_),
+            Listing::Here | Listing::Nowhere | Listing::Elsewhere,
+            LastAction::Running(_)
+            | LastAction::Stuck(_)
+            | LastAction::Attached(..)
+            | LastAction::Detached
+            | LastAction::Unknown,
+        ) => false,
+    }
+}
+
+impl Detacher {
+    /// As [`crate::controller::Controller::unpublish`].
     ///
-    /// A second call sees that nothing is attached and changes nothing.
-    ///
-    /// # Errors
-    /// [`Error::TimedOut`] when the volume was still there at the end of the call, [`Error::Api`] when DigitalOcean
-    /// refuses for good, [`Error::VolumeBusy`] at once when two calls like this one are running already. What keeps failing is
-    /// tried less and less often, and the calls between two tries end with [`Error::TimedOut`] and ask DigitalOcean
-    /// nothing, so that a caller that repeats them in a hot loop does not use up the quota.
-    pub fn unpublish(&self, ctx: CallContext, want: &Unpublish) -> Result<()> {
+    /// What keeps failing is tried less and less often, and the calls between two tries end without asking DigitalOcean
+    /// anything, so that a caller that repeats them in a hot loop does not use up the quota.
+    pub(super) fn unpublish(&self, ctx: CallContext, want: &Unpublish) -> Result<()> {
         let droplet = match want.from {
             DetachFrom::Droplet(droplet) => Some(droplet),
             DetachFrom::Anywhere => None,
@@ -148,18 +177,23 @@ impl Controller {
         let locked = |why| VolumeBusy::new(VolumeKey::Id(want.volume.to_string()), why);
         let _place = self.detaching.wait(pair.clone(), 1, until).map_err(locked)?;
         let ctx = self.await_admission(ctx, &pair)?;
+        self.unpublishes.arrived(&pair);
         // It may be what all the others in the line wait for, and at most two like it are there.
-        let guard = self.acquire_queued(&ctx, &want.volume, usize::MAX)?;
+        let key = VolumeKey::Id(want.volume.to_string());
+        let guard = self.locks.acquire_queued(key, usize::MAX, ctx.deadline())?;
         let outcome = match droplet {
             Some(droplet) => self.ensure_detached(&guard, &ctx, &want.volume, droplet),
             None => self.ensure_detached_everywhere(&guard, &ctx, &want.volume),
         };
         match &outcome {
             Ok(()) => {
-                self.detach_backoff.succeeded(&pair);
                 self.publish_modes.unpublished(&want.volume, want.from);
+                if let Some(droplet) = droplet {
+                    self.publish_modes.taken_from(&want.volume, droplet);
+                }
+                self.backoff.succeeded(&pair);
             }
-            Err(err) => self.detach_backoff.failed(pair, Chain(err).to_string(), Instant::now()),
+            Err(err) => self.backoff.failed(pair, Chain(err).to_string(), Instant::now()),
         }
         outcome
     }
@@ -167,7 +201,7 @@ impl Controller {
     /// Waits for the end of the pause that earlier failures demand, but not for long: it is the caller's to come again.
     /// The call that makes the next try has less time for it than the first one had, and longer pauses in it.
     fn await_admission(&self, ctx: CallContext, pair: &Pair) -> Result<CallContext> {
-        let (left, why) = match self.detach_backoff.repeat(pair, Instant::now()) {
+        let (left, why) = match self.backoff.repeat(pair, Instant::now()) {
             Admission::Normal => return Ok(ctx),
             Admission::Shortened => return Ok(ctx.after_backoff()),
             Admission::Deferred { left, why } => (left, why),
@@ -198,9 +232,9 @@ impl Controller {
             let detach = |droplet: &DropletId| self.ensure_detached(guard, ctx, id, *droplet);
             volume.droplets.iter().try_for_each(detach)?;
             let doing = format!("detaching volume {id}");
-            match self.observe_last_action_if_there(ctx, id)? {
+            match ctx.observe_last_action_if_there(id)? {
                 LastAction::Running(action) => {
-                    self.await_foreign(ctx, id, &action, &mut waits, &doing)?;
+                    self.runner.await_foreign(ctx, id, &action, &mut waits, &doing)?;
                 }
                 // Attached since this call came, it is somebody's who has got it after the call's caller.
                 LastAction::Attached(_, Some(started)) if started > asked_at => return Ok(()),
@@ -217,19 +251,36 @@ impl Controller {
     }
 
     fn ensure_detached(&self, guard: &VolumeGuard, ctx: &CallContext, id: &VolumeId, droplet: DropletId) -> Result<()> {
+        let request = ActionRequest::Detach { volume: id, droplet };
+        if self.observe_not_there(ctx, id, droplet)? {
+            return Ok(());
+        }
         let mut meant = self.publish_modes.attached_by(id, droplet);
         let mut pauses = ctx.retry_backoff();
         let (begun, mut age) = (Instant::now(), Age::Early);
         loop {
             let sent_at = SystemTime::now();
-            let sent = self.apply_detach(guard, ctx, id, droplet, OnBusy::Wait)?;
+            // The volume stays locked while the droplet is busy: who wants it elsewhere waits for this call in any case,
+            // and another call could attach it here anew between two tries.
+            let sent = self.runner.run(guard, ctx, &request, OnBusy::Wait)?.unless_denied(&request)?;
             let tried = Try { sent, sent_at, age };
             if self.settle_detach(ctx, id, droplet, &tried, &mut meant)? {
                 return Ok(());
             }
-            ctx.pause(pauses.next_pause(), &detaching(id, droplet), &tried.sent.in_words())?;
+            ctx.pause(pauses.next_pause(), &request.to_string(), &tried.sent.in_words("detach"))?;
             age = if begun.elapsed() < ctx.patience.propagation() { Age::Early } else { Age::Late };
         }
+    }
+
+    /// Whether a volume that this process has not left on the droplet is certainly still not there.
+    fn observe_not_there(&self, ctx: &CallContext, id: &VolumeId, droplet: DropletId) -> Result<bool> {
+        let memory = self.publish_modes.memory(id, droplet);
+        if memory == Memory::None {
+            return Ok(false);
+        }
+        let Some(volume) = ctx.observe_volume_if_there(id)? else { return Ok(true) };
+        let last_action = ctx.observe_last_action_if_there(id)?;
+        Ok(is_still_away(memory, listing(&volume, droplet), &last_action))
     }
 
     /// Finds out what a detach has brought about: whether the volume is not on the droplet, or a detach is to be sent again.
@@ -246,10 +297,10 @@ impl Controller {
         let mut waits = Waits::new(ctx);
         loop {
             let Some(volume) = ctx.observe_volume_if_there(id)? else { return Ok(true) };
-            if matches!(sent, DetachOutcome::Completed) {
+            if matches!(sent, ActionOutcome::Completed(_)) {
                 return self.await_not_shown(ctx, volume, droplet).map(|()| true);
             }
-            let last_action = self.observe_last_action_if_there(ctx, id)?;
+            let last_action = ctx.observe_last_action_if_there(id)?;
             let facts = DetachFacts {
                 listing: listing(&volume, droplet),
                 last_action,
@@ -261,13 +312,13 @@ impl Controller {
                 DetachStep::Done => return Ok(true),
                 DetachStep::AwaitShown => return self.await_not_shown(ctx, volume, droplet).map(|()| true),
                 DetachStep::Await(action) => {
-                    let ended = self.await_foreign(ctx, id, &action, &mut waits, &doing)?;
-                    if is_detach(&action) && ended == ActionOutcome::Completed {
+                    let ended = self.runner.await_foreign(ctx, id, &action, &mut waits, &doing)?;
+                    if is_detach(&action) && matches!(ended, ActionOutcome::Completed(_)) {
                         let Some(volume) = ctx.observe_volume_if_there(id)? else { return Ok(true) };
                         return self.await_not_shown(ctx, volume, droplet).map(|()| true);
                     }
                     // What DigitalOcean said of the volume before that action is over with it.
-                    if !matches!(sent, DetachOutcome::Open(_)) {
+                    if !matches!(sent, ActionOutcome::Open(_)) {
                         return Ok(false);
                     }
                 }
@@ -277,8 +328,10 @@ impl Controller {
                     return Ok(false);
                 }
                 DetachStep::Open => {
-                    let why =
-                        format!("{}; it may have been detached, and has been attached again since", sent.in_words());
+                    let why = format!(
+                        "{}; it may have been detached, and has been attached again since",
+                        sent.in_words("detach")
+                    );
                     return Err(ctx.timed_out(&doing, why));
                 }
             }
@@ -307,61 +360,11 @@ impl Controller {
     /// Whether the droplet does not exist, or does not know of the volume: its record and the volume's are kept apart, and
     /// the volume's can lag behind for a while, most of all after a droplet was destroyed.
     fn is_without(&self, ctx: &CallContext, droplet: DropletId, id: &VolumeId) -> Result<bool> {
-        let is_without = !self.has_volume(ctx, droplet, id)?;
+        let is_without = !ctx.has_volume(droplet, id)?;
         if is_without {
             info!("volume={id} is still shown on droplet={droplet}, which is gone or does not have it");
         }
         Ok(is_without)
-    }
-
-    /// As [`Controller::observe_last_action`], for those to whom a missing volume is an answer.
-    pub(super) fn observe_last_action_if_there(&self, ctx: &CallContext, id: &VolumeId) -> Result<LastAction> {
-        match self.observe_last_action(ctx, id) {
-            Err(Error::NotFound(_)) => Ok(LastAction::Unknown),
-            other => other,
-        }
-    }
-
-    /// Sends a detach when it is this call's turn, and waits for its end.
-    pub(super) fn apply_detach(
-        &self,
-        _guard: &VolumeGuard,
-        ctx: &CallContext,
-        id: &VolumeId,
-        droplet: DropletId,
-        when_busy: OnBusy,
-    ) -> Result<DetachOutcome> {
-        let doing = detaching(id, droplet);
-        let _turn = self.wait_for_droplet(ctx, droplet, &doing)?;
-        let mut pauses = ctx.backoff();
-        loop {
-            let err = match ctx.cloud.detach(id, droplet) {
-                Ok(action) => {
-                    return Ok(match await_action(ctx, &self.pace, id, ActionKind::Detach, &action, &doing)? {
-                        ActionOutcome::Completed => {
-                            info!("detached volume={id} droplet={droplet} action={}", action.id);
-                            DetachOutcome::Completed
-                        }
-                        ActionOutcome::Errored => DetachOutcome::Errored,
-                        ActionOutcome::Overdue => DetachOutcome::Overdue,
-                    });
-                }
-                Err(err) => err,
-            };
-            match plan_failure(&err) {
-                ApiFailure::StateConflict | ApiFailure::NotFound | ApiFailure::Unrecognized => {
-                    return Ok(DetachOutcome::Refused(err));
-                }
-                ApiFailure::Retryable if when_busy == OnBusy::Return => return Ok(DetachOutcome::Refused(err)),
-                ApiFailure::Retryable => ctx.pause(pauses.after(&err), &doing, &err)?,
-                ApiFailure::OutcomeUnknown => {
-                    warn!("detach unclear, reading the volume doing={doing}: {err}");
-                    return Ok(DetachOutcome::Open(err));
-                }
-                ApiFailure::OutOfTime => return Err(ctx.timed_out(&doing, err.to_string())),
-                ApiFailure::LimitReached | ApiFailure::Permanent => return Err(Error::Api { doing, source: err }),
-            }
-        }
     }
 }
 
@@ -374,7 +377,7 @@ fn listing(volume: &Volume, droplet: DropletId) -> Listing {
 }
 
 fn detaching(id: &VolumeId, droplet: DropletId) -> String {
-    format!("detaching volume {id} from droplet {droplet}")
+    ActionRequest::Detach { volume: id, droplet }.to_string()
 }
 
 #[cfg(test)]
@@ -385,12 +388,12 @@ mod tests {
     use crate::cloud::action::ActionStatus;
     use crate::error::api::{ApiError, ApiErrorKind};
 
-    fn refused(kind: ApiErrorKind) -> DetachOutcome {
-        DetachOutcome::Refused(ApiError::without_reply(kind, "no"))
+    fn refused(kind: ApiErrorKind) -> ActionOutcome {
+        ActionOutcome::Refused(ApiError::without_reply(kind, "no"))
     }
 
-    fn open() -> DetachOutcome {
-        DetachOutcome::Open(ApiError::without_reply(ApiErrorKind::Server, "no"))
+    fn open() -> ActionOutcome {
+        ActionOutcome::Open(ApiError::without_reply(ApiErrorKind::Server, "no"))
     }
 
     fn action(kind: &str) -> Action {
@@ -418,16 +421,16 @@ mod tests {
             (odd(), Nowhere, attached(), None, Age::Late, DetachStep::AskDroplet),
             (odd(), Nowhere, Detached, None, Age::Early, DetachStep::Done),
             (odd(), Here, Detached, None, Age::Early, DetachStep::AwaitShown),
-            (DetachOutcome::Errored, Here, attached(), older, Age::Early, DetachStep::Again),
-            (DetachOutcome::Errored, Here, attached(), None, Age::Late, DetachStep::AskDroplet),
-            (DetachOutcome::Errored, Nowhere, Unknown, None, Age::Early, DetachStep::Done),
+            (ActionOutcome::Errored, Here, attached(), older, Age::Early, DetachStep::Again),
+            (ActionOutcome::Errored, Here, attached(), None, Age::Late, DetachStep::AskDroplet),
+            (ActionOutcome::Errored, Nowhere, Unknown, None, Age::Early, DetachStep::Done),
             (open(), Here, attached(), None, Age::Early, DetachStep::Again),
             (open(), Here, attached(), same, Age::Early, DetachStep::Again),
             (open(), Here, begun(999), None, Age::Early, DetachStep::Again),
             (open(), Here, begun(1001), None, Age::Early, DetachStep::Open),
             (open(), Nowhere, begun(1001), None, Age::Late, DetachStep::Open),
             (open(), Here, begun(1001), same, Age::Early, DetachStep::Again),
-            (DetachOutcome::Errored, Here, begun(1001), None, Age::Early, DetachStep::Again),
+            (ActionOutcome::Errored, Here, begun(1001), None, Age::Early, DetachStep::Again),
             (open(), Here, attached(), older, Age::Early, DetachStep::Open),
             (open(), Nowhere, attached(), older, Age::Late, DetachStep::Open),
             (open(), Here, attached(), same, Age::Late, DetachStep::AskDroplet),
@@ -438,11 +441,11 @@ mod tests {
             (not_found(), Nowhere, stuck(), None, Age::Early, DetachStep::Done),
             (not_found(), Elsewhere, stuck(), None, Age::Early, DetachStep::Done),
             (not_found(), Here, stuck(), None, Age::Early, DetachStep::AskDroplet),
-            (DetachOutcome::Overdue, Nowhere, stuck(), None, Age::Early, DetachStep::AskDroplet),
+            (ActionOutcome::Overdue, Nowhere, stuck(), None, Age::Early, DetachStep::AskDroplet),
             (odd(), Elsewhere, stuck(), None, Age::Late, DetachStep::AskDroplet),
-            (DetachOutcome::Overdue, Here, stuck(), None, Age::Late, DetachStep::Await(action("detach_volume"))),
-            (DetachOutcome::Overdue, Here, Detached, None, Age::Early, DetachStep::AwaitShown),
-            (DetachOutcome::Overdue, Here, attached(), None, Age::Early, DetachStep::Again),
+            (ActionOutcome::Overdue, Here, stuck(), None, Age::Late, DetachStep::Await(action("detach_volume"))),
+            (ActionOutcome::Overdue, Here, Detached, None, Age::Early, DetachStep::AwaitShown),
+            (ActionOutcome::Overdue, Here, attached(), None, Age::Early, DetachStep::Again),
         ];
         for (sent, listing, last_action, meant, age, want) in table {
             let facts = DetachFacts { listing, last_action, meant, sent_at, age };
@@ -451,9 +454,36 @@ mod tests {
     }
 
     #[test]
+    fn a_repeated_detach_is_done_only_where_the_memory_and_both_records_agree() {
+        use LastAction::{Attached, Detached, Unknown};
+        let attached = |action| Attached(ActionId(action), None);
+        let elsewhere = |action| Memory::PublishedElsewhere(Some(ActionId(action)));
+        let table = [
+            (Memory::Taken, Listing::Nowhere, Detached, true),
+            (elsewhere(5), Listing::Elsewhere, attached(5), true),
+            (elsewhere(5), Listing::Nowhere, Detached, true),
+            (Memory::None, Listing::Nowhere, Detached, false),
+            (Memory::Taken, Listing::Here, Detached, false),
+            (Memory::Taken, Listing::Nowhere, attached(5), false),
+            (Memory::Taken, Listing::Nowhere, Unknown, false),
+            (Memory::Taken, Listing::Elsewhere, attached(5), false),
+            (Memory::Taken, Listing::Elsewhere, Detached, false),
+            (Memory::Taken, Listing::Nowhere, LastAction::Running(action("attach_volume")), false),
+            (Memory::Taken, Listing::Nowhere, LastAction::Stuck(action("detach_volume")), false),
+            (elsewhere(5), Listing::Elsewhere, attached(6), false),
+            (elsewhere(5), Listing::Here, attached(5), false),
+            (elsewhere(5), Listing::Elsewhere, Detached, false),
+            (Memory::PublishedElsewhere(None), Listing::Elsewhere, attached(5), false),
+        ];
+        for (memory, listing, last_action, want) in table {
+            assert_eq!(is_still_away(memory, listing, &last_action), want, "{memory:?} {listing:?} {last_action:?}");
+        }
+    }
+
+    #[test]
     fn an_action_that_runs_is_waited_for_whatever_else_is_known() {
         for listing in [Listing::Here, Listing::Elsewhere, Listing::Nowhere] {
-            for sent in [open(), DetachOutcome::Errored, refused(ApiErrorKind::AttachmentNotFound)] {
+            for sent in [open(), ActionOutcome::Errored, refused(ApiErrorKind::AttachmentNotFound)] {
                 let last_action = LastAction::Running(action("detach_volume"));
                 let facts =
                     DetachFacts { listing, last_action, meant: None, sent_at: SystemTime::UNIX_EPOCH, age: Age::Early };

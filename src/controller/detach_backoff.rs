@@ -4,10 +4,10 @@
 //! detach in a hot loop, and each try costs calls of the account's quota; and since 1.6.1 it sends a plugin one call at a
 //! time, so that every other volume waits behind each. Forgetting it all, as a restart does, is harmless.
 
-use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::controller::recent::Recent;
 use crate::id::{DropletId, VolumeId};
 
 /// A volume and the droplet that it cannot be taken from; none: from wherever it is.
@@ -55,7 +55,7 @@ fn plan_admission(failed_detach: Option<&FailedDetach>, longest_pause: Duration,
 pub struct DetachBackoff {
     first_pause: Duration,
     longest_pause: Duration,
-    table: Mutex<HashMap<Pair, FailedDetach>>,
+    table: Mutex<Recent<Pair, FailedDetach>>,
 }
 
 impl DetachBackoff {
@@ -80,8 +80,8 @@ impl DetachBackoff {
     /// A try failed, for this reason: the next pause is twice as long as the last.
     pub fn failed(&self, pair: Pair, why: String, now: Instant) {
         let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
-        table.retain(|_, failed_detach| self.counts(failed_detach, now));
-        let pause = table.get(&pair).map_or(self.first_pause, |last| (last.pause * 2).min(self.longest_pause));
+        let last = table.get(&pair).filter(|last| self.counts(last, now));
+        let pause = last.map_or(self.first_pause, |last| (last.pause * 2).min(self.longest_pause));
         table.insert(pair, FailedDetach { pause, until: now + pause, why });
     }
 
@@ -158,7 +158,7 @@ mod tests {
             early(4),
             "failures some minutes apart are of one story"
         );
-        fail(&detach_backoff, 3, minutes(20));
-        assert_eq!(detach_backoff.table.lock().unwrap().len(), 1);
+        fail(&detach_backoff, 1, minutes(40));
+        assert_eq!(detach_backoff.repeat(&pair(1), minutes(40)), early(1), "this is another story");
     }
 }

@@ -5,20 +5,36 @@
 
 use std::time::Instant;
 
-use log::{info, warn};
-
+use crate::backoff::Backoff;
 use crate::cloud::volume::Volume;
 use crate::controller::Controller;
 use crate::controller::api_failure::{ApiFailure, plan_failure};
 use crate::controller::context::CallContext;
-use crate::controller::poll::ActionKind;
-use crate::controller::run_action::{ActionOutcome, await_action};
+use crate::controller::run_action::{ActionOutcome, ActionRequest, OnBusy};
 use crate::error::api::{ApiError, ApiErrorKind};
 use crate::error::{Error, Result};
 use crate::id::VolumeId;
 use crate::request::volume_change::Expand;
 use crate::size::{Gib, plan_growth};
 use crate::sync::volume_lock::{VolumeGuard, VolumeKey};
+
+/// How a try to grow a volume ended.
+#[derive(Debug)]
+enum GrowStep {
+    /// It has been seen to have the size.
+    Done(Volume),
+    /// The droplet is busy.
+    Busy(ApiError),
+    /// It is open whether it has grown.
+    Unclear,
+}
+
+/// The pauses of one call.
+#[derive(Debug)]
+struct GrowWaits {
+    busy: Backoff,
+    unclear: Backoff,
+}
 
 impl Controller {
     /// Brings a volume's size into a range, by growing it when it is smaller.
@@ -29,16 +45,25 @@ impl Controller {
     /// [`Error::NotFound`], [`Error::NotOurs`], [`Error::SizeOutOfRange`] when it is larger than asked already, or would have to become larger
     /// than a volume may be, [`Error::AccountLimit`], [`Error::TimedOut`].
     pub fn expand(&self, ctx: &CallContext, want: &Expand) -> Result<Volume> {
-        let guard = self.hold(ctx, VolumeKey::Id(want.volume.to_string()))?;
-        let volume = ctx.observe_volume(&want.volume)?;
-        self.owner.check_change(&volume, "grown")?;
-        match plan_growth(volume.size, &want.range, &self.limits).map_err(Error::SizeOutOfRange)? {
-            None => Ok(volume),
-            Some(size) => self.ensure_size(&guard, ctx, volume, size),
+        let mut waits = grow_waits(ctx);
+        loop {
+            let guard = self.hold(ctx, VolumeKey::Id(want.volume.to_string()))?;
+            let volume = ctx.observe_volume(&want.volume)?;
+            self.owner.check_change(&volume, "grown")?;
+            let Some(size) = plan_growth(volume.size, &want.range, &self.limits).map_err(Error::SizeOutOfRange)? else {
+                return Ok(volume);
+            };
+            let step = self.apply_growth(&guard, ctx, &volume, size)?;
+            // While the droplet is busy, the volume can be detached from it.
+            drop(guard);
+            if let GrowStep::Done(volume) = step {
+                return Ok(volume);
+            }
+            self.wait_to_grow(ctx, &volume, size, &step, &mut waits)?;
         }
     }
 
-    /// Grows a volume, as it was just read, to at least this size, with the lock held.
+    /// Grows a volume, as it was just read, to at least this size, with the lock held: nobody else knows of it yet.
     pub(super) fn ensure_size(
         &self,
         guard: &VolumeGuard,
@@ -46,17 +71,15 @@ impl Controller {
         mut volume: Volume,
         size: Gib,
     ) -> Result<Volume> {
-        let id = volume.id.clone();
-        let doing = format!("growing volume {id} to {size}");
-        let mut pauses = ctx.retry_backoff();
+        let mut waits = grow_waits(ctx);
         while volume.size < size {
-            match self.apply_resize(guard, ctx, &volume, size, &doing)? {
-                ActionOutcome::Completed => volume = self.await_size(ctx, &id, size, &doing)?,
-                ActionOutcome::Errored | ActionOutcome::Overdue => {
-                    ctx.pause(pauses.next_pause(), &doing, &"the volume does not have the size yet")?;
-                    volume = ctx.observe_volume(&id)?;
-                }
-            }
+            let step = self.apply_growth(guard, ctx, &volume, size)?;
+            volume = if let GrowStep::Done(grown) = step {
+                grown
+            } else {
+                self.wait_to_grow(ctx, &volume, size, &step, &mut waits)?;
+                ctx.observe_volume(&volume.id)?
+            };
         }
         Ok(volume)
     }
@@ -77,54 +100,54 @@ impl Controller {
         }
     }
 
-    /// Starts a resize and waits for its end. Says whether it completed; the caller looks in any case.
-    fn apply_resize(
-        &self,
-        _guard: &VolumeGuard,
-        ctx: &CallContext,
-        volume: &Volume,
-        size: Gib,
-        doing: &str,
-    ) -> Result<ActionOutcome> {
+    /// Grows a volume once, and reads back what that has brought about.
+    fn apply_growth(&self, guard: &VolumeGuard, ctx: &CallContext, volume: &Volume, size: Gib) -> Result<GrowStep> {
         let region = match &volume.region {
             Some(region) => region.clone(),
             None => self.droplet_identity.region()?,
         };
-        let droplet_queue = volume.droplets.iter().map(|droplet| self.wait_for_droplet(ctx, *droplet, doing));
-        let droplet_queue = droplet_queue.collect::<Result<Vec<_>>>()?;
-        let mut pauses = ctx.backoff();
-        loop {
-            let err = match ctx.cloud.resize(&volume.id, size, &region) {
-                Ok(action) => {
-                    let ended = await_action(ctx, &self.pace, &volume.id, ActionKind::Resize, &action, doing)?;
-                    if ended == ActionOutcome::Completed {
-                        info!(
-                            "resized volume={} from=\"{}\" to=\"{size}\" action={}",
-                            volume.id, volume.size, action.id
-                        );
-                    }
-                    return Ok(ended);
+        let request = ActionRequest::Resize { volume, size, region: &region };
+        let doing = request.to_string();
+        let err = match self.runner.run(guard, ctx, &request, OnBusy::Return)? {
+            ActionOutcome::Completed(_) => {
+                return self.await_size(ctx, &volume.id, size, &doing).map(GrowStep::Done);
+            }
+            ActionOutcome::Errored | ActionOutcome::Overdue | ActionOutcome::Open(_) => return Ok(GrowStep::Unclear),
+            ActionOutcome::Busy(err) => return Ok(GrowStep::Busy(err)),
+            ActionOutcome::Refused(err) => err,
+        };
+        match plan_failure(&err) {
+            // Whether the volume is gone, reading it tells.
+            ApiFailure::StateConflict
+            | ApiFailure::NotFound
+            | ApiFailure::Retryable
+            | ApiFailure::OutcomeUnknown
+            | ApiFailure::OutOfTime => Ok(GrowStep::Unclear),
+            ApiFailure::LimitReached => Err(Error::AccountLimit { doing, source: err }),
+            ApiFailure::Unrecognized | ApiFailure::Permanent => {
+                if self.is_that_large(ctx, &volume.id, size, &err, &doing)? {
+                    self.await_size(ctx, &volume.id, size, &doing).map(GrowStep::Done)
+                } else {
+                    Err(Error::Api { doing, source: err })
                 }
-                Err(err) => err,
-            };
-            match plan_failure(&err) {
-                ApiFailure::Retryable => ctx.pause(pauses.after(&err), doing, &err)?,
-                // Whether the volume is gone, reading it tells.
-                ApiFailure::OutcomeUnknown | ApiFailure::StateConflict | ApiFailure::NotFound => {
-                    warn!("resize unclear, reading the volume again doing={doing}: {err}");
-                    return Ok(ActionOutcome::Errored);
-                }
-                ApiFailure::LimitReached => return Err(Error::AccountLimit { doing: doing.to_owned(), source: err }),
-                ApiFailure::OutOfTime => return Err(ctx.timed_out(doing, err.to_string())),
-                ApiFailure::Unrecognized | ApiFailure::Permanent => {
-                    // Nothing runs on the droplets, and others may be waiting for their turn.
-                    drop(droplet_queue);
-                    return if self.is_that_large(ctx, &volume.id, size, &err, doing)? {
-                        Ok(ActionOutcome::Completed)
-                    } else {
-                        Err(Error::Api { doing: doing.to_owned(), source: err })
-                    };
-                }
+            }
+        }
+    }
+
+    fn wait_to_grow(
+        &self,
+        ctx: &CallContext,
+        volume: &Volume,
+        size: Gib,
+        step: &GrowStep,
+        waits: &mut GrowWaits,
+    ) -> Result<()> {
+        let doing = format!("growing volume {} to {size}", volume.id);
+        match step {
+            GrowStep::Done(_) => Ok(()),
+            GrowStep::Busy(err) => self.runner.pause_while_busy(ctx, &volume.droplets, &doing, &mut waits.busy, err),
+            GrowStep::Unclear => {
+                ctx.pause(waits.unclear.next_pause(), &doing, &"the volume does not have the size yet")
             }
         }
     }
@@ -144,4 +167,8 @@ impl Controller {
             ctx.pause(pauses.next_pause(), doing, err)?;
         }
     }
+}
+
+fn grow_waits(ctx: &CallContext) -> GrowWaits {
+    GrowWaits { busy: ctx.busy_backoff(), unclear: ctx.retry_backoff() }
 }

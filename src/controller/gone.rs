@@ -96,6 +96,14 @@ impl CallContext {
         self.look_twice(&doing, || self.look(&doing, |cloud| cloud.get_droplet(id)), || self.find_listed_droplet(id))
     }
 
+    /// Whether a droplet says that it has the volume: its record and the volume's are kept apart.
+    ///
+    /// # Errors
+    /// As [`CallContext::observe_droplet`].
+    pub(super) fn has_volume(&self, droplet: DropletId, id: &VolumeId) -> Result<bool> {
+        Ok(self.observe_droplet(droplet)?.is_some_and(|droplet| droplet.volumes.contains(id)))
+    }
+
     /// Asks about a volume. That the volume is not found there is believed only when it is gone.
     ///
     /// # Errors

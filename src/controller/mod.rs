@@ -7,17 +7,19 @@
 //! |---|---|
 //! | [`create`], [`delete`] | volumes come and go |
 //! | [`restore`], [`clone_snapshot`] | volumes that begin with content |
-//! | [`attach`], [`takeover`], [`detach`] | attachments come and go |
+//! | [`attach`], [`detach`] | attachments come and go |
+//! | [`attachment`], [`takeover`], [`last_action`] | where a volume is, and what that calls for |
 //! | [`publish_mode`] | how a volume was published |
 //! | [`expand`], [`modify`] | volumes become larger, or get other tags |
 //! | [`snapshot`], [`snapshot_names`] | snapshots come and go, each with a name of its own |
 //! | [`list`], [`whole_list`] | pages of volumes and of snapshots, read without losing an entry |
 //! | [`condition`], [`capacity`] | whether a volume is well, and whether there is room for one more |
 //! | [`context`] | one call's budget and the waits in it, and asking again within it |
-//! | [`run_action`], [`poll`] | waiting for an action |
-//! | [`detach_backoff`] | pauses between calls that keep failing |
+//! | [`run_action`], [`poll`] | sending what becomes an action, and waiting for its end |
+//! | [`detach_backoff`], [`busy_droplet`], [`recent`] | what is remembered of calls that failed |
+//! | [`overtaken`] | attaches that a later detach has overtaken |
 //! | [`api_failure`] | what a failed API call calls for |
-//! | `tag_scope` | whether the token may put tags on |
+//! | `tag_scope` | the owner's tag, and whether the token may put it on |
 //! | `owner` | whose a volume or a snapshot is |
 //! | `gone` | what has to be known before something counts as gone |
 //! | [`naming`], [`description`] | CSI names into DigitalOcean names, and what a description keeps |
@@ -25,6 +27,7 @@
 pub mod api_failure;
 pub mod attach;
 pub mod attachment;
+pub mod busy_droplet;
 pub mod capacity;
 pub mod clone_snapshot;
 pub mod condition;
@@ -36,12 +39,15 @@ pub mod detach;
 pub mod detach_backoff;
 pub mod expand;
 pub mod gone;
+pub mod last_action;
 pub mod list;
 pub mod modify;
 pub mod naming;
+pub mod overtaken;
 pub mod owner;
 pub mod poll;
 pub mod publish_mode;
+pub mod recent;
 pub mod restore;
 pub mod run_action;
 pub mod snapshot;
@@ -56,27 +62,26 @@ use std::time::Instant;
 use crate::cloud::Cloud;
 use crate::cloud::volume::Volume;
 use crate::config::Config;
-use crate::controller::poll::Pace;
-use crate::droplet_identity::DropletIdentity;
-use crate::error::Result;
-use crate::id::{DropletId, VolumeId};
-use crate::size::SizeLimits;
-use crate::sync::caller::Caller;
-use crate::sync::fifo_lock::{FifoGuard, FifoLocks};
-use crate::sync::volume_lock::{VolumeGuard, VolumeKey, VolumeLocks};
-
+use crate::controller::attach::Attacher;
 use crate::controller::clone_snapshot::Sweeper;
 use crate::controller::context::{CallContext, Timeouts};
-use crate::controller::detach_backoff::{DetachBackoff, Pair};
+use crate::controller::detach::Detacher;
+use crate::controller::detach_backoff::DetachBackoff;
 use crate::controller::list::VolumeLists;
+use crate::controller::overtaken::Unpublishes;
 use crate::controller::owner::Owner;
 use crate::controller::publish_mode::PublishModes;
+use crate::controller::run_action::ActionRunner;
 use crate::controller::snapshot_names::TakenNames;
-use crate::controller::tag_scope::Refused;
-
-/// How many calls may be ahead of a publish: every node of a small cluster may ask for it at once, and a
-/// storm of calls for one volume must leave threads for the others.
-const MAX_QUEUE: usize = 8;
+use crate::controller::tag_scope::Tagger;
+use crate::droplet_identity::DropletIdentity;
+use crate::error::{Error, Result};
+use crate::id::VolumeId;
+use crate::request::attachment::{Publish, Unpublish};
+use crate::size::SizeLimits;
+use crate::sync::caller::Caller;
+use crate::sync::fifo_lock::FifoLocks;
+use crate::sync::volume_lock::{VolumeGuard, VolumeKey, VolumeLocks};
 
 /// The controller side of the driver.
 #[derive(Debug)]
@@ -87,22 +92,13 @@ pub struct Controller {
     owner: Owner,
     /// Whether the droplet that this process runs on is one of those that it attaches volumes to.
     is_on_own_droplet: bool,
-    takeover: bool,
-    mixed_access: bool,
     locks: VolumeLocks,
-    pace: Pace,
     patience: Timeouts,
-    /// DigitalOcean refuses a droplet's second event while one is running, so the calls of this process wait for each
-    /// other here, in order, instead of colliding there.
-    droplet_queue: FifoLocks<DropletId>,
-    /// Calls that repeat the same detach.
-    detaching: FifoLocks<Pair>,
-    detach_backoff: DetachBackoff,
-    publish_modes: PublishModes,
+    runner: Arc<ActionRunner>,
+    attacher: Attacher,
+    detacher: Detacher,
     taken_names: TakenNames,
     volume_lists: VolumeLists,
-    /// Putting a tag on a volume that is there.
-    tagging: Refused,
     sweeper: Sweeper,
 }
 
@@ -111,26 +107,66 @@ impl Controller {
     #[must_use]
     pub fn new(config: &Config, cloud: Cloud, droplet_identity: Arc<DropletIdentity>) -> Controller {
         let patience = Timeouts::of(config.call_budget);
+        let owner = Owner::new(config.tag.clone());
+        let locks = VolumeLocks::new();
+        let runner = Arc::new(ActionRunner::new(patience));
+        let publish_modes = Arc::new(PublishModes::new(config.mixed_access));
+        let unpublishes = Arc::new(Unpublishes::default());
         Controller {
-            sweeper: Sweeper::start(cloud.clone(), Owner::new(config.tag.clone())),
+            attacher: Attacher {
+                locks: locks.clone(),
+                runner: Arc::clone(&runner),
+                publish_modes: Arc::clone(&publish_modes),
+                publishing: FifoLocks::default(),
+                unpublishes: Arc::clone(&unpublishes),
+                owner: owner.clone(),
+                tagger: Tagger::new(owner.clone()),
+                takeover: config.takeover,
+            },
+            detacher: Detacher {
+                locks: locks.clone(),
+                runner: Arc::clone(&runner),
+                publish_modes,
+                unpublishes,
+                owner: owner.clone(),
+                detaching: FifoLocks::default(),
+                backoff: DetachBackoff::new(patience.detach_backoff()),
+            },
+            sweeper: Sweeper::start(cloud.clone(), owner.clone()),
             cloud,
             droplet_identity,
             limits: SizeLimits { max: config.max_volume_size, ..SizeLimits::DIGITALOCEAN },
-            owner: Owner::new(config.tag.clone()),
+            owner,
             is_on_own_droplet: config.mode.has_node(),
-            takeover: config.takeover,
-            mixed_access: config.mixed_access,
-            locks: VolumeLocks::new(),
-            pace: Pace::new(),
+            locks,
             patience,
-            droplet_queue: FifoLocks::default(),
-            detaching: FifoLocks::default(),
-            detach_backoff: DetachBackoff::new(patience.detach_backoff()),
-            publish_modes: PublishModes::default(),
+            runner,
             taken_names: TakenNames::default(),
             volume_lists: VolumeLists::default(),
-            tagging: Refused::default(),
         }
+    }
+
+    /// Attaches a volume to a droplet.
+    ///
+    /// A second call sees the attachment and changes nothing.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] for a volume or droplet that does not exist, [`Error::AttachedElsewhere`] when a running
+    /// droplet has it, [`Error::OtherRegion`], [`Error::Mismatch`] when it is there for another use, [`Error::AttachLimit`],
+    /// [`Error::NotYet`] when the call's time was used up by waiting.
+    pub fn publish(&self, ctx: &CallContext, want: &Publish) -> Result<Volume> {
+        self.attacher.publish(ctx, want).map_err(Error::or_not_yet)
+    }
+
+    /// Detaches a volume from a droplet, or from wherever it is. Attached elsewhere, it is left alone.
+    ///
+    /// A second call sees that nothing is attached and changes nothing.
+    ///
+    /// # Errors
+    /// [`Error::TimedOut`] when the volume was still there at the end of the call, [`Error::Api`] when DigitalOcean
+    /// refuses for good, [`Error::VolumeBusy`] at once when two calls like this one are running already.
+    pub fn unpublish(&self, ctx: CallContext, want: &Unpublish) -> Result<()> {
+        self.detacher.unpublish(ctx, want)
     }
 
     /// Reads a volume.
@@ -151,18 +187,5 @@ impl Controller {
     /// Locks a volume for a call whose caller is better off asking again than waiting long.
     fn hold(&self, ctx: &CallContext, key: VolumeKey) -> Result<VolumeGuard> {
         Ok(self.locks.hold(key, ctx.patience.lock().min(ctx.left()))?)
-    }
-
-    /// Locks a volume for a call that waits as long as it can, if no more than so many are ahead of it.
-    fn acquire_queued(&self, ctx: &CallContext, id: &VolumeId, max_queue: usize) -> Result<VolumeGuard> {
-        Ok(self.locks.acquire_queued(VolumeKey::Id(id.to_string()), max_queue, ctx.deadline())?)
-    }
-
-    /// Waits for a droplet's turn; fails when nobody waits for the call any more by then.
-    fn wait_for_droplet(&self, ctx: &CallContext, droplet: DropletId, doing: &str) -> Result<FifoGuard<DropletId>> {
-        let busy = |_| ctx.timed_out(doing, "earlier calls for this droplet are still running");
-        let turn = self.droplet_queue.wait(droplet, usize::MAX, ctx.deadline()).map_err(busy)?;
-        ctx.ensure_awaited()?;
-        Ok(turn)
     }
 }

@@ -1,53 +1,322 @@
-//! Waiting for an action: attach, detach or resize.
+//! Attach, detach and resize, from the request to the end of the action that DigitalOcean makes of it.
 //!
-//! Owns the loop of looking and sleeping, at the pace that was learned, and the search for actions that others began. What
-//! the end of an action means is the caller's: a completed action is not yet a fact seen.
+//! Owns the one loop that sends and waits, and what it waits with: the turn of a droplet, and the pace of the looks. What an
+//! end means is the caller's: a completed action is not yet a fact seen.
+//!
+//! ```text
+//! take the droplet's turn --> send --accepted--> look until it has ended --> Completed, Errored, Overdue
+//!        ^                     |
+//!        |                     +--refused--> give the turn up --> Refused, Open
+//!        +------- pause <------ busy          (or Busy, for a caller that has to give up more than the turn)
+//! ```
 
+use std::fmt;
+use std::slice;
 use std::thread;
-use std::time::{Instant, SystemTime};
+use std::time::Instant;
 
-use log::{debug, warn};
+use log::{debug, info, warn};
 
+use crate::backoff::Backoff;
 use crate::cloud::action::{Action, ActionStatus};
-use crate::controller::Controller;
+use crate::cloud::volume::Volume;
+use crate::cloud::{ApiResult, Cloud};
 use crate::controller::api_failure::{ApiFailure, plan_failure};
-use crate::controller::context::{Backoff, CallContext};
+use crate::controller::busy_droplet::BusyDroplets;
+use crate::controller::context::{CallContext, Timeouts, pause_after};
+use crate::controller::last_action::is_detach;
 use crate::controller::poll::{ActionKind, Looks, Pace};
+use crate::error::api::{ApiError, ApiErrorKind};
 use crate::error::{Error, Result};
-use crate::id::{ActionId, VolumeId};
+use crate::id::{ActionId, DropletId, VolumeId};
+use crate::region::Region;
+use crate::size::Gib;
+use crate::sync::fifo_lock::{FifoGuard, FifoLocks, NoLock};
+use crate::sync::volume_lock::VolumeGuard;
 
-/// How an action ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ActionOutcome {
+/// A change of a volume that DigitalOcean makes an action of. `Display` says what is being done.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum ActionRequest<'a> {
+    Attach { volume: &'a VolumeId, droplet: DropletId },
+    Detach { volume: &'a VolumeId, droplet: DropletId },
+    Resize { volume: &'a Volume, size: Gib, region: &'a Region },
+}
+
+impl ActionRequest<'_> {
+    fn volume(&self) -> &VolumeId {
+        match self {
+            ActionRequest::Attach { volume, .. } | ActionRequest::Detach { volume, .. } => volume,
+            ActionRequest::Resize { volume, .. } => &volume.id,
+        }
+    }
+
+    /// The droplets on which it is an event.
+    pub(super) fn droplets(&self) -> &[DropletId] {
+        match self {
+            ActionRequest::Attach { droplet, .. } | ActionRequest::Detach { droplet, .. } => slice::from_ref(droplet),
+            ActionRequest::Resize { volume, .. } => &volume.droplets,
+        }
+    }
+
+    fn kind(&self) -> ActionKind {
+        match self {
+            ActionRequest::Attach { .. } => ActionKind::Attach,
+            ActionRequest::Detach { .. } => ActionKind::Detach,
+            ActionRequest::Resize { .. } => ActionKind::Resize,
+        }
+    }
+
+    fn send(&self, cloud: &Cloud) -> ApiResult<Action> {
+        match self {
+            ActionRequest::Attach { volume, droplet } => cloud.attach(volume, *droplet),
+            ActionRequest::Detach { volume, droplet } => cloud.detach(volume, *droplet),
+            ActionRequest::Resize { volume, size, region } => cloud.resize(&volume.id, *size, region),
+        }
+    }
+
+    fn log_completed(&self, action: ActionId) {
+        match self {
+            ActionRequest::Attach { volume, droplet } => {
+                info!("attached volume={volume} droplet={droplet} action={action}");
+            }
+            ActionRequest::Detach { volume, droplet } => {
+                info!("detached volume={volume} droplet={droplet} action={action}");
+            }
+            ActionRequest::Resize { volume, size, .. } => {
+                info!("resized volume={} from=\"{}\" to=\"{size}\" action={action}", volume.id, volume.size);
+            }
+        }
+    }
+}
+
+impl fmt::Display for ActionRequest<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ActionRequest::Attach { volume, droplet } => write!(f, "attaching volume {volume} to droplet {droplet}"),
+            ActionRequest::Detach { volume, droplet } => write!(f, "detaching volume {volume} from droplet {droplet}"),
+            ActionRequest::Resize { volume, size, .. } => write!(f, "growing volume {} to {size}", volume.id),
+        }
+    }
+}
+
+/// What is known after a request was sent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum ActionOutcome {
     /// DigitalOcean says that it is done.
-    Completed,
+    Completed(ActionId),
     /// DigitalOcean says that it failed, or does not know it.
     Errored,
     /// DigitalOcean says that it is running, for longer than that can be believed.
     Overdue,
+    /// The droplet has another event, or the rate limit is reached: nothing was begun, and it is taken a little later.
+    Busy(ApiError),
+    /// DigitalOcean refused it: nothing was begun.
+    Refused(ApiError),
+    /// It is open whether anything was begun.
+    Open(ApiError),
 }
 
-/// Waits until an action that this call started has ended, and learns from it how long such actions take.
-///
-/// # Errors
-/// [`Error::TimedOut`] when it still runs at the end of the call, [`Error::Api`] when the question is refused for good.
-pub fn await_action(
-    ctx: &CallContext,
-    pace: &Pace,
-    volume: &VolumeId,
-    kind: ActionKind,
-    action: &Action,
-    doing: &str,
-) -> Result<ActionOutcome> {
-    let started = Instant::now();
-    let mut looks = pace.begin(kind);
-    let ended = watch(ctx, volume, action, &mut looks, started, doing)?;
-    if ended == ActionOutcome::Completed
-        && let Some(sample) = looks.finished(started.elapsed())
-    {
-        pace.learn(sample);
+impl ActionOutcome {
+    /// Whether DigitalOcean said that the volume is not attached to the droplet; no other refusal says so.
+    pub(super) fn proves_nothing_attached(&self) -> bool {
+        match self {
+            ActionOutcome::Refused(err) => err.kind() == ApiErrorKind::AttachmentNotFound,
+            ActionOutcome::Completed(_)
+            | ActionOutcome::Errored
+            | ActionOutcome::Overdue
+            | ActionOutcome::Busy(_)
+            | ActionOutcome::Open(_) => false,
+        }
     }
-    Ok(ended)
+
+    /// As an error, what reading the state again can tell nothing about: a limit, or a refusal for good.
+    pub(super) fn unless_denied(self, request: &ActionRequest<'_>) -> Result<ActionOutcome> {
+        let is_denied = |err: &ApiError| matches!(plan_failure(err), ApiFailure::LimitReached | ApiFailure::Permanent);
+        if let ActionOutcome::Refused(err) = &self
+            && is_denied(err)
+        {
+            return Err(Error::Api { doing: request.to_string(), source: err.clone() });
+        }
+        Ok(self)
+    }
+
+    /// In words; `kind` is the action's.
+    pub(super) fn in_words(&self, kind: &str) -> String {
+        match self {
+            ActionOutcome::Completed(_) => format!("DigitalOcean's {kind} action completed"),
+            ActionOutcome::Errored => format!("DigitalOcean's {kind} action errored"),
+            ActionOutcome::Overdue => format!("DigitalOcean's {kind} action does not end"),
+            ActionOutcome::Busy(err) | ActionOutcome::Refused(err) | ActionOutcome::Open(err) => err.to_string(),
+        }
+    }
+}
+
+/// What to do while the droplet is busy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum OnBusy {
+    /// Try again after a pause.
+    Wait,
+    /// Return; the caller has to think again.
+    Return,
+}
+
+/// What actions are run with.
+#[derive(Debug)]
+pub(super) struct ActionRunner {
+    pace: Pace,
+    /// DigitalOcean refuses a droplet's second event while one is running, so the calls of this process wait for each
+    /// other here, in order, instead of colliding there.
+    droplet_queue: FifoLocks<DropletId>,
+    busy_droplets: BusyDroplets,
+}
+
+impl ActionRunner {
+    pub(super) fn new(patience: Timeouts) -> ActionRunner {
+        ActionRunner {
+            pace: Pace::new(),
+            droplet_queue: FifoLocks::default(),
+            busy_droplets: BusyDroplets::new(patience.remember_busy()),
+        }
+    }
+
+    /// Sends a request when it is this call's turn, and waits for the end of the action. The turn is kept no longer than a
+    /// request or an action runs: a droplet is busy with one event, but DigitalOcean may say so of one volume alone.
+    ///
+    /// # Errors
+    /// [`Error::TimedOut`] when it still waits or runs at the end of the call, [`Error::Api`] when a question is refused.
+    pub(super) fn run(
+        &self,
+        _guard: &VolumeGuard,
+        ctx: &CallContext,
+        request: &ActionRequest<'_>,
+        on_busy: OnBusy,
+    ) -> Result<ActionOutcome> {
+        let mut pauses = ctx.busy_backoff();
+        loop {
+            let turns = self.take_turns(ctx, request)?;
+            ctx.ensure_awaited()?;
+            let err = match request.send(&ctx.cloud) {
+                Ok(action) => return self.await_sent(ctx, request, &action),
+                Err(err) => err,
+            };
+            drop(turns);
+            match plan_failure(&err) {
+                ApiFailure::Retryable if on_busy == OnBusy::Return => return Ok(ActionOutcome::Busy(err)),
+                ApiFailure::Retryable => {
+                    self.pause_while_busy(ctx, request.droplets(), &request.to_string(), &mut pauses, &err)?;
+                }
+                ApiFailure::OutcomeUnknown => {
+                    warn!("unclear whether it was begun, reading the volume doing={request}: {err}");
+                    return Ok(ActionOutcome::Open(err));
+                }
+                ApiFailure::OutOfTime => return Err(ctx.timed_out(&request.to_string(), err.to_string())),
+                ApiFailure::StateConflict
+                | ApiFailure::NotFound
+                | ApiFailure::Unrecognized
+                | ApiFailure::LimitReached
+                | ApiFailure::Permanent => return Ok(ActionOutcome::Refused(err)),
+            }
+        }
+    }
+
+    /// Waits before a request is sent again that was refused for now: for a short time in all, when the droplet has used up
+    /// an earlier call's time.
+    ///
+    /// # Errors
+    /// [`Error::TimedOut`] when there is no time left for it.
+    pub(super) fn pause_while_busy(
+        &self,
+        ctx: &CallContext,
+        droplets: &[DropletId],
+        doing: &str,
+        pauses: &mut Backoff,
+        err: &ApiError,
+    ) -> Result<()> {
+        let pause = pause_after(pauses, err);
+        if err.kind() != ApiErrorKind::PendingEvent {
+            return ctx.pause(pause, doing, err);
+        }
+        let now = Instant::now();
+        let outcome = if self.busy_droplets.any(droplets, now) {
+            let left = ctx.busy_deadline().saturating_duration_since(now);
+            if left.is_zero() {
+                let why =
+                    format!("{err}; it was busy for the whole time of an earlier call, so this one waited briefly");
+                Err(ctx.timed_out(doing, why))
+            } else {
+                ctx.pause(pause.min(left), doing, err)
+            }
+        } else {
+            ctx.pause(pause, doing, err)
+        };
+        outcome.inspect_err(|_| self.busy_droplets.gave_up(droplets, Instant::now()))
+    }
+
+    /// A droplet is not busy any more, as the effect of an action shows.
+    pub(super) fn got_through(&self, droplets: &[DropletId]) {
+        self.busy_droplets.got_through(droplets);
+    }
+
+    /// Waits until an action that somebody else began, or that is of a request without a reply, has ended, and says how.
+    ///
+    /// # Errors
+    /// As [`ActionRunner::run`].
+    pub(super) fn await_foreign(
+        &self,
+        ctx: &CallContext,
+        id: &VolumeId,
+        action: &Action,
+        waits: &mut Waits,
+        doing: &str,
+    ) -> Result<ActionOutcome> {
+        if waits.last.replace(action.id) == Some(action.id) {
+            let why = format!("DigitalOcean's action {} has ended, and is still listed as running", action.id);
+            ctx.pause(waits.pauses.next_pause(), doing, &why)?;
+        }
+        let kind = if is_detach(action) { ActionKind::Detach } else { ActionKind::Attach };
+        debug!("waiting for {} action={} of somebody else doing={doing}", action.kind, action.id);
+        watch(ctx, id, action, &mut self.pace.join(kind), Instant::now(), doing)
+    }
+
+    /// Waits for the turn of each droplet.
+    fn take_turns(&self, ctx: &CallContext, request: &ActionRequest<'_>) -> Result<Vec<FifoGuard<DropletId>>> {
+        let late = |_| ctx.timed_out(&request.to_string(), "earlier calls for this droplet are still running");
+        let take = |droplet: &DropletId| {
+            let place = self.droplet_queue.enter(*droplet, usize::MAX).map_err(late)?;
+            let briefly = Instant::now() + ctx.patience.while_backing_off();
+            // Who is ahead may be the one that gets through.
+            if place.wait(briefly.min(ctx.deadline())).is_err()
+                && self.busy_droplets.any(slice::from_ref(droplet), Instant::now())
+            {
+                return Err(late(NoLock::TooLate));
+            }
+            place.wait(ctx.deadline()).map_err(late)?;
+            Ok(place)
+        };
+        request.droplets().iter().map(take).collect()
+    }
+
+    /// Waits until an action that this call started has ended, and learns from it how long such actions take. On a droplet
+    /// that has used up an earlier call's time, it has less time.
+    fn await_sent(&self, ctx: &CallContext, request: &ActionRequest<'_>, action: &Action) -> Result<ActionOutcome> {
+        let (started, droplets) = (Instant::now(), request.droplets());
+        let short = self.busy_droplets.any(droplets, started).then(|| ctx.after_backoff());
+        let ctx = short.as_ref().unwrap_or(ctx);
+        let mut looks = self.pace.begin(request.kind());
+        let outcome = watch(ctx, request.volume(), action, &mut looks, started, &request.to_string());
+        match &outcome {
+            Ok(ActionOutcome::Completed(action)) => {
+                request.log_completed(*action);
+                self.busy_droplets.got_through(droplets);
+                if let Some(sample) = looks.finished(started.elapsed()) {
+                    self.pace.learn(sample);
+                }
+            }
+            Err(Error::TimedOut { .. }) => self.busy_droplets.gave_up(droplets, Instant::now()),
+            Ok(_) | Err(_) => {}
+        }
+        outcome
+    }
 }
 
 fn watch(
@@ -61,7 +330,7 @@ fn watch(
     let mut status = Some(action.status.clone());
     loop {
         match &status {
-            Some(ActionStatus::Completed) => return Ok(ActionOutcome::Completed),
+            Some(ActionStatus::Completed) => return Ok(ActionOutcome::Completed(action.id)),
             Some(ActionStatus::Errored) => {
                 warn!("action errored doing={doing} action={}", action.id);
                 return Ok(ActionOutcome::Errored);
@@ -116,98 +385,6 @@ fn look(
     }
 }
 
-/// What a volume's actions say about where it is.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum LastAction {
-    /// An attach or a detach is running: the latest, should there be several.
-    Running(Action),
-    /// A detach is said to be running, for so long that it may have been carried out long ago.
-    Stuck(Action),
-    /// The last one that was carried out was this attach, begun at that time, so that the volume is on some droplet.
-    Attached(ActionId, Option<SystemTime>),
-    /// The last one that was carried out was a detach, so that the volume is on no droplet, whatever is listed.
-    Detached,
-    /// It has not been moved yet, or in ways that are not known.
-    Unknown,
-}
-
-impl LastAction {
-    /// The attach by which the volume is where it is.
-    pub(super) fn attach(&self) -> Option<ActionId> {
-        match self {
-            LastAction::Attached(action, _) => Some(*action),
-            LastAction::Running(_) | LastAction::Stuck(_) | LastAction::Detached | LastAction::Unknown => None,
-        }
-    }
-}
-
-/// Whether an action takes a volume from a droplet.
-pub(super) fn is_detach(action: &Action) -> bool {
-    action.kind.contains("detach")
-}
-
-/// Reads the actions of a volume, the oldest first.
-///
-/// A resize changes nothing about where a volume is. It is the only kind that is left out: DigitalOcean's word for it is
-/// not documented, and an action that is not known is waited for. One that seems to run behind a later one that was carried
-/// out is over, whatever is said of it: a volume has one move at a time. So is an attach that was begun too long ago, as far
-/// as this list is concerned: where the volume is has to be read from the volume and the droplet.
-fn plan_last_action(actions: &[Action], is_overdue: impl Fn(&Action) -> bool) -> LastAction {
-    let latest = actions
-        .iter()
-        .rev()
-        .filter(|action| !action.kind.contains("resize"))
-        .find(|action| action.status != ActionStatus::Errored);
-    match latest {
-        // As in `watch`, a word that is not known may mean that it runs.
-        Some(running) if running.status != ActionStatus::Completed && !is_overdue(running) => {
-            LastAction::Running(running.clone())
-        }
-        Some(stuck) if stuck.status != ActionStatus::Completed && is_detach(stuck) => LastAction::Stuck(stuck.clone()),
-        Some(last) if is_detach(last) => LastAction::Detached,
-        Some(last) if last.kind.contains("attach") => LastAction::Attached(last.id, last.started_at),
-        Some(_) | None => LastAction::Unknown,
-    }
-}
-
-impl Controller {
-    /// What DigitalOcean is doing at this moment about where the volume is, or has done last.
-    ///
-    /// The list of a volume's droplets lags behind: after an action it shows the old state for a while, and before the end
-    /// of one that is running it may show either. Whoever is about to believe it asks here first.
-    ///
-    /// # Errors
-    /// [`Error::NotFound`] when there is no such volume, [`Error::TimedOut`] or [`Error::Api`].
-    pub(super) fn observe_last_action(&self, ctx: &CallContext, id: &VolumeId) -> Result<LastAction> {
-        let doing = format!("reading the latest actions of volume {id}");
-        let actions = ctx.ask_of_volume(id, &doing, |cloud| cloud.newest_actions(id))?;
-        let now = SystemTime::now();
-        let age = |action: &Action| action.started_at.and_then(|started| now.duration_since(started).ok());
-        Ok(plan_last_action(&actions, |action| age(action).is_some_and(|age| age >= ctx.patience.overdue())))
-    }
-
-    /// Waits until an action that somebody else began, or that is of a request without a reply, has ended, and says how.
-    ///
-    /// # Errors
-    /// As [`await_action`].
-    pub(super) fn await_foreign(
-        &self,
-        ctx: &CallContext,
-        id: &VolumeId,
-        action: &Action,
-        waits: &mut Waits,
-        doing: &str,
-    ) -> Result<ActionOutcome> {
-        if waits.last.replace(action.id) == Some(action.id) {
-            let why = format!("DigitalOcean's action {} has ended, and is still listed as running", action.id);
-            ctx.pause(waits.pauses.next_pause(), doing, &why)?;
-        }
-        let kind = if is_detach(action) { ActionKind::Detach } else { ActionKind::Attach };
-        debug!("waiting for {} action={} of somebody else doing={doing}", action.kind, action.id);
-        watch(ctx, id, action, &mut self.pace.join(kind), Instant::now(), doing)
-    }
-}
-
 /// The waits of one call for actions that are not its own. The list of actions may lag behind an action's end; then the
 /// same one is met again, and only after a pause.
 #[derive(Debug)]
@@ -220,59 +397,5 @@ impl Waits {
     /// None so far.
     pub(super) fn new(ctx: &CallContext) -> Waits {
         Waits { last: None, pauses: ctx.backoff() }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_moves_of_a_volume_are_told_from_its_actions_and_a_resize_is_none() {
-        let action =
-            |id, kind: &str, status| Action { id: ActionId(id), status, kind: kind.to_owned(), started_at: None };
-        let attached = |id| LastAction::Attached(ActionId(id), None);
-        let running = |id, kind| action(id, kind, ActionStatus::InProgress);
-        let done = |id, kind| action(id, kind, ActionStatus::Completed);
-        let queued = |id, kind| action(id, kind, ActionStatus::Other("queued".to_owned()));
-        let failed = |id, kind| action(id, kind, ActionStatus::Errored);
-        let table = [
-            (vec![], LastAction::Unknown),
-            (vec![done(1, "attach_volume")], attached(1)),
-            (vec![done(1, "attach_volume"), done(2, "detach_volume")], LastAction::Detached),
-            (vec![done(1, "attach_volume"), failed(2, "detach_volume")], attached(1)),
-            (vec![done(1, "detach_volume"), failed(2, "attach_volume"), running(3, "resize")], LastAction::Detached),
-            (vec![done(1, "never heard of")], LastAction::Unknown),
-            (vec![running(1, "resize"), running(2, "resize_volume")], LastAction::Unknown),
-            (vec![running(1, "detach_volume"), running(2, "resize")], LastAction::Running(running(1, "detach_volume"))),
-            (vec![running(1, "detach_volume"), done(2, "attach_volume")], attached(2)),
-            (
-                vec![running(1, "detach_volume"), failed(2, "attach_volume")],
-                LastAction::Running(running(1, "detach_volume")),
-            ),
-            (
-                vec![running(1, "detach_volume"), running(2, "attach_volume")],
-                LastAction::Running(running(2, "attach_volume")),
-            ),
-            (
-                vec![done(1, "attach_volume"), queued(2, "detach_volume"), failed(3, "attach_volume")],
-                LastAction::Running(queued(2, "detach_volume")),
-            ),
-            (vec![queued(1, "detach_volume"), done(2, "attach_volume")], attached(2)),
-            (vec![running(1, "never heard of")], LastAction::Running(running(1, "never heard of"))),
-        ];
-        for (actions, want) in table {
-            assert_eq!(plan_last_action(&actions, |_| false), want, "{actions:?}");
-        }
-        let table = [
-            (vec![running(1, "attach_volume")], attached(1)),
-            (vec![running(1, "detach_volume")], LastAction::Stuck(running(1, "detach_volume"))),
-            (vec![running(1, "never heard of")], LastAction::Unknown),
-            (vec![done(1, "attach_volume"), failed(2, "detach_volume")], attached(1)),
-            (vec![done(1, "detach_volume")], LastAction::Detached),
-        ];
-        for (actions, want) in table {
-            assert_eq!(plan_last_action(&actions, |_| true), want, "{actions:?}, all begun long ago");
-        }
     }
 }

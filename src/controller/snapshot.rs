@@ -8,11 +8,12 @@ use std::time::{Duration, Instant, SystemTime};
 
 use log::{info, warn};
 
+use crate::backoff::Backoff;
 use crate::cloud::snapshot::Snapshot;
 use crate::cloud::tag::Tag;
 use crate::controller::Controller;
 use crate::controller::api_failure::{ApiFailure, plan_failure};
-use crate::controller::context::{Backoff, CallContext, DOES_NOT_SHOW};
+use crate::controller::context::{CallContext, DOES_NOT_SHOW, pause_after};
 use crate::controller::naming::plan_name;
 use crate::controller::whole_list::{CHANGES, every_entry};
 use crate::error::api::{ApiError, ApiErrorKind};
@@ -261,7 +262,7 @@ impl Controller {
                 }
                 ApiFailure::NotFound | ApiFailure::Retryable | ApiFailure::OutcomeUnknown => {
                     warn!("snapshot not deleted, trying again doing={doing}: {err}");
-                    ctx.pause(pauses.after(&err), &doing, &err)?;
+                    ctx.pause(pause_after(&mut pauses, &err), &doing, &err)?;
                 }
                 ApiFailure::StateConflict => {
                     return Err(Error::UsedOtherwise(format!("snapshot {id} is in use: {err}")));

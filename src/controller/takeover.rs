@@ -6,26 +6,19 @@
 
 use std::time::{Duration, Instant};
 
-use log::warn;
-
 use crate::cloud::droplet::{Droplet, DropletStatus};
-use crate::cloud::volume::Volume;
-use crate::controller::Controller;
-use crate::controller::attachment::AttachStep;
-use crate::controller::attachment::{DetachOutcome, OnBusy};
-use crate::controller::context::{CallContext, Timeouts};
-use crate::controller::run_action::LastAction;
-use crate::error::{Error, Holder, Result};
+use crate::controller::context::Timeouts;
 use crate::id::{DropletId, VolumeId};
-use crate::sync::volume_lock::VolumeGuard;
 
 /// What to do about another droplet that has the volume.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum TakeoverPlan {
+pub(super) enum TakeoverPlan {
     /// It cannot use the volume: take it away.
     Detach,
     /// It is off, archived or gone; look again in a while, as a reboot passes through `off`, and answers can be wrong.
     Recheck,
+    /// It may be using the volume, or be about to let go: look again in a moment.
+    AwaitRelease,
     /// It may be using the volume: leave it alone.
     Refuse,
     /// It does not have the volume, although it is listed.
@@ -34,25 +27,39 @@ enum TakeoverPlan {
 
 /// What is known of the droplet that the volume is listed on.
 #[derive(Debug, Clone, Copy)]
-struct HolderFacts<'a> {
+pub(super) struct HolderFacts<'a> {
     /// None: DigitalOcean does not know it any more.
-    droplet: Option<&'a Droplet>,
+    pub(super) status: Option<&'a DropletStatus>,
     /// For how long it has not been able to use the volume.
-    unusable_for: Option<Duration>,
+    pub(super) unusable_for: Option<Duration>,
+    /// For how long it has been.
+    pub(super) running_for: Option<Duration>,
     /// The volume was detached long enough ago, and the droplet's own record agrees.
-    is_contradicted: bool,
+    pub(super) is_contradicted: bool,
+}
+
+/// Whether a droplet in that state can use a volume. One that is not known may.
+fn can_use(status: Option<&DropletStatus>) -> bool {
+    match status {
+        Some(DropletStatus::New | DropletStatus::Active | DropletStatus::Other(_)) => true,
+        Some(DropletStatus::Off | DropletStatus::Archive) | None => false,
+    }
 }
 
 /// Decides about the droplet that the volume is listed on.
-fn plan_takeover(facts: HolderFacts<'_>, patience: Timeouts, takeover: bool) -> TakeoverPlan {
-    match facts.droplet.map(|droplet| &droplet.status) {
-        Some(_) | None if facts.is_contradicted => TakeoverPlan::StaleListing,
-        Some(_) | None if takeover => TakeoverPlan::Detach,
-        Some(DropletStatus::Off | DropletStatus::Archive) | None => match facts.unusable_for {
-            Some(ctx) if ctx >= patience.power_off_grace() => TakeoverPlan::Detach,
-            Some(_) | None => TakeoverPlan::Recheck,
-        },
-        Some(DropletStatus::New | DropletStatus::Active | DropletStatus::Other(_)) => TakeoverPlan::Refuse,
+pub(super) fn plan_takeover(facts: HolderFacts<'_>, patience: Timeouts, takeover: bool) -> TakeoverPlan {
+    let is_long = |time: Option<Duration>, enough| time.is_some_and(|time| time >= enough);
+    if facts.is_contradicted {
+        return TakeoverPlan::StaleListing;
+    }
+    if takeover {
+        return TakeoverPlan::Detach;
+    }
+    match can_use(facts.status) {
+        false if is_long(facts.unusable_for, patience.power_off_grace()) => TakeoverPlan::Detach,
+        false => TakeoverPlan::Recheck,
+        true if is_long(facts.running_for, patience.release_grace()) => TakeoverPlan::Refuse,
+        true => TakeoverPlan::AwaitRelease,
     }
 }
 
@@ -66,132 +73,63 @@ pub(super) struct HolderTracker {
 }
 
 impl HolderTracker {
-    /// Another droplet is another story.
-    fn turn_to(&mut self, holder: DropletId) {
+    /// Takes notice of a look at the droplet; `status` is `None` when the look did not tell, or when it does not matter.
+    pub(super) fn note(
+        &mut self,
+        holder: DropletId,
+        is_detached: bool,
+        status: Option<Option<&DropletStatus>>,
+        at: Instant,
+    ) {
         if self.holder != Some(holder) {
+            // Another droplet is another story.
             *self = HolderTracker { holder: Some(holder), ..HolderTracker::default() };
         }
+        if is_detached {
+            self.stale_since.get_or_insert(at);
+        }
+        let Some(status) = status else { return };
+        let (now, ended) = if can_use(status) {
+            (&mut self.running_since, &mut self.unusable_since)
+        } else {
+            (&mut self.unusable_since, &mut self.running_since)
+        };
+        now.get_or_insert(at);
+        *ended = None;
     }
 
-    /// How long it is too early yet for a second look at the droplet to tell anything; none: it is not.
-    pub(super) fn left(&self, patience: Timeouts) -> Option<Duration> {
-        let left = |since: Option<Instant>, wait: Duration| {
-            let left = wait.checked_sub(since?.elapsed());
-            left.filter(|left| !left.is_zero())
-        };
-        left(self.running_since, patience.release_grace()).max(left(self.unusable_since, patience.power_off_grace()))
+    /// For how long that droplet has been listed although the volume was detached.
+    pub(super) fn stale_for(&self, holder: DropletId, at: Instant) -> Duration {
+        self.stale_since.filter(|_| self.holder == Some(holder)).map_or(Duration::ZERO, |since| age(since, at))
+    }
+
+    /// For how long that droplet has not been able to use the volume, and for how long it has.
+    pub(super) fn ages(&self, holder: DropletId, at: Instant) -> (Option<Duration>, Option<Duration>) {
+        let of = |since: Option<Instant>| since.filter(|_| self.holder == Some(holder)).map(|since| age(since, at));
+        (of(self.unusable_since), of(self.running_since))
+    }
+
+    /// Whether a second look at that droplet cannot tell anything yet.
+    pub(super) fn is_too_early(&self, holder: DropletId, patience: Timeouts, at: Instant) -> bool {
+        self.holder == Some(holder) && self.left(patience, at).is_some()
     }
 
     /// The pause until the next look: that look is not to come later than it can tell something.
     pub(super) fn pause(&self, pause: Duration, patience: Timeouts) -> Duration {
-        self.left(patience).map_or(pause, |left| left.min(pause))
+        self.left(patience, Instant::now()).map_or(pause, |left| left.min(pause))
+    }
+
+    fn left(&self, patience: Timeouts, at: Instant) -> Option<Duration> {
+        let left = |since: Option<Instant>, wait: Duration| {
+            let left = wait.checked_sub(age(since?, at));
+            left.filter(|left| !left.is_zero())
+        };
+        left(self.running_since, patience.release_grace()).max(left(self.unusable_since, patience.power_off_grace()))
     }
 }
 
-impl Controller {
-    /// Does the next step towards another droplet's letting go of the volume, or fails when that is not ours to do; none:
-    /// it does not have the volume.
-    pub(super) fn release_step(
-        &self,
-        guard: &VolumeGuard,
-        ctx: &CallContext,
-        volume: &Volume,
-        holder: DropletId,
-        wanted: DropletId,
-        watch: &mut HolderTracker,
-    ) -> Result<Option<AttachStep>> {
-        watch.turn_to(holder);
-        let why = format!("droplet {holder} has it");
-        if watch.left(ctx.patience).is_some() {
-            return Ok(Some(AttachStep::PollHolder(why)));
-        }
-        let is_detached = match self.observe_last_action(ctx, &volume.id)? {
-            LastAction::Running(action) => return Ok(Some(AttachStep::Await(action))),
-            // The list of droplets lags behind; but it may also be the list of actions that does.
-            LastAction::Detached
-                if watch.stale_since.get_or_insert_with(Instant::now).elapsed() < ctx.patience.propagation() =>
-            {
-                return Ok(Some(AttachStep::PollHolder(format!(
-                    "it has been detached, and droplet {holder} still shows"
-                ))));
-            }
-            LastAction::Detached => true,
-            // Whether the droplet can use the volume decides, as ever: a detach that does not end proves nothing.
-            LastAction::Attached(..) | LastAction::Stuck(_) | LastAction::Unknown => false,
-        };
-        let droplet = ctx.observe_droplet(holder)?;
-        let droplet = droplet.as_ref();
-        let is_contradicted = is_detached && lacks(droplet, &volume.id);
-        let unusable_for = watch.unusable_since.map(|since| since.elapsed());
-        let facts = HolderFacts { droplet, unusable_for, is_contradicted };
-        match plan_takeover(facts, ctx.patience, self.takeover) {
-            TakeoverPlan::StaleListing => {
-                warn!("volume={} is still listed on droplet={holder}, which does not have it", volume.id);
-                Ok(None)
-            }
-            TakeoverPlan::Detach => {
-                self.owner.check_change(volume, &format!("taken from droplet {holder}"))?;
-                self.take(guard, ctx, volume, droplet, holder, wanted)
-            }
-            TakeoverPlan::Recheck => {
-                (watch.running_since, watch.unusable_since) =
-                    (None, watch.unusable_since.or_else(|| Some(Instant::now())));
-                Ok(Some(AttachStep::PollHolder(format!("droplet {holder} has it and is not running"))))
-            }
-            TakeoverPlan::Refuse if watch.running_since.is_none() => {
-                (watch.running_since, watch.unusable_since) = (Some(Instant::now()), None);
-                Ok(Some(AttachStep::PollHolder(why)))
-            }
-            TakeoverPlan::Refuse => {
-                let name = droplet.map(|droplet| droplet.name.clone()).filter(|name| !name.is_empty());
-                Err(Error::AttachedElsewhere {
-                    volume: volume.id.clone(),
-                    name: volume.name.clone(),
-                    holder: Holder { id: holder, name },
-                    wanted,
-                })
-            }
-        }
-    }
-
-    /// Takes the volume from a droplet. While that is busy, its state is looked at again before each try: an event that
-    /// keeps it busy may be the one that switches it on.
-    ///
-    /// None: there was nothing to take, as the detach was told and the droplet's own record does not contradict. A destroyed
-    /// droplet may leave the volume listed for good, without an action that says where the volume went.
-    fn take(
-        &self,
-        guard: &VolumeGuard,
-        ctx: &CallContext,
-        volume: &Volume,
-        droplet: Option<&Droplet>,
-        holder: DropletId,
-        wanted: DropletId,
-    ) -> Result<Option<AttachStep>> {
-        let state = droplet.map_or("gone", |droplet| in_words(&droplet.status));
-        warn!(
-            "taking volume={} name={} from droplet={holder}, which is {state}, for droplet={wanted}",
-            volume.id, volume.name
-        );
-        let sent = self.apply_detach(guard, ctx, &volume.id, holder, OnBusy::Return)?;
-        if sent.proves_nothing_attached() && lacks(droplet, &volume.id) {
-            warn!("volume={} is listed on droplet={holder}, which has nothing of it to detach", volume.id);
-            return Ok(None);
-        }
-        Ok(Some(match sent {
-            DetachOutcome::Completed => AttachStep::Again,
-            DetachOutcome::Refused(err) | DetachOutcome::Open(err) => {
-                AttachStep::Pause(format!("taking it from droplet {holder}: {err}"))
-            }
-            DetachOutcome::Errored => AttachStep::Pause(format!("the detach from droplet {holder} errored")),
-            DetachOutcome::Overdue => AttachStep::Pause(format!("the detach from droplet {holder} does not end")),
-        }))
-    }
-
-    /// Whether a droplet says that it has the volume: its record and the volume's are kept apart.
-    pub(super) fn has_volume(&self, ctx: &CallContext, droplet: DropletId, id: &VolumeId) -> Result<bool> {
-        Ok(ctx.observe_droplet(droplet)?.is_some_and(|droplet| droplet.volumes.contains(id)))
-    }
+fn age(since: Instant, at: Instant) -> Duration {
+    at.saturating_duration_since(since)
 }
 
 /// Whether a droplet is gone, or does not say that it has the volume.
@@ -199,24 +137,9 @@ pub(super) fn lacks(droplet: Option<&Droplet>, id: &VolumeId) -> bool {
     droplet.is_none_or(|droplet| !droplet.volumes.contains(id))
 }
 
-fn in_words(status: &DropletStatus) -> &str {
-    match status {
-        DropletStatus::New => "new",
-        DropletStatus::Active => "running",
-        DropletStatus::Off => "off",
-        DropletStatus::Archive => "archived",
-        DropletStatus::Other(word) => word,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn droplet(status: DropletStatus) -> Droplet {
-        let id = DropletId::new(7).unwrap();
-        Droplet { id, name: "a".into(), status, region: None, volumes: Vec::new() }
-    }
 
     #[test]
     fn no_look_comes_later_than_it_can_tell_something() {
@@ -233,7 +156,7 @@ mod tests {
         for ((running_since, unusable_since), want) in table {
             let watch = HolderTracker { running_since, unusable_since, ..HolderTracker::default() };
             let rounded = |time: Duration| (time + Duration::from_millis(500)).as_secs();
-            let left = watch.left(patience).map(rounded);
+            let left = watch.left(patience, Instant::now()).map(rounded);
             assert_eq!(left, want, "{watch:?}");
             let pause = rounded(watch.pause(Duration::from_secs(4), patience));
             assert_eq!(pause, want.unwrap_or(4).min(4), "{watch:?}");
@@ -241,29 +164,63 @@ mod tests {
     }
 
     #[test]
+    fn a_state_counts_from_when_it_was_seen_first_and_another_droplet_begins_anew() {
+        let [a, b] = [1, 2].map(|id| DropletId::new(id).unwrap());
+        let begun = Instant::now();
+        let second = Duration::from_secs(1);
+        let mut tracker = HolderTracker::default();
+        let (off, active) = (DropletStatus::Off, DropletStatus::Active);
+        tracker.note(a, false, Some(Some(&off)), begun);
+        tracker.note(a, true, Some(None), begun + second);
+        assert_eq!(
+            tracker.ages(a, begun + 3 * second),
+            (Some(3 * second), None),
+            "off, then gone: unusable throughout"
+        );
+        assert_eq!(tracker.stale_for(a, begun + 3 * second), 2 * second);
+        assert_eq!(tracker.ages(b, begun + 3 * second), (None, None));
+        tracker.note(a, false, None, begun + 4 * second);
+        assert_eq!(
+            tracker.ages(a, begun + 5 * second),
+            (Some(5 * second), None),
+            "a look that tells nothing ends nothing"
+        );
+        tracker.note(a, false, Some(Some(&active)), begun + 5 * second);
+        assert_eq!(tracker.ages(a, begun + 6 * second), (None, Some(second)), "it runs again");
+        tracker.note(b, false, Some(Some(&off)), begun + 6 * second);
+        assert_eq!(tracker.ages(b, begun + 7 * second), (Some(second), None));
+    }
+
+    #[test]
     fn only_a_droplet_that_cannot_use_the_volume_loses_it() {
         let patience = Timeouts::of(Duration::from_secs(100));
-        let long = Some(patience.power_off_grace());
+        let (long, short) = (Some(patience.power_off_grace()), Some(Duration::ZERO));
+        let (gone, active, new) = (None, Some(DropletStatus::Active), Some(DropletStatus::New));
+        let (off, archive, odd) =
+            (Some(DropletStatus::Off), Some(DropletStatus::Archive), Some(DropletStatus::Other("locked".into())));
         let table = [
-            (None, None, false, TakeoverPlan::Recheck),
-            (None, Some(Duration::ZERO), false, TakeoverPlan::Recheck),
-            (None, long, false, TakeoverPlan::Detach),
-            (None, None, true, TakeoverPlan::Detach),
-            (Some(DropletStatus::Active), long, false, TakeoverPlan::Refuse),
-            (Some(DropletStatus::New), long, false, TakeoverPlan::Refuse),
-            (Some(DropletStatus::Other("locked".into())), long, false, TakeoverPlan::Refuse),
-            (Some(DropletStatus::Off), None, false, TakeoverPlan::Recheck),
-            (Some(DropletStatus::Off), Some(Duration::ZERO), false, TakeoverPlan::Recheck),
-            (Some(DropletStatus::Off), long, false, TakeoverPlan::Detach),
-            (Some(DropletStatus::Archive), None, false, TakeoverPlan::Recheck),
-            (Some(DropletStatus::Archive), long, false, TakeoverPlan::Detach),
-            (Some(DropletStatus::Active), None, true, TakeoverPlan::Detach),
-            (Some(DropletStatus::Off), None, true, TakeoverPlan::Detach),
+            (&gone, None, None, false, TakeoverPlan::Recheck),
+            (&gone, short, None, false, TakeoverPlan::Recheck),
+            (&gone, long, None, false, TakeoverPlan::Detach),
+            (&gone, None, None, true, TakeoverPlan::Detach),
+            (&active, None, None, false, TakeoverPlan::AwaitRelease),
+            (&active, None, short, false, TakeoverPlan::AwaitRelease),
+            (&active, None, long, false, TakeoverPlan::Refuse),
+            (&active, long, None, false, TakeoverPlan::AwaitRelease),
+            (&new, long, long, false, TakeoverPlan::Refuse),
+            (&odd, long, long, false, TakeoverPlan::Refuse),
+            (&off, None, None, false, TakeoverPlan::Recheck),
+            (&off, short, None, false, TakeoverPlan::Recheck),
+            (&off, None, long, false, TakeoverPlan::Recheck),
+            (&off, long, None, false, TakeoverPlan::Detach),
+            (&archive, None, None, false, TakeoverPlan::Recheck),
+            (&archive, long, None, false, TakeoverPlan::Detach),
+            (&active, None, None, true, TakeoverPlan::Detach),
+            (&off, None, None, true, TakeoverPlan::Detach),
         ];
-        for (status, unusable_for, takeover, want) in table {
-            let holder = status.clone().map(droplet);
-            let facts = HolderFacts { droplet: holder.as_ref(), unusable_for, is_contradicted: false };
-            assert_eq!(plan_takeover(facts, patience, takeover), want, "{status:?} {unusable_for:?} {takeover}");
+        for (status, unusable_for, running_for, takeover, want) in table {
+            let facts = HolderFacts { status: status.as_ref(), unusable_for, running_for, is_contradicted: false };
+            assert_eq!(plan_takeover(facts, patience, takeover), want, "{facts:?} {takeover}");
             let contradicted = HolderFacts { is_contradicted: true, ..facts };
             assert_eq!(plan_takeover(contradicted, patience, takeover), TakeoverPlan::StaleListing, "{status:?}");
         }

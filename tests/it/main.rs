@@ -27,6 +27,7 @@ mod sim;
 mod support;
 
 mod bad_input;
+mod busy;
 mod callers;
 mod chaos;
 mod codes;

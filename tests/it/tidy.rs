@@ -286,7 +286,21 @@ fn explained_messages() -> Vec<Error> {
             holder: Holder { id: droplet(3_164_444), name: Some("node-1".to_owned()) },
             wanted: droplet(3_164_445),
         },
-        out_of_time(attaching, busy).or_not_yet(),
+        out_of_time(attaching.clone(), busy).or_not_yet(),
+        Error::TimedOut {
+            doing: attaching.clone(),
+            waited_s: 5,
+            waited_for: format!(
+                "{busy}; it was busy for the whole time of an earlier call, so this one waited briefly"
+            ),
+        }
+        .or_not_yet(),
+        Error::TimedOut {
+            doing: attaching,
+            waited_s: 12,
+            waited_for: "a later call has taken the volume from there again".to_owned(),
+        }
+        .or_not_yet(),
         detach_errored(),
         Error::TimedOut {
             doing: format!("detaching volume {}", volume()),

@@ -43,6 +43,7 @@ pub struct Fault {
     course: Course,
     route: Option<(&'static str, &'static str)>,
     containing: Option<String>,
+    path: Option<String>,
     skip: u32,
     left: u32,
 }
@@ -168,6 +169,11 @@ impl Fault {
         Fault { containing: Some(text.to_owned()), ..self }
     }
 
+    /// Only requests about this volume, by its id in the path.
+    pub fn about(self, id: &str) -> Fault {
+        Fault { path: Some(id.to_owned()), ..self }
+    }
+
     /// Spares the first `count` requests that match.
     pub fn after(self, count: u32) -> Fault {
         Fault { skip: count, ..self }
@@ -184,12 +190,15 @@ impl Fault {
     }
 
     fn new(course: Course) -> Fault {
-        Fault { course, route: None, containing: None, skip: 0, left: 1 }
+        Fault { course, route: None, containing: None, path: None, skip: 0, left: 1 }
     }
 
     fn meets(&self, pattern: Option<&str>, request: &Request) -> bool {
         let is_route = self.route.is_none_or(|(method, wanted)| request.method == method && pattern == Some(wanted));
-        is_route && self.containing.as_ref().is_none_or(|text| String::from_utf8_lossy(&request.body).contains(text))
+        let is_path = self.path.as_ref().is_none_or(|part| request.path.contains(part));
+        is_route
+            && is_path
+            && self.containing.as_ref().is_none_or(|text| String::from_utf8_lossy(&request.body).contains(text))
     }
 }
 
