@@ -7,7 +7,7 @@ use crate::error::api::{ApiError, ApiErrorKind};
 
 /// What to do about a failed API call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ApiFailure {
+pub(super) enum ApiFailure {
     /// Nothing was changed, and DigitalOcean takes the same call a little later.
     Retryable,
     /// It is open whether anything was changed, or will be: read the state before a change is sent again.
@@ -28,7 +28,7 @@ pub enum ApiFailure {
 
 /// Judges a failed API call.
 #[must_use]
-pub fn plan_failure(err: &ApiError) -> ApiFailure {
+pub(super) fn plan_failure(err: &ApiError) -> ApiFailure {
     match err.kind() {
         ApiErrorKind::PendingEvent | ApiErrorKind::RateLimit { .. } => ApiFailure::Retryable,
         ApiErrorKind::Server | ApiErrorKind::BadReply | ApiErrorKind::Transport { .. } => ApiFailure::OutcomeUnknown,

@@ -85,7 +85,7 @@ impl Controller {
 
 /// A thread that removes what was left behind.
 #[derive(Debug)]
-pub struct Sweeper {
+pub(super) struct Sweeper {
     wake: Sender<()>,
 }
 
@@ -102,7 +102,7 @@ impl Sweeper {
     }
 
     /// Says that a snapshot was left behind just now. Does nothing when that is known already.
-    pub fn wake(&self) {
+    pub(super) fn wake(&self) {
         // Full means that the thread is about to hear of it, disconnected that there is none, which was said.
         let _heard = self.wake.try_send(());
     }
@@ -220,7 +220,7 @@ fn plan_listing(counted: ApiResult<Option<u64>>) -> ApiResult<bool> {
 
 /// Whether a snapshot is one that this driver took to make a clone.
 #[must_use]
-pub fn is_temporary(snapshot: &Snapshot) -> bool {
+pub(super) fn is_temporary(snapshot: &Snapshot) -> bool {
     let is_tagged = |own: Tag| snapshot.tags.iter().any(|tag| own.is(tag));
     is_clone_name(&snapshot.name) && Tag::parse(TAG).is_ok_and(is_tagged)
 }

@@ -11,11 +11,11 @@ use crate::controller::recent::Recent;
 use crate::id::{DropletId, VolumeId};
 
 /// A volume and the droplet that it cannot be taken from; none: from wherever it is.
-pub type Pair = (VolumeId, Option<DropletId>);
+pub(super) type Pair = (VolumeId, Option<DropletId>);
 
 /// What a failure means for the call that repeats it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Admission {
+pub(super) enum Admission {
     /// Nothing: none failed, or so long ago that this is no hot loop.
     Normal,
     /// It may be tried, for a short time.
@@ -52,7 +52,7 @@ fn plan_admission(failed_detach: Option<&FailedDetach>, longest_pause: Duration,
 
 /// The pairs whose last try failed.
 #[derive(Debug)]
-pub struct DetachBackoff {
+pub(super) struct DetachBackoff {
     first_pause: Duration,
     longest_pause: Duration,
     table: Mutex<Recent<Pair, FailedDetach>>,
@@ -61,13 +61,13 @@ pub struct DetachBackoff {
 impl DetachBackoff {
     /// Remembers nothing yet; `pauses` are the one after the first failure, and the longest one.
     #[must_use]
-    pub fn new(pauses: (Duration, Duration)) -> DetachBackoff {
+    pub(super) fn new(pauses: (Duration, Duration)) -> DetachBackoff {
         DetachBackoff { first_pause: pauses.0, longest_pause: pauses.1, table: Mutex::default() }
     }
 
     /// What earlier failures mean for a call that comes now.
     #[must_use]
-    pub fn repeat(&self, pair: &Pair, now: Instant) -> Admission {
+    pub(super) fn repeat(&self, pair: &Pair, now: Instant) -> Admission {
         let table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
         plan_admission(table.get(pair), self.longest_pause, now)
     }
@@ -78,7 +78,7 @@ impl DetachBackoff {
     }
 
     /// A try failed, for this reason: the next pause is twice as long as the last.
-    pub fn failed(&self, pair: Pair, why: String, now: Instant) {
+    pub(super) fn failed(&self, pair: Pair, why: String, now: Instant) {
         let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
         let last = table.get(&pair).filter(|last| self.counts(last, now));
         let pause = last.map_or(self.first_pause, |last| (last.pause * 2).min(self.longest_pause));
@@ -86,7 +86,7 @@ impl DetachBackoff {
     }
 
     /// A try succeeded: the next one need not wait.
-    pub fn succeeded(&self, pair: &Pair) {
+    pub(super) fn succeeded(&self, pair: &Pair) {
         self.table.lock().unwrap_or_else(PoisonError::into_inner).remove(pair);
     }
 }

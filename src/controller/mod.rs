@@ -5,55 +5,55 @@
 //!
 //! | module | holds |
 //! |---|---|
-//! | [`create`], [`delete`] | volumes come and go |
-//! | [`restore`], [`clone_snapshot`] | volumes that begin with content |
-//! | [`attach`], [`detach`] | attachments come and go |
-//! | [`attachment`], [`takeover`], [`last_action`] | where a volume is, and what that calls for |
-//! | [`publish_mode`] | how a volume was published |
-//! | [`expand`], [`modify`] | volumes become larger, or get other tags |
-//! | [`snapshot`], [`snapshot_names`] | snapshots come and go, each with a name of its own |
+//! | `create`, `delete` | volumes come and go |
+//! | `restore`, `clone_snapshot` | volumes that begin with content |
+//! | `attach`, `detach` | attachments come and go |
+//! | `attachment`, `takeover`, `last_action` | where a volume is, and what that calls for |
+//! | `publish_mode` | how a volume was published |
+//! | `expand`, `modify` | volumes become larger, or get other tags |
+//! | `snapshot`, `snapshot_names` | snapshots come and go, each with a name of its own |
 //! | [`list`], [`whole_list`] | pages of volumes and of snapshots, read without losing an entry |
 //! | [`condition`], [`capacity`] | whether a volume is well, and whether there is room for one more |
 //! | [`context`] | one call's budget and the waits in it, and asking again within it |
-//! | [`run_action`], [`poll`] | sending what becomes an action, and waiting for its end |
-//! | [`detach_backoff`], [`busy_droplet`], [`recent`] | what is remembered of calls that failed |
-//! | [`overtaken`] | attaches that a later detach has overtaken |
-//! | [`api_failure`] | what a failed API call calls for |
+//! | `run_action`, [`poll`] | sending what becomes an action, and waiting for its end |
+//! | `detach_backoff`, `busy_droplet`, `recent` | what is remembered of calls that failed |
+//! | `overtaken` | attaches that a later detach has overtaken |
+//! | `api_failure` | what a failed API call calls for |
 //! | `tag_scope` | the owner's tag, and whether the token may put it on |
 //! | `owner` | whose a volume or a snapshot is |
 //! | `gone` | what has to be known before something counts as gone |
-//! | [`naming`], [`description`] | CSI names into DigitalOcean names, and what a description keeps |
+//! | `naming`, [`description`] | CSI names into DigitalOcean names, and what a description keeps |
 
-pub mod api_failure;
-pub mod attach;
-pub mod attachment;
-pub mod busy_droplet;
+mod api_failure;
+mod attach;
+mod attachment;
+mod busy_droplet;
 pub mod capacity;
-pub mod clone_snapshot;
+mod clone_snapshot;
 pub mod condition;
 pub mod context;
-pub mod create;
-pub mod delete;
+mod create;
+mod delete;
 pub mod description;
-pub mod detach;
-pub mod detach_backoff;
-pub mod expand;
-pub mod gone;
-pub mod last_action;
+mod detach;
+mod detach_backoff;
+mod expand;
+mod gone;
+mod last_action;
 pub mod list;
-pub mod modify;
-pub mod naming;
-pub mod overtaken;
-pub mod owner;
+mod modify;
+mod naming;
+mod overtaken;
+mod owner;
 pub mod poll;
-pub mod publish_mode;
-pub mod recent;
-pub mod restore;
-pub mod run_action;
-pub mod snapshot;
+mod publish_mode;
+mod recent;
+mod restore;
+mod run_action;
+mod snapshot;
 pub mod snapshot_names;
-pub mod tag_scope;
-pub mod takeover;
+mod tag_scope;
+mod takeover;
 pub mod whole_list;
 
 use std::sync::Arc;

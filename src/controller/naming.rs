@@ -18,7 +18,7 @@ const CLONE_PREFIX: &str = "do-csi-clone-";
 
 /// The DigitalOcean name of a CSI name: the same where it is legal, otherwise a readable part of it and a hash of all.
 #[must_use]
-pub fn plan_name(csi: &str) -> String {
+pub(super) fn plan_name(csi: &str) -> String {
     if is_legal(csi) && !looks_mapped(csi) {
         return csi.to_owned();
     }
@@ -65,7 +65,7 @@ fn hash(text: &str) -> String {
 /// The name of the snapshot through which a volume of this CSI name is cloned: always the same for one owner, so that it is
 /// found again after a crash, and by nobody else's clone of that name.
 #[must_use]
-pub fn plan_clone_name(csi: &str, owner: Option<&str>) -> String {
+pub(super) fn plan_clone_name(csi: &str, owner: Option<&str>) -> String {
     // No CSI name has that character.
     let named = owner.map_or_else(|| csi.to_owned(), |owner| format!("{csi}\u{0}{owner}"));
     format!("{CLONE_PREFIX}{}", hash(&named))
@@ -74,7 +74,7 @@ pub fn plan_clone_name(csi: &str, owner: Option<&str>) -> String {
 /// Whether a snapshot's name is one of [`plan_clone_name`]. No CSI name leads to such a one: it is legal and looks mapped,
 /// so it would be mapped itself.
 #[must_use]
-pub fn is_clone_name(name: &str) -> bool {
+pub(super) fn is_clone_name(name: &str) -> bool {
     name.strip_prefix(CLONE_PREFIX).is_some_and(|tail| !tail.contains('-')) && looks_mapped(name)
 }
 
