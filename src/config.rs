@@ -3,9 +3,10 @@
 //! Owns every flag, every default and every budget of time. Nothing else in the program reads the environment or the
 //! arguments. The flags are those of DigitalOcean's own driver, under the same names; those added here say so.
 
+mod parse;
+
 use std::ffi::OsString;
-use std::fmt::Display;
-use std::net::{SocketAddr, ToSocketAddrs};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -17,6 +18,10 @@ use crate::cloud::proxy::ProxyVariables;
 use crate::cloud::request::BaseUrl;
 use crate::cloud::tag::Tag;
 use crate::cloud::token::{Secret, Token};
+use crate::config::parse::{
+    if_given, parse_bool, parse_debug_addr, parse_driver_name, parse_endpoint, parse_max_size, parse_rate,
+    parse_seconds, parse_socket_mode,
+};
 use crate::fs::FsKind;
 use crate::host::mount_options::{DefaultFlags, SelinuxLabel};
 use crate::id::DropletId;
@@ -386,14 +391,6 @@ fn early(err: clap::Error) -> Early {
     Early::Refusal(format!("{} (see --help)", line.strip_prefix("error: ").unwrap_or(&line)))
 }
 
-/// Reads a setting whose empty text means that it was not given.
-fn if_given<T, E: Display>(flag: &str, text: &str, parse: impl Fn(&str) -> Result<T, E>) -> Result<Option<T>, String> {
-    if text.is_empty() {
-        return Ok(None);
-    }
-    parse(text).map(Some).map_err(|bad| format!("{flag}: {bad}"))
-}
-
 fn token_source(token: &str, origin: &'static str, file: Option<&Path>) -> Result<Option<Token>, String> {
     let token = token.trim();
     match file.filter(|path| !path.as_os_str().is_empty()) {
@@ -416,93 +413,6 @@ fn plan_mode(asked: Option<Mode>, has_token: bool) -> Result<Mode, String> {
             Err("the controller service needs a DigitalOcean token: set DIGITALOCEAN_ACCESS_TOKEN or --token-file"
                 .to_owned())
         }
-    }
-}
-
-/// Reads an endpoint: `unix:///abs`, `unix://rel`, `unix:path`, or a bare path.
-fn parse_endpoint(text: &str) -> Result<PathBuf, String> {
-    let path = match text.split_once("://") {
-        Some(("unix", path)) => path,
-        Some((scheme, _)) => {
-            return Err(format!("--endpoint: {scheme:?} is not served, only Unix sockets (unix:///path)"));
-        }
-        None => text.strip_prefix("unix:").unwrap_or(text),
-    };
-    let path = Path::new(path);
-    match path.file_name() {
-        Some(_) if !path.as_os_str().as_encoded_bytes().contains(&0) => Ok(path.to_owned()),
-        Some(_) | None => Err(format!("--endpoint: {text:?} names no socket file")),
-    }
-}
-
-fn parse_socket_mode(text: &str) -> Result<u32, String> {
-    u32::from_str_radix(text, 8)
-        .ok()
-        .filter(|mode| *mode <= 0o777)
-        .ok_or_else(|| format!("--socket-mode: {text:?} is not an octal number from 0 to 0777"))
-}
-
-/// No name means the default, as in the official driver.
-///
-/// Source: CSI specification, GetPluginInfoResponse.name: domain name notation, at most 63 characters, letters or
-/// digits at both ends.
-fn parse_driver_name(name: String) -> Result<String, String> {
-    if name.is_empty() {
-        return Ok(DRIVER_NAME.to_owned());
-    }
-    let is_edge = |c: char| c.is_ascii_alphanumeric();
-    let fits = (1..=63).contains(&name.len())
-        && name.starts_with(is_edge)
-        && name.ends_with(is_edge)
-        && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '.');
-    if fits {
-        Ok(name)
-    } else {
-        Err(format!("--driver-name: {name:?} is no CSI driver name (letters, digits, '-', '.')"))
-    }
-}
-
-fn parse_debug_addr(text: &str) -> Result<Option<SocketAddr>, String> {
-    if text.is_empty() {
-        return Ok(None);
-    }
-    // Go's net.Listen takes ":9810" for every address, and names such as "localhost:9810".
-    let full = if text.starts_with(':') { format!("0.0.0.0{text}") } else { text.to_owned() };
-    let found: Vec<SocketAddr> = full.to_socket_addrs().map(Iterator::collect).unwrap_or_default();
-    // Of the addresses of a name it prefers the one of IPv4.
-    let best = found.iter().find(|address| address.is_ipv4()).or(found.first());
-    best.map(|address| Some(*address))
-        .ok_or_else(|| format!("--debug-addr: {text:?} is no address such as 127.0.0.1:9810"))
-}
-
-fn parse_rate(rate: f64) -> Result<f64, String> {
-    if rate >= 0.0 && rate.is_finite() {
-        return Ok(rate);
-    }
-    Err(format!("--do-api-rate-limit: {rate} is no number of requests a second"))
-}
-
-/// Reads a time that is neither nothing nor longer than any caller waits.
-fn parse_seconds(flag: &str, seconds: f64) -> Result<Duration, String> {
-    let time = Duration::try_from_secs_f64(seconds).unwrap_or_default();
-    if (Duration::from_millis(100)..=Duration::from_secs(600)).contains(&time) {
-        return Ok(time);
-    }
-    Err(format!("{flag}: {seconds} is no number of seconds from 0.1 to 600"))
-}
-
-fn parse_max_size(gib: u64) -> Result<Gib, String> {
-    if Gib(gib) >= SizeLimits::DIGITALOCEAN.min {
-        return Ok(Gib(gib));
-    }
-    Err(format!("--max-volume-size: {gib} GiB is less than the smallest volume, {}", SizeLimits::DIGITALOCEAN.min))
-}
-
-fn parse_bool(flag: &str, text: &str) -> Result<bool, String> {
-    match text.to_ascii_lowercase().as_str() {
-        "true" | "t" | "1" => Ok(true),
-        "false" | "f" | "0" => Ok(false),
-        other => Err(format!("{flag}: {other:?} is neither true nor false")),
     }
 }
 
