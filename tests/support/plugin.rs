@@ -155,10 +155,17 @@ impl Plugin {
         self.pid
     }
 
-    /// Everything it has logged so far.
+    /// Everything it has logged so far, with the lines that its thread for that still had to write.
     pub fn log(&self) -> String {
         match &self.process {
-            Process::Child(_) => fs::read_to_string(&self.log),
+            Process::Child(_) => {
+                let written = || fs::metadata(&self.log).map_or(0, |found| found.len());
+                let _also_when_it_is_never_done = wait_for(START_LIMIT, || {
+                    let before = written();
+                    (!is_writing_its_log(self.pid) && written() == before).then_some(())
+                });
+                fs::read_to_string(&self.log)
+            }
             Process::Inside(guest) => guest.run(&format!("cat {}", self.log.display())),
         }
         .unwrap_or_default()
@@ -239,4 +246,14 @@ pub fn terminate(child: &mut Child) -> Result<ExitStatus> {
 pub fn send(pid: u32, signal: Signal) -> Result<()> {
     let pid = i32::try_from(pid).map_err(Error::other)?;
     kill(Pid::from_raw(pid), signal).map_err(Error::from)
+}
+
+/// Whether the thread that writes a plugin's log has something to write. It is woken by whoever logs, so that it no longer
+/// sleeps when a call that has logged is answered.
+fn is_writing_its_log(pid: u32) -> bool {
+    let Ok(threads) = fs::read_dir(format!("/proc/{pid}/task")) else { return false };
+    let stats = threads.flatten().filter_map(|thread| fs::read_to_string(thread.path().join("stat")).ok());
+    let states: Vec<bool> =
+        stats.filter(|stat| stat.contains(" (log) ")).map(|stat| !stat.contains(" (log) S ")).collect();
+    states.contains(&true)
 }
