@@ -52,12 +52,13 @@ pub fn run(mut config: Config) -> Result<(), String> {
     refuse_dumps();
     let socket = SocketFile::plan(&config.socket)?;
     let token = config.token.take();
-    if config.mode_is_for_want_of_token {
-        warn!("{NO_TOKEN}");
-    }
     let config = Arc::new(config);
     let droplet_identity = DropletIdentity::new(Given { id: config.droplet_id, region: config.region.clone() });
     let (services, insight) = services(&config, token, &droplet_identity)?;
+    // Not before: who cannot start says why in one line and nothing else.
+    if config.mode_is_for_want_of_token {
+        warn!("{NO_TOKEN}");
+    }
     let server = Server::start(socket, config.socket_mode, services)?;
     info!("started version={} driver={} mode={:?}", env!("CARGO_PKG_VERSION"), config.driver_name, config.mode);
     if needs_metadata(&config) {

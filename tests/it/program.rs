@@ -618,8 +618,10 @@ fn chroot_without(solo: &SinglePlugin, missing: Option<&str>) -> Command {
             mkdir -p "$1$lib"
             mount --rbind "$lib" "$1$lib"
         done
-        mkdir -p "$1/sys"
-        mount --rbind /sys "$1/sys"
+        for kernel in /sys /proc; do
+            mkdir -p "$1$kernel"
+            mount --rbind "$kernel" "$1$kernel"
+        done
         cp "$2" "$1/do-csi-plugin"
         root=$1
         shift 2

@@ -53,8 +53,9 @@ impl Front {
     /// from then on.
     ///
     /// # Errors
-    /// The system's: the socket is not there, or there is no thread.
+    /// The system's: the socket cannot be reached, as there is no /proc, or there is no thread.
     pub(super) fn start(inner: Inner, listener: UnixListener) -> io::Result<Front> {
+        inner.connect().map_err(|err| io::Error::other(format!("gRPC's own socket is not reached by /proc: {err}")))?;
         listener.set_nonblocking(true)?;
         let (stop, told) = UnixStream::pair()?;
         let open = Arc::<Connections>::default();
