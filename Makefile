@@ -245,7 +245,7 @@ compiler:
 
 # The file systems' tools, which the plugin looks for when it starts, and what the simulated cloud makes disks with.
 disk-tools:
-	@$(call need,blkid:util-linux blockdev:util-linux fsfreeze:util-linux losetup:mount mke2fs:e2fsprogs mkfs.xfs:xfsprogs mkfs.btrfs:btrfs-progs cryptsetup:cryptsetup-bin)
+	@$(call need,blkid:util-linux blockdev:util-linux fsfreeze:util-linux losetup:mount mke2fs:e2fsprogs mkfs.xfs:xfsprogs mkfs.btrfs:btrfs-progs cryptsetup:cryptsetup-bin dmsetup:dmsetup)
 
 strace:
 	@$(call need,strace:strace)
