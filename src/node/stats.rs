@@ -48,8 +48,8 @@ pub enum Condition {
     Normal,
     /// Its disk is gone, or its file system was shut down.
     Dead(Health),
-    /// It can only be read, although somebody was to write to it: the kernel has seen errors.
-    ReadOnlyByError,
+    /// It can only be read, although somebody was to write to it: the kernel has seen errors, and these are recorded.
+    ReadOnlyByError(Option<RecordedErrors>),
     /// It can be written, but the kernel has recorded errors.
     WithErrors(RecordedErrors),
 }
@@ -86,7 +86,7 @@ impl Node {
         let condition = plan_condition(mount, health, errors, &mounts);
         let usage = match &condition {
             Condition::Dead(_) => Vec::new(),
-            Condition::Normal | Condition::ReadOnlyByError | Condition::WithErrors(_) => {
+            Condition::Normal | Condition::ReadOnlyByError(_) | Condition::WithErrors(_) => {
                 if mount.is_node() {
                     vec![observe_device_size(&real)?]
                 } else {
@@ -106,7 +106,7 @@ fn plan_condition(mount: &Mount, health: Health, errors: Option<RecordedErrors>,
             let is_same = |other: &&Mount| other.device == mount.device && !other.is_node();
             let is_read_only = !mount.is_node() && mounts.iter().filter(is_same).any(is_broken);
             if is_read_only {
-                return Condition::ReadOnlyByError;
+                return Condition::ReadOnlyByError(errors);
             }
             errors.map_or(Condition::Normal, Condition::WithErrors)
         }
@@ -154,13 +154,16 @@ mod tests {
         for (lines, want) in [
             (rw.to_owned(), Condition::Normal),
             (ro.to_owned(), Condition::Normal),
-            (broken.to_owned(), Condition::ReadOnlyByError),
-            (format!("{ro}{broken}"), Condition::ReadOnlyByError),
+            (broken.to_owned(), Condition::ReadOnlyByError(None)),
+            (format!("{ro}{broken}"), Condition::ReadOnlyByError(None)),
             (format!("{ro}{broken_other}"), Condition::Normal),
             (node.to_owned(), Condition::Normal),
         ] {
             assert_eq!(condition(&lines, Health::Alive, None), want, "{lines}");
-            let with_errors = if want == Condition::Normal { Condition::WithErrors(recorded()) } else { want };
+            let with_errors = match want {
+                Condition::ReadOnlyByError(_) => Condition::ReadOnlyByError(Some(recorded())),
+                Condition::Normal | Condition::Dead(_) | Condition::WithErrors(_) => Condition::WithErrors(recorded()),
+            };
             assert_eq!(condition(&lines, Health::Alive, Some(recorded())), with_errors, "{lines}");
             for health in [Health::DiskGone, Health::ShutDown] {
                 assert_eq!(condition(&lines, health, Some(recorded())), Condition::Dead(health), "{lines}");

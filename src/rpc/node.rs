@@ -232,17 +232,20 @@ fn capability(kind: Type) -> csi::NodeServiceCapability {
     csi::NodeServiceCapability { type_: Some(node_service_capability::Type::Rpc(rpc)), ..Default::default() }
 }
 
+/// What ends recorded errors.
+const CHECKED_NEXT: &str = "stop all that uses it on this droplet, and it is checked when it is staged next";
+
 fn condition(condition: &Condition) -> csi::VolumeCondition {
     let (abnormal, message) = match condition {
         Condition::Normal => (false, "the volume works".to_owned()),
         Condition::Dead(health) => (true, format!("the volume is dead: {health}")),
-        Condition::ReadOnlyByError => (true, "the volume became read-only because of errors, see dmesg".to_owned()),
-        Condition::WithErrors(errors) => (
-            true,
-            format!(
-                "the volume has {errors}; stop all that uses it on this droplet, and it is checked when it is staged next"
-            ),
-        ),
+        Condition::ReadOnlyByError(None) => {
+            (true, "the volume became read-only because of errors, see dmesg".to_owned())
+        }
+        Condition::ReadOnlyByError(Some(errors)) => {
+            (true, format!("the volume became read-only because of errors, see dmesg: it has {errors}; {CHECKED_NEXT}"))
+        }
+        Condition::WithErrors(errors) => (true, format!("the volume has {errors}; {CHECKED_NEXT}")),
     };
     csi::VolumeCondition { abnormal, message, ..Default::default() }
 }

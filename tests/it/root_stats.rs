@@ -43,7 +43,7 @@ fn root_nothing_is_told_of_a_volume_that_is_not_known() {
 fn root_recorded_errors_make_a_volume_abnormal_and_are_why_it_does_not_grow() {
     let rig = NodeHarness::start();
     for fs in ["ext4", "ext3"] {
-        let vol = rig.volume(&format!("vol-{fs}"), "").fs(fs);
+        let vol = rig.volume(&format!("vol-{fs}"), "").fs(fs).flags(&["errors=continue"]);
         let staging = rig.staging(&vol);
         rig.stage(&vol).unwrap();
         rig.publish(&vol, "alloc").unwrap();
@@ -68,6 +68,35 @@ fn root_recorded_errors_make_a_volume_abnormal_and_are_why_it_does_not_grow() {
         let stats = rig.client().stats(&vol.csi.id, &staging).unwrap();
         assert!(!stats.volume_condition.abnormal, "{stats:?}");
         assert_eq!(rig.fs_size(&staging) > 2 << 30, may_grow_ext());
+        rig.unstage(&vol).unwrap();
+    }
+    rig.close();
+}
+
+#[test]
+#[ignore = "needs root: make test-root"]
+fn root_after_an_error_a_volume_can_only_be_read_until_it_was_checked() {
+    let rig = NodeHarness::start();
+    for fs in ["ext4", "ext3"] {
+        let vol = rig.volume(&format!("vol-{fs}"), "").fs(fs);
+        let staging = rig.staging(&vol);
+        rig.stage(&vol).unwrap();
+        rig.publish(&vol, "alloc").unwrap();
+        rig.write(&staging, "file", "kept").unwrap();
+        record_an_error(&rig, &vol);
+        for path in [&staging, &rig.target(&vol, "alloc")] {
+            let condition = rig.client().stats(&vol.csi.id, path).unwrap().volume_condition;
+            let words = ["read-only because of errors", "1 error recorded", "trigger_test_error:", "staged next"];
+            words.iter().for_each(|word| assert!(condition.message.contains(word), "{word}: {condition:?}"));
+            assert!(condition.abnormal);
+        }
+        rig.write(&staging, "other", "lost").unwrap_err();
+        rig.unpublish(&vol, "alloc").unwrap();
+        rig.unstage(&vol).unwrap();
+        rig.stage(&vol).unwrap();
+        assert_eq!(rig.read(&staging, "file").unwrap(), "kept");
+        rig.write(&staging, "other", "written").unwrap();
+        assert!(!rig.client().stats(&vol.csi.id, &staging).unwrap().volume_condition.abnormal);
         rig.unstage(&vol).unwrap();
     }
     rig.close();
