@@ -12,6 +12,7 @@ use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
@@ -237,7 +238,11 @@ impl Relay {
     }
 
     fn step(&mut self, id: u64, act: impl FnOnce(&mut Connection) -> Result<(), End>) {
-        let end = self.all.get_mut(&id).map(|connection| act(connection).and_then(|()| connection.write()));
+        // A fault in reading what one caller sent must not end the thread that all callers need.
+        let end = self.all.get_mut(&id).map(|connection| {
+            catch_unwind(AssertUnwindSafe(|| act(connection).and_then(|()| connection.write())))
+                .unwrap_or(Err(End::Closed))
+        });
         if let Some(Err(end)) = end {
             if let End::Cut(why) = end {
                 warn!("a connection is closed: {why}");
@@ -367,4 +372,27 @@ fn is_gone(side: &UnixStream) -> bool {
     let gone = PollFlags::POLLHUP | PollFlags::POLLERR;
     poll(&mut file, PollTimeout::ZERO).is_err()
         || file.iter().any(|file| file.revents().is_none_or(|events| events.intersects(gone)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fault_at_one_connection_ends_that_one_alone() {
+        let pair = || UnixStream::pair().unwrap();
+        let ((told, _keep), now) = (pair(), Instant::now());
+        let inner = Inner(OwnedFd::from(pair().0));
+        let mut relay = Relay { inner, listener: None, told, open: Arc::default(), all: BTreeMap::new(), next: 2 };
+        let others: Vec<_> = (0..2)
+            .map(|id| {
+                let (client, server) = (pair(), pair());
+                relay.all.insert(id, Connection::new(client.0, server.0, now));
+                (client.1, server.1)
+            })
+            .collect();
+        relay.step(0, |_| panic!("a fault"));
+        assert_eq!(relay.all.keys().copied().collect::<Vec<_>>(), [1]);
+        assert_eq!((&others[0].0).read(&mut [0]).unwrap(), 0, "its caller sees the end");
+    }
 }
