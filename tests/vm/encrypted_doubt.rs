@@ -134,11 +134,17 @@ pub fn left_open(yard: &mut VmHarness) -> StepResult<()> {
     // What is somebody else's is named and left alone.
     open(yard, "backup")?;
     refused(yard.stage(A, &vol)?, RpcStatusCode::FAILED_PRECONDITION, &["dm-", "cryptsetup close"])?;
-    yard.unstage(A, &vol)?;
+    // What it writes after the disk was detached would be lost, so the volume is not let go of, by whichever plugin.
+    let unstaged = |yard: &mut VmHarness| {
+        let answer = yard.client(A)?.unstage(&vol.csi.id, &yard.staging(A, &vol));
+        refused(answer, RpcStatusCode::FAILED_PRECONDITION, &["still in use", "(backup)"])
+    };
+    unstaged(yard)?;
     yard.kill(A)?;
     yard.restart(A)?;
-    yard.unstage(A, &vol)?;
+    unstaged(yard)?;
     yard.sh(A, "cryptsetup close backup")?;
+    yard.unstage(A, &vol)?;
     is_whole(yard, &vol)?;
     // Whoever makes something else of a disk has it locked meanwhile, another plugin too.
     let lock = format!("(setsid flock -x {disk} sleep 6 >/dev/null 2>&1 &); while flock -n -x {disk} true; do :; done");
