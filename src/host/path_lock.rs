@@ -11,10 +11,10 @@ use std::time::Duration;
 
 use log::warn;
 use nix::errno::Errno;
-use nix::fcntl::{Flock, FlockArg, OFlag};
+use nix::fcntl::{Flock, OFlag};
 
 use crate::error::{Error, Result};
-use crate::host::device::busy::{is_busy, retry_while_busy};
+use crate::host::device::busy::{is_busy, lock_or_busy, retry_while_busy};
 use crate::host::presence::observe_metadata;
 use crate::sync::fifo_lock::NoLock;
 use crate::sync::volume_lock::{VolumeBusy, VolumeGuard, VolumeKey};
@@ -60,10 +60,7 @@ fn try_lock(path: &Path) -> Result<Flock<File>> {
     let mut options = OpenOptions::new();
     options.write(true).create(true).truncate(false).mode(0o600).custom_flags(flags.bits());
     let file = options.open(path).map_err(Error::io("opening the lock file", path))?;
-    let file = Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| {
-        let errno = if errno == Errno::EWOULDBLOCK { Errno::EBUSY } else { errno };
-        Error::errno("locking", path)(errno)
-    })?;
+    let file = lock_or_busy(file, path)?;
     let held = file.metadata().map_err(Error::io("examining", path))?;
     let is_same = |there: fs::Metadata| (there.dev(), there.ino()) == (held.dev(), held.ino());
     if !observe_metadata(path)?.is_some_and(is_same) {

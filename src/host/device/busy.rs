@@ -3,7 +3,12 @@
 //! A disk or a mount is often busy for a moment only: udev looks at a new disk, and droplet
 //! images carry a rule that mounts a volume for a short look when it is attached.
 
+use std::fs::File;
+use std::path::Path;
 use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
 
 use crate::backoff::{Backoff, look_until};
 use crate::error::{Error, Result};
@@ -20,6 +25,17 @@ pub fn is_busy(error: &Error) -> bool {
 /// Does something, again and again while it answers "busy", for as long as the budget lasts; gives the last answer.
 pub(in crate::host) fn retry_while_busy<T>(budget: Duration, attempt: impl Fn() -> Result<T>) -> Result<T> {
     look_until(Instant::now() + budget, BUSY_PAUSES, attempt, |outcome| !outcome.as_ref().is_err_and(is_busy))
+}
+
+/// Takes the lock of an open file alone, at once: "busy" when somebody has it.
+///
+/// # Errors
+/// [`Error::Io`] with the kernel's answer. Source: flock(2).
+pub(in crate::host) fn lock_or_busy(file: File, path: &Path) -> Result<Flock<File>> {
+    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| {
+        let errno = if errno == Errno::EWOULDBLOCK { Errno::EBUSY } else { errno };
+        Error::errno("locking", path)(errno)
+    })
 }
 
 #[cfg(test)]

@@ -14,11 +14,10 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use nix::errno::Errno;
-use nix::fcntl::{Flock, FlockArg, OFlag};
+use nix::fcntl::{Flock, OFlag};
 
 use crate::error::{Error, Result};
-use crate::host::device::busy::{is_busy, retry_while_busy};
+use crate::host::device::busy::{is_busy, lock_or_busy, retry_while_busy};
 use crate::host::device::number::DeviceNumber;
 use crate::host::device::scsi_id::Identity;
 use crate::host::device::sysfs::{is_going, read_attribute};
@@ -212,12 +211,7 @@ impl Device {
     /// As [`Device::open`]; [`Error::InUse`] when somebody has it for longer than the budget.
     /// Source: flock(2); systemd's "Locking Block Device Access".
     pub fn lock(&self, budget: Duration) -> Result<Flock<File>> {
-        let lock = || {
-            Flock::lock(self.open()?, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| {
-                let errno = if errno == Errno::EWOULDBLOCK { Errno::EBUSY } else { errno };
-                Error::errno("locking", &self.path)(errno)
-            })
-        };
+        let lock = || lock_or_busy(self.open()?, &self.path);
         retry_while_busy(budget, lock).map_err(or_in_use(self, "the opening"))
     }
 
