@@ -27,8 +27,11 @@ use crate::host::command::{SystemRunner, find_tools};
 use crate::host::device::sysfs::check_is_sysfs;
 use crate::host::mountable::observe_abilities;
 use crate::host::propagation::tell_when_nothing_reaches;
+use crate::metrics;
+use crate::metrics::running::running_calls;
 use crate::node::Node;
-use crate::ops::health;
+use crate::ops::endpoint;
+use crate::ops::health::{Health, Stage};
 use crate::ops::logging;
 use crate::ops::logging::RunningLog;
 use crate::ops::signals::{Asked, Signals};
@@ -38,7 +41,7 @@ use crate::rpc::controller::{ControllerService, Pools};
 use crate::rpc::identity::IdentityService;
 use crate::rpc::node::NodeService;
 use crate::rpc::socket::SocketFile;
-use crate::rpc::worker::{Pool, running_calls};
+use crate::rpc::worker::Pool;
 
 /// Serves until SIGTERM or SIGINT, then lets running calls finish, for which a second signal ends the wait. Nothing is
 /// unmounted or detached at the end. What other signals ask for is done meanwhile.
@@ -54,12 +57,16 @@ pub fn run(mut config: Config) -> Result<(), String> {
     let token = config.token.take();
     let config = Arc::new(config);
     let droplet_identity = DropletIdentity::new(Given { id: config.droplet_id, region: config.region.clone() });
-    let (services, insight) = services(&config, token, &droplet_identity)?;
+    let quota = Arc::new(RateLimit::new(config.api_rate_limit));
+    let cloud = token.filter(|_| config.mode.has_controller()).map(|token| cloud(&config, token, Arc::clone(&quota)));
+    let health = answer_operators(&config, cloud.as_ref(), &droplet_identity)?;
+    let (services, insight) = services(&config, cloud, quota, &droplet_identity)?;
     // Not before: who cannot start says why in one line and nothing else.
     if config.mode_is_for_want_of_token {
         warn!("{NO_TOKEN}");
     }
     let server = Server::start(socket, config.socket_mode, services)?;
+    health.reach(Stage::Serving);
     info!("started version={} driver={} mode={:?}", env!("CARGO_PKG_VERSION"), config.driver_name, config.mode);
     if needs_metadata(&config) {
         droplet_identity.find_out(Metadata::new(config.metadata_url.clone())).map_err(no_thread)?;
@@ -74,6 +81,7 @@ pub fn run(mut config: Config) -> Result<(), String> {
     };
     info!("{signal}: no new calls, waiting for the running ones");
     droplet_identity.stop_waiting();
+    health.reach(Stage::Stopping);
     server.shut_down(config::DRAIN_BUDGET, &second_end(signals));
     info!("stopped; mounts and attachments stay as they are");
     Ok(())
@@ -171,20 +179,35 @@ fn needs_metadata(config: &Config) -> bool {
     }
 }
 
+/// Begins to answer on `--debug-addr`, if there is one.
+fn answer_operators(
+    config: &Config,
+    cloud: Option<&Cloud>,
+    droplet_identity: &Arc<DropletIdentity>,
+) -> Result<Arc<Health>, String> {
+    let needed = needs_metadata(config).then(|| Arc::clone(droplet_identity));
+    let health = Arc::new(Health::new(cloud.cloned(), needed));
+    if let Some(address) = config.debug_addr {
+        metrics::start();
+        endpoint::start(address, Arc::clone(&health))?;
+    }
+    Ok(health)
+}
+
+fn cloud(config: &Config, token: Token, quota: Arc<RateLimit>) -> Cloud {
+    let budgets = HttpBudgets { total: config.api_timeout, ..HttpBudgets::default() };
+    Cloud::new(config.api_url.clone(), config.route.clone(), token, quota, budgets)
+}
+
 fn services(
     config: &Arc<Config>,
-    token: Option<Token>,
+    cloud: Option<Cloud>,
+    quota: Arc<RateLimit>,
     droplet_identity: &Arc<DropletIdentity>,
 ) -> Result<(Vec<Service>, Insight), String> {
     let mut services = vec![create_identity(IdentityService::new(Arc::clone(config)))];
-    let quota = Arc::new(RateLimit::new(config.api_rate_limit));
-    let mut insight = Insight { cloud: None, quota: Arc::clone(&quota), pools: Vec::new() };
-    if let Some(token) = token.filter(|_| config.mode.has_controller()) {
-        let budgets = HttpBudgets { total: config.api_timeout, ..HttpBudgets::default() };
-        let cloud = Cloud::new(config.api_url.clone(), config.route.clone(), token, quota, budgets);
-        if let Some(addr) = config.debug_addr {
-            health::serve(addr, cloud.clone())?;
-        }
+    let mut insight = Insight { cloud: None, quota, pools: Vec::new() };
+    if let Some(cloud) = cloud {
         insight.cloud = Some(cloud.clone());
         let controller = Arc::new(Controller::new(config, cloud, Arc::clone(droplet_identity)));
         let pool = |name| Pool::new(name, config::CONTROLLER_WORKERS, config::QUEUE_LENGTH);
@@ -192,8 +215,6 @@ fn services(
         let pools = Pools { change: pool("controller"), unpublish: pool("unpublish"), look: pool("look"), list };
         insight.pools.extend([&pools.change, &pools.unpublish, &pools.look, &pools.list].map(Pool::clone));
         services.push(create_controller(ControllerService::new(config, controller, pools)));
-    } else if config.debug_addr.is_some() {
-        warn!("--debug-addr has no effect: health is that of the controller service, which is not offered");
     }
     if config.mode.has_node() {
         let tools = find_tools().map_err(|missing| missing.to_string())?;

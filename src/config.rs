@@ -119,7 +119,8 @@ struct Flags {
     /// CSI name of this driver
     #[arg(long, default_value = DRIVER_NAME)]
     driver_name: String,
-    /// Address such as 127.0.0.1:9810 to answer GET /health on
+    /// Address such as :9810 or 0.0.0.0:9810 to answer GET /livez, /readyz, /health and /metrics on; without a host only
+    /// this machine is answered (the official driver: everybody)
     #[arg(long, default_value = "", hide_default_value = true)]
     debug_addr: String,
     /// Page size of ListVolumes when the request names none; 0: everything
@@ -510,10 +511,11 @@ mod tests {
     }
 
     #[test]
-    fn a_debug_address_is_any_that_go_would_listen_on() {
+    fn a_debug_address_without_a_host_is_of_this_machine_only() {
         for (text, want) in [
             ("", None),
-            (":9810", Some("0.0.0.0:9810")),
+            (":9810", Some("127.0.0.1:9810")),
+            ("0.0.0.0:9810", Some("0.0.0.0:9810")),
             ("127.0.0.1:9810", Some("127.0.0.1:9810")),
             ("[::1]:9810", Some("[::1]:9810")),
             ("localhost:9810", Some("127.0.0.1:9810")),

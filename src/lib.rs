@@ -13,7 +13,7 @@
 //!
 //! # The map, in reading order
 //! - [`app`]: the order of start and stop
-//! - [`ops`]: what an operator sees: the log, the answer to `GET /health`
+//! - [`ops`]: what an operator sees: the log, the answers on `--debug-addr`
 //! - [`rpc`]: the gRPC server and what stands before it, its worker threads, status codes; the three CSI services, each a thin
 //!   passage
 //! - [`controller`]: volumes and attachments at DigitalOcean: create, delete, attach, detach, list
@@ -26,6 +26,7 @@
 //! - [`error`]: what can go wrong, one variant for each decision of a caller or an operator
 //! - [`sync`], [`backoff`], [`spelling`], [`fs`], [`id`], [`region`], [`size`], [`proto`]: the words that everything else is
 //!   written in
+//! - [`metrics`]: what is counted of all this, for `GET /metrics`
 //!
 //! What is above uses what is below, never the other way round; a test reads the imports.
 //!
@@ -61,6 +62,7 @@ pub mod error;
 pub mod fs;
 pub mod host;
 pub mod id;
+pub mod metrics;
 pub mod node;
 pub mod ops;
 pub mod proto;

@@ -25,6 +25,8 @@ use crate::cloud::request::{ApiRequest, BaseUrl};
 use crate::cloud::scope;
 use crate::cloud::token::{Secret, Token};
 use crate::error::api::{ApiError, ApiErrorKind, Delivery, ReplyFacts};
+use crate::metrics;
+use crate::metrics::running::waiting_for;
 
 /// The largest reply that is read: 200 volumes with all they may carry stay far below it.
 const MAX_REPLY: u64 = 8 << 20;
@@ -212,8 +214,11 @@ impl Http {
             place.give_back();
             return Err(no_time_left());
         }
+        let wait = waiting_for(|| format!("DigitalOcean's answer to {} {}", call.method().as_str(), call.target()));
         let outcome = self.exchange(call, token, time);
+        drop(wait);
         log_call(call, started, &outcome);
+        count_call(call, started, &outcome);
         match outcome {
             Ok(answer) => {
                 let reply = account(&place, answer);
@@ -251,8 +256,12 @@ impl Http {
     fn wait_for_quota(&self, call: &ApiRequest, deadline: Option<Instant>) -> ApiResult<Place<'_>> {
         let asked = Instant::now();
         let patience = deadline.map_or(self.budgets.rate_limit, |at| at.saturating_duration_since(asked));
-        let place = self.rate_limit.wait(call.class(), patience).map_err(|held| self.held_back(&held))?;
+        let wait = waiting_for(|| "the rate limit of DigitalOcean's API".to_owned());
+        let place = self.rate_limit.wait(call.class(), patience).map_err(|held| self.held_back(&held));
+        drop(wait);
         let waited = asked.elapsed();
+        metrics::count_held_back(waited);
+        let place = place?;
         if waited > Duration::from_millis(10) {
             log::debug!(
                 "{} {} waited {} ms for the rate limit",
@@ -437,6 +446,15 @@ fn log_call(call: &ApiRequest, started: Instant, outcome: &ApiResult<Answer>) {
             log::debug!("{method} {target} status={} ms={ms} remaining={remaining}", answer.status);
         }
         Err(error) => log::debug!("{method} {target} ms={ms} failed: {error}"),
+    }
+}
+
+fn count_call(call: &ApiRequest, started: Instant, outcome: &ApiResult<Answer>) {
+    let answer = outcome.as_ref().ok();
+    let status = answer.map(|answer| answer.status);
+    metrics::count_request(call.method().as_str(), call.target(), status, started.elapsed());
+    if let Some(Answer { rate, .. }) = answer {
+        metrics::set_quota(rate.limit, rate.remaining);
     }
 }
 

@@ -69,8 +69,9 @@ pub(super) fn parse_debug_addr(text: &str) -> Result<Option<SocketAddr>, String>
     if text.is_empty() {
         return Ok(None);
     }
-    // Go's net.Listen takes ":9810" for every address, and names such as "localhost:9810".
-    let full = if text.starts_with(':') { format!("0.0.0.0{text}") } else { text.to_owned() };
+    // Go's net.Listen takes ":9810" for every address, which nobody should give by leaving something out; and it takes names
+    // such as "localhost:9810".
+    let full = if text.starts_with(':') { format!("127.0.0.1{text}") } else { text.to_owned() };
     let found: Vec<SocketAddr> = full.to_socket_addrs().map(Iterator::collect).unwrap_or_default();
     // Of the addresses of a name it prefers the one of IPv4.
     let best = found.iter().find(|address| address.is_ipv4()).or(found.first());

@@ -16,6 +16,7 @@ use crate::controller::api_failure::{ApiFailure, plan_failure};
 use crate::error::api::ApiError;
 use crate::error::{Error, Result};
 use crate::id::{DropletId, VolumeId};
+use crate::metrics::running::waiting_for;
 use crate::sync::caller::Caller;
 
 /// What is said of something that DigitalOcean has just made, and does not find.
@@ -246,7 +247,9 @@ impl CallContext {
         if pause >= self.left() {
             return Err(self.timed_out(doing, because.to_string()));
         }
+        let wait = waiting_for(|| format!("the next try of {doing}: {because}"));
         thread::sleep(pause);
+        drop(wait);
         self.ensure_awaited()
     }
 

@@ -35,6 +35,17 @@ pub enum ActionKind {
     Resize,
 }
 
+impl ActionKind {
+    /// The word for it in metrics.
+    pub(super) fn label(self) -> &'static str {
+        match self {
+            ActionKind::Attach => "attach",
+            ActionKind::Detach => "detach",
+            ActionKind::Resize => "resize",
+        }
+    }
+}
+
 /// What is expected of an attach and of a detach as long as none was seen: what others measured.
 const ATTACH: Duration = Duration::from_secs(4);
 const DETACH: Duration = Duration::from_millis(3500);

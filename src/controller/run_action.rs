@@ -29,6 +29,8 @@ use crate::controller::poll::{ActionKind, Looks, Pace};
 use crate::error::api::{ApiError, ApiErrorKind};
 use crate::error::{Error, Result};
 use crate::id::{ActionId, DropletId, VolumeId};
+use crate::metrics;
+use crate::metrics::running::waiting_for;
 use crate::region::Region;
 use crate::size::Gib;
 use crate::sync::fifo_lock::{FifoGuard, FifoLocks, NoLock};
@@ -282,6 +284,7 @@ impl ActionRunner {
     fn take_turns(&self, ctx: &CallContext, request: &ActionRequest<'_>) -> Result<Vec<FifoGuard<DropletId>>> {
         let late = |_| ctx.timed_out(&request.to_string(), "earlier calls for this droplet are still running");
         let take = |droplet: &DropletId| {
+            let _wait = waiting_for(|| format!("earlier calls for droplet {droplet}"));
             let place = self.droplet_queue.enter(*droplet, usize::MAX).map_err(late)?;
             let briefly = Instant::now() + ctx.patience.while_backing_off();
             // Who is ahead may be the one that gets through.
@@ -304,6 +307,7 @@ impl ActionRunner {
         let ctx = short.as_ref().unwrap_or(ctx);
         let mut looks = self.pace.begin(request.kind());
         let outcome = watch(ctx, request.volume(), action, &mut looks, started, &request.to_string());
+        metrics::count_action(request.kind().label(), outcome_label(&outcome), started.elapsed());
         match &outcome {
             Ok(ActionOutcome::Completed(action)) => {
                 request.log_completed(*action);
@@ -319,6 +323,16 @@ impl ActionRunner {
     }
 }
 
+/// How an action ended, for counting. What was not sent or refused is no action.
+fn outcome_label(outcome: &Result<ActionOutcome>) -> &'static str {
+    match outcome {
+        Ok(ActionOutcome::Completed(_)) => "completed",
+        Ok(ActionOutcome::Errored) => "errored",
+        Ok(ActionOutcome::Overdue) => "overdue",
+        Ok(ActionOutcome::Busy(_) | ActionOutcome::Refused(_) | ActionOutcome::Open(_)) | Err(_) => "unknown",
+    }
+}
+
 fn watch(
     ctx: &CallContext,
     volume: &VolumeId,
@@ -327,6 +341,7 @@ fn watch(
     started: Instant,
     doing: &str,
 ) -> Result<ActionOutcome> {
+    let _wait = waiting_for(|| format!("DigitalOcean's action {}, {doing}", action.id));
     let mut status = Some(action.status.clone());
     loop {
         match &status {

@@ -3,6 +3,7 @@
 //! Owns the only `Command::new` of this program, and the fate of a child that will not die. Which programs there are is
 //! `tools.rs`'s. A key reaches a program on its standard input and in no other way. What an exit code means is not known here: whoever asked for the run matches [`Exit`] in full.
 
+use std::borrow::Cow;
 use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::io::Write;
@@ -20,6 +21,8 @@ use crate::host::confine::Confinement;
 use crate::host::luks::passphrase::Key;
 use crate::host::tools::CHILD_PATH;
 pub use crate::host::tools::{Tool, Tools, find_tools};
+use crate::metrics;
+use crate::metrics::running::waiting_for;
 use crate::sync::semaphore::Permit;
 use crate::sync::volume_lock::VolumeGuard;
 
@@ -241,12 +244,24 @@ impl Runner for SystemRunner {
     fn run(&self, cmd: &Cmd) -> Result<Output, CommandError> {
         let started = Instant::now();
         let path = self.tools.path(cmd.tool)?;
+        let _wait = waiting_for(|| format!("{} to end", cmd.tool.name()));
         let outcome =
             self.try_run(cmd, path).map_err(|source| CommandError::NotRun { command: cmd.to_string(), source });
         if let Ok(output) = &outcome {
+            metrics::count_tool(cmd.tool.name(), exit_label(output.exit));
             log::debug!("command command=`{cmd}` exit=\"{}\" ms={}", output.exit, started.elapsed().as_millis());
         }
         outcome
+    }
+}
+
+/// How a program ended, for counting.
+fn exit_label(exit: Exit) -> Cow<'static, str> {
+    match exit {
+        Exit::Code(code) => code.to_string().into(),
+        Exit::Signal(signal) => format!("signal {signal}").into(),
+        Exit::TimedOut => "timed out".into(),
+        Exit::Stuck => "stuck".into(),
     }
 }
 

@@ -1,211 +1,82 @@
-//! The answer to `GET /health`: whether DigitalOcean's API can be used with this token.
+//! Whether the program lives, is ready for calls, and can do its work: three questions with three answers.
 //!
-//! Owns the HTTP server behind `--debug-addr`. Answers are kept for a while, and what other calls have learned meanwhile is
-//! used, so that frequent checks cost next to nothing of the account's quota: at most 12 requests an hour.
+//! Owns the words of the answers. Living depends on nothing outside, or an orchestrator would kill every plugin of a cluster
+//! when DigitalOcean is away.
 
-use std::collections::VecDeque;
-use std::net::SocketAddr;
-use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
-
-use log::info;
-use oxhttp::Server;
-use oxhttp::model::{Body, Response, StatusCode};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::cloud::Cloud;
+use crate::droplet_identity::DropletIdentity;
 use crate::error::Chain;
-use crate::error::api::{ApiError, ApiErrorKind, Delivery};
+use crate::ops::api_check::ApiCheck;
+use crate::ops::http::Answer;
 
-/// How long a good answer is kept.
-const GOOD_KEPT: Duration = Duration::from_secs(300);
-/// How long the first and any bad answer after others are kept, twice as long each time. Orchestrators restart a task after
-/// some in a row, so the first one is looked at again soon; a good reply to any other call ends it at once.
-const BAD_KEPT: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(600));
-/// Most requests in any hour.
-const MOST_IN_AN_HOUR: usize = 12;
-const HOUR: Duration = Duration::from_secs(3600);
-/// How long a connection may be silent; without a limit, a few open ones would keep all others out.
-const SILENCE: Duration = Duration::from_secs(2);
-/// How long the API may take to answer a check.
-const BUDGET: Duration = Duration::from_secs(10);
-
-struct Health {
-    cloud: Cloud,
-    known: Mutex<Known>,
-}
-
-/// What earlier checks have brought.
-#[derive(Debug, Default)]
-struct Known {
-    answer: Option<Answer>,
-    /// When DigitalOcean was asked, in the last hour.
-    asked: VecDeque<Instant>,
-}
-
-/// The last answer.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Answer {
-    at: Instant,
-    status: StatusCode,
-    text: String,
-    /// How long it is kept.
-    kept: Duration,
-}
-
-/// What a check does.
+/// How far the program has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum CheckPlan {
-    /// Another call has got a good reply since.
-    SayWell,
-    /// The last answer still holds.
-    Repeat,
-    /// DigitalOcean is asked.
-    Ask,
+pub enum Stage {
+    /// The socket is not served yet.
+    Starting,
+    /// Calls are answered.
+    Serving,
+    /// No new calls are taken; running ones end.
+    Stopping,
 }
 
-impl Known {
-    /// Decides what a check does. `replied` is when any call got a good reply last.
-    fn plan_check(&self, replied: Option<Instant>, now: Instant) -> CheckPlan {
-        let is_within = |at: &Instant, span| now.saturating_duration_since(*at) < span;
-        if replied.is_some_and(|at| is_within(&at, GOOD_KEPT) && self.answer.as_ref().is_none_or(|last| at > last.at)) {
-            return CheckPlan::SayWell;
-        }
-        let Some(last) = &self.answer else { return CheckPlan::Ask };
-        let is_used_up = self.asked.iter().filter(|at| is_within(at, HOUR)).count() >= MOST_IN_AN_HOUR;
-        if is_used_up || is_within(&last.at, last.kept) { CheckPlan::Repeat } else { CheckPlan::Ask }
-    }
-
-    /// Takes in an answer that came at that time.
-    fn learn(&mut self, outcome: Result<(), ApiError>, now: Instant) {
-        self.asked.retain(|at| now.saturating_duration_since(*at) < HOUR);
-        if outcome.as_ref().map_or_else(was_sent, |()| true) {
-            self.asked.push_back(now);
-        }
-        let (first, longest) = BAD_KEPT;
-        let before = self.answer.as_ref().filter(|last| last.status != StatusCode::OK).map(|last| last.kept);
-        let bad = before.map_or(first, |kept| kept.saturating_mul(2).min(longest));
-        let (status, text, kept) = match outcome {
-            Ok(()) => (StatusCode::OK, "ok\n".to_owned(), GOOD_KEPT),
-            // A restart would not give the token more calls.
-            Err(err) if matches!(err.kind(), ApiErrorKind::RateLimit { .. }) => {
-                (StatusCode::OK, format!("ok, but {err}\n"), first)
-            }
-            Err(err) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{}\n", Chain(&err)), bad),
-        };
-        self.answer = Some(Answer { at: now, status, text, kept });
-    }
-}
-
-/// Whether a failed request may count in the quota.
-fn was_sent(err: &ApiError) -> bool {
-    err.status().is_some() || err.kind() == ApiErrorKind::Transport { sent: Delivery::MaybeSent }
-}
-
-/// Starts to answer on an address.
-///
-/// # Errors
-/// One line that says why the address cannot be used.
-pub fn serve(addr: SocketAddr, cloud: Cloud) -> Result<(), String> {
-    let health = Health { cloud, known: Mutex::default() };
-    let server = Server::new(move |request| match request.uri().path() {
-        "/health" => health.answer(),
-        _ => text(StatusCode::NOT_FOUND, "there is /health only\n".to_owned()),
-    });
-    server
-        .bind(addr)
-        .with_max_concurrent_connections(8)
-        .with_global_timeout(SILENCE)
-        .spawn()
-        .map_err(|err| format!("--debug-addr {addr}: {err}"))?;
-    info!("answering health checks on http://{addr}/health");
-    Ok(())
+/// What the answers are made from.
+#[derive(Debug)]
+pub struct Health {
+    stage: Mutex<Stage>,
+    /// The droplet, if calls need to know it.
+    droplet: Option<Arc<DropletIdentity>>,
+    api: Option<ApiCheck>,
 }
 
 impl Health {
-    fn answer(&self) -> Response<Body> {
-        // Held while the API is asked, so that checks at the same time are one request.
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        match known.plan_check(self.cloud.last_good_reply(), Instant::now()) {
-            CheckPlan::SayWell => return text(StatusCode::OK, "ok\n".to_owned()),
-            CheckPlan::Repeat => {}
-            CheckPlan::Ask => {
-                let outcome = self.cloud.until(Instant::now() + BUDGET).get_account().map(drop);
-                known.learn(outcome, Instant::now());
-            }
-        }
-        match &known.answer {
-            Some(last) => text(last.status, last.text.clone()),
-            None => text(StatusCode::INTERNAL_SERVER_ERROR, "not known yet\n".to_owned()),
-        }
-    }
-}
-
-fn text(status: StatusCode, body: String) -> Response<Body> {
-    let mut response = Response::new(Body::from(body));
-    *response.status_mut() = status;
-    response
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn secs(secs: u64) -> Duration {
-        Duration::from_secs(secs)
+    /// Starting; with the API where the controller service is offered, and the droplet where calls need to know it.
+    #[must_use]
+    pub fn new(cloud: Option<Cloud>, droplet: Option<Arc<DropletIdentity>>) -> Health {
+        Health { stage: Mutex::new(Stage::Starting), droplet, api: cloud.map(ApiCheck::new) }
     }
 
-    fn refused() -> ApiError {
-        ApiError::from_reply(503, b"{}", Default::default())
+    /// Says how far the program has come.
+    pub fn reach(&self, stage: Stage) {
+        *self.stage.lock().unwrap_or_else(PoisonError::into_inner) = stage;
     }
 
-    /// Checks each second for so long, with what DigitalOcean would answer; gives the seconds in which it was asked.
-    fn asked_in(span: u64, outcome: impl Fn(u64) -> Result<(), ApiError>) -> Vec<u64> {
-        let (mut known, start) = (Known::default(), Instant::now());
-        let mut asked = Vec::new();
-        for second in 0..span {
-            if known.plan_check(None, start + secs(second)) == CheckPlan::Ask {
-                known.learn(outcome(second), start + secs(second));
-                asked.push(second);
-            }
-        }
-        asked
+    /// The answer to `GET /livez`: as long as there is one, the program lives.
+    #[must_use]
+    pub fn livez(&self) -> Answer {
+        Answer::text(200, "ok\n")
     }
 
-    #[test]
-    fn an_hour_of_checks_costs_at_most_twelve_requests_whatever_the_answers() {
-        assert_eq!(asked_in(3600, |_| Ok(())).len(), 12);
-        let bad = asked_in(3600, |_| Err(refused()));
-        assert_eq!(bad[..5], [0, 5, 15, 35, 75]);
-        assert!(bad.len() <= 12, "{bad:?}");
-        for period in [10, 100, 301] {
-            let turns = asked_in(7200, |second| if second / period % 2 == 0 { Ok(()) } else { Err(refused()) });
-            for from in &turns {
-                let hour = turns.iter().filter(|at| (*from..from + 3600).contains(at)).count();
-                assert!(hour <= 12, "{period}: {turns:?}");
-            }
+    /// The answer to `GET /readyz`: whether calls are taken, and whether what they cannot do without is known.
+    #[must_use]
+    pub fn readyz(&self) -> Answer {
+        match self.observe_ready() {
+            Ok(()) => Answer::text(200, "ok\n"),
+            Err(why) => Answer::text(503, format!("{why}\n")),
         }
     }
 
-    #[test]
-    fn what_was_not_sent_costs_nothing_and_is_tried_again() {
-        let lost = || ApiError::without_reply(ApiErrorKind::Transport { sent: Delivery::NotSent }, "no route");
-        let mut known = Known::default();
-        known.learn(Err(lost()), Instant::now());
-        assert_eq!((known.asked.len(), known.answer.unwrap().status), (0, StatusCode::INTERNAL_SERVER_ERROR));
+    /// The answer to `GET /health`: with a controller whether DigitalOcean's API takes the token, otherwise the same as ready.
+    #[must_use]
+    pub fn health(&self) -> Answer {
+        let ready = || self.observe_ready().map(|()| "ok".to_owned());
+        match self.api.as_ref().map_or_else(ready, ApiCheck::ask) {
+            Ok(text) => Answer::text(200, format!("{text}\n")),
+            Err(why) => Answer::text(500, format!("{why}\n")),
+        }
     }
 
-    #[test]
-    fn restraint_is_no_illness_and_a_good_reply_to_any_call_ends_one() {
-        let now = Instant::now();
-        let mut known = Known::default();
-        let held = ApiErrorKind::RateLimit { wait: None };
-        known.learn(Err(ApiError::without_reply(held, "held back by this program's own restraint")), now);
-        let answer = known.answer.clone().unwrap();
-        assert_eq!(answer.status, StatusCode::OK);
-        assert!(answer.text.contains("own restraint"), "{}", answer.text);
-        known.learn(Err(refused()), now);
-        assert_eq!(known.plan_check(Some(now), now + secs(1)), CheckPlan::Repeat, "that was before");
-        assert_eq!(known.plan_check(Some(now + secs(1)), now + secs(2)), CheckPlan::SayWell);
-        assert_eq!(known.plan_check(Some(now + secs(1)), now + secs(302)), CheckPlan::Ask);
+    fn observe_ready(&self) -> Result<(), String> {
+        let stage = *self.stage.lock().unwrap_or_else(PoisonError::into_inner);
+        match stage {
+            Stage::Starting => Err("the program is starting".to_owned()),
+            Stage::Stopping => Err("the program is ending".to_owned()),
+            Stage::Serving => match &self.droplet {
+                Some(droplet) => droplet.facts().map(|_| ()).map_err(|err| Chain(&err).to_string()),
+                None => Ok(()),
+            },
+        }
     }
 }

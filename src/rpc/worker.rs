@@ -4,7 +4,7 @@
 //! line at the end of each call. gRPC's own threads never block: they queue the work and send the answer when it comes. What
 //! the work is, is not known here.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::fmt::{self, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -18,6 +18,9 @@ use grpcio::{RpcContext, RpcStatus, UnarySink};
 use log::{Level, debug, error, log, warn};
 
 use crate::error::{Chain, Error, OneLine, Result};
+use crate::metrics;
+use crate::metrics::Queued;
+use crate::metrics::running::Running;
 use crate::ops::logging::Label;
 use crate::rpc::front::callers::caller_of;
 use crate::rpc::status;
@@ -49,9 +52,6 @@ const IDLE: Duration = Duration::from_secs(60);
 
 /// How often it is said at most that calls were refused as there is no room for them: they come by the thousand.
 const REFUSALS_TOLD: Duration = Duration::from_secs(1);
-
-/// The calls that are worked on now, by their numbers.
-static RUNNING: Mutex<BTreeMap<u64, (String, Instant)>> = Mutex::new(BTreeMap::new());
 
 /// Numbers the calls of this process, so that the lines of one call can be found among those of others.
 static NEXT_CALL: AtomicU64 = AtomicU64::new(1);
@@ -279,9 +279,11 @@ impl Pool {
         let (sending, sent) = bounded::<()>(0);
         let shared = Arc::clone(&self.shared);
         let (came, caller, refused) = (Instant::now(), caller_of(ctx), call.refused);
-        let volume = call.volume.clone();
+        let (volume, rpc) = (call.volume.clone(), call.rpc);
         let about = call.to_string();
+        let queued = Queued::in_pool(self.shared.name);
         let job = Box::new(move || {
+            drop(queued);
             let work = || if caller.is_gone() { Err(Error::CallerGone) } else { work(Incoming { came, caller }) };
             let outcome = run(&call, came, work);
             // Before the caller knows, so that its next call finds the room that this one leaves.
@@ -300,7 +302,11 @@ impl Pool {
         ctx.spawn(async move {
             let answer = match admitted {
                 Ok(()) => answered.await.unwrap_or_else(|_| Err(status::panicked())),
-                Err(refusal) => Err(status::status(&refused(refusal))),
+                Err(refusal) => {
+                    let refusal = refused(refusal);
+                    metrics::count_call(rpc, &status::name(&refusal), came.elapsed());
+                    Err(status::status(&refusal))
+                }
             };
             send(sink, answer).await;
             drop(sending);
@@ -390,42 +396,21 @@ impl fmt::Display for Pool {
     }
 }
 
-/// The calls that are worked on now, each with how long it has been so, oldest first.
-#[must_use]
-pub fn running_calls() -> Vec<String> {
-    let running = RUNNING.lock().unwrap_or_else(PoisonError::into_inner);
-    running.values().map(|(label, came)| format!("ms={} [{label}]", came.elapsed().as_millis())).collect()
-}
-
-/// Keeps a call among those that are worked on while it lives.
-struct Running(u64);
-
-impl Running {
-    fn enter(number: u64, label: String, came: Instant) -> Running {
-        RUNNING.lock().unwrap_or_else(PoisonError::into_inner).insert(number, (label, came));
-        Running(number)
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        RUNNING.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.0);
-    }
-}
-
 fn run<T>(call: &RpcInfo, came: Instant, work: impl FnOnce() -> Result<T>) -> Answer<T> {
     let number = NEXT_CALL.fetch_add(1, Ordering::Relaxed);
-    let label = format!("{number} {call}");
-    let _label = Label::set(label.clone());
-    let _running = Running::enter(number, label, came);
+    let label = call.to_string();
+    let _label = Label::set(format!("{number} {label}"));
+    let _running = Running::enter(number, call.rpc, label, came);
     // The work owns everything it changes, or shares it behind locks that absorb poisoning.
     match catch_unwind(AssertUnwindSafe(work)) {
         Ok(Ok(reply)) => {
             let level = if call.is_mutating { Level::Info } else { Level::Debug };
+            metrics::count_call(call.rpc, "OK", came.elapsed());
             log!(level, "done code=OK ms={}", came.elapsed().as_millis());
             Ok(reply)
         }
         Ok(Err(err)) => {
+            metrics::count_call(call.rpc, &status::name(&err), came.elapsed());
             log!(
                 level_of(&err),
                 "failed code={} ms={}: {}",
@@ -436,6 +421,7 @@ fn run<T>(call: &RpcInfo, came: Instant, work: impl FnOnce() -> Result<T>) -> An
             Err(status::status(&err))
         }
         Err(panic) => {
+            metrics::count_call(call.rpc, "INTERNAL", came.elapsed());
             error!("panicked ms={}: {}", came.elapsed().as_millis(), panic_text(panic.as_ref()));
             Err(status::panicked())
         }

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::metrics::running::waiting_for;
 use crate::sync::fifo_lock::{FifoGuard, FifoLocks, NoLock};
 
 /// What is locked: the volume's name while it is being created, its id afterwards.
@@ -126,8 +127,10 @@ impl VolumeLocks {
         deadline: Instant,
     ) -> Result<Vec<FifoGuard<VolumeKey>>, VolumeBusy> {
         let keys: BTreeSet<VolumeKey> = keys.into_iter().collect();
-        let hold =
-            |key: VolumeKey| self.0.wait(key.clone(), max_queue, deadline).map_err(|why| VolumeBusy::new(key, why));
+        let hold = |key: VolumeKey| {
+            let _wait = waiting_for(|| format!("another call for {key}"));
+            self.0.wait(key.clone(), max_queue, deadline).map_err(|why| VolumeBusy::new(key, why))
+        };
         keys.into_iter().map(hold).collect()
     }
 
@@ -164,7 +167,9 @@ impl Queued {
         deadline: Instant,
     ) -> Result<VolumeGuard, VolumeBusy> {
         let Queued { locks, place, key } = self;
+        let wait = waiting_for(|| format!("another call for {key}"));
         place.wait(deadline).map_err(|why| VolumeBusy::new(key, why))?;
+        drop(wait);
         let mut places = vec![place];
         places.extend(locks.places(others, max_queue, deadline)?);
         Ok(VolumeGuard(Arc::new(places)))

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 
 /// The modules from top to bottom. Those of one row use nothing of each other.
-const ROWS: [&[&str]; 10] = [
+const ROWS: [&[&str]; 11] = [
     &["main"],
     &["app"],
     &["rpc"],
@@ -16,6 +16,7 @@ const ROWS: [&[&str]; 10] = [
     &["cloud", "host"],
     &["error"],
     &["backoff", "fs", "id", "proto", "region", "size", "spelling", "sync"],
+    &["metrics"],
 ];
 
 /// Imports that close a circle and are still there: a mount is asked whether it is of a disk, and a disk who has it mounted.

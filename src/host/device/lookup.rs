@@ -20,6 +20,7 @@ use crate::host::device::sysfs::{is_going, read_attribute};
 use crate::host::device::{Device, DevicePlaces, DiskFingerprint};
 use crate::host::presence::{observe_if_there, observe_is_there, observe_metadata, observe_names, observe_real};
 use crate::id::VolumeName;
+use crate::metrics::running::waiting_for;
 use crate::size::{Bytes, Gib};
 use crate::sync::volume_lock::VolumeGuard;
 
@@ -236,7 +237,9 @@ fn await_ready(
         seen
     };
     let is_enough = |seen: &Result<LookupResult>| matches!(seen, Ok(LookupResult::Ready(_)) | Err(_));
+    let wait = waiting_for(|| format!("the disk of volume {volume} to appear"));
     let seen = look_until(Instant::now() + budget, PAUSES, look, is_enough)?;
+    drop(wait);
     match seen {
         LookupResult::Ready(device) => Ok(device),
         LookupResult::OtherVolume { .. } | LookupResult::NotABlockDevice { .. } => {
