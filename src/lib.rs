@@ -13,7 +13,7 @@
 //!
 //! # The map, in reading order
 //! - [`app`]: the order of start and stop
-//! - [`ops`]: what an operator sees: the log, the answers on `--debug-addr`
+//! - [`ops`]: what an operator sees: the log, the answers on `--debug-addr`, what is wrong and what ends it
 //! - [`rpc`]: the gRPC server and what stands before it, its worker threads, status codes; the three CSI services, each a thin
 //!   passage
 //! - [`controller`]: volumes and attachments at DigitalOcean: create, delete, attach, detach, list

@@ -1,103 +1,123 @@
 //! Whether a volume is well, as far as DigitalOcean shows it.
 //!
-//! Owns the words of a volume's condition. The state of the disk and its file system is the node's to tell.
+//! Owns the reading of what that takes. What it means is said in `ops/diagnosis`; the state of the disk and its file system is the
+//! node's to tell.
 
-use crate::cloud::droplet::{Droplet, DropletStatus};
+use std::time::SystemTime;
+
 use crate::cloud::volume::Volume;
 use crate::controller::Controller;
 use crate::controller::context::CallContext;
 use crate::error::Result;
-use crate::id::{DropletId, VolumeId};
+use crate::id::VolumeId;
+use crate::ops::diagnosis::attachment::{Attachment, Holder, Moves, diagnose_attachment};
+use crate::ops::diagnosis::{Condition, Finding, plan_condition};
 
-/// A volume's condition.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Condition {
-    /// Whether somebody has to look at it.
-    pub is_abnormal: bool,
-    /// What is so, in words.
-    pub message: String,
+/// A volume, what is known of the droplet that has it, and what is wrong.
+#[derive(Debug)]
+pub struct Examined {
+    /// The volume.
+    pub volume: Volume,
+    holder: Holder,
+    /// What is wrong with where it is.
+    pub findings: Vec<Finding>,
 }
 
 impl Controller {
-    /// Reads a volume and, when a droplet has it, that droplet.
+    /// Reads a volume and, when a droplet has it, that droplet and the volume's latest actions.
     ///
     /// # Errors
     /// [`crate::error::Error::NotFound`] for the volume, [`crate::error::Error::TimedOut`], [`crate::error::Error::Api`].
-    pub fn examine_volume(&self, ctx: &CallContext, id: &VolumeId) -> Result<(Volume, Condition)> {
+    pub fn examine_volume(&self, ctx: &CallContext, id: &VolumeId) -> Result<Examined> {
         let volume = ctx.observe_volume(id)?;
-        let condition = match volume.droplets.as_slice() {
-            [holder] => plan_condition(*holder, ctx.observe_droplet(*holder)?.as_ref()),
-            [] | [_, ..] => plan_listed_condition(&volume.droplets),
+        let (holder, moves) = match volume.droplets.as_slice() {
+            [holder] => (Holder::of(ctx.observe_droplet(*holder)?.as_ref(), id), ctx.observe_moves(id)?),
+            [] | [_, ..] => (Holder::NotAsked, Moves::NotAsked),
         };
-        Ok((volume, condition))
+        let attachment = Attachment { volume: &volume, holder: holder.clone(), moves };
+        let findings = diagnose_attachment(&attachment);
+        Ok(Examined { volume, holder, findings })
+    }
+}
+
+impl CallContext {
+    fn observe_moves(&self, id: &VolumeId) -> Result<Moves> {
+        let doing = format!("reading the latest actions of volume {id}");
+        let actions = self.ask_of_volume(id, &doing, |cloud| cloud.newest_actions(id))?;
+        Ok(Moves::read(&actions, SystemTime::now()))
+    }
+}
+
+impl Examined {
+    /// The condition, in CSI's words before 1.13.
+    #[must_use]
+    pub fn condition(&self) -> Condition {
+        plan_condition(&self.findings, place(&self.volume, &self.holder))
     }
 }
 
 /// The condition by what a list of volumes says.
 #[must_use]
-pub fn plan_listed_condition(droplets: &[DropletId]) -> Condition {
-    match droplets {
-        [] => normal("not attached".to_owned()),
-        [holder] => normal(format!("attached to droplet {holder}")),
-        [_, ..] => {
-            let all: Vec<String> = droplets.iter().map(ToString::to_string).collect();
-            abnormal(format!("attached to several droplets at once: {}", all.join(", ")))
-        }
+pub fn plan_listed_condition(volume: &Volume) -> Condition {
+    let attachment = Attachment { volume, holder: Holder::NotAsked, moves: Moves::NotAsked };
+    plan_condition(&diagnose_attachment(&attachment), place(volume, &Holder::NotAsked))
+}
+
+/// Where a volume is, in words.
+fn place(volume: &Volume, holder: &Holder) -> String {
+    match (volume.droplets.first(), holder) {
+        (None, _) => "not attached".to_owned(),
+        (Some(droplet), Holder::Known { name, .. }) => format!("attached to droplet {droplet} ({name})"),
+        (Some(droplet), Holder::NotAsked | Holder::Gone) => format!("attached to droplet {droplet}"),
     }
-}
-
-/// The condition of a volume that one droplet has; none: DigitalOcean does not know that droplet.
-fn plan_condition(holder: DropletId, droplet: Option<&Droplet>) -> Condition {
-    let Some(droplet) = droplet else {
-        return abnormal(format!("attached to droplet {holder}, which does not exist any more"));
-    };
-    let name = &droplet.name;
-    match &droplet.status {
-        DropletStatus::New | DropletStatus::Active => normal(format!("attached to droplet {holder} ({name})")),
-        DropletStatus::Off => abnormal(format!("attached to droplet {holder} ({name}), which is off")),
-        DropletStatus::Archive => abnormal(format!("attached to droplet {holder} ({name}), which is archived")),
-        DropletStatus::Other(word) => normal(format!("attached to droplet {holder} ({name}), which is {word:?}")),
-    }
-}
-
-fn normal(message: String) -> Condition {
-    Condition { is_abnormal: false, message }
-}
-
-fn abnormal(message: String) -> Condition {
-    Condition { is_abnormal: true, message }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cloud::droplet::DropletStatus;
+    use crate::id::{DropletId, VolumeName};
+    use crate::size::Gib;
 
-    fn id(number: u64) -> DropletId {
-        DropletId::new(number).unwrap()
-    }
-
-    #[test]
-    fn a_list_shows_only_what_contradicts_itself() {
-        for (droplets, is_abnormal) in [(vec![], false), (vec![id(1)], false), (vec![id(1), id(2)], true)] {
-            assert_eq!(plan_listed_condition(&droplets).is_abnormal, is_abnormal, "{droplets:?}");
+    fn volume(droplets: &[u64]) -> Volume {
+        Volume {
+            id: VolumeId::parse("506f78a4-8f00-11f0-9a11-0a58ac14d1e2").unwrap(),
+            name: VolumeName::parse("blog").unwrap(),
+            size: Gib(1),
+            region: None,
+            droplets: droplets.iter().filter_map(|id| DropletId::new(*id)).collect(),
+            description: String::new(),
+            tags: Vec::new(),
+            filesystem: String::new(),
+            created_at: String::new(),
         }
     }
 
     #[test]
+    fn a_list_shows_only_what_contradicts_itself() {
+        for (droplets, want) in [(vec![], "not attached"), (vec![1], "attached to droplet 1")] {
+            let condition = plan_listed_condition(&volume(&droplets));
+            assert_eq!((condition.is_abnormal, condition.message.as_str()), (false, want));
+        }
+        let condition = plan_listed_condition(&volume(&[1, 2]));
+        assert!(condition.is_abnormal && condition.message.contains("several droplets at once: 1, 2"), "{condition:?}");
+    }
+
+    #[test]
     fn a_volume_on_a_droplet_that_does_not_run_is_not_well() {
+        let known = |status| Holder::Known { name: "a".into(), status, lists_volume: true };
         let table = [
-            (Some(DropletStatus::Active), false),
-            (Some(DropletStatus::New), false),
-            (Some(DropletStatus::Off), true),
-            (Some(DropletStatus::Archive), true),
-            (Some(DropletStatus::Other("locked".into())), false),
-            (None, true),
+            (known(DropletStatus::Active), None),
+            (known(DropletStatus::Off), Some("is off")),
+            (Holder::Gone, Some("does not exist any more")),
         ];
-        for (status, is_abnormal) in table {
-            let shown = format!("{status:?}");
-            let droplet =
-                status.map(|status| Droplet { id: id(7), name: "a".into(), status, region: None, volumes: Vec::new() });
-            assert_eq!(plan_condition(id(7), droplet.as_ref()).is_abnormal, is_abnormal, "{shown}");
+        for (holder, want) in table {
+            let volume = volume(&[7]);
+            let attachment = Attachment { volume: &volume, holder: holder.clone(), moves: Moves::NotAsked };
+            let examined = Examined { findings: diagnose_attachment(&attachment), volume: volume.clone(), holder };
+            let condition = examined.condition();
+            assert_eq!(condition.is_abnormal, want.is_some(), "{condition:?}");
+            assert!(condition.message.contains(want.unwrap_or("attached to droplet 7 (a)")), "{condition:?}");
         }
     }
 }

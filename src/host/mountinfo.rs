@@ -54,6 +54,12 @@ impl Mount {
         self.super_options.iter().any(|option| option == "ro" || option == "emergency_ro")
     }
 
+    /// Whether the file system became read-only without anyone asking: this mount of it was to be writable.
+    #[must_use]
+    pub fn is_read_only_by_error(&self) -> bool {
+        self.is_super_read_only() && !self.has_option("ro")
+    }
+
     /// Whether this mount (not the file system) has an option.
     #[must_use]
     pub fn has_option(&self, option: &str) -> bool {

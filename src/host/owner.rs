@@ -51,7 +51,7 @@ pub(super) fn observe_number(places: &DevicePlaces, mount: &Mount) -> Result<Opt
 }
 
 /// The number of the disk whose node is at a path; `None` when there is no such node.
-fn observe_node(path: &Path) -> Result<Option<DeviceNumber>> {
+pub(super) fn observe_node(path: &Path) -> Result<Option<DeviceNumber>> {
     let block = observe_metadata(path)?.filter(|found| found.file_type().is_block_device());
     Ok(block.map(|found| DeviceNumber::from_raw(found.rdev())))
 }

@@ -77,7 +77,7 @@ fn plan_mount_state(
             let what = format!("{} ({}) is mounted there", mount.source.to_string_lossy(), mount.fstype);
             MountPointState::Foreign { what }
         }
-        (Health::Alive, true) if is_broken(mount) => MountPointState::ReadOnlyAfterError,
+        (Health::Alive, true) if mount.is_read_only_by_error() => MountPointState::ReadOnlyAfterError,
         (Health::Alive, true) => difference(mount).map_or(MountPointState::AsRequested, MountPointState::Mismatched),
     }
 }
@@ -96,17 +96,12 @@ pub(super) fn raw_difference(mount: &Mount) -> Option<String> {
     (!mount.is_node()).then(|| format!("shows its file system ({}), and the raw disk was asked for", mount.fstype))
 }
 
-/// Whether the file system became read-only without anyone asking: this mount of it was to be writable.
-pub(super) fn is_broken(mount: &Mount) -> bool {
-    mount.is_super_read_only() && !mount.has_option("ro")
-}
-
 fn plan_superblock(mounts: &[(&Mount, Health)]) -> Superblock {
     let place = |mount: &Mount| -> (PathBuf, String) { (mount.target.clone(), mount.fstype.clone()) };
     if let Some((mount, health)) = mounts.iter().find(|(_, health)| *health != Health::Alive) {
         return Superblock::Dead { at: mount.target.clone(), health: *health };
     }
-    if let Some((mount, _)) = mounts.iter().find(|(mount, _)| is_broken(mount)) {
+    if let Some((mount, _)) = mounts.iter().find(|(mount, _)| mount.is_read_only_by_error()) {
         return Superblock::Broken { at: mount.target.clone() };
     }
     // One that shows the whole file system goes first: others can be made from it.

@@ -1,8 +1,9 @@
-//! What an operator sees of the program: the log, and the answers on `--debug-addr`.
+//! What an operator sees of the program: the log, the answers on `--debug-addr`, and what is wrong.
 //!
 //! Decides nothing about volumes.
 
 mod api_check;
+pub mod diagnosis;
 pub mod endpoint;
 pub mod health;
 pub mod http;

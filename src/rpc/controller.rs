@@ -216,8 +216,7 @@ impl csi_grpc::Controller for ControllerService {
             sink,
             RpcInfo::question("ControllerGetVolume", wire.volume_id.clone()),
             move |controller, ctx| {
-                let (volume, condition) = controller.examine_volume(&ctx, &volume_id("volume_id", wire.volume_id)?)?;
-                Ok(examined(&volume, condition))
+                Ok(examined(&controller.examine_volume(&ctx, &volume_id("volume_id", wire.volume_id)?)?))
             },
         );
     }

@@ -11,17 +11,18 @@ use crate::config;
 use crate::config::Config;
 use crate::droplet_identity::{DropletIdentity, Facts};
 use crate::error::Result;
-use crate::node::stats::{Condition, Usage};
+use crate::host::mount_report::Usage;
 use crate::node::{Arrival, Node};
+use crate::ops::diagnosis::here::diagnose_mount;
+use crate::ops::diagnosis::{Subject, plan_condition};
 use crate::proto::csi;
 use crate::proto::csi::node_service_capability;
 use crate::proto::csi::node_service_capability::rpc::Type;
 use crate::proto::csi::volume_usage::Unit;
 use crate::proto::csi_grpc;
-use crate::region::Region;
 use crate::request::node::{Expand, Publish, Stage, Stats, Unpublish, Unstage};
 use crate::request::publish_context::ContextKeys;
-use crate::request::volume::REGION_KEY;
+use crate::rpc::response::{condition, topology};
 use crate::rpc::worker::{Incoming, Pool, RpcInfo, answer_now, refuse};
 use crate::size::Bytes;
 use crate::sync::volume_lock::VolumeKey;
@@ -189,10 +190,12 @@ impl csi_grpc::Node for NodeService {
         let call = RpcInfo::question("NodeGetVolumeStats", &*wire.volume_id);
         let (node, volume) = (Arc::clone(&self.node), VolumeKey::Id(call.about.clone()));
         self.pools.look.answer(&ctx, sink, call.on(volume), move |_| {
-            let report = node.stats(&Stats::parse(wire)?)?;
+            let want = Stats::parse(wire)?;
+            let report = node.stats(&want)?;
+            let findings = diagnose_mount(&Subject::volume(&want.volume, &""), &report);
             Ok(csi::NodeGetVolumeStatsResponse {
                 usage: report.usage.iter().map(usage).collect(),
-                volume_condition: Some(condition(&report.condition)).into(),
+                volume_condition: Some(condition(plan_condition(&findings, WELL.to_owned()))).into(),
                 ..Default::default()
             })
         });
@@ -221,34 +224,13 @@ fn info(facts: &Facts, volume_limit: u32) -> csi::NodeGetInfoResponse {
     }
 }
 
-/// The topology of everything in one region: exactly one segment, as Nomad before 1.9.4 compares for equality.
-#[must_use]
-pub fn topology(region: &Region) -> csi::Topology {
-    csi::Topology { segments: [(REGION_KEY.to_owned(), region.to_string())].into(), ..Default::default() }
-}
-
 fn capability(kind: Type) -> csi::NodeServiceCapability {
     let rpc = node_service_capability::RPC { type_: kind.into(), ..Default::default() };
     csi::NodeServiceCapability { type_: Some(node_service_capability::Type::Rpc(rpc)), ..Default::default() }
 }
 
-/// What ends recorded errors.
-const CHECKED_NEXT: &str = "stop all that uses it on this droplet, and it is checked when it is staged next";
-
-fn condition(condition: &Condition) -> csi::VolumeCondition {
-    let (abnormal, message) = match condition {
-        Condition::Normal => (false, "the volume works".to_owned()),
-        Condition::Dead(health) => (true, format!("the volume is dead: {health}")),
-        Condition::ReadOnlyByError(None) => {
-            (true, "the volume became read-only because of errors, see dmesg".to_owned())
-        }
-        Condition::ReadOnlyByError(Some(errors)) => {
-            (true, format!("the volume became read-only because of errors, see dmesg: it has {errors}; {CHECKED_NEXT}"))
-        }
-        Condition::WithErrors(errors) => (true, format!("the volume has {errors}; {CHECKED_NEXT}")),
-    };
-    csi::VolumeCondition { abnormal, message, ..Default::default() }
-}
+/// What is said of a volume with which nothing is wrong.
+const WELL: &str = "the volume works";
 
 fn usage(usage: &Usage) -> csi::VolumeUsage {
     let (unit, counts) = match usage {

@@ -10,13 +10,14 @@ use protobuf::well_known_types::wrappers::Int64Value;
 use crate::cloud::snapshot::Snapshot;
 use crate::cloud::volume::Volume;
 use crate::controller::capacity::Room;
-use crate::controller::condition::{Condition, plan_listed_condition};
+use crate::controller::condition::{Examined, plan_listed_condition};
 use crate::controller::description::source_of;
 use crate::controller::whole_list::ListPage;
+use crate::ops::diagnosis::Condition;
 use crate::proto::csi;
+use crate::region::Region;
 use crate::request::query::ListStart;
-use crate::request::volume::Source;
-use crate::rpc::node::topology;
+use crate::request::volume::{REGION_KEY, Source};
 use crate::size::Gib;
 
 /// A volume; its size is the true one, whatever was asked.
@@ -28,6 +29,12 @@ pub(super) fn volume(volume: &Volume) -> csi::Volume {
         content_source: source_of(&volume.description).map(source).into(),
         ..Default::default()
     }
+}
+
+/// The topology of everything in one region: exactly one segment, as Nomad before 1.9.4 compares for equality.
+#[must_use]
+pub(super) fn topology(region: &Region) -> csi::Topology {
+    csi::Topology { segments: [(REGION_KEY.to_owned(), region.to_string())].into(), ..Default::default() }
 }
 
 fn source(from: Source) -> csi::VolumeContentSource {
@@ -69,7 +76,7 @@ pub(super) fn listed_volumes(page: &ListPage<Volume>) -> csi::ListVolumesRespons
     let entry = |found: &Volume| {
         let status = VolumeStatus {
             published_node_ids: node_ids(found),
-            volume_condition: Some(condition(plan_listed_condition(&found.droplets))).into(),
+            volume_condition: Some(condition(plan_listed_condition(found))).into(),
             ..Default::default()
         };
         Entry { volume: Some(volume(found)).into(), status: Some(status).into(), ..Default::default() }
@@ -82,14 +89,14 @@ pub(super) fn listed_volumes(page: &ListPage<Volume>) -> csi::ListVolumesRespons
 }
 
 /// One volume with its condition.
-pub(super) fn examined(found: &Volume, seen: Condition) -> csi::ControllerGetVolumeResponse {
+pub(super) fn examined(found: &Examined) -> csi::ControllerGetVolumeResponse {
     let status = csi::controller_get_volume_response::VolumeStatus {
-        published_node_ids: node_ids(found),
-        volume_condition: Some(condition(seen)).into(),
+        published_node_ids: node_ids(&found.volume),
+        volume_condition: Some(condition(found.condition())).into(),
         ..Default::default()
     };
     csi::ControllerGetVolumeResponse {
-        volume: Some(volume(found)).into(),
+        volume: Some(volume(&found.volume)).into(),
         status: Some(status).into(),
         ..Default::default()
     }
@@ -99,7 +106,8 @@ fn node_ids(volume: &Volume) -> Vec<String> {
     volume.droplets.iter().map(ToString::to_string).collect()
 }
 
-fn condition(seen: Condition) -> csi::VolumeCondition {
+/// A volume's condition, which callers before CSI 1.13 read.
+pub(super) fn condition(seen: Condition) -> csi::VolumeCondition {
     csi::VolumeCondition { abnormal: seen.is_abnormal, message: seen.message, ..Default::default() }
 }
 
