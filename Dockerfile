@@ -1,9 +1,11 @@
 # The plugin's image: the program, the file systems' tools, the libraries of both, and nothing else, not even a shell.
 #
-# Both bases are build arguments, so that an image can also be built from local ones. They have to be of one Debian
-# release, as the program is linked against the libraries of the first and runs with those of the second.
-ARG BUILD_BASE=docker.io/library/rust:1.95.0-bookworm
-ARG TOOLS_BASE=docker.io/library/debian:12.11-slim
+# Both bases are build arguments, so that an image can also be built from local ones. The second must not be of an older
+# Debian release than the first: the program is linked against the libraries of the first and runs with those of the second.
+ARG BUILD_BASE=docker.io/library/rust:1.95.0-trixie
+ARG TOOLS_BASE=docker.io/library/debian:13.1-slim
+# Where the program comes from: from the stage that compiles it, or from an image that has it already.
+ARG PROGRAM=build
 
 FROM ${BUILD_BASE} AS build
 RUN apt-get update \
@@ -26,6 +28,9 @@ RUN touch src/lib.rs src/main.rs \
     && cargo build --release --locked --bin do-csi-plugin \
     && strip target/release/do-csi-plugin
 
+# An argument can name a stage only here, not in COPY.
+FROM ${PROGRAM} AS program
+
 FROM ${TOOLS_BASE} AS tools
 # A base is as old as its tag; what Debian has corrected since then comes with the upgrade.
 RUN apt-get update \
@@ -33,7 +38,7 @@ RUN apt-get update \
     && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends \
         btrfs-progs cryptsetup-bin dmsetup e2fsprogs util-linux xfsprogs \
     && rm -rf /var/lib/apt/lists/*
-COPY --from=build /build/target/release/do-csi-plugin /usr/bin/do-csi-plugin
+COPY --from=program /build/target/release/do-csi-plugin /usr/bin/do-csi-plugin
 COPY tests/image/collect /collect
 RUN /collect /image do-csi-plugin \
     blkid blockdev fsfreeze mkfs.xfs xfs_growfs mke2fs e2fsck resize2fs mkfs.btrfs btrfs cryptsetup dmsetup

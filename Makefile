@@ -117,21 +117,32 @@ bench: root plugin sim disk-tools ## Measure attaching, moving and sharing volum
 	exec "$(SIM)" bench "$(PLUGIN)"
 
 # With BASES=local the bases are made from this machine's own Debian packages and Rust, for where no registry is reached.
+comma := ,
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml)
 REVISION := $(shell git rev-parse HEAD 2>/dev/null || echo unknown)
 BASES ?= registry
 PLATFORM ?=
 IMAGE ?= do-csi-plugin:$(VERSION)$(if $(PLATFORM),-$(subst /,-,$(PLATFORM)))
-RELEASE := bookworm
+# The Debian of the image, and that of the virtual droplets.
+RELEASE := trixie
+DROPLET_RELEASE := bookworm
 LOCAL_TOOLS_BASE := do-csi-plugin-base:$(RELEASE)
 LOCAL_BUILD_BASE := do-csi-plugin-base:$(RELEASE)-rust$(RUST)
 ifeq ($(BASES),local)
 BUILD_BASE ?= $(LOCAL_BUILD_BASE)
 TOOLS_BASE ?= $(LOCAL_TOOLS_BASE)
 endif
-image: docker $(if $(filter local,$(BASES)),bases) ## Build the Docker image (PLATFORM=linux/arm64, BASES=local)
-	@tests/image/engine docker $(if $(PLATFORM),buildx build --load --platform=$(PLATFORM),build) --tag $(IMAGE) \
+# With PROGRAM=host the image gets what `make build` makes here, so that the C++ core is not compiled once more for it. Without
+# BuildKit, Docker builds every stage, so the one that compiles is taken out of the Dockerfile: up to its first empty line.
+PROGRAM ?= build
+PROGRAM_IMAGE := do-csi-plugin-program:$(VERSION)
+STAGES := $(if $(filter host,$(PROGRAM)),sed '/ AS build$$/$(comma)/^$$/d',cat) Dockerfile
+image: docker $(if $(filter local,$(BASES)),bases) $(if $(filter host,$(PROGRAM)),plugin) ## Build the Docker image (PLATFORM=linux/arm64, BASES=local, PROGRAM=host)
+	@[ $(PROGRAM) = build ] || tar -c -P --transform='s|.*/|build/target/release/|' "$(PLUGIN)" |
+		tests/image/engine docker import - $(PROGRAM_IMAGE) >/dev/null
+	$(STAGES) | tests/image/engine docker $(if $(PLATFORM),buildx build --load --platform=$(PLATFORM),build) --tag $(IMAGE) --file - \
 		--build-arg VERSION=$(VERSION) --build-arg REVISION=$(REVISION) \
+		$(if $(filter host,$(PROGRAM)),--build-arg PROGRAM=$(PROGRAM_IMAGE)) \
 		$(if $(BUILD_BASE),--build-arg BUILD_BASE=$(BUILD_BASE)) \
 		$(if $(TOOLS_BASE),--build-arg TOOLS_BASE=$(TOOLS_BASE)) .
 
@@ -151,7 +162,7 @@ CASE ?=
 DISKS ?= machines
 test-droplets: root plugin sim disk-tools debootstrap machines ## Run the plugin in virtual machines (as root, CASE=name, DISKS=loop)
 	@images=loop
-	[ $(DISKS) = loop ] || images=$$(tests/vm/image $(RELEASE) "$(DROPLET_IMAGES)")
+	[ $(DISKS) = loop ] || images=$$(tests/vm/image $(DROPLET_RELEASE) "$(DROPLET_IMAGES)")
 	exec "$(SIM)" droplets "$(PLUGIN)" \
 		"$$images" "$(DROPLET_IMAGES)/failed" $(CASE)
 
