@@ -53,7 +53,7 @@ pub fn run(mut config: Config) -> Result<(), String> {
     // Dropped last, so that the lines of the end are written.
     let log = logging::start()?;
     refuse_dumps();
-    let socket = SocketFile::plan(&config.socket)?;
+    let socket = SocketFile::plan(&config.socket).map_err(|line| about_endpoint(line, &config))?;
     let token = config.token.take();
     let config = Arc::new(config);
     let droplet_identity = DropletIdentity::new(Given { id: config.droplet_id, region: config.region.clone() });
@@ -85,6 +85,17 @@ pub fn run(mut config: Config) -> Result<(), String> {
     server.shut_down(config::DRAIN_BUDGET, &second_end(signals));
     info!("stopped; mounts and attachments stay as they are");
     Ok(())
+}
+
+/// Says of an endpoint that nobody gave where it is from: the one of the official driver is for Kubernetes.
+fn about_endpoint(line: String, config: &Config) -> String {
+    if !config.is_default_endpoint {
+        return line;
+    }
+    format!(
+        "no --endpoint is given, nor CSI_ENDPOINT, and the default is that of the official driver, for Kubernetes: {line}; with \
+         Nomad it is --endpoint=unix:///csi/csi.sock"
+    )
 }
 
 /// What is said to who gave no token and did not ask for a mode either, as it may be an oversight.

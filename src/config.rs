@@ -10,6 +10,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use clap::error::{ContextKind, ContextValue};
 use clap::parser::ValueSource;
 use clap::{Arg, CommandFactory, FromArgMatches, Parser, ValueEnum};
 
@@ -19,8 +20,8 @@ use crate::cloud::request::BaseUrl;
 use crate::cloud::tag::Tag;
 use crate::cloud::token::{Secret, Token};
 use crate::config::parse::{
-    if_given, parse_bool, parse_debug_addr, parse_driver_name, parse_endpoint, parse_max_size, parse_rate,
-    parse_seconds, parse_socket_mode,
+    if_given, parse_bool, parse_debug_addr, parse_driver_name, parse_endpoint, parse_max_size, parse_number,
+    parse_rate, parse_seconds, parse_socket_mode,
 };
 use crate::fs::FsKind;
 use crate::host::mount_options::{DefaultFlags, SelinuxLabel};
@@ -62,8 +63,18 @@ pub const MAX_HEAVY_TOOLS: usize = 3;
 /// Calls that may wait for a thread, for each service, before the next one is answered UNAVAILABLE.
 pub const QUEUE_LENGTH: usize = 128;
 
+/// Most entries of a page of ListVolumes: CSI counts them with 32 bits and a sign.
+const MOST_ENTRIES: usize = 0x7fff_ffff;
+
 /// The CSI name of the official driver, which volumes and job files refer to.
 pub const DRIVER_NAME: &str = "dobs.csi.digitalocean.com";
+
+/// What the flags are about, as the headings of the help.
+const SERVICE: &str = "Service";
+const CLOUD: &str = "DigitalOcean";
+const NODE: &str = "Node";
+/// Nobody needs these but tests, and who looks for the cause of something odd.
+const TESTS: &str = "For tests and unusual places";
 
 const TOKEN_VARIABLE: &str = "DIGITALOCEAN_ACCESS_TOKEN";
 
@@ -79,6 +90,7 @@ const TOKEN_VARIABLE: &str = "DIGITALOCEAN_ACCESS_TOKEN";
 struct Flags {
     /// Unix socket to serve CSI on: unix:///absolute/path, unix://relative/path, or a bare path
     #[arg(
+        help_heading = SERVICE,
         long,
         env = "CSI_ENDPOINT",
         default_value = "unix:///var/lib/kubelet/plugins/dobs.csi.digitalocean.com/csi.sock"
@@ -86,6 +98,7 @@ struct Flags {
     endpoint: String,
     /// DigitalOcean API token; better given by the environment or --token-file, as arguments are visible to everyone
     #[arg(
+        help_heading = CLOUD,
         long,
         env = TOKEN_VARIABLE,
         hide_env_values = true,
@@ -95,95 +108,97 @@ struct Flags {
     token: String,
     #[arg(skip = "--token")]
     token_origin: &'static str,
+    #[arg(skip)]
+    is_default_endpoint: bool,
     /// File that holds the DigitalOcean API token; read again when it changes (not in the official driver)
-    #[arg(long, env = "DIGITALOCEAN_ACCESS_TOKEN_FILE")]
+    #[arg(help_heading = CLOUD, long, env = "DIGITALOCEAN_ACCESS_TOKEN_FILE")]
     token_file: Option<PathBuf>,
     /// Base URL of the DigitalOcean API
-    #[arg(long, env = "DIGITALOCEAN_API_URL", default_value = "https://api.digitalocean.com/")]
+    #[arg(help_heading = CLOUD, long, env = "DIGITALOCEAN_API_URL", default_value = "https://api.digitalocean.com/")]
     url: String,
     /// File of certificates in PEM that are trusted instead of those that are compiled in, where a proxy or a company has an
     /// authority of its own (not in the official driver)
-    #[arg(long, env = "SSL_CERT_FILE")]
+    #[arg(help_heading = CLOUD, long, env = "SSL_CERT_FILE")]
     ca_file: Option<PathBuf>,
     /// Region of the volumes, such as fra1; default: the droplet's own, from the metadata service
-    #[arg(long, env = "DIGITALOCEAN_REGION", default_value = "", hide_default_value = true)]
+    #[arg(help_heading = CLOUD, long, env = "DIGITALOCEAN_REGION", default_value = "", hide_default_value = true)]
     region: String,
     /// Id of the droplet that this is, for where the metadata service cannot be reached; with --region, it is not asked at all
     /// (not in the official driver)
-    #[arg(long, env = "DIGITALOCEAN_DROPLET_ID", default_value = "", hide_default_value = true)]
+    #[arg(help_heading = NODE, long, env = "DIGITALOCEAN_DROPLET_ID", default_value = "", hide_default_value = true)]
     droplet_id: String,
     /// Tag to put on every volume that is created or attached, and the name of the cluster that they belong to: volumes that
     /// bear another cluster's are neither taken for this one's nor deleted
-    #[arg(long, default_value = "", hide_default_value = true)]
+    #[arg(help_heading = CLOUD, long, default_value = "", hide_default_value = true)]
     do_tag: String,
     /// CSI name of this driver
-    #[arg(long, default_value = DRIVER_NAME)]
+    #[arg(help_heading = SERVICE, long, default_value = DRIVER_NAME)]
     driver_name: String,
     /// Address such as :9810 or 0.0.0.0:9810 to answer GET /livez, /readyz, /health and /metrics on; without a host only
     /// this machine is answered (the official driver: everybody)
-    #[arg(long, default_value = "", hide_default_value = true)]
+    #[arg(help_heading = SERVICE, long, default_value = "", hide_default_value = true)]
     debug_addr: String,
     /// Page size of ListVolumes when the request names none; 0: everything
-    #[arg(long, default_value_t = 0)]
-    default_volumes_page_size: usize,
+    #[arg(help_heading = CLOUD, long, default_value = "0")]
+    default_volumes_page_size: String,
     /// Upper limit of API requests a second; 0: only the API's own limits are kept
-    #[arg(long, default_value_t = 0.0)]
-    do_api_rate_limit: f64,
+    #[arg(help_heading = CLOUD, long, default_value = "0")]
+    do_api_rate_limit: String,
     /// Kept for compatibility: the attachment is always validated before a disk is used
-    #[arg(long, default_value = "true")]
+    #[arg(help_heading = CLOUD, long, default_value = "true")]
     validate_attachment: String,
     /// How many volumes a droplet may hold; those in use outside CSI when the plugin starts are taken off
-    #[arg(long, default_value_t = 15)]
-    volume_limit: u32,
+    #[arg(help_heading = NODE, long, default_value = "15")]
+    volume_limit: String,
     /// Take a volume also from a droplet that is running. Dangerous: what runs there loses its disk without warning and
     /// may lose data; meant for clusters whose orchestrator is certain that nobody uses the volume (not in the official
     /// driver)
-    #[arg(long, default_value = "false", hide_default_value = true)]
+    #[arg(help_heading = CLOUD, long, default_value = "false", hide_default_value = true)]
     takeover: String,
     /// Seconds in which a controller call ends; Nomad gives up after 120. Every wait inside a call is a part of it (not in
     /// the official driver; for tests)
-    #[arg(long, default_value_t = 100.0)]
-    call_budget: f64,
+    #[arg(help_heading = TESTS, long, default_value = "100")]
+    call_budget: String,
     /// Seconds in which DigitalOcean must have answered one request (not in the official driver; for tests)
-    #[arg(long, default_value_t = 20.0)]
-    api_timeout: f64,
+    #[arg(help_heading = TESTS, long, default_value = "20")]
+    api_timeout: String,
     /// Largest volume to make, in GiB (not in the official driver)
-    #[arg(long, default_value_t = SizeLimits::DIGITALOCEAN.max.0)]
-    max_volume_size: u64,
+    #[arg(help_heading = CLOUD, long, default_value_t = SizeLimits::DIGITALOCEAN.max.0.to_string())]
+    max_volume_size: String,
     /// Let readers and writers of a volume share a droplet, as Nomad asks for when a job that reads and one that writes
     /// run side by side; otherwise the second is refused, as CSI has it (not in the official driver)
-    #[arg(long, default_value = "false", hide_default_value = true)]
+    #[arg(help_heading = CLOUD, long, default_value = "false", hide_default_value = true)]
     mixed_access: String,
     /// Services to offer; without a token only `node` is possible (not in the official driver)
-    #[arg(long, env = "CSI_MODE", value_enum)]
+    #[arg(help_heading = SERVICE, long, env = "CSI_MODE", value_enum)]
     mode: Option<Mode>,
     /// Permission bits of the socket, octal (not in the official driver)
-    #[arg(long, default_value = "0600")]
+    #[arg(help_heading = SERVICE, long, default_value = "0600")]
     socket_mode: String,
     /// File system to make on a blank volume when the request names none: ext4, xfs, ext3 or btrfs (not in the official
     /// driver)
-    #[arg(long, default_value = "ext4")]
+    #[arg(help_heading = NODE, long, default_value = "ext4")]
     default_fs_type: String,
     /// SELinux label for the files of all volumes, such as system_u:object_r:container_file_t:s0 (not in the official
     /// driver)
-    #[arg(long, default_value = "", hide_default_value = true)]
+    #[arg(help_heading = NODE, long, default_value = "", hide_default_value = true)]
     selinux_label: String,
     /// Mount flags that every volume gets unless its own say otherwise, such as nosuid,nodev: a volume carries files from one
     /// task to another (not in the official driver)
-    #[arg(long, default_value = "", hide_default_value = true)]
+    #[arg(help_heading = NODE, long, default_value = "", hide_default_value = true)]
     default_mount_flags: String,
     /// Base URL of the droplet metadata service (not in the official driver; for tests and proxies)
-    #[arg(long, env = "DIGITALOCEAN_METADATA_URL", default_value = "http://169.254.169.254")]
+    #[arg(help_heading = TESTS, long, env = "DIGITALOCEAN_METADATA_URL", default_value = "http://169.254.169.254")]
     metadata_url: String,
     /// Directory in which links to attached volumes appear (not in the official driver; for tests)
-    #[arg(long, default_value = "/dev/disk/by-id")]
+    #[arg(help_heading = TESTS, long, default_value = "/dev/disk/by-id")]
     device_dir: PathBuf,
     /// Where sysfs is mounted (not in the official driver; for tests)
-    #[arg(long, default_value = "/sys")]
+    #[arg(help_heading = TESTS, long, default_value = "/sys")]
     sys_dir: PathBuf,
     /// Serve nothing: ask the plugin that serves the endpoint whether it is ready, and exit with 0 if so, else with 1. For
     /// health checks of a container (not in the official driver)
-    #[arg(long)]
+    #[arg(help_heading = SERVICE, long)]
     probe: bool,
 }
 
@@ -217,6 +232,8 @@ impl Mode {
 pub struct Config {
     /// Path of the Unix socket, absolute or relative to the working directory.
     pub socket: PathBuf,
+    /// Whether nobody gave the endpoint, so that it is the official driver's.
+    pub is_default_endpoint: bool,
     /// Permission bits of the socket.
     pub socket_mode: u32,
     /// Services to offer.
@@ -294,9 +311,11 @@ impl Config {
     /// # Errors
     /// [`Early`] when help, version or a probe was asked for or a setting is wrong.
     pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Config, Early> {
-        let matches =
-            command().mut_args(without_empty_variable).try_get_matches_from(double_dashes(args)).map_err(early)?;
-        let mut flags = Flags::from_arg_matches(&matches).map_err(early)?;
+        let args: Vec<OsString> = double_dashes(args).collect();
+        let command = command().mut_args(without_empty_variable);
+        let matches = command.try_get_matches_from(&args).map_err(|err| early(&err, &args))?;
+        let mut flags = Flags::from_arg_matches(&matches).map_err(|err| early(&err, &args))?;
+        flags.is_default_endpoint = matches.value_source("endpoint") == Some(ValueSource::DefaultValue);
         if matches.value_source("token") == Some(ValueSource::EnvVariable) {
             flags.token_origin = TOKEN_VARIABLE;
         }
@@ -330,6 +349,7 @@ impl Flags {
         let route = if mode.has_controller() { read_route()? } else { Route::default() };
         Ok(Config {
             socket: parse_endpoint(&self.endpoint)?,
+            is_default_endpoint: self.is_default_endpoint,
             socket_mode: parse_socket_mode(&self.socket_mode)?,
             mode,
             mode_is_for_want_of_token: self.mode.is_none() && token.is_none(),
@@ -342,13 +362,18 @@ impl Flags {
             droplet_id: if_given("--droplet-id", &self.droplet_id, DropletId::parse)?,
             tag: if_given("--do-tag", &self.do_tag, Tag::parse)?,
             debug_addr: parse_debug_addr(&self.debug_addr)?,
-            default_page_size: (self.default_volumes_page_size > 0).then_some(self.default_volumes_page_size),
-            api_rate_limit: parse_rate(self.do_api_rate_limit)?,
+            default_page_size: Some(parse_number(
+                "--default-volumes-page-size",
+                &self.default_volumes_page_size,
+                MOST_ENTRIES,
+            )?)
+            .filter(|size| *size > 0),
+            api_rate_limit: parse_rate(&self.do_api_rate_limit)?,
             takeover: parse_bool("--takeover", &self.takeover)?,
-            call_budget: parse_seconds("--call-budget", self.call_budget)?,
-            api_timeout: parse_seconds("--api-timeout", self.api_timeout)?,
-            volume_limit: self.volume_limit,
-            max_volume_size: parse_max_size(self.max_volume_size)?,
+            call_budget: parse_seconds("--call-budget", &self.call_budget)?,
+            api_timeout: parse_seconds("--api-timeout", &self.api_timeout)?,
+            volume_limit: parse_number("--volume-limit", &self.volume_limit, u32::MAX)?,
+            max_volume_size: parse_max_size(&self.max_volume_size)?,
             mixed_access: parse_bool("--mixed-access", &self.mixed_access)?,
             default_fs_type: FsKind::parse(&self.default_fs_type).ok_or_else(|| {
                 format!("--default-fs-type: {:?} is not ext4, xfs, ext3 or btrfs", self.default_fs_type)
@@ -380,16 +405,37 @@ fn is_single_dash_flag(text: &str) -> bool {
     text.strip_prefix('-').is_some_and(|name| name.len() > 1 && name.starts_with(|c: char| c.is_ascii_alphabetic()))
 }
 
-fn early(err: clap::Error) -> Early {
+/// What a command line that clap does not take ends with; `args` is that line.
+fn early(err: &clap::Error, args: &[OsString]) -> Early {
     use clap::error::ErrorKind::{DisplayHelp, DisplayVersion};
     if matches!(err.kind(), DisplayHelp | DisplayVersion) {
         return Early::Answer(err.to_string());
     }
     let text = err.to_string();
-    // The first paragraph says what is wrong, and which values there are; the rest is usage and guesses.
+    // The first paragraph says what is wrong, and which values there are; after it come guesses and the usage.
     let paragraph: Vec<&str> = text.lines().map(str::trim).take_while(|line| !line.is_empty()).collect();
     let line = paragraph.join(" ");
-    Early::Refusal(format!("{} (see --help)", line.strip_prefix("error: ").unwrap_or(&line)))
+    let line = line.strip_prefix("error: ").unwrap_or(&line);
+    let hint = switch_before_value(args).map(|flag| format!("a switch takes its value after an equals sign, {flag}"));
+    match hint.or_else(|| meant_flag(err)) {
+        Some(hint) => Early::Refusal(format!("{line}; {hint} (see --help)")),
+        None => Early::Refusal(format!("{line} (see --help)")),
+    }
+}
+
+/// The flag that was probably meant by one that does not exist.
+fn meant_flag(err: &clap::Error) -> Option<String> {
+    let ContextValue::String(flag) = err.get(ContextKind::SuggestedArg)? else { return None };
+    Some(format!("did you mean {flag}?"))
+}
+
+/// A switch that is followed by the word that was meant as its value, as both should have been written.
+fn switch_before_value(args: &[OsString]) -> Option<String> {
+    let is_switch = |flag: &str| SWITCHES.iter().any(|name| flag.strip_prefix("--") == Some(&name.replace('_', "-")));
+    let pairs =
+        args.iter().zip(args.iter().skip(1)).filter_map(|(flag, value)| Some((flag.to_str()?, value.to_str()?)));
+    let mut meant = pairs.filter(|(flag, value)| is_switch(flag) && parse_bool(flag, value).is_ok());
+    meant.next().map(|(flag, value)| format!("{flag}={value}"))
 }
 
 fn token_source(token: &str, origin: &'static str, file: Option<&Path>) -> Result<Option<Token>, String> {

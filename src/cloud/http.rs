@@ -153,7 +153,7 @@ impl Http {
         if let Some(proxy) = &route.proxy {
             log::info!("{base} is reached through {proxy}");
             for entry in proxy.unreadable_exceptions() {
-                log::warn!("NO_PROXY: {entry:?} is no host, address or network, and excepts nothing");
+                log::warn!("NO_PROXY: {entry:?} is not a host, address or network, and excepts nothing");
             }
         }
         let roots = route.authorities.as_ref().map_or(RootCerts::WebPki, Authorities::roots);

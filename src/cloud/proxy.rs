@@ -133,7 +133,7 @@ fn parse_proxy(variable: &Variable, unreadable: Vec<String>) -> Result<Proxy, Ba
         return Err(bad("it must begin with http:// or https://, or be host:port"));
     }
     let url = format!("{scheme}://{}", rest.trim_end_matches('/'));
-    let Ok(uri) = url.parse::<Uri>() else { return Err(bad("it is no URL")) };
+    let Ok(uri) = url.parse::<Uri>() else { return Err(bad("it is not a URL")) };
     let (Some(host), true) =
         (uri.host().filter(|host| !host.is_empty()), uri.path().len() <= 1 && uri.query().is_none())
     else {
@@ -154,10 +154,10 @@ fn parse_proxy(variable: &Variable, unreadable: Vec<String>) -> Result<Proxy, Ba
                 80
             }
         }
-        (Some(_) | None, true | false) => return Err(bad("its port is no number from 1 to 65535")),
+        (Some(_) | None, true | false) => return Err(bad("its port is not a number from 1 to 65535")),
     };
     let address = format!("{scheme}://{host}:{port}");
-    let Ok(inner) = ureq::Proxy::new(&url) else { return Err(bad("it is no URL of a proxy")) };
+    let Ok(inner) = ureq::Proxy::new(&url) else { return Err(bad("it is not the URL of a proxy")) };
     Ok(Proxy { shown: address, variable: variable.name, unreadable, inner })
 }
 

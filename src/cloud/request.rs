@@ -51,7 +51,7 @@ impl BaseUrl {
             // Every path would miss its route, and the API says of that what it says of a missing volume.
             return Err(bad("it must be given without the /v2 at its end"));
         }
-        let uri: Uri = text.parse().map_err(|_| bad("it is no URL"))?;
+        let uri: Uri = text.parse().map_err(|_| bad("it is not a URL"))?;
         match (uri.scheme_str(), uri.host()) {
             (Some("http" | "https"), Some(host)) if !host.is_empty() => Ok(BaseUrl(text.to_owned())),
             (Some(_) | None, Some(_) | None) => Err(bad("it must begin with https:// or http:// and name a host")),

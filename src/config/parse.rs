@@ -5,6 +5,7 @@
 use std::fmt::Display;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::time::Duration;
 
 use crate::config::DRIVER_NAME;
@@ -61,7 +62,7 @@ pub(super) fn parse_driver_name(name: String) -> Result<String, String> {
     if fits {
         Ok(name)
     } else {
-        Err(format!("--driver-name: {name:?} is no CSI driver name (letters, digits, '-', '.')"))
+        Err(format!("--driver-name: {name:?} is not a CSI driver name (letters, digits, '-', '.')"))
     }
 }
 
@@ -76,30 +77,36 @@ pub(super) fn parse_debug_addr(text: &str) -> Result<Option<SocketAddr>, String>
     // Of the addresses of a name it prefers the one of IPv4.
     let best = found.iter().find(|address| address.is_ipv4()).or(found.first());
     best.map(|address| Some(*address))
-        .ok_or_else(|| format!("--debug-addr: {text:?} is no address such as 127.0.0.1:9810"))
+        .ok_or_else(|| format!("--debug-addr: {text:?} is not an address with a port, such as 127.0.0.1:9810"))
 }
 
-pub(super) fn parse_rate(rate: f64) -> Result<f64, String> {
-    if rate >= 0.0 && rate.is_finite() {
-        return Ok(rate);
-    }
-    Err(format!("--do-api-rate-limit: {rate} is no number of requests a second"))
+pub(super) fn parse_rate(text: &str) -> Result<f64, String> {
+    let rate = text.parse().ok().filter(|rate: &f64| *rate >= 0.0 && rate.is_finite());
+    rate.ok_or_else(|| format!("--do-api-rate-limit: {text:?} is not a number of requests a second, such as 5 or 0.5"))
+}
+
+/// Reads a whole number.
+pub(super) fn parse_number<T>(flag: &str, text: &str, most: T) -> Result<T, String>
+where
+    T: FromStr + PartialOrd + Display,
+{
+    let number = text.parse().ok().filter(|number| *number <= most);
+    number.ok_or_else(|| format!("{flag}: {text:?} is not a whole number from 0 to {most}"))
 }
 
 /// Reads a time that is neither nothing nor longer than any caller waits.
-pub(super) fn parse_seconds(flag: &str, seconds: f64) -> Result<Duration, String> {
-    let time = Duration::try_from_secs_f64(seconds).unwrap_or_default();
-    if (Duration::from_millis(100)..=Duration::from_secs(600)).contains(&time) {
-        return Ok(time);
-    }
-    Err(format!("{flag}: {seconds} is no number of seconds from 0.1 to 600"))
+pub(super) fn parse_seconds(flag: &str, text: &str) -> Result<Duration, String> {
+    let number: Option<f64> = text.parse().ok();
+    let time = number.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+    time.filter(|time| (Duration::from_millis(100)..=Duration::from_secs(600)).contains(time))
+        .ok_or_else(|| format!("{flag}: {text:?} is not a number of seconds from 0.1 to 600, written without a unit"))
 }
 
-pub(super) fn parse_max_size(gib: u64) -> Result<Gib, String> {
-    if Gib(gib) >= SizeLimits::DIGITALOCEAN.min {
-        return Ok(Gib(gib));
-    }
-    Err(format!("--max-volume-size: {gib} GiB is less than the smallest volume, {}", SizeLimits::DIGITALOCEAN.min))
+pub(super) fn parse_max_size(text: &str) -> Result<Gib, String> {
+    let least = SizeLimits::DIGITALOCEAN.min;
+    text.parse().ok().map(Gib).filter(|size| *size >= least).ok_or_else(|| {
+        format!("--max-volume-size: {text:?} is not a whole number of GiB, {} or more, written without a unit", least.0)
+    })
 }
 
 pub(super) fn parse_bool(flag: &str, text: &str) -> Result<bool, String> {

@@ -202,9 +202,9 @@ impl Attacher {
         let why = outcome.in_words("attach");
         match outcome {
             ActionOutcome::Completed(action) => return self.await_shown(guard, ctx, want, action, history),
-            ActionOutcome::Errored => {}
+            ActionOutcome::Errored(_) => {}
             ActionOutcome::Busy(err) => return Ok(AttachStep::Busy(err)),
-            ActionOutcome::Overdue | ActionOutcome::Open(_) => history.is_contested = true,
+            ActionOutcome::Overdue(_) | ActionOutcome::Open(_) => history.is_contested = true,
             ActionOutcome::Refused(err) => {
                 history.is_contested = true;
                 match plan_failure(&err) {
@@ -243,10 +243,10 @@ impl Attacher {
             if is_listed || is_late && ctx.has_volume(want.droplet, &want.volume)? {
                 return self.finish(guard, ctx, want, volume, Some(action));
             }
-            let why = "DigitalOcean's attach action completed, but the attachment does not show";
+            let why = format!("DigitalOcean's attach action {action} completed, but the attachment does not show");
             if is_late {
                 history.is_contested = true;
-                return Ok(AttachStep::Pause(why.to_owned()));
+                return Ok(AttachStep::Pause(why));
             }
             ctx.pause(pauses.next_pause(), &attaching(want).to_string(), &why)?;
         }
@@ -301,8 +301,8 @@ impl Attacher {
         }
         Ok(match outcome {
             ActionOutcome::Completed(_) => AttachStep::Again,
-            ActionOutcome::Errored
-            | ActionOutcome::Overdue
+            ActionOutcome::Errored(_)
+            | ActionOutcome::Overdue(_)
             | ActionOutcome::Busy(_)
             | ActionOutcome::Refused(_)
             | ActionOutcome::Open(_) => {

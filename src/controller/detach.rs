@@ -297,8 +297,8 @@ impl Detacher {
         let mut waits = Waits::new(ctx);
         loop {
             let Some(volume) = ctx.observe_volume_if_there(id)? else { return Ok(true) };
-            if matches!(sent, ActionOutcome::Completed(_)) {
-                return self.await_not_shown(ctx, volume, droplet).map(|()| true);
+            if let ActionOutcome::Completed(action) = sent {
+                return self.await_not_shown(ctx, volume, droplet, Some(*action)).map(|()| true);
             }
             let last_action = ctx.observe_last_action_if_there(id)?;
             let facts = DetachFacts {
@@ -310,12 +310,12 @@ impl Detacher {
             };
             match plan_detach(sent, &facts) {
                 DetachStep::Done => return Ok(true),
-                DetachStep::AwaitShown => return self.await_not_shown(ctx, volume, droplet).map(|()| true),
+                DetachStep::AwaitShown => return self.await_not_shown(ctx, volume, droplet, None).map(|()| true),
                 DetachStep::Await(action) => {
                     let ended = self.runner.await_foreign(ctx, id, &action, &mut waits, &doing)?;
                     if is_detach(&action) && matches!(ended, ActionOutcome::Completed(_)) {
                         let Some(volume) = ctx.observe_volume_if_there(id)? else { return Ok(true) };
-                        return self.await_not_shown(ctx, volume, droplet).map(|()| true);
+                        return self.await_not_shown(ctx, volume, droplet, Some(action.id)).map(|()| true);
                     }
                     // What DigitalOcean said of the volume before that action is over with it.
                     if !matches!(sent, ActionOutcome::Open(_)) {
@@ -339,11 +339,22 @@ impl Detacher {
     }
 
     /// Waits until a detach that was carried out is shown; `volume` is what was read first.
-    fn await_not_shown(&self, ctx: &CallContext, mut volume: Volume, droplet: DropletId) -> Result<()> {
+    fn await_not_shown(
+        &self,
+        ctx: &CallContext,
+        mut volume: Volume,
+        droplet: DropletId,
+        action: Option<ActionId>,
+    ) -> Result<()> {
         let doing = detaching(&volume.id, droplet);
+        let why = match action {
+            Some(action) => {
+                format!("DigitalOcean's detach action {action} completed, but the attachment is still shown")
+            }
+            None => "DigitalOcean says that it is detached, but the attachment is still shown".to_owned(),
+        };
         let (since, mut pauses) = (Instant::now(), ctx.backoff());
         while volume.is_attached_to(droplet) {
-            let why = "DigitalOcean's detach action completed, but the attachment is still shown";
             if since.elapsed() > ctx.patience.propagation() {
                 let is_without = self.is_without(ctx, droplet, &volume.id)?;
                 return if is_without { Ok(()) } else { Err(ctx.timed_out(&doing, why)) };
@@ -392,6 +403,14 @@ mod tests {
         ActionOutcome::Refused(ApiError::without_reply(kind, "no"))
     }
 
+    fn errored() -> ActionOutcome {
+        ActionOutcome::Errored(ActionId(9))
+    }
+
+    fn overdue() -> ActionOutcome {
+        ActionOutcome::Overdue(ActionId(9))
+    }
+
     fn open() -> ActionOutcome {
         ActionOutcome::Open(ApiError::without_reply(ApiErrorKind::Server, "no"))
     }
@@ -421,16 +440,16 @@ mod tests {
             (odd(), Nowhere, attached(), None, Age::Late, DetachStep::AskDroplet),
             (odd(), Nowhere, Detached, None, Age::Early, DetachStep::Done),
             (odd(), Here, Detached, None, Age::Early, DetachStep::AwaitShown),
-            (ActionOutcome::Errored, Here, attached(), older, Age::Early, DetachStep::Again),
-            (ActionOutcome::Errored, Here, attached(), None, Age::Late, DetachStep::AskDroplet),
-            (ActionOutcome::Errored, Nowhere, Unknown, None, Age::Early, DetachStep::Done),
+            (errored(), Here, attached(), older, Age::Early, DetachStep::Again),
+            (errored(), Here, attached(), None, Age::Late, DetachStep::AskDroplet),
+            (errored(), Nowhere, Unknown, None, Age::Early, DetachStep::Done),
             (open(), Here, attached(), None, Age::Early, DetachStep::Again),
             (open(), Here, attached(), same, Age::Early, DetachStep::Again),
             (open(), Here, begun(999), None, Age::Early, DetachStep::Again),
             (open(), Here, begun(1001), None, Age::Early, DetachStep::Open),
             (open(), Nowhere, begun(1001), None, Age::Late, DetachStep::Open),
             (open(), Here, begun(1001), same, Age::Early, DetachStep::Again),
-            (ActionOutcome::Errored, Here, begun(1001), None, Age::Early, DetachStep::Again),
+            (errored(), Here, begun(1001), None, Age::Early, DetachStep::Again),
             (open(), Here, attached(), older, Age::Early, DetachStep::Open),
             (open(), Nowhere, attached(), older, Age::Late, DetachStep::Open),
             (open(), Here, attached(), same, Age::Late, DetachStep::AskDroplet),
@@ -441,11 +460,11 @@ mod tests {
             (not_found(), Nowhere, stuck(), None, Age::Early, DetachStep::Done),
             (not_found(), Elsewhere, stuck(), None, Age::Early, DetachStep::Done),
             (not_found(), Here, stuck(), None, Age::Early, DetachStep::AskDroplet),
-            (ActionOutcome::Overdue, Nowhere, stuck(), None, Age::Early, DetachStep::AskDroplet),
+            (overdue(), Nowhere, stuck(), None, Age::Early, DetachStep::AskDroplet),
             (odd(), Elsewhere, stuck(), None, Age::Late, DetachStep::AskDroplet),
-            (ActionOutcome::Overdue, Here, stuck(), None, Age::Late, DetachStep::Await(action("detach_volume"))),
-            (ActionOutcome::Overdue, Here, Detached, None, Age::Early, DetachStep::AwaitShown),
-            (ActionOutcome::Overdue, Here, attached(), None, Age::Early, DetachStep::Again),
+            (overdue(), Here, stuck(), None, Age::Late, DetachStep::Await(action("detach_volume"))),
+            (overdue(), Here, Detached, None, Age::Early, DetachStep::AwaitShown),
+            (overdue(), Here, attached(), None, Age::Early, DetachStep::Again),
         ];
         for (sent, listing, last_action, meant, age, want) in table {
             let facts = DetachFacts { listing, last_action, meant, sent_at, age };
@@ -483,7 +502,7 @@ mod tests {
     #[test]
     fn an_action_that_runs_is_waited_for_whatever_else_is_known() {
         for listing in [Listing::Here, Listing::Elsewhere, Listing::Nowhere] {
-            for sent in [open(), ActionOutcome::Errored, refused(ApiErrorKind::AttachmentNotFound)] {
+            for sent in [open(), errored(), refused(ApiErrorKind::AttachmentNotFound)] {
                 let last_action = LastAction::Running(action("detach_volume"));
                 let facts =
                     DetachFacts { listing, last_action, meant: None, sent_at: SystemTime::UNIX_EPOCH, age: Age::Early };

@@ -13,7 +13,7 @@ use crate::controller::context::CallContext;
 use crate::controller::run_action::{ActionOutcome, ActionRequest, OnBusy};
 use crate::error::api::{ApiError, ApiErrorKind};
 use crate::error::{Error, Result};
-use crate::id::VolumeId;
+use crate::id::{ActionId, VolumeId};
 use crate::request::volume_change::Expand;
 use crate::size::{Gib, plan_growth};
 use crate::sync::volume_lock::{VolumeGuard, VolumeKey};
@@ -85,18 +85,19 @@ impl Controller {
     }
 
     /// Waits until a size that DigitalOcean says it has made is shown. Asked for again, it would be refused.
-    fn await_size(&self, ctx: &CallContext, id: &VolumeId, size: Gib, doing: &str) -> Result<Volume> {
+    fn await_size(&self, ctx: &CallContext, id: &VolumeId, size: Gib, action: Option<ActionId>) -> Result<Volume> {
+        let doing = format!("growing volume {id} to {size}");
+        let why = match action {
+            Some(action) => format!("DigitalOcean's resize action {action} completed, but the size does not show"),
+            None => "DigitalOcean says that it is so large, but the size does not show".to_owned(),
+        };
         let mut pauses = ctx.backoff();
         loop {
             let volume = ctx.observe_volume(id)?;
             if volume.size >= size {
                 return Ok(volume);
             }
-            ctx.pause(
-                pauses.next_pause(),
-                doing,
-                &"DigitalOcean's resize action completed, but the size does not show",
-            )?;
+            ctx.pause(pauses.next_pause(), &doing, &why)?;
         }
     }
 
@@ -109,10 +110,12 @@ impl Controller {
         let request = ActionRequest::Resize { volume, size, region: &region };
         let doing = request.to_string();
         let err = match self.runner.run(guard, ctx, &request, OnBusy::Return)? {
-            ActionOutcome::Completed(_) => {
-                return self.await_size(ctx, &volume.id, size, &doing).map(GrowStep::Done);
+            ActionOutcome::Completed(action) => {
+                return self.await_size(ctx, &volume.id, size, Some(action)).map(GrowStep::Done);
             }
-            ActionOutcome::Errored | ActionOutcome::Overdue | ActionOutcome::Open(_) => return Ok(GrowStep::Unclear),
+            ActionOutcome::Errored(_) | ActionOutcome::Overdue(_) | ActionOutcome::Open(_) => {
+                return Ok(GrowStep::Unclear);
+            }
             ActionOutcome::Busy(err) => return Ok(GrowStep::Busy(err)),
             ActionOutcome::Refused(err) => err,
         };
@@ -126,7 +129,7 @@ impl Controller {
             ApiFailure::LimitReached => Err(Error::AccountLimit { doing, source: err }),
             ApiFailure::Unrecognized | ApiFailure::Permanent => {
                 if self.is_that_large(ctx, &volume.id, size, &err, &doing)? {
-                    self.await_size(ctx, &volume.id, size, &doing).map(GrowStep::Done)
+                    self.await_size(ctx, &volume.id, size, None).map(GrowStep::Done)
                 } else {
                     Err(Error::Api { doing, source: err })
                 }

@@ -107,9 +107,9 @@ pub(super) enum ActionOutcome {
     /// DigitalOcean says that it is done.
     Completed(ActionId),
     /// DigitalOcean says that it failed, or does not know it.
-    Errored,
+    Errored(ActionId),
     /// DigitalOcean says that it is running, for longer than that can be believed.
-    Overdue,
+    Overdue(ActionId),
     /// The droplet has another event, or the rate limit is reached: nothing was begun, and it is taken a little later.
     Busy(ApiError),
     /// DigitalOcean refused it: nothing was begun.
@@ -124,8 +124,8 @@ impl ActionOutcome {
         match self {
             ActionOutcome::Refused(err) => err.kind() == ApiErrorKind::AttachmentNotFound,
             ActionOutcome::Completed(_)
-            | ActionOutcome::Errored
-            | ActionOutcome::Overdue
+            | ActionOutcome::Errored(_)
+            | ActionOutcome::Overdue(_)
             | ActionOutcome::Busy(_)
             | ActionOutcome::Open(_) => false,
         }
@@ -145,9 +145,9 @@ impl ActionOutcome {
     /// In words; `kind` is the action's.
     pub(super) fn in_words(&self, kind: &str) -> String {
         match self {
-            ActionOutcome::Completed(_) => format!("DigitalOcean's {kind} action completed"),
-            ActionOutcome::Errored => format!("DigitalOcean's {kind} action errored"),
-            ActionOutcome::Overdue => format!("DigitalOcean's {kind} action does not end"),
+            ActionOutcome::Completed(id) => format!("DigitalOcean's {kind} action {id} completed"),
+            ActionOutcome::Errored(id) => format!("DigitalOcean's {kind} action {id} errored"),
+            ActionOutcome::Overdue(id) => format!("DigitalOcean's {kind} action {id} does not end"),
             ActionOutcome::Busy(err) | ActionOutcome::Refused(err) | ActionOutcome::Open(err) => err.to_string(),
         }
     }
@@ -327,8 +327,8 @@ impl ActionRunner {
 fn outcome_label(outcome: &Result<ActionOutcome>) -> &'static str {
     match outcome {
         Ok(ActionOutcome::Completed(_)) => "completed",
-        Ok(ActionOutcome::Errored) => "errored",
-        Ok(ActionOutcome::Overdue) => "overdue",
+        Ok(ActionOutcome::Errored(_)) => "errored",
+        Ok(ActionOutcome::Overdue(_)) => "overdue",
         Ok(ActionOutcome::Busy(_) | ActionOutcome::Refused(_) | ActionOutcome::Open(_)) | Err(_) => "unknown",
     }
 }
@@ -348,14 +348,14 @@ fn watch(
             Some(ActionStatus::Completed) => return Ok(ActionOutcome::Completed(action.id)),
             Some(ActionStatus::Errored) => {
                 warn!("action errored doing={doing} action={}", action.id);
-                return Ok(ActionOutcome::Errored);
+                return Ok(ActionOutcome::Errored(action.id));
             }
             Some(ActionStatus::InProgress) | None => {}
             Some(ActionStatus::Other(word)) => debug!("action has the unknown status {word:?}, taken as running"),
         }
         if started.elapsed() >= ctx.patience.overdue() {
             warn!("action does not end doing={doing} action={}", action.id);
-            return Ok(ActionOutcome::Overdue);
+            return Ok(ActionOutcome::Overdue(action.id));
         }
         let wait = looks.due().saturating_sub(started.elapsed());
         if wait >= ctx.left() {

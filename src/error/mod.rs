@@ -6,6 +6,7 @@
 
 pub mod api;
 pub mod command;
+mod thing;
 
 use std::fmt::{self, Write};
 use std::path::PathBuf;
@@ -17,44 +18,10 @@ use crate::region::Region;
 use crate::sync::semaphore::NoPermit;
 use crate::sync::volume_lock::VolumeBusy;
 
+pub use crate::error::thing::Thing;
+
 /// The result of everything that can fail in this program.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
-
-/// A thing that a request names and that does not exist.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Thing {
-    /// A volume, by the id as it came in the request.
-    Volume(String),
-    /// A snapshot, by the id as it came in the request.
-    Snapshot(String),
-    /// A droplet, by the node id as it came in the request.
-    Droplet(String),
-    /// A path at which a volume should be staged or published.
-    VolumeAt(PathBuf),
-    /// A volume at a path at which something else is.
-    VolumeNotAt {
-        /// The volume, by the id as it came in the request.
-        volume: String,
-        /// The path.
-        path: PathBuf,
-        /// What is there, as a sentence.
-        found: String,
-    },
-}
-
-impl fmt::Display for Thing {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Thing::Volume(id) => write!(f, "volume {id:?}"),
-            Thing::Snapshot(id) => write!(f, "snapshot {id:?}"),
-            Thing::Droplet(id) => write!(f, "droplet (node id) {id:?}"),
-            Thing::VolumeAt(path) => write!(f, "volume at {}", path.display()),
-            Thing::VolumeNotAt { volume, path, found } => {
-                write!(f, "volume {volume:?} at {} ({found})", path.display())
-            }
-        }
-    }
-}
 
 /// Everything that can go wrong, by what somebody has to do about it.
 #[derive(Debug, thiserror::Error)]
@@ -71,10 +38,10 @@ pub enum Error {
     #[error("not supported: {0}")]
     Unsupported(String),
     /// Something that the request names does not exist.
-    #[error("{0} does not exist")]
+    #[error("{thing} does not exist{hint}", thing = .0, hint = .0.hint())]
     NotFound(Thing),
     /// A thing of that name exists, but not as asked.
-    #[error("{thing} is there already, but with {have}; asked was {want}")]
+    #[error("{thing} exists already, but with {have}; {want} was asked for")]
     Mismatch {
         /// What is there, with its name or path.
         thing: String,
@@ -84,7 +51,7 @@ pub enum Error {
         want: String,
     },
     /// A thing of that name exists, and nothing shows that an earlier call made it.
-    #[error("{thing} is there already and is not adopted: {why}; {cure}")]
+    #[error("{thing} exists already and is not adopted: {why}; {cure}")]
     NotAdopted {
         /// What is there, with its name and id.
         thing: String,
@@ -120,7 +87,7 @@ pub enum Error {
     #[error("size: {0}")]
     SizeOutOfRange(String),
     /// None of the asked regions is the one in which this plugin makes volumes.
-    #[error("volumes are made in region {ours}, asked was {asked}")]
+    #[error("volumes are made in region {ours}, but {asked} was asked for")]
     RegionUnavailable {
         /// The regions of which one is required.
         asked: String,
@@ -214,7 +181,7 @@ pub enum Error {
         cure: String,
     },
     /// The disk holds another file system than asked.
-    #[error("volume {volume} on {device} holds {have}, asked was {want}; nothing was changed")]
+    #[error("volume {volume} on {device} holds {have}, but {want} was asked for; nothing was changed")]
     WrongFilesystem {
         /// The volume's name.
         volume: VolumeName,

@@ -54,7 +54,7 @@ impl FormatOptions {
                 "reserved-percent" => set(&mut options.reserved_percent, between(value, 0, 50)),
                 "reflink" => set(&mut options.reflink, value.parse().map_err(|_| "must be true or false".to_owned())),
                 "label" => set(&mut options.label, label(value)),
-                _ => Err("is no parameter for making a file system".to_owned()),
+                _ => Err("is not a parameter for making a file system".to_owned()),
             };
             parsed.map_err(|why| BadOption { key: key.to_owned(), why })?;
         }
@@ -198,7 +198,7 @@ mod tests {
     #[test]
     fn what_is_not_understood_or_does_not_fit_is_refused() {
         let bad: [(FsKind, Pairs<'_>, &str); 21] = [
-            (FsKind::Ext4, &[("blocksize", "4096")], "is no parameter"),
+            (FsKind::Ext4, &[("blocksize", "4096")], "is not a parameter"),
             (FsKind::Ext4, &[("block-size", "4097")], "must be one of"),
             (FsKind::Ext4, &[("block-size", "8192")], "must be one of"),
             (FsKind::Ext4, &[("block-size", "+4096")], "must be one of"),

@@ -483,7 +483,7 @@ fn for_filesystem(flag: &str) -> Result<Option<String>, String> {
         return Err(format!("is {word:?}, which {why}"));
     }
     if key.is_empty() || key.starts_with(['-', '@', ':']) || key.starts_with("X-") {
-        return Err("is no mount option".into());
+        return Err("is not a mount option".into());
     }
     if let Some(word) = PANICS.iter().find(|word| **word == flag) {
         return Err(format!("is {word:?}, with which a damaged volume stops the whole machine"));

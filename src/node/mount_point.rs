@@ -95,8 +95,8 @@ fn ensure_shape(real: PathBuf, shape: Shape) -> Result<PathBuf> {
         Shape::Directory if is_empty_file => fs::remove_file(&real).map_err(Error::io("removing", &real))?,
         // Fails for a directory with anything in it.
         Shape::File if found.is_dir() => fs::remove_dir(&real).map_err(|err| not_removed(&real, err))?,
-        Shape::Directory => return Err(Error::TargetTaken { path: real, by: "it is no directory".to_owned() }),
-        Shape::File => return Err(Error::TargetTaken { path: real, by: "it is no empty file".to_owned() }),
+        Shape::Directory => return Err(Error::TargetTaken { path: real, by: "it is not a directory".to_owned() }),
+        Shape::File => return Err(Error::TargetTaken { path: real, by: "it is not an empty file".to_owned() }),
     }
     make(&real, shape).map_err(Error::io("making", &real))?;
     Ok(real)

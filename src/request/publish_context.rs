@@ -88,7 +88,7 @@ impl ContextKeys {
         let name = lookup(context, &self.name).ok_or_else(|| Error::invalid(field(&self.name), "must be given"))?;
         let name = VolumeName::parse(name).map_err(|why| Error::invalid(field(&self.name), why))?;
         let size = lookup(context, &self.size)
-            .map(|text| text.parse().map(Gib).map_err(|_| Error::invalid(field(&self.size), "is no number of GiB")))
+            .map(|text| text.parse().map(Gib).map_err(|_| Error::invalid(field(&self.size), "is not a number of GiB")))
             .transpose()?;
         // Whatever is there but the word that says otherwise is taken for the safe side.
         let is_read_only = lookup(context, &self.read_only).is_some_and(|text| text != "false");

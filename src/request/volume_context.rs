@@ -142,8 +142,8 @@ fn no_setting(name: &str, driver_name: &str, field: &str) -> String {
     let beside = names_beside(field);
     match nearest(name, beside) {
         Some((meant, _)) if beside.contains(&meant) => format!("is written without a prefix: {meant:?}"),
-        Some((meant, _)) => format!("is no setting; did you mean \"{driver_name}/{meant}\"?"),
-        None => "is no setting of a volume".to_owned(),
+        Some((meant, _)) => format!("is not a setting; did you mean \"{driver_name}/{meant}\"?"),
+        None => "is not a setting of a volume".to_owned(),
     }
 }
 

@@ -40,7 +40,7 @@ impl SocketFile {
         if let Ok(found) = fs::symlink_metadata(place)
             && !found.file_type().is_socket()
         {
-            return Err(refuse("it exists and is no socket".to_owned()));
+            return Err(refuse("it exists and is not a socket".to_owned()));
         }
         let directory = match place.parent() {
             Some(parent) if parent != Path::new("") => parent,

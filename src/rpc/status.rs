@@ -21,10 +21,22 @@ pub fn panicked() -> RpcStatus {
     status(&Error::Bug("the call panicked; see the plugin's log".to_owned()))
 }
 
-/// The code's name for the log.
+/// The code's name as the CSI specification has it: `FAILED_PRECONDITION`.
 #[must_use]
 pub fn name(err: &Error) -> String {
-    format!("{:?}", code(err))
+    name_of(code(err))
+}
+
+/// As [`name`], of a code that somebody else has answered with.
+pub(super) fn name_of(code: RpcStatusCode) -> String {
+    // The number stands before it: `9-FAILED_PRECONDITION`.
+    let shown = format!("{code:?}");
+    shown.split_once('-').map_or(shown.as_str(), |(_, name)| name).to_owned()
+}
+
+/// Whether an answer with this code did not come in time.
+pub(super) fn is_late(code: RpcStatusCode) -> bool {
+    code == RpcStatusCode::DEADLINE_EXCEEDED
 }
 
 fn code(err: &Error) -> RpcStatusCode {

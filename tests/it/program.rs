@@ -134,6 +134,88 @@ fn a_flag_that_cannot_work_is_one_line_and_exit_code_2() {
 }
 
 #[test]
+fn a_wrong_flag_is_answered_with_the_one_that_was_meant() {
+    let solo = SinglePlugin::new(PROGRAM);
+    for (args, meant) in [
+        (&["--takeover", "true"][..], "--takeover=true"),
+        (&["-takeover", "true"], "--takeover=true"),
+        (&["--mixed-access", "false", "--region=fra1"], "--mixed-access=false"),
+        (&["--regoin=fra1"], "did you mean --region?"),
+        (&["-token-fiel=/x"], "did you mean --token-file?"),
+        (&["--call-budget=5m"], "\"5m\" is not a number of seconds from 0.1 to 600, written without a unit"),
+        (&["--max-volume-size=16TiB"], "\"16TiB\" is not a whole number of GiB"),
+        (&["--volume-limit=-1"], "\"-1\" is not a whole number from 0 to 4294967295"),
+    ] {
+        let line = refused(&solo, args, &[]);
+        assert!(line.contains(meant), "{args:?}: {line}");
+    }
+}
+
+/// A value for each flag that cannot work, where the others are right.
+const WRONG_VALUES: [(&str, &str); 25] = [
+    ("endpoint", "tcp://1"),
+    ("socket-mode", "rw"),
+    ("mode", "both"),
+    ("driver-name", "-x"),
+    ("debug-addr", "here"),
+    ("token", "to ken"),
+    ("token-file", "/no/such/file"),
+    ("url", "api"),
+    ("ca-file", "/no/such/file"),
+    ("region", "Fra 1"),
+    ("do-tag", "no tag"),
+    ("do-api-rate-limit", "5/s"),
+    ("default-volumes-page-size", "all"),
+    ("max-volume-size", "0"),
+    ("takeover", "maybe"),
+    ("validate-attachment", "maybe"),
+    ("mixed-access", "maybe"),
+    ("droplet-id", "node-1"),
+    ("volume-limit", "7.5"),
+    ("default-fs-type", "ntfs"),
+    ("selinux-label", "container_file_t"),
+    ("default-mount-flags", "noexecc"),
+    ("call-budget", "5m"),
+    ("api-timeout", "20s"),
+    ("metadata-url", "169.254.169.254"),
+];
+/// Flags that take whatever stands there: where disks are looked for need not exist yet, and sysfs is looked at later.
+const FREE_VALUES: [&str; 2] = ["device-dir", "sys-dir"];
+
+#[test]
+fn every_flag_refuses_a_wrong_value_in_one_line_that_names_it() {
+    let solo = SinglePlugin::new(PROGRAM);
+    let flags: Vec<String> = do_csi_plugin::config::command()
+        .get_arguments()
+        .filter(|arg| arg.get_action().takes_values())
+        .filter_map(|arg| arg.get_long().map(str::to_owned))
+        .collect();
+    for flag in flags.iter().filter(|flag| !FREE_VALUES.contains(&flag.as_str())) {
+        let wrong = WRONG_VALUES.iter().find(|(name, _)| name == flag);
+        let (_, value) = wrong.unwrap_or_else(|| panic!("--{flag} has no wrong value here"));
+        let token = if flag.starts_with("token") { "--region=fra1" } else { "--token=t" };
+        let line = refused(&solo, &[token, &format!("--{flag}={value}")], &[("CSI_ENDPOINT", "csi.sock")]);
+        assert!(line.contains(&format!("--{flag}")), "{flag}: {line}");
+    }
+    assert_eq!(flags.len(), WRONG_VALUES.len() + FREE_VALUES.len());
+    assert_eq!(solo.files(), [""; 0]);
+}
+
+#[test]
+fn a_probe_says_in_words_that_nobody_answers() {
+    let solo = SinglePlugin::new(PROGRAM);
+    drop(UnixListener::bind(solo.path("left.sock")).unwrap());
+    for (socket, why) in [("none.sock", "there is no such socket"), ("left.sock", "has ended")] {
+        let mut command = solo.command();
+        command.args(["--probe", &format!("--endpoint={socket}")]);
+        let output = run_to_end(command).unwrap();
+        let line = text(&output.stderr);
+        assert_eq!((output.status.code(), line.lines().count()), (Some(1), 1), "{line}");
+        assert!(line.contains(socket) && line.contains(why) && !line.contains("Rpc"), "{line}");
+    }
+}
+
+#[test]
 fn a_folder_that_is_no_sysfs_is_refused_where_disks_are_looked_for() {
     let solo = SinglePlugin::new(PROGRAM);
     for directory in [".", "/proc", "/no/such/directory"] {
@@ -171,9 +253,9 @@ fn an_endpoint_that_cannot_be_served_is_one_line_that_names_the_path() {
     std::os::unix::fs::symlink("nowhere", solo.path("link")).unwrap();
     let long = "x".repeat(120);
     for (endpoint, why) in [
-        ("unix://file", "no socket"),
-        ("unix://directory", "no socket"),
-        ("unix://link", "no socket"),
+        ("unix://file", "not a socket"),
+        ("unix://directory", "not a socket"),
+        ("unix://link", "not a socket"),
         ("unix://file/csi.sock", "directory"),
         ("unix://none/csi.sock", "directory"),
         (long.as_str(), "bytes"),
@@ -322,7 +404,11 @@ fn an_empty_variable_counts_as_not_set() {
 
     // The default endpoint is Kubernetes' directory, which is not there: the line that says so shows it was chosen.
     let line = refused(&solo, &[], &names.map(|name| (name, "")));
-    assert!(line.contains("/var/lib/kubelet/plugins/dobs.csi.digitalocean.com/csi.sock"), "{line}");
+    for part in
+        ["/var/lib/kubelet/plugins/dobs.csi.digitalocean.com/csi.sock", "no --endpoint is given", "with Nomad it is"]
+    {
+        assert!(line.contains(part), "{part}: {line}");
+    }
 }
 
 #[test]
@@ -846,7 +932,7 @@ fn a_probe_tells_whether_the_plugin_at_the_endpoint_answers() {
     let nobody = probe(&[]);
     assert_eq!(nobody.status.code(), Some(1));
     let line = text(&nobody.stderr);
-    assert!(line.contains("no plugin answers at") && line.lines().count() == 1, "{line}");
+    assert!(line.contains("no plugin serves") && line.lines().count() == 1, "{line}");
 
     let plugin = solo.launch(&[]).start().unwrap();
     let ready = probe(&[]);
@@ -858,5 +944,7 @@ fn a_probe_tells_whether_the_plugin_at_the_endpoint_answers() {
 
     fs::remove_file(solo.socket()).unwrap();
     let _silent = UnixListener::bind(solo.socket()).unwrap();
-    assert_eq!(probe(&[]).status.code(), Some(1), "somebody takes the connection and says nothing");
+    let silent = probe(&[]);
+    assert_eq!(silent.status.code(), Some(1), "somebody takes the connection and says nothing");
+    assert!(text(&silent.stderr).contains("has not answered within 5 s"), "{}", text(&silent.stderr));
 }

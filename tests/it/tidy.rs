@@ -277,7 +277,7 @@ fn explained_messages() -> Vec<Error> {
     let access = |access: &str| format!("{access} access to a file system");
     let detach_errored = || {
         let doing = format!("detaching volume {} from droplet 3164444", volume());
-        out_of_time(doing, "DigitalOcean's detach action errored")
+        out_of_time(doing, "DigitalOcean's detach action 5001 errored")
     };
     vec![
         Error::AttachedElsewhere {
