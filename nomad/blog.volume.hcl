@@ -1,4 +1,4 @@
-# Registers a volume that is there already, as Terraform (blog.tf) or the control panel made it.
+# Registers a volume that exists already, made by Terraform (blog.tf) or in the control panel. Nomad 1.1 and later.
 # nomad volume register blog.volume.hcl
 
 id        = "blog"

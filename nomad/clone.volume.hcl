@@ -1,5 +1,6 @@
-# Makes a copy of a volume, by a snapshot that is deleted again. DigitalOcean takes one snapshot of a volume in ten minutes.
-# Whatever writes to the volume should be stopped, or the copy is as after a power failure.
+# Makes a copy of a volume, through a snapshot that is deleted again. Nomad 1.1 and later.
+# DigitalOcean takes one snapshot of a volume in ten minutes. Stop what writes to the volume first; otherwise the copy is
+# as after a power failure.
 # nomad volume create clone.volume.hcl
 
 id        = "postgres-copy"

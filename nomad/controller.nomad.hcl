@@ -1,5 +1,7 @@
-# The controller service by itself: it talks to DigitalOcean and holds the token, needs no privileges and runs anywhere.
-# With it, node.nomad.hcl runs on every client, without a token.
+# The controller service by itself. Nomad 1.4 and later.
+#
+# It talks to DigitalOcean and holds the token. It needs no privileges and runs anywhere. With it, node.nomad.hcl runs on
+# every client, without a token.
 
 variable "image" {
   type        = string

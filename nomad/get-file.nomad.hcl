@@ -1,4 +1,4 @@
-# Reads the file that put-file.nomad.hcl has written, on another node.
+# Reads the file that put-file.nomad.hcl has written, on another node. Nomad 1.1 and later.
 
 variable "node" {
   type        = string

@@ -1,5 +1,6 @@
-# The node service by itself, on every client: it formats, mounts and unmounts. It needs privileges and no token, and
-# controller.nomad.hcl beside it.
+# The node service by itself, on every client. Nomad 1.3.2 and later.
+#
+# It formats, mounts and unmounts. It needs privileges and no token, and controller.nomad.hcl beside it.
 
 variable "image" {
   type        = string

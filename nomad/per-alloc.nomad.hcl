@@ -1,4 +1,4 @@
-# Two of a kind, each with a volume of its own: data[0] and data[1], made by per-alloc.volume.hcl.
+# Two allocations, each with a volume of its own: data[0] and data[1], made by per-alloc.volume.hcl. Nomad 1.1 and later.
 
 variable "image" {
   type    = string

@@ -1,4 +1,5 @@
-# One volume for each allocation of per-alloc.nomad.hcl. Make it once for each index, with [0] and [1] in place of [0].
+# One volume for each allocation of per-alloc.nomad.hcl. Nomad 1.1 and later. Create it twice: as it stands, and with
+# [1] in place of [0].
 # nomad volume create per-alloc.volume.hcl
 
 id        = "data[0]"

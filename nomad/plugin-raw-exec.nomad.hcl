@@ -1,9 +1,11 @@
-# The plugin without Docker, as a program of the host. Nomad must run as root, with the raw_exec driver enabled, and the
-# program and the tools it needs (xfsprogs, e2fsprogs, btrfs-progs, and cryptsetup-bin with dmsetup for encrypted volumes) must be installed on every client.
+# The plugin without Docker, as a program of the host. Nomad 1.4 and later.
 #
-# A program of the host sees the host's paths and not those of a container, so both must be made the same: the directory
-# that Nomad keeps for this plugin stands below as stage_publish_base_dir. It is data_dir/client/csi/monolith/ID, with
-# the client's data_dir and the id of the plugin.
+# Nomad must run as root, with the raw_exec driver enabled. The program and the tools that it needs must be installed on
+# every client: xfsprogs, e2fsprogs, btrfs-progs, and for encrypted volumes cryptsetup-bin and dmsetup.
+#
+# A program of the host sees the host's paths, not those of a container, so both must be the same. That is why
+# stage_publish_base_dir below names the directory that Nomad keeps for this plugin: data_dir/client/csi/monolith/ID,
+# with the client's data_dir and the id of the plugin.
 
 variable "command" {
   type    = string

@@ -1,8 +1,8 @@
-# The plugin as one job: controller and node service together, on every client. The simplest way to run it, and the one
-# with which a volume stays usable as long as any client is left.
+# The plugin as one job: controller and node service together, on every client. Nomad 1.4 and later.
 #
-# It replaces DigitalOcean's official driver in place: keep your job and change the image. This file differs from the
-# first tutorials in one thing more: the token is not among the arguments, where everyone can read it.
+# This is the simplest way to run it, and a volume stays usable as long as any client is left. It replaces DigitalOcean's
+# official driver in place: keep your job and change the image. In this file the token is not among the arguments, where
+# everyone can read it.
 
 variable "image" {
   type        = string

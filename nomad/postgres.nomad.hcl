@@ -1,4 +1,5 @@
-# A service that keeps its state on a volume: PostgreSQL on the volume "postgres" (postgres.volume.hcl makes it).
+# A service that keeps its state on a volume: PostgreSQL on the volume "postgres", which postgres.volume.hcl makes.
+# Nomad 1.8 and later; legacy/postgres.nomad.hcl is the same for Nomad 1.1 to 1.7.
 
 variable "image" {
   type    = string
@@ -33,7 +34,7 @@ job "postgres" {
     }
 
     # When this client is cut off from the servers for this long, it stops the task by itself. The volume can then move
-    # without anything writing to it on both sides. (Nomad 1.8; before that: stop_after_client_disconnect in the group.)
+    # without anything writing to it on both sides.
     disconnect {
       stop_on_client_after = "1m"
       replace              = true

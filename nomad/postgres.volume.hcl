@@ -1,5 +1,5 @@
-# Makes a volume at DigitalOcean and registers it. To grow it later, raise capacity_min and run the same command again
-# (Nomad 1.6.3 and later); a volume never gets smaller.
+# Makes a volume at DigitalOcean and registers it. Nomad 1.1 and later. To grow it later, raise capacity_min and run the
+# same command again, which needs Nomad 1.6.3. A volume never gets smaller.
 # nomad volume create postgres.volume.hcl
 
 id        = "postgres"

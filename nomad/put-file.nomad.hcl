@@ -1,4 +1,4 @@
-# Writes a file to the volume "blog" on one node; get-file.nomad.hcl then reads it on another.
+# Writes a file to the volume "blog" on one node. Nomad 1.1 and later. get-file.nomad.hcl then reads it on another node.
 
 variable "node" {
   type        = string
@@ -32,8 +32,8 @@ job "put-file" {
   }
 
   group "put-file" {
-    # By default a batch job that could not start is tried again once in 24 hours. A volume that is just on its way from
-    # another node is worth more patience than that.
+    # By default Nomad tries a batch job that could not start once more in 24 hours. A volume may still be attached to
+    # another node, so it should try sooner.
     reschedule {
       attempts       = 20
       interval       = "1h"

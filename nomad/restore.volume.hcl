@@ -1,5 +1,6 @@
-# Makes a new volume from a snapshot. nomad volume snapshot create postgres NAME, or nomad volume snapshot list, gives the
-# snapshot's id. The new volume is at least as large as the snapshot, and its file system is grown when it is larger.
+# Makes a new volume from a snapshot. Nomad 1.1 and later. `nomad volume snapshot create postgres NAME` and
+# `nomad volume snapshot list` show the snapshot's id. The new volume is at least as large as the snapshot; when it is
+# larger, its file system grows.
 # nomad volume create restore.volume.hcl
 
 id          = "postgres-restored"

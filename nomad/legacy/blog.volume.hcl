@@ -1,4 +1,4 @@
-# Registers a volume in Nomad 0.11 and 1.0, which have access_mode and attachment_mode at the top of the file.
+# Registers a volume. Nomad 0.11 and 1.0, which want access_mode and attachment_mode at the top of the file.
 # nomad volume register blog.volume.hcl
 
 id        = "blog"

@@ -1,6 +1,6 @@
 # Reads the file that put-file.nomad.hcl has written, on another node.
-# For Nomad 0.11 and 1.0. Later ones want access_mode and attachment_mode in the volume block, as the file of this name one
-# directory up has them.
+# Nomad 0.11 and 1.0. Later versions want access_mode and attachment_mode in the volume block, as the file of this name
+# one directory up has them.
 
 job "get-file" {
   datacenters = ["dc1"]

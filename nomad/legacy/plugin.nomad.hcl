@@ -1,5 +1,6 @@
-# The plugin for Nomad 0.11 to 1.3, whose job files have no variables of their own and know no Nomad variables: values are
-# written into the file, and the token comes from a file on each client. Later versions take this file too.
+# The plugin, with its token from a file on each client. Nomad 0.11 and later.
+#
+# Nomad 0.11 has no variables in job files, so values are written into this file.
 #
 # On every client, as root, before the job is run:
 #   install -d -m 700 /etc/do-csi-plugin

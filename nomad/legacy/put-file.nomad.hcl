@@ -1,6 +1,6 @@
 # Writes a file to the volume "blog" on one node; get-file.nomad.hcl then reads it on another.
-# For Nomad 0.11 and 1.0. Later ones want access_mode and attachment_mode in the volume block, as the file of this name one
-# directory up has them.
+# Nomad 0.11 and 1.0. Later versions want access_mode and attachment_mode in the volume block, as the file of this name
+# one directory up has them.
 
 job "put-file" {
   datacenters = ["dc1"]
@@ -13,8 +13,8 @@ job "put-file" {
   }
 
   group "put-file" {
-    # By default a batch job that could not start is tried again once in 24 hours. A volume that is just on its way from
-    # another node is worth more patience than that.
+    # By default Nomad tries a batch job that could not start once more in 24 hours. A volume may still be attached to
+    # another node, so it should try sooner.
     reschedule {
       attempts       = 20
       interval       = "1h"

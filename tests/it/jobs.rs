@@ -8,15 +8,20 @@ use std::path::Path;
 use hcl::{Attribute, Block, Body, Expression};
 
 use crate::PROGRAM;
-use crate::support::nomad::commands;
+use crate::support::nomad::{commands, pages};
 use crate::support::single_plugin::{bare, run_to_end};
 
-fn root() -> &'static Path {
+pub fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-fn read(path: &str) -> String {
+pub fn read(path: &str) -> String {
     fs::read_to_string(root().join(path)).unwrap_or_else(|err| panic!("{path}: {err}"))
+}
+
+/// All pages of the guide.
+fn guide() -> String {
+    pages(&root().join("nomad")).unwrap()
 }
 
 /// The files of the directory, parsed, but for the guide.
@@ -27,14 +32,14 @@ fn files() -> Vec<(String, Body)> {
 /// Those for the first versions of Nomad with CSI.
 fn legacy_files() -> Vec<(String, Body)> {
     let files = files_of("nomad/legacy");
-    assert_eq!(files.len(), 4);
+    assert_eq!(files.len(), 6);
     files
 }
 
 fn files_of(directory: &str) -> Vec<(String, Body)> {
     let entries = fs::read_dir(root().join(directory)).unwrap().map(Result::unwrap);
     let names = entries.filter(|entry| entry.file_type().unwrap().is_file()).map(|entry| entry.file_name());
-    let names = names.map(|name| name.to_str().unwrap().to_owned()).filter(|name| name != "README.md");
+    let names = names.map(|name| name.to_str().unwrap().to_owned()).filter(|name| !name.ends_with(".md"));
     let parse = |name: String| {
         let body = hcl::parse(&read(&format!("{directory}/{name}"))).unwrap_or_else(|err| panic!("{name}: {err}"));
         (name, body)
@@ -45,16 +50,16 @@ fn files_of(directory: &str) -> Vec<(String, Body)> {
 }
 
 /// All blocks of a kind, however deep.
-fn blocks<'a>(body: &'a Body, kind: &str) -> Vec<&'a Block> {
+pub fn blocks<'a>(body: &'a Body, kind: &str) -> Vec<&'a Block> {
     let below = body.blocks().flat_map(|block| blocks(&block.body, kind));
     body.blocks().filter(|block| block.identifier() == kind).chain(below).collect()
 }
 
-fn attribute<'a>(body: &'a Body, name: &str) -> Option<&'a Expression> {
+pub fn attribute<'a>(body: &'a Body, name: &str) -> Option<&'a Expression> {
     body.attributes().find(|attribute| attribute.key() == name).map(Attribute::expr)
 }
 
-fn text(body: &Body, name: &str) -> Option<String> {
+pub fn text(body: &Body, name: &str) -> Option<String> {
     attribute(body, name).map(|value| value.to_string().trim_matches('"').to_owned())
 }
 
@@ -69,7 +74,7 @@ fn plugin_tasks(files: &[(String, Body)]) -> Vec<(&str, &Block)> {
 
 #[test]
 fn every_command_of_the_guide_and_every_file_is_used_by_the_run_against_nomad() {
-    let (guide, story) = (read("nomad/README.md"), read("tests/support/nomad_story.rs"));
+    let (guide, story) = (guide(), read("tests/support/nomad_story.rs"));
     let commands = commands(&guide);
     assert!(commands.len() > 20, "{commands:?}");
     for command in &commands {
@@ -100,7 +105,7 @@ fn job_files_name_the_image_that_make_image_makes() {
         }
     }
     assert_eq!(count, 3);
-    assert!(read("nomad/README.md").contains(&image));
+    assert!(guide().contains(&image));
 }
 
 #[test]
@@ -183,69 +188,179 @@ fn plugin_jobs_let_the_operator_choose_the_level_of_the_log() {
     }
 }
 
-/// What the job files of Nomad 0.11 may have, for the blocks that ours use.
+/// The first Nomad that knows each name of a job file or a volume file, for those that came after 0.11, by its block.
+///
+/// Source: hashicorp/nomad, the job parsers of 0.11.8, 1.0.18, 1.1.18, 1.3.16, 1.7.7 and 2.0.5 (jobspec, jobspec2, api/tasks.go,
+/// api/csi.go, api/services.go), command/volume_register_csi.go for volume files.
+const SINCE: [(&str, &str, Version); 18] = [
+    ("", "variable", (1, 0, 0)),
+    ("variable", "validation", (1, 0, 0)),
+    ("volume", "access_mode", (1, 1, 0)),
+    ("volume", "attachment_mode", (1, 1, 0)),
+    ("volume", "per_alloc", (1, 1, 0)),
+    ("resources", "memory_max", (1, 1, 0)),
+    ("", "capability", (1, 1, 0)),
+    ("", "capacity_min", (1, 1, 0)),
+    ("", "capacity_max", (1, 1, 0)),
+    ("", "snapshot_id", (1, 1, 0)),
+    ("", "clone_id", (1, 1, 0)),
+    ("", "parameters", (1, 1, 0)),
+    ("service", "provider", (1, 3, 0)),
+    ("csi_plugin", "health_timeout", (1, 3, 2)),
+    ("csi_plugin", "stage_publish_base_dir", (1, 3, 3)),
+    // A function of the templates in job files.
+    ("template", "nomadVar", (1, 4, 0)),
+    ("job", "node_pool", (1, 6, 0)),
+    ("group", "disconnect", (1, 8, 0)),
+];
+
+type Version = (u8, u8, u8);
+
+/// What the job files of Nomad 0.11 may have, for the blocks that ours use, and what newer blocks had from the start.
 ///
 /// Source: hashicorp/nomad v0.11.8, jobspec/parse_job.go, parse_group.go, parse_task.go, parse.go (lists of valid keys),
 /// api/tasks.go and api/csi.go (what is decoded without a list), drivers/docker/config.go.
-const KEYS_OF_0_11: [(&str, &[&str]); 14] = [
+const KEYS_OF_0_11: [(&str, &[&str]); 23] = [
     ("job", &["constraint", "datacenters", "group", "type", "update", "namespace", "priority", "meta"]),
-    ("group", &["count", "constraint", "restart", "task", "reschedule", "update", "volume", "meta"]),
-    ("task", &["driver", "config", "env", "csi_plugin", "kill_timeout", "resources", "template", "volume_mount"]),
-    ("config", &["image", "command", "args", "privileged", "volumes"]),
+    (
+        "group",
+        &[
+            "count",
+            "constraint",
+            "restart",
+            "task",
+            "reschedule",
+            "update",
+            "volume",
+            "meta",
+            "network",
+            "service",
+            "stop_after_client_disconnect",
+        ],
+    ),
+    (
+        "task",
+        &[
+            "driver",
+            "config",
+            "env",
+            "csi_plugin",
+            "kill_timeout",
+            "kill_signal",
+            "resources",
+            "template",
+            "vault",
+            "volume_mount",
+        ],
+    ),
+    ("config", &["image", "command", "args", "privileged", "volumes", "ports"]),
     ("csi_plugin", &["id", "type", "mount_dir"]),
     ("resources", &["cpu", "memory"]),
     ("restart", &["attempts", "interval", "delay", "mode"]),
     ("reschedule", &["attempts", "interval", "unlimited", "delay", "max_delay", "delay_function"]),
-    ("update", &["max_parallel", "stagger"]),
+    ("update", &["max_parallel", "stagger", "canary", "healthy_deadline"]),
     ("constraint", &["attribute", "operator", "value"]),
     ("volume", &["type", "source", "read_only", "mount_options"]),
     ("volume_mount", &["volume", "destination", "read_only"]),
     ("mount_options", &["fs_type", "mount_flags"]),
+    ("template", &["data", "destination", "perms", "change_mode", "change_signal", "env"]),
+    ("vault", &["policies"]),
+    ("disconnect", &["stop_on_client_after", "replace"]),
+    ("network", &["port"]),
+    ("port", &["to"]),
+    ("service", &["name", "port", "check"]),
+    ("check", &["type", "interval", "timeout", "path"]),
+    ("capability", &["access_mode", "attachment_mode"]),
+    ("variable", &["type", "default", "description", "validation"]),
     // The file of a volume itself.
     ("", &["id", "name", "type", "plugin_id", "external_id", "access_mode", "attachment_mode", "mount_options", "job"]),
 ];
 
-fn assert_known_to_0_11(name: &str, block: &str, body: &Body) {
-    let (_, known) = KEYS_OF_0_11.iter().find(|(kind, _)| *kind == block).unwrap_or_else(|| panic!("{name}: {block}"));
-    let keys = body.attributes().map(Attribute::key).chain(body.blocks().map(Block::identifier));
-    for key in keys {
-        assert!(known.contains(&key), "{name}: {block} has no {key} in Nomad 0.11");
-    }
-    for inner in body.blocks() {
-        assert_known_to_0_11(name, inner.identifier(), &inner.body);
-    }
+/// The first Nomad that knows everything in a block and below it.
+fn first_version(name: &str, block: &str, body: &Body) -> Version {
+    let known = KEYS_OF_0_11.iter().find(|(kind, _)| *kind == block).map_or(&[][..], |(_, keys)| keys);
+    let of_key = |key: &str| {
+        let since = SINCE.iter().find(|(kind, known, _)| *kind == block && *known == key).map(|(_, _, since)| *since);
+        let is_free = ["env", "parameters", "validation"].contains(&block);
+        let is_old = is_free || known.contains(&key);
+        since
+            .or(is_old.then_some((0, 11, 0)))
+            .unwrap_or_else(|| panic!("{name}: no version of Nomad for {block}.{key}"))
+    };
+    let keys = body.attributes().map(Attribute::key).chain(body.blocks().map(Block::identifier)).map(of_key);
+    let below = body.blocks().map(|inner| first_version(name, inner.identifier(), &inner.body));
+    keys.chain(below).max().unwrap_or((0, 11, 0))
 }
 
 #[test]
-fn files_for_the_first_versions_use_only_what_these_know() {
-    let guide = read("nomad/README.md");
-    for (name, body) in &legacy_files() {
-        assert_known_to_0_11(name, "", body);
+fn every_file_says_from_which_nomad_on_it_can_be_used() {
+    let guide = guide();
+    let legacy = legacy_files().into_iter().map(|(name, body)| (format!("legacy/{name}"), body));
+    let mut count = 0;
+    for (name, body) in files().into_iter().chain(legacy).filter(|(name, _)| name.ends_with(".hcl")) {
+        let text = read(&format!("nomad/{name}"));
+        let of_templates = if text.contains("nomadVar") { (1, 4, 0) } else { (0, 11, 0) };
+        let shown = match first_version(&name, "", &body).max(of_templates) {
+            (major, minor, 0) => format!("{major}.{minor}"),
+            (major, minor, patch) => format!("{major}.{minor}.{patch}"),
+        };
+        let head = text.lines().take_while(|line| line.starts_with('#')).collect::<Vec<_>>().join(" ");
+        let said = head.split("Nomad ").nth(1).and_then(|rest| rest.split(' ').next()).unwrap_or_default();
+        assert_eq!(said, shown, "{name} says first which version it needs");
+        let row = format!("| `{name}` | {shown}");
+        assert!(guide.contains(&row), "the guide has no row {row:?}");
+        count += 1;
+    }
+    assert_eq!(count, 19);
+}
+
+#[test]
+fn files_for_the_first_versions_have_no_variables() {
+    let guide = guide();
+    for (name, _) in &legacy_files() {
         assert!(guide.contains(&format!("legacy/{name}")), "the guide does not name legacy/{name}");
         assert!(!read(&format!("nomad/legacy/{name}")).contains("var."), "{name}");
     }
 }
 
 #[test]
-fn the_legacy_plugin_is_the_same_plugin() {
-    let (new, old) = (files(), legacy_files());
-    let task_of = |files: &[(String, Body)]| {
-        let (_, body) = files.iter().find(|(name, _)| name == "plugin.nomad.hcl").unwrap();
+fn the_legacy_plugins_are_the_same_plugin() {
+    let task_of = |files: &[(String, Body)], file: &str| {
+        let (_, body) = files.iter().find(|(name, _)| name == file).unwrap();
         blocks(body, "task")[0].clone()
     };
-    let (new, old) = (task_of(&new), task_of(&old));
-    for key in ["id", "type", "mount_dir"] {
-        let value = |task: &Block| text(&blocks(&task.body, "csi_plugin")[0].body, key).unwrap();
-        assert_eq!(value(&new), value(&old), "a volume would lose its mounts with the change of {key}");
-    }
-    assert_eq!(text(&new.body, "kill_timeout"), text(&old.body, "kill_timeout"));
-    let config = &blocks(&old.body, "config")[0].body;
-    assert_eq!(text(config, "image").unwrap(), format!("do-csi-plugin:{}", env!("CARGO_PKG_VERSION")));
     let mut help = bare(Path::new(PROGRAM));
     help.arg("--help");
     let help = String::from_utf8(run_to_end(help).unwrap().stdout).unwrap();
-    let arguments = attribute(config, "args").unwrap().to_string();
-    let flags: Vec<&str> = arguments.split(['"', '=']).filter(|word| word.starts_with("--")).collect();
-    assert_eq!(flags, ["--endpoint", "--token-file", "--do-tag"]);
-    assert!(flags.iter().all(|flag| help.contains(flag)), "{flags:?}");
+    let new = task_of(&files(), "plugin.nomad.hcl");
+    for file in ["plugin.nomad.hcl", "plugin-vault.nomad.hcl"] {
+        let old = task_of(&legacy_files(), file);
+        for key in ["id", "type", "mount_dir"] {
+            let value = |task: &Block| text(&blocks(&task.body, "csi_plugin")[0].body, key).unwrap();
+            assert_eq!(value(&new), value(&old), "a volume would lose its mounts with the change of {key}");
+        }
+        assert_eq!(text(&new.body, "kill_timeout"), text(&old.body, "kill_timeout"));
+        let config = &blocks(&old.body, "config")[0].body;
+        assert_eq!(text(config, "image").unwrap(), format!("do-csi-plugin:{}", env!("CARGO_PKG_VERSION")));
+        let arguments = attribute(config, "args").unwrap().to_string();
+        let flags: Vec<&str> = arguments.split(['"', '=']).filter(|word| word.starts_with("--")).collect();
+        assert_eq!(flags, ["--endpoint", "--token-file", "--do-tag"]);
+        assert!(flags.iter().all(|flag| help.contains(flag)), "{flags:?}");
+    }
+}
+
+#[test]
+fn the_legacy_service_is_the_same_service() {
+    let group_of = |files: &[(String, Body)]| {
+        let (_, body) = files.iter().find(|(name, _)| name == "postgres.nomad.hcl").unwrap();
+        blocks(body, "group")[0].clone()
+    };
+    let (new, old) = (group_of(&files()), group_of(&legacy_files()));
+    for block in ["update", "reschedule", "volume", "volume_mount", "network", "resources"] {
+        assert_eq!(blocks(&new.body, block), blocks(&old.body, block), "{block}");
+    }
+    let limit = text(&blocks(&new.body, "disconnect")[0].body, "stop_on_client_after");
+    assert_eq!(text(&old.body, "stop_after_client_disconnect"), limit);
+    let directory = |group: &Block| text(&blocks(&group.body, "env")[0].body, "PGDATA").unwrap();
+    assert_eq!(directory(&new), directory(&old), "another version would not find its data");
 }

@@ -45,6 +45,7 @@ mod log;
 mod metrics;
 mod network;
 mod ownership;
+mod pack;
 mod program;
 mod proto;
 mod retry;
@@ -74,6 +75,7 @@ mod root_whose;
 mod server;
 mod snapshot_clone;
 mod stale_reads;
+mod terraform;
 mod tidy;
 mod token;
 

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -50,7 +51,7 @@ impl Nomad {
         jobs: &Path,
         directory: &Path,
     ) -> StepResult<Nomad> {
-        let guide = commands(&fs::read_to_string(jobs.join("README.md"))?);
+        let guide = commands(&pages(jobs)?);
         fs::create_dir_all(directory)?;
         for entry in fs::read_dir(jobs)? {
             let entry = entry?;
@@ -260,6 +261,16 @@ pub fn events(allocation: Option<&Value>) -> String {
     let states = allocation.and_then(|one| one["TaskStates"].as_object());
     let events = states.into_iter().flatten().flat_map(|(_, state)| state["Events"].as_array().into_iter().flatten());
     events.filter_map(|event| event["DisplayMessage"].as_str()).collect::<Vec<_>>().join("; ")
+}
+
+/// All pages of the guide in a directory, one after the other.
+pub fn pages(directory: &Path) -> io::Result<String> {
+    let entries = fs::read_dir(directory)?.collect::<io::Result<Vec<_>>>()?;
+    let mut pages: Vec<PathBuf> = entries.iter().map(fs::DirEntry::path).collect();
+    pages.retain(|path| path.extension().is_some_and(|extension| extension == "md"));
+    pages.sort();
+    let texts = pages.iter().map(fs::read_to_string).collect::<io::Result<Vec<_>>>()?;
+    Ok(texts.join("\n"))
 }
 
 /// The commands of a guide: lines of its code blocks that begin with `nomad `.
