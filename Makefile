@@ -91,8 +91,8 @@ test-faults: root rust own compiler disk-tools strace ## Let each system call of
 # The stock suite against the built plugin, on a simulated droplet with loop devices: once with file systems, once with
 # raw block volumes. Only the specs of group snapshots, which DigitalOcean does not have, are skipped, and by the suite
 # itself; the totals are checked, so that a capability that is lost does not pass for a skip.
-SANITY := 5.5.0
-SANITY_TOTALS := 89 Passed | 0 Failed | 1 Pending | 6 Skipped
+SANITY := 5.6.0
+SANITY_TOTALS := 97 Passed | 0 Failed | 1 Pending | 6 Skipped
 sanity: root plugin sim disk-tools csi-sanity ## Run stock csi-sanity against the plugin (as root)
 	@for access in mount block; do
 		echo "csi-sanity $(SANITY), access type $$access"

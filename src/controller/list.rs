@@ -105,7 +105,7 @@ fn bad_token(page: &Page) -> Error {
 }
 
 /// Reads DigitalOcean's pages until a page of CSI's is full.
-fn collect_page<T, U>(
+pub(super) fn collect_page<T, U>(
     ctx: &CallContext,
     page: &Page,
     doing: &str,

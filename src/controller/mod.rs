@@ -39,6 +39,7 @@ mod detach;
 mod detach_backoff;
 mod expand;
 mod gone;
+pub mod health;
 mod last_action;
 pub mod list;
 mod modify;

@@ -130,6 +130,7 @@ impl Controller {
     /// name, [`Error::NotAdopted`] when the volume has one that may be somebody else's, [`Error::SnapshotTooSoon`],
     /// [`Error::AccountLimit`], [`Error::TimedOut`].
     pub fn create_snapshot(&self, ctx: &CallContext, want: &CreateSnapshot) -> Result<Snapshot> {
+        self.check_region(ctx, want)?;
         let guard = self.hold(ctx, VolumeKey::Name(format!("{} (a snapshot)", want.name)))?;
         let name = plan_name(&want.name);
         let mut tags = self.owner.snapshot_tags();
@@ -139,6 +140,21 @@ impl Controller {
         let new = NewSnapshot { volume, name: &name, tags: &tags, asked_tags, may_share_name: false };
         let check = |found: &Snapshot, is_open| self.check_found(ctx, volume, found, is_open);
         self.ensure_snapshot(&guard, ctx, new, |found, is_open| check(found, is_open).map(|()| true))
+    }
+
+    /// Sees that a snapshot can be where it is wanted: it stays in its volume's region.
+    fn check_region(&self, ctx: &CallContext, want: &CreateSnapshot) -> Result<()> {
+        if want.regions.is_empty() {
+            return Ok(());
+        }
+        let there = match ctx.observe_volume(&want.source)?.region {
+            Some(there) => there,
+            None => self.droplet_identity.region()?,
+        };
+        if want.regions.iter().any(|region| region == there.as_str()) {
+            return Ok(());
+        }
+        Err(Error::RegionUnavailable { asked: want.regions.join(", "), ours: there.to_string() })
     }
 
     /// Sees that a snapshot of the name that was asked for may be taken for the one that this call, or an earlier one, took.

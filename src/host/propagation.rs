@@ -78,12 +78,19 @@ fn warn_once(holding: &Mount, why: &str) {
     }
 }
 
+/// Whether nothing that is mounted here can reach the droplet.
+///
+/// # Errors
+/// [`Error::Io`] when the mount table cannot be read.
+pub(crate) fn observe_nothing_reaches() -> Result<bool> {
+    let (mounts, namespace) = (observe_mounts()?, observe_namespace());
+    Ok(mounts.iter().all(|mount| plan_reach(&namespace, mount) == Reach::No))
+}
+
 /// Says in the log, at the start, when nothing that is mounted here can reach the droplet.
 pub(crate) fn tell_when_nothing_reaches() {
     // A table that cannot be read fails each call, and says why.
-    let Ok(mounts) = observe_mounts() else { return };
-    let namespace = observe_namespace();
-    if mounts.iter().all(|mount| plan_reach(&namespace, mount) == Reach::No) {
+    if observe_nothing_reaches().unwrap_or(false) {
         log::error!(
             "no mount of this plugin's mount namespace is shared with the droplet, so no task would see a volume, and none is \
              staged or published: {CURE}"
@@ -91,7 +98,8 @@ pub(crate) fn tell_when_nothing_reaches() {
     }
 }
 
-const CURE: &str = "in Nomad, the block csi_plugin shares its directories by itself, but only while mounts of the droplet are \
+/// What makes mounts reach the droplet.
+pub(crate) const CURE: &str = "in Nomad, the block csi_plugin shares its directories by itself, but only while mounts of the droplet are \
                     shared (`mount --make-rshared /` on the droplet; systemd does it at boot); in Docker, give the directory \
                     with `--volume=DIR:DIR:rshared`; a plugin that is no container must not run in a mount namespace of its own \
                     (PrivateMounts=, PrivateTmp=, ProtectSystem= of Nomad's unit in systemd)";

@@ -7,6 +7,7 @@
 mod block;
 mod expand;
 mod filesystem;
+mod health;
 mod limit;
 mod luks;
 mod mount_point;
@@ -22,12 +23,14 @@ mod take_down;
 mod whose;
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::config::{Config, LOCK_PATIENCE, NODE_BUDGET};
 use crate::error::Result;
 use crate::host::command::{Runner, Until};
 use crate::host::device::DevicePlaces;
+use crate::host::inventory::{Inventory, LOOK_BUDGET};
 use crate::host::mount_options::{DefaultFlags, SelinuxLabel};
 use crate::id::VolumeName;
 use crate::node::filesystem::FsTools;
@@ -50,6 +53,7 @@ pub struct Node {
     label: Option<SelinuxLabel>,
     default_flags: DefaultFlags,
     left: LeftDisks,
+    inventory: Arc<Inventory>,
 }
 
 /// A call that has come and waits for its volume.
@@ -82,6 +86,7 @@ impl Node {
             DevicePlaces { links: config.device_dir.clone(), sysfs: config.sys_dir.clone(), ..DevicePlaces::default() };
         Node {
             runner,
+            inventory: Arc::new(Inventory::new(places.clone(), LOOK_BUDGET)),
             places,
             fs_tools: FsTools::new(config),
             key_permit: Semaphore::new(1, "other encrypted volumes are still being made, opened or grown"),
@@ -90,6 +95,12 @@ impl Node {
             default_flags: config.default_mount_flags.clone(),
             left: LeftDisks::default(),
         }
+    }
+
+    /// The volumes here, for all who show them: they share what is being looked at.
+    #[must_use]
+    pub fn inventory(&self) -> Arc<Inventory> {
+        Arc::clone(&self.inventory)
     }
 
     /// Puts a call that has come in line for its volume. Whichever thread gets to it, and when: those for one volume are worked

@@ -156,6 +156,29 @@ impl Stats {
     }
 }
 
+/// A volume of which is asked what is wrong with it.
+#[derive(Debug, Clone)]
+pub struct Health {
+    /// The volume's id as the orchestrator has it.
+    pub volume: String,
+    /// Where it is, or should be, published and staged, as far as the caller says so.
+    pub paths: Vec<PathBuf>,
+}
+
+impl Health {
+    /// Reads the request. A path at which nothing can be is one at which the volume is not.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`].
+    pub fn parse(wire: csi::NodeGetVolumeHealthRequest) -> Result<Health> {
+        let volume = required("volume_id", wire.volume_id)?;
+        let paths =
+            [("volume_publish_path", wire.volume_publish_path), ("staging_target_path", wire.staging_target_path)];
+        let paths = paths.into_iter().filter_map(|(field, path)| absolute_path(field, path).ok()).collect();
+        Ok(Health { volume, paths })
+    }
+}
+
 /// A volume that has become larger, and whose disk and file system are to follow.
 #[derive(Debug, Clone)]
 pub struct Expand {

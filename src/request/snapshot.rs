@@ -8,7 +8,7 @@ use crate::id::{SnapshotId, VolumeId};
 use crate::proto::csi;
 use crate::request::parameters::Parameters;
 use crate::request::query::Page;
-use crate::request::volume::csi_name;
+use crate::request::volume::{csi_name, requisite_regions};
 use crate::request::{required, volume_id};
 
 /// A snapshot to take.
@@ -20,6 +20,8 @@ pub struct CreateSnapshot {
     pub source: VolumeId,
     /// Its tags.
     pub tags: Vec<Tag>,
+    /// The regions of which volumes made from it must be usable in one; none: any.
+    pub regions: Vec<String>,
 }
 
 impl TryFrom<csi::CreateSnapshotRequest> for CreateSnapshot {
@@ -29,7 +31,8 @@ impl TryFrom<csi::CreateSnapshotRequest> for CreateSnapshot {
         let name = csi_name("name", wire.name)?;
         let source = required("source_volume_id", wire.source_volume_id)?;
         let tags = Parameters::parse(&wire.parameters)?.tags;
-        Ok(CreateSnapshot { name, source: volume_id("source_volume_id", source)?, tags })
+        let regions = requisite_regions(wire.accessibility_requirements.unwrap_or_default())?;
+        Ok(CreateSnapshot { name, source: volume_id("source_volume_id", source)?, tags, regions })
     }
 }
 

@@ -102,7 +102,8 @@ pub(super) fn size_range(wire: &csi::CapacityRange) -> Result<SizeRange> {
 /// One matching requisite is enough, so those that are not ours matter only when there is no other.
 ///
 /// Source: CSI specification, `TopologyRequirement`.
-fn requisite_regions(topology: csi::TopologyRequirement) -> Result<Vec<String>> {
+/// The regions of which one must be possible; none: any.
+pub(super) fn requisite_regions(topology: csi::TopologyRequirement) -> Result<Vec<String>> {
     let mut regions = Vec::new();
     let mut foreign = None;
     for requisite in topology.requisite {

@@ -22,11 +22,12 @@ use crate::request::snapshot::{CreateSnapshot, ListSnapshots};
 use crate::request::volume::CreateVolume;
 use crate::request::volume_change::{Expand, Modify};
 use crate::request::{required, snapshot_id, volume_id};
+use crate::rpc::health::{listed_health, volume_health};
 use crate::rpc::response::{examined, listed_snapshots, listed_volumes, room, snapshot, validated, volume};
 use crate::rpc::worker::{Pool, RpcInfo, answer_now};
 
 /// What the controller can do. Groups of snapshots are left out: DigitalOcean takes none at one moment of several volumes.
-const CAPABILITIES: [Type; 15] = [
+const CAPABILITIES: [Type; 17] = [
     Type::CREATE_DELETE_VOLUME,
     Type::PUBLISH_UNPUBLISH_VOLUME,
     Type::LIST_VOLUMES,
@@ -42,6 +43,8 @@ const CAPABILITIES: [Type; 15] = [
     Type::SINGLE_NODE_MULTI_WRITER,
     Type::MODIFY_VOLUME,
     Type::GET_SNAPSHOT,
+    Type::GET_VOLUME_HEALTH,
+    Type::LIST_VOLUME_HEALTH,
 ];
 
 /// Serves the Controller service.
@@ -219,6 +222,35 @@ impl csi_grpc::Controller for ControllerService {
                 Ok(examined(&controller.examine_volume(&ctx, &volume_id("volume_id", wire.volume_id)?)?))
             },
         );
+    }
+
+    fn controller_get_volume_health(
+        &mut self,
+        ctx: RpcContext<'_>,
+        mut wire: csi::ControllerGetVolumeHealthRequest,
+        sink: UnarySink<csi::ControllerGetVolumeHealthResponse>,
+    ) {
+        forget(&mut wire.secrets);
+        let call = RpcInfo::question("ControllerGetVolumeHealth", wire.volume_id.clone());
+        self.answer(&ctx, sink, call, move |controller, ctx| {
+            let found = controller.examine_volume(&ctx, &volume_id("volume_id", wire.volume_id)?)?;
+            let health = volume_health(found.volume.id.as_str(), &found.findings);
+            Ok(csi::ControllerGetVolumeHealthResponse { volume_health: Some(health).into(), ..Default::default() })
+        });
+    }
+
+    fn controller_list_volume_health(
+        &mut self,
+        ctx: RpcContext<'_>,
+        mut wire: csi::ControllerListVolumeHealthRequest,
+        sink: UnarySink<csi::ControllerListVolumeHealthResponse>,
+    ) {
+        forget(&mut wire.secrets);
+        let call = RpcInfo { is_large: true, ..RpcInfo::question("ControllerListVolumeHealth", String::new()) };
+        self.answer_by(&self.pools.list, &ctx, sink, call, move |controller, ctx| {
+            let page = Page::parse(wire.max_entries, &wire.starting_token)?;
+            Ok(listed_health(&controller.list_abnormal(&ctx, &page)?))
+        });
     }
 
     fn get_capacity(

@@ -69,7 +69,7 @@ impl Identity for IdentityService {
 fn capabilities(config: &Config) -> Vec<PluginCapability> {
     use plugin_capability::service::Type;
 
-    let mut services = vec![Type::VOLUME_ACCESSIBILITY_CONSTRAINTS];
+    let mut services = vec![Type::VOLUME_ACCESSIBILITY_CONSTRAINTS, Type::SNAPSHOT_ACCESSIBILITY_CONSTRAINTS];
     if config.mode.has_controller() {
         services.push(Type::CONTROLLER_SERVICE);
     }

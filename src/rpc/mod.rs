@@ -5,6 +5,7 @@
 
 pub mod controller;
 mod front;
+mod health;
 pub mod identity;
 pub mod node;
 pub mod probe;

@@ -20,20 +20,24 @@ use crate::proto::csi::node_service_capability;
 use crate::proto::csi::node_service_capability::rpc::Type;
 use crate::proto::csi::volume_usage::Unit;
 use crate::proto::csi_grpc;
-use crate::request::node::{Expand, Publish, Stage, Stats, Unpublish, Unstage};
+use crate::request::node::{Expand, Health, Publish, Stage, Stats, Unpublish, Unstage};
 use crate::request::publish_context::ContextKeys;
+use crate::request::secrets::forget;
+use crate::rpc::health::{storage_health, volume_health};
 use crate::rpc::response::{condition, topology};
 use crate::rpc::worker::{Incoming, Pool, RpcInfo, answer_now, refuse};
 use crate::size::Bytes;
 use crate::sync::volume_lock::VolumeKey;
 
 /// What the node can do beyond publishing.
-const CAPABILITIES: [Type; 5] = [
+const CAPABILITIES: [Type; 7] = [
     Type::STAGE_UNSTAGE_VOLUME,
     Type::GET_VOLUME_STATS,
     Type::VOLUME_CONDITION,
     Type::EXPAND_VOLUME,
     Type::SINGLE_NODE_MULTI_WRITER,
+    Type::GET_VOLUME_HEALTH,
+    Type::GET_STORAGE_HEALTH,
 ];
 
 /// Serves the Node service.
@@ -199,6 +203,33 @@ impl csi_grpc::Node for NodeService {
                 ..Default::default()
             })
         });
+    }
+
+    fn node_get_volume_health(
+        &mut self,
+        ctx: RpcContext<'_>,
+        wire: csi::NodeGetVolumeHealthRequest,
+        sink: UnarySink<csi::NodeGetVolumeHealthResponse>,
+    ) {
+        let call = RpcInfo::question("NodeGetVolumeHealth", &*wire.volume_id);
+        let node = Arc::clone(&self.node);
+        self.pools.look.answer(&ctx, sink, call, move |_| {
+            let want = Health::parse(wire)?;
+            let health = volume_health(&want.volume, &node.volume_health(&want)?);
+            Ok(csi::NodeGetVolumeHealthResponse { volume_health: Some(health).into(), ..Default::default() })
+        });
+    }
+
+    fn node_get_storage_health(
+        &mut self,
+        ctx: RpcContext<'_>,
+        mut wire: csi::NodeGetStorageHealthRequest,
+        sink: UnarySink<csi::NodeGetStorageHealthResponse>,
+    ) {
+        forget(&mut wire.secrets);
+        let node = Arc::clone(&self.node);
+        let call = RpcInfo::question("NodeGetStorageHealth", "");
+        self.pools.look.answer(&ctx, sink, call, move |_| Ok(storage_health(&node.storage_health()?)));
     }
 
     fn node_expand_volume(

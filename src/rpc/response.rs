@@ -129,6 +129,7 @@ pub(super) fn snapshot(found: &Snapshot) -> csi::Snapshot {
         snapshot_id: found.id.to_string(),
         source_volume_id: found.source.as_ref().map(ToString::to_string).unwrap_or_default(),
         creation_time: found.taken_at().and_then(timestamp).into(),
+        accessible_topology: found.regions.iter().map(topology).collect(),
         ready_to_use: true,
         ..Default::default()
     }
@@ -152,6 +153,7 @@ pub(super) fn listed_snapshots(page: &ListPage<Snapshot>) -> csi::ListSnapshotsR
     }
 }
 
-fn token(next: Option<&ListStart>) -> String {
+/// The token of the next page; empty: there is none.
+pub(super) fn token(next: Option<&ListStart>) -> String {
     next.map(ToString::to_string).unwrap_or_default()
 }

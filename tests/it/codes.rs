@@ -106,7 +106,7 @@ enum Proof {
 use Proof::{Asked, In, Never};
 use RpcStatusCode as Code;
 
-/// The error tables of the specification's version 1.12, RPC by RPC.
+/// The error tables of the specification's version 1.13, RPC by RPC.
 const LINES: &[(&str, &str, Code, Proof)] = &[
     (
         "CreateVolume",
@@ -420,6 +420,24 @@ const LINES: &[(&str, &str, Code, Proof)] = &[
         In("bad_input", "statistics_need_an_id_and_a_path_at_which_a_volume_is"),
     ),
     (
+        "ControllerGetVolumeHealth",
+        "volume does not exist",
+        Code::NOT_FOUND,
+        In("health", "health_is_asked_of_volumes_that_exist"),
+    ),
+    (
+        "ControllerListVolumeHealth",
+        "invalid starting_token",
+        Code::ABORTED,
+        In("health", "health_is_asked_of_volumes_that_exist"),
+    ),
+    (
+        "NodeGetVolumeHealth",
+        "volume does not exist",
+        Code::NOT_FOUND,
+        In("root_health", "root_health_is_told_of_volumes_that_are_here"),
+    ),
+    (
         "NodeExpandVolume",
         "volume does not exist",
         Code::NOT_FOUND,
@@ -473,7 +491,8 @@ fn every_rpc_with_an_error_table_has_its_lines_and_every_test_they_name_is_there
     let services = &csi::file_descriptor().proto().service;
     let rpcs = services.iter().flat_map(|service| service.method.iter().map(|method| method.name().to_owned()));
     // These have no table: they tell what the plugin is, and have nothing that could be wrong or missing.
-    let without = ["GetPluginInfo", "GetPluginCapabilities", "Probe", "GetCapacity", "NodeGetInfo"];
+    let without =
+        ["GetPluginInfo", "GetPluginCapabilities", "Probe", "GetCapacity", "NodeGetInfo", "NodeGetStorageHealth"];
     let wanted: BTreeSet<String> =
         rpcs.filter(|rpc| !rpc.ends_with("GetCapabilities") && !without.contains(&rpc.as_str())).collect();
     let lines: BTreeSet<String> = LINES.iter().map(|(rpc, ..)| (*rpc).to_owned()).collect();

@@ -1,5 +1,6 @@
-//! Owns the check that the interface we compile is the CSI 1.12 interface. `fixtures/csi-1.12.tsv` states the standard
-//! as rows of facts; the compiled descriptor is written as the same kind of rows, and the two sets must be equal.
+//! Owns the check that the interface we compile is the CSI 1.13 interface, with what only 1.12 has beside it. The fixtures
+//! `csi-1.13.tsv` and `csi-1.12.tsv` state the standards as rows of facts; the compiled descriptor is written as the same kind of
+//! rows, and it must have those of both and no other.
 //!
 //! Does not own what the driver does with a message, only its names, numbers and types on the wire.
 
@@ -12,7 +13,7 @@ use protobuf::descriptor::{
     DescriptorProto, EnumDescriptorProto, FieldDescriptorProto, FileDescriptorProto, MethodDescriptorProto,
 };
 
-const FACTS: &str = include_str!("../fixtures/csi-1.12.tsv");
+const FACTS: [&str; 2] = [include_str!("../fixtures/csi-1.13.tsv"), include_str!("../fixtures/csi-1.12.tsv")];
 const PACKAGE: &str = "csi.v1.";
 const SERVED: [&str; 3] = ["Identity", "Controller", "Node"];
 
@@ -28,13 +29,26 @@ struct Fact {
 }
 
 #[test]
-fn the_interface_is_csi_1_12_and_nothing_else() {
-    let standard = served_facts(&all_facts());
+fn the_interface_is_csi_1_13_and_what_1_12_had_and_nothing_else() {
+    let standard: BTreeSet<Fact> = FACTS.iter().flat_map(|facts| served_facts(&all_facts(facts))).collect();
     let ours = facts_of_file(csi::file_descriptor().proto());
 
     let missing: Vec<&Fact> = standard.difference(&ours).collect();
     let extra: Vec<&Fact> = ours.difference(&standard).collect();
     assert!(missing.is_empty() && extra.is_empty(), "missing: {missing:#?}\nextra: {extra:#?}");
+}
+
+#[test]
+fn what_1_13_took_away_is_the_condition_of_a_volume() {
+    let [newest, before] = FACTS.map(all_facts);
+    let reserved: Vec<&Fact> = newest.iter().filter(|fact| fact.kind == "reserved").collect();
+    assert_eq!(reserved.len(), 5, "{reserved:#?}");
+    for gone in reserved {
+        let is_it = |fact: &&Fact| fact.owner == gone.owner && fact.number == gone.number;
+        let name = before.iter().find(is_it).map(|fact| fact.name.to_lowercase());
+        assert_eq!(name.as_deref(), Some("volume_condition"), "{gone:?}");
+        assert!(!newest.iter().any(|fact| is_it(&fact) && fact.kind != "reserved"), "{gone:?} means something else");
+    }
 }
 
 #[test]
@@ -64,8 +78,8 @@ fn collect_fields<'a>(message: &'a DescriptorProto, fields: &mut Vec<&'a FieldDe
     }
 }
 
-fn all_facts() -> Vec<Fact> {
-    FACTS.lines().filter(|line| !line.starts_with('#')).map(parse_fact).collect()
+fn all_facts(text: &str) -> Vec<Fact> {
+    text.lines().filter(|line| !line.starts_with('#')).map(parse_fact).collect()
 }
 
 fn parse_fact(line: &str) -> Fact {
@@ -93,6 +107,7 @@ fn served_facts(facts: &[Fact]) -> BTreeSet<Fact> {
     let is_served = |fact: &&Fact| match fact.kind.as_str() {
         "extension" => fact.name == "csi_secret",
         "rpc" => SERVED.contains(&fact.owner.as_str()),
+        "reserved" => false,
         _ => types.contains(fact.owner.as_str()),
     };
     facts.iter().filter(is_served).cloned().collect()

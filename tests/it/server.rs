@@ -256,6 +256,8 @@ fn promised_by_controller(capability: controller_service_capability::rpc::Type) 
         Type::GET_VOLUME => &["ControllerGetVolume"],
         Type::MODIFY_VOLUME => &["ControllerModifyVolume"],
         Type::GET_SNAPSHOT => &["GetSnapshot"],
+        Type::GET_VOLUME_HEALTH => &["ControllerGetVolumeHealth"],
+        Type::LIST_VOLUME_HEALTH => &["ControllerListVolumeHealth"],
         Type::UNKNOWN
         | Type::CLONE_VOLUME
         | Type::PUBLISH_READONLY
@@ -271,6 +273,8 @@ fn promised_by_node(capability: node_service_capability::rpc::Type) -> &'static 
         Type::STAGE_UNSTAGE_VOLUME => &["NodeStageVolume", "NodeUnstageVolume"],
         Type::GET_VOLUME_STATS => &["NodeGetVolumeStats"],
         Type::EXPAND_VOLUME => &["NodeExpandVolume"],
+        Type::GET_VOLUME_HEALTH => &["NodeGetVolumeHealth"],
+        Type::GET_STORAGE_HEALTH => &["NodeGetStorageHealth"],
         Type::UNKNOWN | Type::VOLUME_CONDITION | Type::SINGLE_NODE_MULTI_WRITER | Type::VOLUME_MOUNT_GROUP => &[],
     }
 }

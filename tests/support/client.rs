@@ -15,6 +15,11 @@ use do_csi_plugin::proto::csi::volume_capability;
 use do_csi_plugin::proto::csi_grpc::{ControllerClient, IdentityClient, NodeClient};
 use grpcio::{CallOption, ChannelBuilder, EnvBuilder, Error, RpcStatus, RpcStatusCode};
 
+fn health_of(id: &str, health: csi::VolumeHealth) -> Vec<(String, String)> {
+    assert_eq!(health.volume_id, id);
+    health.health_statuses.into_iter().map(|entry| (entry.reason, entry.message)).collect()
+}
+
 /// The deadline that Nomad gives its controller calls.
 const DEADLINE: Duration = Duration::from_secs(120);
 
@@ -226,6 +231,27 @@ impl Client {
     pub fn get_volume(&self, id: &str) -> Outcome<csi::ControllerGetVolumeResponse> {
         let request = csi::ControllerGetVolumeRequest { volume_id: id.to_owned(), ..Default::default() };
         Ok(self.controller.controller_get_volume_opt(&request, option())?)
+    }
+
+    /// Reads what is wrong with a volume: the reasons, with their messages.
+    pub fn volume_health(&self, id: &str) -> Outcome<Vec<(String, String)>> {
+        let request = csi::ControllerGetVolumeHealthRequest { volume_id: id.to_owned(), ..Default::default() };
+        let reply = self.controller.controller_get_volume_health_opt(&request, option())?;
+        Ok(health_of(id, reply.volume_health.unwrap_or_default()))
+    }
+
+    /// Lists the volumes with which something is wrong.
+    pub fn list_health(&self, max_entries: i32, token: &str) -> Outcome<csi::ControllerListVolumeHealthResponse> {
+        let starting_token = token.to_owned();
+        let request = csi::ControllerListVolumeHealthRequest { max_entries, starting_token, ..Default::default() };
+        Ok(self.controller.controller_list_volume_health_opt(&request, option())?)
+    }
+
+    /// Reads what is wrong with a volume on the node: the reasons, with their messages.
+    pub fn node_health(&self, id: &str) -> Outcome<Vec<(String, String)>> {
+        let request = csi::NodeGetVolumeHealthRequest { volume_id: id.to_owned(), ..Default::default() };
+        let reply = self.node.node_get_volume_health_opt(&request, option())?;
+        Ok(health_of(id, reply.volume_health.unwrap_or_default()))
     }
 
     /// Makes a volume at least this large.

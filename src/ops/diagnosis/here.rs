@@ -8,6 +8,7 @@ use std::time::Duration;
 use crate::host::inventory::{DiskHere, VolumeHere, VolumeState};
 use crate::host::mount_health::Health;
 use crate::host::mount_report::{Condition, Counts, MountReport, Usage};
+use crate::host::propagation::CURE as REACH_CURE;
 use crate::ops::diagnosis::{Finding, Reason, Severity, Subject};
 
 /// How full a file system is, in percent of what users may take, when it is nearly full.
@@ -70,6 +71,17 @@ pub fn diagnose_here(volume: &VolumeHere) -> Vec<Finding> {
         }
     }
     findings
+}
+
+/// What is wrong when nothing that is mounted here reaches the droplet. Pure.
+#[must_use]
+pub fn diagnose_reach(nothing_reaches: bool) -> Option<Finding> {
+    nothing_reaches.then(|| {
+        let message =
+            "no mount of this plugin's mount namespace is shared with the droplet, so no task would see a volume";
+        let reason = Reason::MountsDoNotReachTheDroplet;
+        Finding::new(reason, &Subject::Node, message.to_owned(), REACH_CURE.to_owned())
+    })
 }
 
 /// What is wrong with the volume at a mount, by what was read there. Pure.
@@ -240,6 +252,13 @@ mod tests {
         let blocked = DiskHere { state: Some("offline".to_owned()), ..disk() };
         let found = diagnose_here(&VolumeHere { disk: Some(blocked), ..volume(raw()) });
         assert_eq!(found.iter().map(|finding| finding.reason).collect::<Vec<_>>(), [DiskNotRunning]);
+    }
+
+    #[test]
+    fn mounts_that_nobody_sees_are_a_finding() {
+        assert_eq!(diagnose_reach(false), None);
+        let finding = diagnose_reach(true).unwrap();
+        assert!(finding.cure.contains("mount --make-rshared /"), "{finding}");
     }
 
     #[test]

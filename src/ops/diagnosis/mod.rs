@@ -119,6 +119,8 @@ reasons! {
     DiskNotRunning: Critical, Inaccessible;
     /// Its disk is on the droplet, and nothing uses it.
     AttachedButUnused: Notice, None;
+    /// What the plugin mounts is not seen by the droplet, nor by any task.
+    MountsDoNotReachTheDroplet: Critical, Inaccessible;
 }
 
 impl fmt::Display for Reason {
