@@ -22,7 +22,7 @@ variable "do_region" {
 }
 
 variable "monitoring" {
-  description = "Opens port 9810 of each plugin for GET /health, and registers it as the service do-csi-plugin"
+  description = "Opens port 9810 of each plugin for /livez, /readyz, /health and /metrics, and registers it as the service do-csi-plugin"
   type        = bool
   default     = false
 }

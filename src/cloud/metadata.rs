@@ -28,7 +28,7 @@ const MAX_REPLY: u64 = 1024;
 /// Why the metadata service has not said what it was asked. `Display` names the address that was asked.
 #[derive(Debug, thiserror::Error)]
 pub enum MetadataError {
-    /// Nobody is there, or whoever is there says nothing.
+    /// Nothing listens there, or it does not answer.
     #[error("{url} does not answer: {why}")]
     NoAnswer {
         /// What was asked.
@@ -36,7 +36,8 @@ pub enum MetadataError {
         /// What happened instead, in the words of the system.
         why: String,
     },
-    /// Whoever is there refuses. Only droplets have the service, and proxies and firewalls answer at its address for others.
+    /// The request was refused. Only droplets have the service; elsewhere proxies and firewalls may answer at its
+    /// address.
     #[error("{url} answered {status}: {text:?}")]
     Refused {
         /// What was asked.

@@ -139,7 +139,7 @@ fn parse_proxy(variable: &Variable, unreadable: Vec<String>) -> Result<Proxy, Ba
     else {
         return Err(bad("it must be a host and a port, and perhaps a user and a password, nothing else"));
     };
-    // A port that is no number up to 65535 is not taken for the default one.
+    // A port that is no number up to 65535 is an error. It must not turn into the default port.
     let has_port = uri.authority().is_some_and(|authority| {
         let after_host =
             authority.as_str().rsplit(']').next().unwrap_or_default().rsplit('@').next().unwrap_or_default();

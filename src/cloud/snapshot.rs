@@ -93,7 +93,7 @@ impl Cloud {
         Snapshot::try_from(snapshot).map_err(|bad| reply.unusable(&bad.to_string()))
     }
 
-    /// Deletes a snapshot for good. A second call fails with `NotFound`.
+    /// Deletes a snapshot. This cannot be undone. A second call fails with `NotFound`.
     ///
     /// # Errors
     /// `NotFound`.

@@ -40,7 +40,8 @@ impl Tag {
         &self.0
     }
 
-    /// Whether a name that DigitalOcean shows is this tag: it keeps the capitals of whoever wrote the name first, and
+    /// Whether a name that DigitalOcean shows is this tag: it keeps the capitals that the name was first written with,
+    /// and
     /// takes all others for the same.
     ///
     /// Source: API reference, "Tags".

@@ -79,7 +79,7 @@ struct Last {
     read: Option<(Version, Secret)>,
     /// Whether the log already says that the file is unusable now.
     is_reported: bool,
-    /// The token for whose successor a call has waited in vain.
+    /// The token for which a call has waited for a successor without success.
     refused: Option<Secret>,
 }
 

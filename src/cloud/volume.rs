@@ -129,7 +129,7 @@ impl Cloud {
         Volume::try_from(volume).map_err(|bad| reply.unusable(&bad.to_string()))
     }
 
-    /// Deletes a volume with all that is on it, for good.
+    /// Deletes a volume with all its data. This cannot be undone.
     ///
     /// A second call fails with `NotFound`.
     ///

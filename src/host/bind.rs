@@ -1,8 +1,8 @@
 //! Making what is at one place appear at another: bind mounts.
 //!
-//! Owns the bind mount, and the hold on its two ends. A path may mean something else a moment later, when somebody mounts,
-//! unmounts or puts a link there: so each end is opened first, looked at, and then meant by what was opened. A bind of a directory
-//! whose mount has gone in between, which would show the host's own files to a task, cannot come about that way.
+//! Owns the bind mount, and the open handles of its two ends. A path may lead elsewhere a moment later, when somebody
+//! mounts, unmounts or puts a link there. So each end is opened first, examined, and then used through the handle.
+//! Otherwise a mount could go in between, and the bind would show the host's own files to a task.
 
 use std::fs::{self, File, Metadata, OpenOptions};
 use std::os::fd::AsRawFd;
@@ -16,8 +16,8 @@ use crate::error::{Error, Result};
 use crate::host::mountinfo::{Mount, MountTable};
 use crate::sync::volume_lock::VolumeGuard;
 
-/// A directory or file, held open without being used: what is mounted there cannot be unmounted, and another that comes to the
-/// same path is not it.
+/// A directory or file that is held open without being used: what is mounted there cannot be unmounted, and something
+/// else that appears at the same path is not confused with it.
 #[derive(Debug)]
 pub struct Held {
     file: File,
@@ -56,7 +56,7 @@ impl Held {
         self.file.metadata().map_err(Error::io("examining", &self.path))
     }
 
-    /// The mount that it lies in, however much was mounted over it since; `None` when that is gone.
+    /// The mount that it lies in, even if something was mounted over it since; `None` when that mount is gone.
     ///
     /// # Errors
     /// [`Error::Io`] when the system does not say which that is.
@@ -69,7 +69,7 @@ impl Held {
         Ok(mounts.iter().find(|mount| mount.id == id))
     }
 
-    /// A path by which the kernel finds exactly what is held, whatever is at the path it was opened by.
+    /// A path that leads to exactly what is held open, no matter what is at the original path now.
     fn by_number(&self) -> PathBuf {
         PathBuf::from(format!("/proc/self/fd/{}", self.file.as_raw_fd()))
     }

@@ -1,6 +1,6 @@
 //! What a child writes, read while it runs.
 //!
-//! Owns how much of an output is kept. When it is read, and what it means, is the caller's.
+//! Owns how much of an output is kept. The caller decides when it is read and what it means.
 
 use std::collections::VecDeque;
 use std::io::{ErrorKind, PipeReader, Read};
@@ -33,9 +33,9 @@ impl Capture {
         Ok((Capture { pipe, head, most_head, tail, most_tail, is_cut: false, failed: None }, Stdio::from(writer)))
     }
 
-    /// Reads what there is at the moment, and says whether there was anything. It does not wait for the end: a process that
-    /// the child has left behind may keep the pipe open. Nor is a failure an end: the child goes on, and must not be left alone
-    /// with a disk; what could not be read is still there.
+    /// Reads what is there at the moment, and returns whether there was anything. It does not wait for the end: a
+    /// process that the child has left behind may keep the pipe open. A failure is no end either: the child still runs
+    /// and must not be left alone with a disk, and what could not be read is still there.
     pub(super) fn drain(&mut self) -> bool {
         let mut piece = [0; PIECE];
         let mut was_any = false;
@@ -57,10 +57,10 @@ impl Capture {
         }
     }
 
-    /// Sees that everything was read, after the child has ended.
+    /// Makes sure that everything was read, after the child has ended.
     ///
     /// # Errors
-    /// The system's answer, when a second try was of no use either.
+    /// The system's answer, if a second try failed too.
     pub(super) fn ensure_read(&mut self) -> std::io::Result<()> {
         if self.failed.is_some() {
             self.drain();

@@ -1,7 +1,7 @@
 //! Errors that the kernel has recorded in a mounted ext4 or ext3.
 //!
-//! Owns the reading of their count and of the first one. A file system with such errors may go on being written to, and
-//! nobody learns of them but who reads the kernel's log; it is checked when it is staged next.
+//! Owns the reading of their count and of the first error. Tasks may go on writing to a file system with such errors,
+//! and only the kernel's log shows them. The file system is checked when it is staged next.
 
 use std::fmt;
 use std::path::Path;

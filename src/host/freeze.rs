@@ -1,7 +1,8 @@
 //! Ending the freeze of a file system.
 //!
-//! Owns the one command for it. A backup tool that dies between `fsfreeze -f` and `fsfreeze -u` leaves a file system on
-//! which every write waits for ever. Its unmount succeeds, and the kernel keeps the file system, frozen, for the next mount.
+//! Owns the command for it. A backup tool that dies between `fsfreeze -f` and `fsfreeze -u` leaves a file system on
+//! which every write waits without end. Its unmount succeeds, and the kernel keeps the frozen file system for the next
+//! mount.
 
 use std::path::Path;
 use std::time::Duration;

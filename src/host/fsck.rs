@@ -1,7 +1,8 @@
 //! Whether a file system is sound: the check before a mount, and what a refused mount means.
 //!
-//! Owns the decision that a check is needed, e2fsck's exit code, and the command a person is told to run. It repairs
-//! nothing that e2fsck would not repair unasked. xfs and btrfs need no check: their mount replays the log.
+//! Owns the decision that a check is needed, the meaning of e2fsck's exit code, and the command for a person to run. It
+//! repairs only what e2fsck repairs without a question (`-p`). xfs and btrfs need no check: their mount replays the
+//! log.
 
 use std::os::unix::fs::FileExt;
 use std::time::Duration;
@@ -63,7 +64,7 @@ pub fn apply_check(
         let claim = device.open_exclusively(runner.cap(budget));
         claim.map(drop).map_err(or_in_use(device, "the check"))
     };
-    // A slot is not for waiting until somebody else lets go of the disk.
+    // Wait for the disk before a slot is taken: others should not wait for it too.
     ensure_free(CLAIM_BUDGET)?;
     let slot = tool_permits.take_within_call(&doing, runner.cap(CALL_BUDGET))?;
     let _pin = device.open()?;
@@ -113,8 +114,8 @@ fn too_old(device: &Device, fs: FsKind, said: &str) -> Error {
     ))
 }
 
-/// A check that is ended has lost nothing: e2fsck ends in order when asked to, and begins anew the next time. Begun anew in
-/// each call it would never come to its end, so a person has to let it run once.
+/// An interrupted check loses nothing: e2fsck ends in an orderly way, and starts from the beginning the next time. If
+/// every call started it again, it would never finish. So a person has to let it run once.
 fn unfinished(device: &Device, fs: FsKind) -> Error {
     let (ManualAccess { first, path }, volume) = (device.manual_access(), device.volume());
     Error::Unfinished(format!(

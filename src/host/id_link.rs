@@ -1,4 +1,4 @@
-//! Which id belongs to which volume's name, as far as this droplet was told.
+//! Which id belongs to which volume's name, as far as calls on this droplet have said.
 //!
 //! Owns a link beside udev's for each volume that was staged here: `do-csi-id-<id>`, which leads to udev's link with the volume's
 //! name. A disk carries its volume's name, and most node calls bring the id alone: without the link nobody could say whether the
@@ -28,7 +28,7 @@ fn link(places: &DevicePlaces, id: &str) -> PathBuf {
     places.links.join(file_name(id))
 }
 
-/// The name of the volume with this id; `None` when nobody has said it yet.
+/// The name of the volume with this id; `None` when no call has said it yet.
 ///
 /// # Errors
 /// [`Error::Io`] when the link is there and cannot be read.
@@ -39,7 +39,7 @@ pub(crate) fn observe_name_of(places: &DevicePlaces, id: &str) -> Result<Option<
 fn observe_name_at(link: &Path) -> Result<Option<VolumeName>> {
     let to = match observe_link(link) {
         Ok(to) => to,
-        // What is no link was not made here.
+        // This program makes only links.
         Err(Error::Io { source, .. }) if source.kind() == ErrorKind::InvalidInput => None,
         Err(err) => return Err(err),
     };
@@ -75,7 +75,7 @@ fn is_outdated(places: &DevicePlaces, link: &Path, name: &VolumeName) -> Result<
     Ok(made.zip(attached).is_some_and(|(made, attached)| made < attached))
 }
 
-/// Keeps in mind that the volume with this id has this name.
+/// Remembers that the volume with this id has this name.
 ///
 /// A second call changes nothing; another name takes the place of the old one, and a new link that of one that was made before
 /// the disk was attached.

@@ -1,7 +1,7 @@
 //! What the kernel says about a disk while something is tried with it.
 //!
-//! Owns the reading of the kernel's log, which is where a file system says why it cannot be mounted: the call itself
-//! answers with a number. Where the log may not be read, nothing was said.
+//! Owns the reading of the kernel's log. There a file system says why it cannot be mounted; the call itself only
+//! returns a number. If the log may not be read, the result is empty.
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom};

@@ -1,7 +1,8 @@
 //! Changing the mount table: mount, read-only, unmount, flush. Bind mounts are `bind.rs`'s.
 //!
-//! Owns the calls to mount(2), umount2(2) and syncfs(2), and reads back what came of them. What should be mounted where is
-//! decided elsewhere; whether what is mounted still works is `liveness.rs`'s. Everything here goes to the kernel directly: no program is run.
+//! Owns the calls to mount(2), umount2(2) and syncfs(2), and reads back the result. Other modules decide what should be
+//! mounted where; `mount_health.rs` says whether a mount still works. Everything here goes to the kernel directly: no
+//! program is run.
 
 use std::fs::File;
 use std::os::unix::fs::FileTypeExt;
@@ -25,9 +26,9 @@ use crate::host::presence::observe_is_there;
 use crate::host::read_only::{Flagged, observe_is_protected};
 use crate::sync::volume_lock::VolumeGuard;
 
-/// Mounts a disk's file system at a directory that exists, and sees that it is there; gives the mount table as it is then.
-/// While the disk is in somebody else's use it tries again, for as long as the budget lasts. What is not seen to be there is
-/// unmounted again.
+/// Mounts a disk's file system at an existing directory, and checks that it is there. Returns the mount table read
+/// after that. While somebody else uses the disk, it tries again until the budget is used up. If the mount cannot be
+/// seen afterwards, it is unmounted again.
 ///
 /// A second call puts a second mount on top: the caller looks first.
 ///
@@ -66,16 +67,16 @@ fn observe_mounted(device: &Device, target: &Path) -> Result<MountTable> {
     }
 }
 
-/// Unmounts what was just mounted: the caller knows of no mount when it gets an error, and would leave it.
+/// Unmounts what was just mounted: a caller that gets an error knows of no mount, and would leave it.
 pub(crate) fn take_back(target: &Path) {
     if let Err(errno) = umount2(target, MntFlags::UMOUNT_NOFOLLOW) {
         log::warn!("could not undo the mount at {}: {errno}", target.display());
     }
 }
 
-/// Gives one mount, whatever the file system below it is, exactly those flags that belong to a mount alone: read-only,
-/// nosuid, nodev, noexec, and how access times are kept. Copies of it in other mount namespaces stay as they are. Whether it
-/// has become so is seen by the caller, in the table that it reads when the mount is where it belongs.
+/// Sets the flags that belong to one mount, not to its file system: read-only, nosuid, nodev, noexec, and how access
+/// times are kept. Copies of the mount in other mount namespaces stay as they are. The caller checks the result in the
+/// mount table that it reads when the mount is at its final place.
 ///
 /// A second call changes nothing.
 ///
@@ -86,9 +87,9 @@ pub fn apply_own_flags(_guard: &VolumeGuard, target: &Path, options: &MountOptio
     remount(target, options.own_flags() | MsFlags::MS_REMOUNT | MsFlags::MS_BIND)
 }
 
-/// Makes a file system writable that is mounted read-only, through one of its mounts, which becomes writable with it. Its
-/// other mounts stay read-only. `options` are those of the mount: a remount clears what it does not name, for the whole file
-/// system where it is the file system's, as `sync` and `lazytime`.
+/// Makes a read-only file system writable through one of its mounts, which becomes writable too. Its other mounts stay
+/// read-only. `options` are those of the mount: a remount clears every option that it does not name. Options of the
+/// file system, such as `sync` and `lazytime`, are then cleared for all of its mounts.
 ///
 /// A second call changes nothing.
 ///
@@ -113,8 +114,8 @@ fn remount(target: &Path, flags: MsFlags) -> Result<()> {
 pub enum Unmount {
     /// It is refused: something may still be written.
     WhenFree,
-    /// The disk is gone, so there is nothing left to write to: the mount is taken out of the way at once, and ends when
-    /// its last user does.
+    /// The disk is gone, so nothing can be written any more: the mount disappears from its path at once, and ends with
+    /// its last user.
     DiskGone,
 }
 
@@ -136,7 +137,7 @@ pub fn apply_unmount(_guard: &VolumeGuard, target: &Path, how: Unmount) -> Resul
             Ok(true)
         }
         Err(Errno::ENOENT) if !observe_is_there(target)? => Ok(false),
-        // Not a mount point; or one that the kernel keeps locked, which must not pass for gone.
+        // Not a mount point, or one that the kernel keeps locked. A locked one must not count as gone.
         Err(Errno::EINVAL) if observe_mounts()?.at(target).is_none() => Ok(false),
         Err(errno) => Err(Error::errno("unmounting", target)(errno)),
     }
@@ -196,8 +197,8 @@ fn refused(device: &Device, fs: FsKind, target: &Path, options: &MountOptions, e
     }
 }
 
-/// The error for a file system that is refused although every option is one that it has: a value or a combination of them
-/// that it does not take, or a feature of the file system on the disk. The kernel's log says which.
+/// The error for a file system that is refused although it knows every option: it refuses a value, a combination of
+/// options, or a feature of the file system on the disk. The kernel's log says which.
 fn not_mountable(device: &Device, fs: FsKind, options: &MountOptions, said: &[String]) -> Error {
     let has_options = options.words().any(|word| word != NO_UUID);
     let reason = match (said, has_options) {

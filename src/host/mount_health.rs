@@ -1,8 +1,8 @@
 //! Whether a mount still works.
 //!
-//! Owns the signs of a mount whose disk was pulled or whose file system was shut down, and what they prove together. One
-//! sign proves nothing: a mount is called dead when two looks at different places agree, and when they contradict each
-//! other that is an error. It changes nothing, and it does not say what is to be done with such a mount.
+//! Owns the signs of a mount whose disk was pulled or whose file system was shut down, and what they prove together.
+//! One sign proves nothing: a mount counts as dead only if two independent signs agree. If they contradict each other,
+//! that is an error. It changes nothing, and does not decide what to do with such a mount.
 
 use std::fmt;
 use std::fs::{File, OpenOptions};

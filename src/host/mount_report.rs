@@ -1,7 +1,7 @@
 //! How full the volume at a mount is, and whether it still works.
 //!
-//! Owns the reading of a file system's or a device's size at a mount, and what the kernel says of its state. It changes nothing and
-//! takes no lock. A mount that does not answer keeps its caller waiting in the kernel.
+//! Owns the reading of a file system's or a device's size at a mount, and of its state. It changes nothing and takes no
+//! lock. A mount that does not answer keeps its caller waiting in the kernel.
 
 use std::fs::File;
 use std::io::{Seek, SeekFrom};
@@ -29,7 +29,7 @@ pub struct Counts {
 /// The use of one resource.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Usage {
-    /// The size of a raw disk, in bytes. Nobody but who writes to it knows how much of it is used.
+    /// The size of a raw disk, in bytes. Only its user knows how much of it is used.
     Size(u64),
     /// Space, in bytes.
     Bytes(Counts),
@@ -44,7 +44,7 @@ pub enum Condition {
     Normal,
     /// Its disk is gone, or its file system was shut down.
     Dead(Health),
-    /// It can only be read, although somebody was to write to it: the kernel has seen errors, and these are recorded.
+    /// It is read-only although it was mounted for writing: the kernel has found errors and recorded them.
     ReadOnlyByError(Option<RecordedErrors>),
     /// It can be written, but the kernel has recorded errors.
     WithErrors(RecordedErrors),
@@ -59,8 +59,8 @@ pub struct MountReport {
     pub condition: Condition,
 }
 
-/// Says how full the volume at a mount is, whose health was looked at already, and whether it works. `mount` is what `mounts`
-/// shows at its target, topmost.
+/// Returns how full the volume at a mount is, and whether it works. The caller has already examined its health. `mount`
+/// is the topmost mount that `mounts` shows at its target.
 ///
 /// # Errors
 /// [`Error::Io`] when it does not answer for an unknown reason.

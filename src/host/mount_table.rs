@@ -1,7 +1,6 @@
 //! Reading the mount table of this process.
 //!
-//! Owns how the table is read so that no mount is overlooked, which depends on the kernel. What it says is
-//! `mountinfo.rs`'s.
+//! Owns how the table is read so that no mount is missed, which depends on the kernel. `mountinfo.rs` owns its meaning.
 
 use std::fs::File;
 use std::io::{Read, Seek};

@@ -1,8 +1,8 @@
 //! Whether this kernel can mount a file system, and with these options, before anything is written to a disk.
 //!
-//! Owns the questions to the kernel, which mount nothing, and what its answers mean. A kernel loads the module of a file
-//! system when it is asked for it, so neither `/proc/filesystems` nor the directory of modules, which an image does not have,
-//! could say that there is none.
+//! Owns the questions to the kernel, which mount nothing, and the meaning of its answers. The kernel loads a file
+//! system's module when it is asked for it. So `/proc/filesystems` cannot say that there is no module, and an image has
+//! no directory of modules.
 
 use std::fs::File;
 use std::io::Read;
@@ -87,7 +87,7 @@ fn observe_options(context: &File, options: &MountOptions) -> Mountable {
                 let said = options.without_values(&read_messages(context).join("; "));
                 return Mountable::NotThisOption { key: key_of(word).to_owned(), said };
             }
-            // Nothing that a mount would be sure to answer too.
+            // Only what a mount would certainly answer too.
             Err(_) => return Mountable::OptionsUnread,
         }
     }

@@ -1,7 +1,8 @@
-//! Whose the disk under a mount is.
+//! Which volume the disk under a mount belongs to.
 //!
-//! Owns the way from a mount to the disk under it, and the judgement whether that disk is a certain volume's, or any volume's at
-//! all. It goes by what the disk carries and by udev's links, never by what whoever asks has said; it opens no disk.
+//! Owns the way from a mount to the disk under it, and the decision whether that disk belongs to a certain volume, or
+//! to any volume at all. It relies on what the disk carries and on udev's links, never on what the caller says. It
+//! opens no disk.
 
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
@@ -22,12 +23,12 @@ pub(crate) enum UnderMount {
     Disk(DeviceNumber),
     /// An encrypted volume whose disk is gone.
     Gone,
-    /// No disk, or none that can be told.
+    /// No disk, or an unknown one.
     NoDisk,
 }
 
-/// Looks which disk lies under a mount: that of the device node itself, of the file system, or, where the file system has a
-/// number of its own as btrfs does, of what it was mounted from.
+/// Finds the disk under a mount: the disk of the device node, or of the file system. A file system with a number of its
+/// own, such as btrfs, is found by the device that it was mounted from.
 ///
 /// # Errors
 /// [`crate::error::Error::Io`] when that cannot be seen.
@@ -61,15 +62,15 @@ pub(super) fn observe_node(path: &Path) -> Result<Option<DeviceNumber>> {
 pub(crate) enum Owner {
     /// The volume that was asked for by its name.
     This,
-    /// A volume, of which is not known whether it is the one that is asked for; its names, if it says any.
+    /// A volume, but it is not known whether it is the requested one; its names, if it carries any.
     Some(Vec<String>),
-    /// Certainly not the one that is asked for, in words.
+    /// Certainly not the requested one; the text says what it is.
     Other(String),
-    /// Nobody's that could be told: it carries no name, and no volume's link leads to it.
+    /// Unknown: it carries no name, and no volume's link leads to it.
     Nameless,
 }
 
-/// Judges whose a disk is: that of the volume with this name, or, where the name is not known, that of any volume.
+/// Decides whether a disk belongs to the volume with this name, or, if the name is not known, to any volume.
 ///
 /// # Errors
 /// [`crate::error::Error::Io`] when the disk or the links cannot be looked at.
@@ -97,7 +98,7 @@ fn observe_linked(places: &DevicePlaces, disk: DeviceNumber) -> Result<Vec<Strin
     Ok(names)
 }
 
-/// Judges by the name. What the disk carries goes before what its links say. Pure.
+/// Decides by the name. The name that the disk carries counts more than its links. Pure.
 fn judge(identity: &Identity, linked: &[String], name: &VolumeName) -> Owner {
     match identity.proves(name) {
         NameMatch::Same => Owner::This,
@@ -112,7 +113,7 @@ fn judge(identity: &Identity, linked: &[String], name: &VolumeName) -> Owner {
     }
 }
 
-/// Judges without a name. Pure.
+/// Decides without a name. Pure.
 fn judge_any(identity: &Identity, linked: Vec<String>) -> Owner {
     match (identity.make(), linked.as_slice()) {
         (Make::Other(found), _) => Owner::Other(found),

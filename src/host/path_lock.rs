@@ -1,8 +1,8 @@
 //! One change at a time at a path, also when two plugins run.
 //!
-//! Owns the lock file beside a path. While a job is updated, two plugins run on one droplet. Neither sees the locks in the other's
-//! memory, and they share no directory but those in which they mount. The kernel frees the lock when its holder ends, however
-//! it ends. A file that a killed plugin left behind is locked, and removed, by the next one.
+//! Owns the lock file beside a path. While a job is updated, two plugins run on one droplet. Neither sees the locks in
+//! the other's memory, and they only share the directories in which they mount. The kernel frees the lock when its
+//! holder ends, also when it is killed. The next plugin locks and removes the file that a killed one has left.
 
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
@@ -47,7 +47,7 @@ impl PathLock {
 
 impl Drop for PathLock {
     fn drop(&mut self) {
-        // Before the lock is freed: whoever locks the removed file sees that it is no longer at its path.
+        // Before the lock is freed: the next holder of the removed file sees that it is no longer at its path.
         if let Err(err) = fs::remove_file(&self.path) {
             warn!("left the lock file {}, to be removed by the next call: {err}", self.path.display());
         }

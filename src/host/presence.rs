@@ -1,9 +1,9 @@
-//! Whether something is there: yes, no, or cannot tell, which is an error.
+//! Whether something exists: yes, no, or unknown, which is an error.
 //!
-//! Owns what counts as "no". One system call that answers "no such file" is not enough: the kernel may have been asked at
-//! a bad moment, or the way to the file may be another one than it seems. It counts when the directory in which the file
-//! would be was read and does not list it. Every other error (no memory, no permission, a disk that does not answer) says
-//! nothing of whether the file is there. Nothing here changes anything.
+//! Owns what counts as "no". One system call that answers "no such file" is not enough: it may have come at a bad
+//! moment, or the path may lead elsewhere than it seems. It counts only if the directory of the file was read and does
+//! not list it. Any other error (no memory, no permission, a disk that does not answer) does not tell whether the file
+//! exists. Nothing here changes anything.
 
 use std::ffi::OsString;
 use std::fs::{self, Metadata};
@@ -12,13 +12,13 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
 
-/// How often something is asked for that its directory lists and that is not found: it came or went meanwhile, or a signal
-/// came between.
+/// How often a file is tried again that its directory lists but that is not found: it came or went meanwhile, or a
+/// signal interrupted the call.
 const TRIES: usize = 8;
 /// How many links may lead from one to the next. Source: `MAXSYMLINKS` in the kernel's `include/linux/namei.h`.
 const MOST_LINKS: usize = 40;
 
-/// Does something with a file that may be missing; `None` where it certainly is. A link is followed.
+/// Does something with a file that may be missing; `None` if it is certainly missing. A link is followed.
 ///
 /// # Errors
 /// [`Error::Io`] with the system's answer, and when the file is neither found nor certainly missing.
@@ -31,7 +31,7 @@ pub(crate) fn observe_if_there<T>(
     ask(doing, path, attempt, || is_missing(path, MOST_LINKS))
 }
 
-/// What is at a path, with links followed; `None` where certainly nothing is, or a link that leads nowhere.
+/// What is at a path, with links followed; `None` if certainly nothing is there, or a link that leads nowhere.
 ///
 /// # Errors
 /// As [`observe_if_there`].
@@ -39,7 +39,7 @@ pub(crate) fn observe_metadata(path: &Path) -> Result<Option<Metadata>> {
     observe_if_there("examining", path, || fs::metadata(path))
 }
 
-/// What is at a path itself, also when it is a link; `None` where certainly nothing is.
+/// What is at a path itself, also when it is a link; `None` if certainly nothing is there.
 ///
 /// # Errors
 /// As [`observe_if_there`].
@@ -47,7 +47,7 @@ pub(crate) fn observe_entry(path: &Path) -> Result<Option<Metadata>> {
     ask("examining", path, || fs::symlink_metadata(path), || is_unlisted(path, MOST_LINKS))
 }
 
-/// Whether anything is at a path, be it a link that leads nowhere.
+/// Whether anything is at a path, even a link that leads nowhere.
 ///
 /// # Errors
 /// As [`observe_if_there`].
@@ -55,7 +55,7 @@ pub(crate) fn observe_is_there(path: &Path) -> Result<bool> {
     Ok(observe_entry(path)?.is_some())
 }
 
-/// The path without links; `None` where it certainly leads nowhere.
+/// The path without links; `None` if it certainly leads nowhere.
 ///
 /// # Errors
 /// As [`observe_if_there`].
@@ -63,7 +63,7 @@ pub(crate) fn observe_real(path: &Path) -> Result<Option<PathBuf>> {
     observe_if_there("resolving", path, || fs::canonicalize(path))
 }
 
-/// Where the link at a path leads; `None` where certainly nothing is at the path.
+/// Where the link at a path leads; `None` if certainly nothing is at the path.
 ///
 /// # Errors
 /// As [`observe_if_there`]; [`ErrorKind::InvalidInput`] for what is no link.
@@ -109,8 +109,8 @@ fn is_no(error: &io::Error) -> bool {
     matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory)
 }
 
-/// Whether a path leads nowhere, as far as the directories on the way tell that were read: its own does not list it, is itself
-/// missing or is no directory; or it is a link for which that holds.
+/// Whether a path leads nowhere, by the directories on the way: its directory does not list it, is missing or is no
+/// directory; or the path is a link that leads to such a path.
 fn is_missing(path: &Path, links_left: usize) -> Result<bool> {
     if is_unlisted(path, links_left)? {
         return Ok(true);

@@ -1,7 +1,7 @@
 //! A volume as a raw block device, without a file system of ours.
 //!
-//! Owns what is particular to that: whether the disk takes writes, and that a format which was cut off is never taken up
-//! again once the disk has been used for something else.
+//! Owns what is special about that: whether the disk accepts writes, and that an interrupted format is never continued
+//! once the disk has been used for something else.
 
 use std::path::Path;
 
@@ -20,7 +20,7 @@ use crate::node::mount_point;
 use crate::node::mount_state::{elsewhere, observe_at, raw_difference, used_otherwise};
 use crate::node::plan::{ProtectionPlan, plan_exclusive_use, plan_mount_point, plan_protection};
 
-/// Makes the disk refuse writes, or take them, as the one asks who is about to use it at `target`.
+/// Makes the disk read-only or writable, as the caller requests who is about to use it at `target`.
 pub(super) fn ensure_protection(
     call: &NodeCall<'_>,
     mounts: &MountTable,
@@ -28,7 +28,7 @@ pub(super) fn ensure_protection(
     target: &Path,
     is_read_only: bool,
 ) -> Result<()> {
-    // While it is held open no other disk gets its name, so the flag that is set is this disk's.
+    // While the disk is held open, no other disk gets its name. So the flag is set on this disk.
     let _pin = device.open()?;
     let disk = Flagged::from(device);
     let apart = [target];
@@ -37,8 +37,8 @@ pub(super) fn ensure_protection(
         ProtectionPlan::Keep => Ok(()),
         ProtectionPlan::Protect => apply_protection(&call.guard, &call.runner, &disk, true),
         ProtectionPlan::Unprotect => {
-            // Left by a call that was killed, or set by a person: nothing tells the two apart, and to refuse would
-            // leave the volume unusable after the one.
+            // A killed call has left the flag, or a person has set it. The two look the same, and a refusal would make
+            // the volume unusable after a killed call.
             let (volume, path) = (device.volume(), device.path().display());
             warn!("the disk refuses writes, which ends as it is now used for writing volume={volume} device={path}");
             apply_protection(&call.guard, &call.runner, &disk, false)
@@ -46,8 +46,8 @@ pub(super) fn ensure_protection(
     }
 }
 
-/// Makes a disk take writes again when a place where it was shown is gone, and that was the last one. `mounts` is the table
-/// as it is since.
+/// Makes a disk writable again after the last place where it was shown is gone. `mounts` is the table that was read
+/// after that.
 pub(super) fn apply_unprotect_after(call: &NodeCall<'_>, mounts: &MountTable, was: &Mount) {
     if mounts.iter().any(|mount| mount.is_node() && mount.root == was.root) {
         return;
@@ -59,8 +59,7 @@ pub(super) fn apply_unprotect_after(call: &NodeCall<'_>, mounts: &MountTable, wa
     }
 }
 
-/// Makes a disk take writes again. Whoever uses it next asks for what it needs; this is for people who work on the
-/// disk by hand.
+/// Makes a disk writable again. The next call sets what it needs; this is for people who work on the disk by hand.
 pub(super) fn apply_unprotect(call: &NodeCall<'_>, disk: &Flagged) {
     let freed = match observe_is_protected(disk) {
         Ok(true) => apply_protection(&call.guard, &call.runner, disk, false),
@@ -72,12 +71,12 @@ pub(super) fn apply_unprotect(call: &NodeCall<'_>, disk: &Flagged) {
     }
 }
 
-/// Sees that a disk that is shown raw at `target` already takes writes or refuses them as asked.
+/// Checks that a disk which is already shown raw at `target` is read-only or writable as requested.
 ///
 /// # Errors
 /// [`Error::MountedOtherwise`] when it does not.
 pub(super) fn check_protection(device: &Device, target: &Path, is_read_only: bool) -> Result<()> {
-    // While it is held open no other disk gets its name, so the flag that is read is this disk's.
+    // While the disk is held open, no other disk gets its name. So the flag is read from this disk.
     let _pin = device.open()?;
     let how = match (is_read_only, observe_is_protected(&Flagged::from(device))?) {
         (true, true) | (false, false) => return Ok(()),
@@ -87,8 +86,8 @@ pub(super) fn check_protection(device: &Device, target: &Path, is_read_only: boo
     Err(Error::MountedOtherwise { path: target.to_owned(), how: how.to_owned() })
 }
 
-/// Sees that a volume may be staged as a raw disk: nothing is mounted at its staging path, no file system of it is mounted
-/// anywhere, and none was begun on it.
+/// Checks that a volume may be staged as a raw disk: nothing is mounted at its staging path, its file system is mounted
+/// nowhere, and no unfinished format is on it.
 ///
 /// # Errors
 /// [`Error::MountedOtherwise`], [`Error::TargetTaken`], [`Error::UsedOtherwise`] or [`Error::Unfinished`], by what is in the way.
@@ -97,15 +96,15 @@ pub(super) fn check_staged_raw(call: &NodeCall<'_>, device: &Device, staging: &P
     if let Some(real) = mount_point::observe_real_path(staging)? {
         // It is the volume's raw disk only at a target.
         let difference = |mount: &Mount| raw_difference(mount).or_else(|| Some("shows its raw disk".to_owned()));
-        // A dead mount is in nobody's way: nothing is going to be mounted here.
+        // A dead mount does no harm: nothing will be mounted here.
         plan_mount_point(staging, &observe_at(call.places, &mounts, &real, device, difference)?)?;
     }
     plan_exclusive_use(device.volume(), true, used_otherwise(&mounts, device, true))?;
     refuse_unfinished(call, device)
 }
 
-/// Sees that a disk may be given out raw, unless it is already: nothing of the kernel's uses it, not even in a mount
-/// namespace that is not seen from here, and no file system was begun on it.
+/// Checks that a disk may be given out raw, unless it is already: the kernel does not use it, not even in a mount
+/// namespace that this process cannot see, and no unfinished format is on it.
 pub(super) fn check_raw(call: &NodeCall<'_>, mounts: &MountTable, device: &Device) -> Result<()> {
     check_nodes(mounts, device)?;
     if mounts.of_device(device).any(Mount::is_node) {
@@ -115,7 +114,7 @@ pub(super) fn check_raw(call: &NodeCall<'_>, mounts: &MountTable, device: &Devic
     refuse_unfinished(call, device)
 }
 
-/// As [`refuse_unfinished`], for an encrypted volume that nobody was given yet.
+/// As [`refuse_unfinished`], for an encrypted volume that no caller has received yet.
 fn refuse_begun(call: &NodeCall<'_>, device: &Device) -> Result<()> {
     if !observe_is_begun(&call.runner, device)? {
         return Ok(());
@@ -128,7 +127,8 @@ fn refuse_begun(call: &NodeCall<'_>, device: &Device) -> Result<()> {
     )))
 }
 
-/// In the mount table a raw volume is known by coming from a devtmpfs; one from elsewhere could never be taken down again.
+/// In the mount table a raw volume is recognized by its source, a devtmpfs. One from elsewhere could never be removed
+/// again.
 fn check_nodes(mounts: &MountTable, device: &Device) -> Result<()> {
     match mounts.holding(device.path()) {
         Some(mount) if mount.fstype == "devtmpfs" => Ok(()),
@@ -141,8 +141,9 @@ fn check_nodes(mounts: &MountTable, device: &Device) -> Result<()> {
     }
 }
 
-/// Refuses a disk on which a file system, or an encrypted volume, was begun and not finished. As a raw disk it would get other content, and the
-/// signs of the unfinished file system might outlast it: staged for a file system later, the disk would be formatted.
+/// Refuses a disk with an unfinished file system or an unfinished encrypted volume. As a raw disk it would get other
+/// content, and the signs of the unfinished format might stay: when the disk is later staged for a file system, it
+/// would be formatted.
 fn refuse_unfinished(call: &NodeCall<'_>, device: &Device) -> Result<()> {
     let Some(fs) = observe_unfinished(device)? else { return refuse_begun(call, device) };
     let path = device.path().display();

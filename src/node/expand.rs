@@ -1,4 +1,4 @@
-//! Letting a volume's disk and file system follow when the volume has grown.
+//! Growing a volume's disk and file system on the droplet after the volume has grown at DigitalOcean.
 //!
 //! Owns the order: the disk is asked for its size until it has the new one, then the file system is grown while it is
 //! mounted. A raw block device needs no more than its disk. A second call finds everything grown and changes nothing.
@@ -40,7 +40,7 @@ impl Node {
         let (place, mount) = observe_volume_at(&want.path)?;
         let health = observe_health(call.places, &mount)?;
         if health != Health::Alive {
-            // Behind the node of a raw disk that is gone there may be another one by now.
+            // If the raw disk is gone, its node may belong to another disk by now.
             return Err(Error::MountBroken(format!("the volume at {} is dead: {health}", want.path.display())));
         }
         let name = match observe_whose(call.places, &want.volume, &mount)? {
@@ -56,7 +56,7 @@ impl Node {
         };
         let await_size =
             |least| await_numbered(&call.guard, call.places, &name, number, least, call.cap(DEVICE_BUDGET));
-        // The kernel may have missed that the disk has grown, also when it is large enough for what is asked.
+        // The kernel may have missed that the disk has grown, even if it is already large enough for the request.
         rescan_or_warn(&call.guard, &await_size(None)?);
         let device = await_size(want.range.least())?;
         if !want.range.holds(device.size().rounded_up()) {
@@ -66,7 +66,7 @@ impl Node {
             let fs = plan_fs(&want.path, &mount)?;
             let grow = |under: LuksMapping| self.ensure_inner_grown(&call, &device, &under.name, want.key.as_ref());
             let inner = under.map(grow).transpose()?;
-            // Read anew: the disk may have been waited for, and a mount that was there may be gone.
+            // Read again: the wait for the disk may have taken long, and a mount that was there may be gone.
             let through = plan_through(&observe_mounts()?, &mount);
             self.fs_tools.ensure_grown(&call, inner.as_ref().unwrap_or(&device), fs, &through)?;
         }

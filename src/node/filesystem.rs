@@ -1,8 +1,8 @@
-//! From a disk to a file system that can be mounted: made when the disk is certainly blank, checked when that is due, grown
-//! when its disk is larger.
+//! From a disk to a file system that can be mounted: made if the disk is certainly blank, checked if that is due, grown
+//! if its disk is larger.
 //!
-//! Owns the room for the programs that do this: each of them takes memory and the disks' bandwidth, so only some run at once.
-//! Which file system it is to be is decided in `plan.rs`.
+//! Owns the limit of programs that do this at once: each of them needs memory and the bandwidth of the disks. `plan.rs`
+//! decides which file system to make.
 
 use std::path::Path;
 
@@ -28,14 +28,14 @@ use crate::node::plan::{DiskPlan, Formatting, plan_disk};
 use crate::request::node::Stage;
 use crate::sync::semaphore::Semaphore;
 
-/// A volume's file system as it is to be mounted at its staging path.
+/// How a volume's file system should be mounted at its staging path.
 #[derive(Debug)]
 pub(super) struct WantedFs<'a> {
     pub(super) device: &'a Device,
-    /// The disk of an encrypted volume that nobody was given yet.
+    /// The disk of an encrypted volume that no caller has received yet.
     pub(super) new_on: Option<&'a Device>,
     pub(super) stage: &'a Stage,
-    /// None: whatever is there, or the default where nothing is.
+    /// `None`: the file system on the disk, or the default on a blank disk.
     pub(super) fs: Option<FsKind>,
     pub(super) options: MountOptions,
     /// The staging path as the mount table shows it.
@@ -43,12 +43,13 @@ pub(super) struct WantedFs<'a> {
 }
 
 impl WantedFs<'_> {
-    /// How a mount of the volume is not as asked, as a phrase.
+    /// How a mount of the volume differs from the request, as a phrase.
     pub(super) fn difference(&self, mount: &Mount) -> Option<String> {
         fs_difference(self.fs, mount).or_else(|| self.options.differs_from(mount))
     }
 
-    /// Sees, before anything is written to the disk, that the kernel can mount this file system with the options asked for.
+    /// Checks, before anything is written to the disk, that the kernel can mount this file system with the requested
+    /// options.
     fn check_mountable(&self, fs: FsKind, is_to_be_made: bool) -> Result<()> {
         plan_mountable(fs, &self.options, &observe_mountable(fs, &self.options, self.staging), is_to_be_made)
     }
@@ -63,7 +64,7 @@ pub(super) fn formatting(stage: &Stage, options: &MountOptions) -> Formatting {
     }
 }
 
-/// The programs that make, check and grow file systems. Each sort has room for itself: none waits for another to be done.
+/// The limits for programs that make, check and grow file systems. Each kind has its own: no kind waits for another.
 #[derive(Debug)]
 pub(super) struct FsTools {
     format: Semaphore,
@@ -103,7 +104,8 @@ impl FsTools {
         check_superblock(device, fs)?;
         if let Some(why) = observe_check_need(device, fs)? {
             info!("checking volume={} device={} fs={fs}: {why}", device.volume(), device.path().display());
-            // The check writes also for a reader, and a flag that a killed call has left would make it fail for ever.
+            // The check also writes for a reader. With a read-only flag that a killed call has left, it would always
+            // fail.
             ensure_protection(call, mounts, device, want.staging, false)?;
             apply_check(&call.guard, &self.check, &call.runner, device, fs)?;
         }
@@ -136,8 +138,8 @@ impl FsTools {
         }
     }
 
-    /// Grows a file system that is smaller than its disk, as that of a restored snapshot, through a mount of it. One that
-    /// cannot be grown is used as it is: nothing is lost by that, and NodeExpandVolume says why.
+    /// Grows a file system that is smaller than its disk, such as a restored snapshot's, through a mount of it. If it
+    /// cannot be grown, it is used as it is: nothing is lost, and NodeExpandVolume says why.
     pub(super) fn ensure_full_size(&self, call: &NodeCall<'_>, device: &Device, mount: &Mount) {
         let Some(fs) = FsKind::parse(&mount.fstype) else { return };
         let grown = observe_is_smaller(device, fs).and_then(|is_smaller| {
@@ -157,8 +159,8 @@ impl FsTools {
     }
 }
 
-/// Looks at what is on a disk, and once more when it is nothing clear and nobody else uses the disk any more: a mkfs whose
-/// plugin was killed goes on, and what it has left halfway is no reason to refuse what it leaves in the end.
+/// Reads what is on a disk. If that is not clear, it reads again when nobody else uses the disk any more: the mkfs of a
+/// killed plugin goes on, and its result counts, not what was on the disk halfway.
 fn observe_settled(call: &NodeCall<'_>, device: &Device) -> Result<Content> {
     let content = observe_content(&call.runner, device)?;
     match content {
@@ -172,7 +174,7 @@ fn observe_settled(call: &NodeCall<'_>, device: &Device) -> Result<Content> {
     observe_content(&call.runner, device)
 }
 
-/// Says of a disk on which is nothing clear, and which somebody has, that this may be the program that still makes it.
+/// For a disk in use with unclear content: the error adds that a program may still be making the file system.
 fn or_wait(err: Error) -> Error {
     let cure = "if that is a program that still makes its file system (mkfs, cryptsetup), do not end it, and try again when it \
                 has ended; anything else may be ended first";

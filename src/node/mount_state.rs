@@ -1,7 +1,7 @@
 //! What the mount table means for one volume.
 //!
-//! Owns the reading of single mounts: whose they are, whether they are as asked for, whether they still work. It changes
-//! nothing; what follows from it is decided in `plan.rs`.
+//! Owns the reading of single mounts: to which volume they belong, whether they are as requested, whether they still
+//! work. It changes nothing; `plan.rs` decides what follows.
 
 use std::path::{Path, PathBuf};
 
@@ -21,7 +21,7 @@ pub(super) fn observe_at(
     difference: impl Fn(&Mount) -> Option<String>,
 ) -> Result<MountPointState> {
     let Some(mount) = mounts.at(path) else { return Ok(MountPointState::Free) };
-    // What is not of our making is never touched, not even to see whether it answers: NFS may not answer for ever.
+    // A foreign mount is never touched, not even to see whether it answers: NFS may never answer.
     let is_ours = is_of_our_making(mount);
     let health = if is_ours { observe_health(places, mount)? } else { Health::Alive };
     Ok(plan_mount_state(mount, health, device, difference))
@@ -42,7 +42,7 @@ pub(super) fn observe_superblock(
     Ok(plan_superblock(&seen.collect::<Result<Vec<_>>>()?))
 }
 
-/// Every place where a volume is seen, by its file system or raw, but those named.
+/// Every place where a volume is seen, by its file system or raw, except those in `apart`.
 pub(super) fn elsewhere<'a>(
     mounts: &'a MountTable,
     device: &'a Device,
@@ -69,7 +69,7 @@ fn plan_mount_state(
 ) -> MountPointState {
     let is_volume = mount.is_node_of(device) || (mount.is_of(device) && mount.is_whole());
     match (health, is_volume) {
-        // One whose disk is there is torn away only from the volume's own tasks.
+        // A mount whose disk is there is only taken from the volume's own tasks.
         (Health::DiskGone | Health::NodeGone, _) if is_of_our_making(mount) => MountPointState::Dead(health),
         (Health::ShutDown, _) if mount.is_of(device) => MountPointState::Dead(health),
         (Health::Alive | Health::DiskGone | Health::ShutDown | Health::NodeGone, false)
@@ -151,7 +151,7 @@ mod tests {
             ("0:5 /sda//deleted /s rw - devtmpfs udev rw", gone, MountPointState::Dead(gone)),
             ("0:5 / /s rw - devtmpfs udev rw", alive, other("udev (devtmpfs)")),
             ("0:44 / /s rw - tmpfs tmpfs rw", alive, other("tmpfs (tmpfs)")),
-            // What is not of our making is never cleared away, dead or not.
+            // A foreign mount is never removed, dead or not.
             ("0:50 / /s rw - nfs4 server:/x rw", gone, other("server:/x (nfs4)")),
             ("0:50 / /s rw - fuse.x x rw", shut, other("x (fuse.x)")),
         ];

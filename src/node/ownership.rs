@@ -1,8 +1,8 @@
 //! The owner, group and permissions of a file system's root directory.
 //!
-//! Owns the decision that a file system is fresh, and the change. Nomad has nothing like Kubernetes' fsGroup, so a task that
-//! does not run as root could not write to a new volume. What somebody has used is changed only when the volume's settings say
-//! so, and then the root directory alone: nothing below it is ever touched.
+//! Owns the decision that a file system is fresh, and the change. Nomad has nothing like Kubernetes' fsGroup, so a task
+//! that does not run as root could not write to a new volume. A used file system is changed only if the volume's
+//! settings say so, and then only its root directory. Nothing below it is ever touched.
 
 use std::fs::{File, Permissions};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, fchown};
@@ -26,12 +26,12 @@ struct Found {
     is_empty: bool,
 }
 
-/// What has become of a root directory.
+/// The outcome for a root directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Root {
-    /// It is as asked.
+    /// It is as requested.
     AsAsked,
-    /// It is otherwise, because the file system was used before.
+    /// It differs from the request, because the file system was used before.
     LeftAlone {
         /// Its owner.
         owner: u32,
@@ -42,11 +42,11 @@ pub(super) enum Root {
     },
 }
 
-/// Gives the root directory of a mounted file system its owner, group and permissions, when the file system is fresh or the
-/// settings say that this does not matter.
+/// Sets owner, group and permissions of a mounted file system's root directory, if the file system is fresh or the
+/// settings ask for it on used ones too.
 ///
-/// A second call changes nothing. One that was cut off half way is completed by the next: a root directory counts as fresh as
-/// long as everything about it is either as mkfs made it or as asked for.
+/// A second call changes nothing. The next call completes one that was interrupted: a root directory counts as fresh
+/// while each of its properties is either as mkfs made it or as requested.
 ///
 /// # Errors
 /// [`Error::Io`].
@@ -86,14 +86,14 @@ fn observe_root(directory: &File, path: &Path) -> Result<Found> {
     Ok(Found { owner: found.uid(), group: found.gid(), mode: found.mode() & 0o7777, is_empty })
 }
 
-/// What is to be done with a root directory.
+/// What to do with a root directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum RootPlan {
-    /// Nothing, it is as asked.
+    /// Nothing, it is as requested.
     Keep,
-    /// Nothing, although it is otherwise: somebody has used the file system.
+    /// Nothing, although it differs from the request: the file system was used before.
     Leave,
-    /// Make it as asked.
+    /// Set what is requested.
     Change,
 }
 
@@ -148,7 +148,7 @@ mod tests {
             let done = Found { owner: 1000, group: 2000, mode: 0o2770, is_empty };
             assert_eq!((plan_root(done, want), plan_root(done, always)), (RootPlan::Keep, RootPlan::Keep));
         }
-        // What is not asked for must be as mkfs made it: somebody else's choice is nobody's mistake.
+        // What is not requested must still be as mkfs made it. Otherwise a user has changed it on purpose.
         let owner_only = RootSettings { owner: Some(1000), ..RootSettings::default() };
         assert_eq!(plan_root(fresh, owner_only), RootPlan::Change);
         assert_eq!(plan_root(Found { mode: 0o700, ..fresh }, owner_only), RootPlan::Leave);

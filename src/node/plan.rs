@@ -1,7 +1,7 @@
 //! What a node call has to do, decided from what was seen.
 //!
-//! Owns the decisions for staging and publishing. Pure: no disk, no clock, no log; whoever calls has looked already. An
-//! unknown is never taken for blank, and nothing that is not the volume is ever unmounted to make room.
+//! Owns the decisions for staging and publishing. Pure: no disk, no clock, no log; the caller has already looked. A
+//! disk whose content is unknown never counts as blank, and only the volume itself is ever unmounted to make room.
 
 use std::path::{Path, PathBuf};
 
@@ -20,7 +20,7 @@ pub(super) enum MountPointState {
     Free,
     /// The volume, alive and as asked.
     AsRequested,
-    /// The volume, alive, but otherwise than asked; how, as a phrase.
+    /// The volume, alive, but not as requested; the difference, as a phrase.
     Mismatched(String),
     /// The volume, but read-only because the kernel has seen errors in it.
     ReadOnlyAfterError,
@@ -29,7 +29,7 @@ pub(super) enum MountPointState {
         /// What it is, for the message.
         what: String,
     },
-    /// A mount that answers with nothing but errors, or whose disk is gone; nothing can be written to it any more.
+    /// A mount that answers only with errors, or whose disk is gone; nothing can be written to it any more.
     Dead(Health),
 }
 
@@ -40,15 +40,15 @@ pub(super) enum MountPointPlan {
     Keep,
     /// Mount it.
     Mount,
-    /// Take the dead mount away first, which is so; then mount it.
+    /// Remove the dead mount first, which is in this state; then mount it.
     ClearThenMount(Health),
 }
 
 /// Decides about a place. `place` names it in messages.
 ///
 /// # Errors
-/// [`Error::MountedOtherwise`] when the volume is mounted there otherwise than asked, [`Error::TargetTaken`] when something
-/// else is, [`Error::MountBroken`] when the volume is, and is broken.
+/// [`Error::MountedOtherwise`] when the volume is mounted there, but not as requested, [`Error::TargetTaken`] when
+/// something else is mounted there, [`Error::MountBroken`] when the volume is mounted there and its mount is broken.
 pub(super) fn plan_mount_point(place: &Path, at: &MountPointState) -> Result<MountPointPlan> {
     match at {
         MountPointState::Free => Ok(MountPointPlan::Mount),
@@ -73,7 +73,7 @@ pub(super) fn plan_mounted(place: &Path, at: &MountPointState) -> Result<()> {
         MountPointState::Mismatched(how) => how,
         MountPointState::ReadOnlyAfterError => BROKEN,
         MountPointState::Foreign { what } => what,
-        // The kernel gives out what it still has of a file system that was shut down, for as long as anything uses it.
+        // As long as anything uses a file system that was shut down, a new mount shows that same dead file system.
         MountPointState::Dead(_) => "it is dead; something still uses an older mount of it that died, stop that first",
     };
     Err(Error::MountBroken(format!("the volume was mounted at {}, but: {seen}", place.display())))
@@ -82,7 +82,7 @@ pub(super) fn plan_mounted(place: &Path, at: &MountPointState) -> Result<()> {
 const BROKEN: &str = "is read-only because the kernel has seen errors in its file system; stop all that uses the volume on \
                       this droplet, and it is checked when it is staged next";
 
-/// The file system of a disk as far as it is mounted somewhere already. All its mounts share one state in the kernel.
+/// How the file system of a disk is mounted already. All its mounts share one state in the kernel.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Superblock {
     /// It is mounted nowhere.
@@ -106,7 +106,7 @@ pub(super) enum Superblock {
         /// Where.
         at: PathBuf,
     },
-    /// It is mounted and answers with nothing but errors.
+    /// It is mounted and answers only with errors.
     Dead {
         /// Where.
         at: PathBuf,
@@ -118,7 +118,7 @@ pub(super) enum Superblock {
 /// How a file system is to be mounted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum MountPlan {
-    /// For the first time, after a look at the disk.
+    /// For the first time, after the disk was examined.
     First,
     /// Once more, as it is mounted already.
     Again(FsKind),
@@ -134,8 +134,8 @@ pub(super) enum MountPlan {
 /// Decides how a file system is mounted beside its other mounts.
 ///
 /// # Errors
-/// [`Error::MountBroken`] when the kernel has given up on it and it has to be unmounted everywhere first, or when it is
-/// mounted as something that this plugin does not mount; [`Error::WrongFilesystem`] when another kind is asked for.
+/// [`Error::MountBroken`] when it was shut down and has to be unmounted everywhere first, or when it is mounted as a
+/// file system that this plugin does not mount; [`Error::WrongFilesystem`] when another kind is requested.
 pub(super) fn plan_mount(
     device: &Device,
     asked: Option<FsKind>,
@@ -189,16 +189,16 @@ pub(super) enum Formatting {
     Allowed,
     /// No: the volume's own settings say so.
     Never,
-    /// No: the volume is asked for to be read only.
+    /// No: the volume is requested for reading only.
     ReadOnly,
 }
 
-/// Decides about a disk that is mounted nowhere. `asked` is the file system asked for; none: whatever is on the disk, or
-/// `default` on a blank one.
+/// Decides about a disk that is mounted nowhere. `asked` is the requested file system; `None`: the one on the disk, or
+/// `default` on a blank disk.
 ///
 /// # Errors
-/// [`Error::WrongFilesystem`] when the disk holds another file system than asked, [`Error::WillNotFormat`] when it holds
-/// anything that is neither a file system we know nor certainly nothing, or when it must not be formatted.
+/// [`Error::WrongFilesystem`] when the disk holds another file system than the requested one, [`Error::WillNotFormat`]
+/// when the disk is not certainly blank and holds no file system that we know, or when it must not be formatted.
 pub(super) fn plan_disk(
     device: &Device,
     asked: Option<FsKind>,
@@ -263,11 +263,12 @@ fn will_not_format(device: &Device, content: &Content, cure: &str) -> Error {
     }
 }
 
-/// Decides whether a volume may be used raw, or by a file system, beside what uses it already. `other` is a place where it
-/// is used in the other way.
+/// Decides whether a volume may be used raw, or through a file system, together with its present users. `other` is a
+/// place where it is used in the other way.
 ///
 /// # Errors
-/// [`Error::UsedOtherwise`] when there is one: whoever writes to the raw disk below a mounted file system destroys it.
+/// [`Error::UsedOtherwise`] when there is one: writing to the raw disk below a mounted file system destroys the file
+/// system.
 pub(super) fn plan_exclusive_use(volume: &VolumeName, is_raw: bool, other: Option<&Path>) -> Result<()> {
     let (one, another) = if is_raw { ("a raw disk", "a file system") } else { ("a file system", "a raw disk") };
     other.map_or(Ok(()), |other| {

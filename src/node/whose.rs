@@ -1,7 +1,8 @@
 //! Whether what is mounted at a path is the volume that a call means.
 //!
-//! Owns that question for the calls that bring a volume's id and a path alone, as unpublish, unstage, expand and statistics do.
-//! Whoever has the path wrong, or the id, must not take another volume away from its task, still less the droplet's own disk.
+//! Owns that question for the calls that bring only a volume's id and a path: unpublish, unstage, expand and
+//! statistics. A call with a wrong path or a wrong id must not take another volume, or the droplet's own disk, away
+//! from its users.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -19,30 +20,31 @@ use crate::host::owner::{Owner, UnderMount, observe_disk, observe_owner};
 use crate::id::{VolumeId, VolumeName};
 use crate::node::NodeCall;
 
-/// What a mount is to the volume that is asked for.
+/// Whether a mount belongs to the requested volume.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Whose {
-    /// It is the volume's, or, where the volume's name is not known, that of a volume which nobody has called by another id.
+    /// It belongs to the volume. If the volume's name is not known: it belongs to a volume that is known by no other
+    /// id.
     Ours(Option<VolumeName>),
-    /// Its disk is gone, so nobody can say whose it was, and nothing can be written to it any more.
+    /// Its disk is gone. So nobody can say which volume it was, and nothing can be written to it any more.
     Gone,
-    /// It is not the volume's, in words.
+    /// It belongs to something else; the text says to what.
     NotOurs(String),
 }
 
 impl Whose {
-    /// What is said to who has asked for the volume there.
+    /// The message for the caller who requested the volume there.
     pub(super) fn not_there(volume: &str, mount: &Mount, found: &str) -> Error {
         let found = format!("{} ({}) is mounted there, from {found}", mount.source.display(), mount.fstype);
         Error::NotFound(Thing::VolumeNotAt { volume: volume.to_owned(), path: mount.target.clone(), found })
     }
 }
 
-/// Keeps in mind which name the volume with this id has, for the calls that bring the id alone.
+/// Remembers the name of the volume with this id, for the calls that bring only the id.
 pub(super) fn remember(call: &NodeCall<'_>, volume: &str, name: &VolumeName) {
     if let Err(err) = ensure_known(&call.guard, call.places, volume, name) {
-        // Without it a wrong path is noticed less surely, which is no reason to keep a task from its volume. Where `/dev` is
-        // read-only it is so for each call, and said once.
+        // Without the link a wrong path may go unnoticed. That is no reason to refuse the volume to its task. If `/dev`
+        // is read-only, every call gets here, so the warning is logged once.
         static WAS_SAID: AtomicBool = AtomicBool::new(false);
         let level = if WAS_SAID.swap(true, Ordering::Relaxed) { Level::Debug } else { Level::Warn };
         log!(level, "cannot keep in mind which volume has this id volume={volume} name={name}: {}", Chain(&err));
@@ -60,7 +62,7 @@ pub(super) fn forget_unused(call: &NodeCall<'_>, mounts: &MountTable, volume: &s
     }
 }
 
-/// The disk of the volume with this name, as far as one is there and works, and what lies on it.
+/// The disk of the volume with this name, if it is there and works, and what lies on it.
 pub(super) fn observe_named(places: &DevicePlaces, name: &VolumeName) -> Result<Option<(Device, DiskHolder)>> {
     let (LookupResult::Ready(disk) | LookupResult::TooSmall { device: disk, .. }) = observe_device(places, name, None)?
     else {
@@ -79,8 +81,8 @@ fn observe_is_used(places: &DevicePlaces, mounts: &MountTable, name: &VolumeName
     })
 }
 
-/// Looks whose a mount is that is found in this state. What shows a disk that is gone is nobody's any more; and so is what
-/// shows the node of such a disk, unless its number is now that of a disk which is certainly another volume's.
+/// Finds out whether a mount with this health belongs to the volume. A mount whose disk is gone belongs to nobody.
+/// Neither does the node of such a disk, unless its number now belongs to the disk of another volume.
 ///
 /// # Errors
 /// As [`observe_whose`].
@@ -99,11 +101,11 @@ pub(super) fn observe_whose_at(places: &DevicePlaces, volume: &str, mount: &Moun
     }
 }
 
-/// Looks whose the disk under a mount is: by the name that belongs to the id, or, where that is not known, whether it is a
-/// volume at all and nobody else's.
+/// Finds out whether the disk under a mount is the volume's: by the name that belongs to the id. If that name is not
+/// known, the disk must be a volume that is known by no other id.
 ///
 /// # Errors
-/// [`Error::Io`] when that cannot be seen: then nothing may be done to the mount.
+/// [`Error::Io`] when that cannot be read. Then the mount must be left alone.
 pub(super) fn observe_whose(places: &DevicePlaces, volume: &str, mount: &Mount) -> Result<Whose> {
     if is_root(mount)? {
         return Ok(Whose::NotOurs("the disk with the root file system".to_owned()));
@@ -134,9 +136,9 @@ fn is_root(mount: &Mount) -> Result<bool> {
     Ok(mount.device == DeviceNumber::from_raw(std::os::unix::fs::MetadataExt::dev(&root)))
 }
 
-/// Decides about a volume's disk when it is not known which name belongs to the id that is asked for. `known` are the ids by
-/// which the disk's volume is known. DigitalOcean's own ids are one for each volume; old Nomads send their own to some calls and
-/// DigitalOcean's to others. Pure.
+/// Decides about a volume's disk when no name is known for the requested id. `known` are the ids by which the disk's
+/// volume is known. DigitalOcean gives each volume one id. Old Nomads send their own id in some calls and
+/// DigitalOcean's in others. Pure.
 fn plan_unnamed(asked: &str, names: &[VolumeName], known: &[String]) -> Whose {
     let is_own = |id: &str| VolumeId::parse(id).is_ok();
     let another = known.iter().find(|id| is_own(id)).filter(|_| is_own(asked) && !known.iter().any(|id| id == asked));

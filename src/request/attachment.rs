@@ -13,14 +13,15 @@ pub struct Publish {
     pub volume: VolumeId,
     /// The droplet.
     pub droplet: DropletId,
-    /// How it is going to be used there.
+    /// How it will be used there.
     pub mode: PublishMode,
 }
 
 /// How a volume is used on the droplet that it is attached to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PublishMode {
-    /// Whether it is only going to be read. DigitalOcean attaches for reading and writing; the node publishes read-only.
+    /// Whether it will only be read. DigitalOcean always attaches for reading and writing; the node publishes
+    /// read-only.
     pub is_read_only: bool,
     /// Whether it is used as a raw block device.
     pub is_block: bool,
@@ -47,11 +48,11 @@ impl TryFrom<csi::ControllerPublishVolumeRequest> for Publish {
 pub struct Unpublish {
     /// The volume.
     pub volume: VolumeId,
-    /// From where it is to be detached.
+    /// From where it should be detached.
     pub from: DetachFrom,
 }
 
-/// From which droplets a volume is to be detached.
+/// From which droplets a volume should be detached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DetachFrom {
     /// From this one; elsewhere it is left alone.
@@ -61,7 +62,7 @@ pub enum DetachFrom {
 }
 
 impl Unpublish {
-    /// Reads the request; `None` when its ids are such that nothing can be attached there.
+    /// Reads the request; `None` when its ids cannot exist, so that nothing can be attached there.
     ///
     /// # Errors
     /// [`Error::Invalid`] when the volume's id is missing.

@@ -26,9 +26,9 @@ pub enum AccessMode {
 pub enum Access {
     /// As a mounted file system.
     Mount {
-        /// The file system asked for; none: what is on the disk, or the default on a blank one.
+        /// The requested file system; `None`: the one on the disk, or the default on a blank disk.
         fs: Option<FsKind>,
-        /// The mount flags asked for.
+        /// The requested mount flags.
         flags: MountOptions,
     },
     /// As a raw block device.
@@ -40,7 +40,7 @@ pub enum Access {
 pub struct Capability {
     /// Who may use it, and how.
     pub mode: AccessMode,
-    /// As what it is presented.
+    /// How the workload sees it.
     pub access: Access,
 }
 
@@ -49,7 +49,7 @@ impl Capability {
     ///
     /// # Errors
     /// [`Error::Invalid`] when a part is missing or contradictory, [`Error::Unsupported`] when it is well formed but
-    /// cannot be had.
+    /// DigitalOcean's volumes cannot do it.
     pub fn parse(field: &str, wire: Option<VolumeCapability>) -> Result<Capability> {
         let wire = wire.ok_or_else(|| Error::invalid(field, "must be given"))?;
         let access = match wire.access_type {

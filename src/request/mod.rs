@@ -1,7 +1,7 @@
-//! From the wire to types: every request is read once, here, and past this module no wire type is seen.
+//! From the wire to types: every request is read once, here. No other module sees a wire type.
 //!
-//! Owns the checks of form: what is missing, malformed or contradictory. It never looks at the world; whether a volume
-//! exists is not known here.
+//! Owns the checks of form: what is missing, malformed or contradictory. It never looks at the world, and does not know
+//! whether a volume exists.
 
 pub mod attachment;
 pub mod capability;
@@ -31,7 +31,7 @@ pub fn required(field: &str, text: String) -> Result<String> {
     if text.is_empty() { Err(Error::invalid(field, "must not be empty")) } else { Ok(text) }
 }
 
-/// A volume's id. An id that is no UUID cannot be the id of any volume, which is an answer and not a malformed request.
+/// A volume's id. An id that is no UUID belongs to no volume. That is an answer, not a malformed request.
 ///
 /// # Errors
 /// [`Error::Invalid`] when empty, [`Error::NotFound`] when it is no UUID.

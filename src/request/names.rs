@@ -1,7 +1,7 @@
 //! Whether a name in a volume's context or parameters is one of this driver's, nearly one, or somebody else's.
 //!
-//! Owns the comparison of names. Pure. A name of ours that is written otherwise than it is read would have no effect, and
-//! the disk that was not to be formatted would be: such a name is refused, with the one that was probably meant.
+//! Owns the comparison of names. Pure. A misspelt name of ours would have no effect, and a disk with a misspelt
+//! `noformat` would be formatted. Such a name is refused, and the error has the name that was probably meant.
 
 use crate::config::DRIVER_NAME;
 use crate::spelling::distance;
@@ -114,7 +114,7 @@ pub(super) fn nearest<'a>(name: &str, beside: &[&'a str]) -> Option<(&'a str, us
     known.chain(other).filter(fits).min_by_key(|(_, far)| *far)
 }
 
-/// Whether two names are one, but for what people write differently.
+/// Whether two names are the same, apart from what people write differently.
 pub(super) fn same_name(one: &str, other: &str) -> bool {
     plain(one) == plain(other)
 }

@@ -1,9 +1,8 @@
 //! The settings that a user gives a volume through the orchestrator: `tags` and `description` when it is created, `tags`
 //! and `remove-tags` at any time.
 //!
-//! Owns their names and forms. Parameters of other names are none of this driver's and are ignored, as the official driver
-//! ignores all, unless they are ours in another spelling; mutable parameters of other names are refused, because the caller
-//! asks for a change.
+//! Owns their names and forms. Parameters with other names are ignored, as in the official driver, unless they look
+//! like a misspelt name of ours. Mutable parameters with other names are refused, because the caller asks for a change.
 
 use std::collections::HashMap;
 
@@ -19,7 +18,7 @@ pub const PARAMETERS: &str = "parameters";
 pub const TAGS: &str = "tags";
 /// Tags that are taken off a volume, separated by commas.
 pub const REMOVE_TAGS: &str = "remove-tags";
-/// What a volume's description says besides what this driver writes there.
+/// The user's text in a volume's description, behind the driver's own text.
 pub const DESCRIPTION: &str = "description";
 
 /// The names that are read without a prefix among the entries of a field.

@@ -90,7 +90,7 @@ impl ContextKeys {
         let size = lookup(context, &self.size)
             .map(|text| text.parse().map(Gib).map_err(|_| Error::invalid(field(&self.size), "is not a number of GiB")))
             .transpose()?;
-        // Whatever is there but the word that says otherwise is taken for the safe side.
+        // Only the word for "no" means no. Every other text means the safe choice.
         let is_read_only = lookup(context, &self.read_only).is_some_and(|text| text != "false");
         Ok(Attached { name, size, is_read_only })
     }

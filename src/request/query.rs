@@ -17,7 +17,7 @@ use crate::request::{required, volume_id};
 pub struct Validate {
     /// The volume.
     pub volume: VolumeId,
-    /// Why not all of what is asked can be had; none: it all can.
+    /// Why not everything in the request is possible; `None`: everything is.
     pub refusal: Option<String>,
 }
 
@@ -77,7 +77,7 @@ impl Capacity {
     }
 }
 
-/// What is well formed but cannot be had is an answer.
+/// A request that is well formed but not possible gets an answer, not an error.
 fn if_supported<T>(parsed: Result<T>) -> Result<Option<T>> {
     match parsed {
         Ok(parsed) => Ok(Some(parsed)),
@@ -97,7 +97,8 @@ pub struct Page {
 
 /// Where a page of a list begins, which is not the first: what its token says.
 ///
-/// The position alone would not do: when an entry before it is deleted, all that follow move, and one would be left out.
+/// The position alone is not enough: when an entry before it is deleted, all later ones move, and one would be left
+/// out.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct ListStart {
     /// How many entries come before it.
@@ -109,7 +110,7 @@ pub struct ListStart {
 }
 
 impl ListStart {
-    /// Reads a token. No other text for the same start was ever given out, nor one for the beginning.
+    /// Reads a token. For each start there is exactly one text, and none for the beginning of a list.
     fn parse(token: &str) -> Option<ListStart> {
         let mut parts = token.splitn(3, ':');
         let offset = parts.next()?.parse().ok().filter(|offset: &usize| *offset > 0)?;

@@ -1,7 +1,7 @@
 //! The key of an encrypted volume among a request's secrets.
 //!
-//! Owns the names under which it is looked for. Secrets of other names are none of this driver's and are not looked at;
-//! whatever a request's secrets are, their memory is overwritten once the request was read.
+//! Owns the names under which it is looked for. Secrets with other names are not read. The memory of all secrets of a
+//! request is overwritten after the request was read.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -19,8 +19,8 @@ pub fn forget(wire: &mut HashMap<String, String>) {
     drop(Secrets::new(std::mem::take(wire)));
 }
 
-/// The secrets of a request. Their memory is overwritten when this is dropped, so a request's are taken before anything of it
-/// can be refused.
+/// The secrets of a request. Their memory is overwritten when this is dropped. So they are taken out of a request
+/// before any part of it can be refused.
 pub struct Secrets(HashMap<String, String>);
 
 impl Secrets {
@@ -38,8 +38,8 @@ impl Secrets {
         find_key(&self.0)
     }
 
-    /// As [`Secrets::key`], for a volume of which is known whether it is encrypted: whoever gives a key for one that is not
-    /// would believe that what is stored is safe.
+    /// As [`Secrets::key`], when it is known whether the volume is encrypted. A key for a volume that is not encrypted
+    /// is refused: the caller would believe that the data is safe.
     ///
     /// # Errors
     /// As [`Secrets::key`], and [`Error::Invalid`] for such a key.

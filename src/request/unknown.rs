@@ -1,6 +1,6 @@
-//! Telling of names that have no effect, once for each volume.
+//! Warnings of names that have no effect, once for each volume.
 //!
-//! Owns the memory of what was told, which is small and is lost when the program ends.
+//! Owns the memory of what was logged, which is small and is lost when the program ends.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -9,10 +9,10 @@ use log::warn;
 
 use crate::request::volume_context::unknown_names;
 
-/// How many volumes and names are remembered, before all are forgotten and told of once more.
+/// How many volumes and names are remembered. Above that, all are forgotten and may be logged again.
 const MOST: usize = 4096;
 
-/// Which unknown names of which volumes the log has told of. Its clones share one memory.
+/// Which unknown names of which volumes were logged. Clones share one memory.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Warned(Arc<Mutex<HashSet<(String, String)>>>);
 

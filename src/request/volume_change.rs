@@ -1,4 +1,4 @@
-//! The requests that change a volume which is there: larger, or with other tags.
+//! The requests that change an existing volume: its size or its tags.
 //!
 //! Owns one type for each of them.
 
@@ -39,12 +39,12 @@ impl TryFrom<csi::ControllerExpandVolumeRequest> for Expand {
     }
 }
 
-/// A volume whose tags are to be changed.
+/// A volume whose tags should change.
 #[derive(Debug, Clone)]
 pub struct Modify {
     /// The volume.
     pub volume: VolumeId,
-    /// What is to be changed.
+    /// What should change.
     pub tags: TagChange,
 }
 

@@ -150,6 +150,69 @@ fn plugin_jobs_use_settings_that_the_program_has_and_keep_the_token_out_of_argum
     }
 }
 
+/// Messages that are Nomad's own.
+///
+/// Source: hashicorp/nomad v2.0.5, scheduler/feasible/feasible.go, nomad/csi_endpoint.go, drivers/docker/driver.go,
+/// nomad/structs/errors.go, nomad/state/state_store.go, client/allocrunner/taskrunner/template/template.go; and of Docker's.
+const MESSAGES_OF_OTHERS: [&str; 9] = [
+    "CSI plugin digitalocean is missing from client",
+    "is unhealthy on client",
+    "no healthy controllers for CSI plugin",
+    "Docker privileged mode is disabled on this Nomad agent",
+    "is not a shared mount",
+    "has exhausted its available writer claims",
+    "volume max claims reached",
+    "volume in use",
+    "Missing: nomad.var.block",
+];
+
+/// Messages that the program puts together, with the parts that its sources have.
+const PUT_TOGETHER: [(&str, [&str; 2]); 3] = [
+    ("is not deleted:", ["is not {done}", "\"deleted\""]),
+    ("is not taken from droplet", ["is not {done}", "taken from droplet"]),
+    ("it is not known yet in which region the volumes are", ["it is not known yet", "in which region the volumes are"]),
+];
+
+#[test]
+fn the_messages_that_the_guide_explains_are_the_programs_or_nomads() {
+    let mut sources = String::new();
+    collect_sources(&root().join("src"), &mut sources);
+    let page = read("nomad/messages.md");
+    let mut count = 0;
+    for cell in page.lines().filter(|line| line.starts_with("| `")).filter_map(|row| row.split('|').nth(1)) {
+        for message in cell.split('`').skip(1).step_by(2) {
+            let parts = message.split("...").map(|part| part.trim_matches([' ', '(', ')', ',']));
+            for part in parts.filter(|part| !part.is_empty()) {
+                let put_together = PUT_TOGETHER.iter().find(|(whole, _)| *whole == part);
+                let is_put_together = put_together.is_some_and(|(_, all)| all.iter().all(|one| sources.contains(one)));
+                let is_known = MESSAGES_OF_OTHERS.contains(&part) || is_put_together || sources.contains(part);
+                assert!(is_known, "the page explains {part:?}, which nobody says");
+                count += 1;
+            }
+        }
+    }
+    assert!(count > 25, "{count}");
+}
+
+/// The text of all sources, with the literals that are broken over lines put together.
+fn collect_sources(directory: &Path, sources: &mut String) {
+    for entry in fs::read_dir(directory).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            collect_sources(&path, sources);
+            continue;
+        }
+        let text = fs::read_to_string(&path).unwrap_or_default();
+        for line in text.lines() {
+            let (line, is_broken) = line.strip_suffix('\\').map_or((line, false), |line| (line, true));
+            sources.push_str(if sources.ends_with('\n') { line } else { line.trim_start() });
+            if !is_broken {
+                sources.push('\n');
+            }
+        }
+    }
+}
+
 #[test]
 fn jobs_that_use_a_volume_are_tried_again() {
     for (name, body) in files() {

@@ -23,7 +23,7 @@
 
       check {
         type     = "http"
-        path     = "/health"
+        path     = "/readyz"
         interval = "30s"
         timeout  = "5s"
       }

@@ -88,10 +88,10 @@ impl fmt::Display for LookupResult {
     }
 }
 
-/// Looks for a volume's disk, once: by its link, and always among all disks by the name they carry too. A disk that carries
-/// the name goes before what the link leads to, and of two that carry it neither is used.
+/// Looks for a volume's disk once: by its link, and always by the names of all disks too. A disk that carries the name
+/// counts more than the link. If two disks carry the name, neither is used.
 ///
-/// `size` is what the cloud says, when known; a larger disk is right too, as it may have been resized since.
+/// `size` is what the cloud says, if known. A larger disk is right too, because it may have been resized since.
 ///
 /// # Errors
 /// [`Error::Io`] when something that is there cannot be read, and the choice could depend on it.
@@ -165,7 +165,7 @@ enum Choice {
     ByLink,
     /// The one that carries the name.
     ByName,
-    /// None: they contradict each other.
+    /// None: the link and the names contradict each other.
     Neither,
     /// None: a disk that cannot be read may be the volume, and the one that the link leads to need not be.
     Unclear,
@@ -173,8 +173,8 @@ enum Choice {
 
 /// Decides between the disk that udev linked and the one that carries the name. Pure.
 ///
-/// A link may be stale, so it counts only as long as no other disk carries the name, or could. A linked disk that carries the
-/// name was looked at already.
+/// A link may be stale. So it counts only if no other disk carries the name or could carry it. The caller has already
+/// examined a linked disk that carries the name.
 fn plan_choice(by_link: ByLink, by_name: ByName) -> Choice {
     match (by_link, by_name) {
         (ByLink::Nowhere | ByLink::Other | ByLink::Silent | ByLink::Compatible | ByLink::Same, ByName::Several)
@@ -207,7 +207,7 @@ pub fn await_device(
     await_ready(guard, volume, budget, || observe_device(places, volume, size))
 }
 
-/// As [`await_device`], for a disk of which is known that it is the volume's, by the number under which it is in use.
+/// As [`await_device`], for a disk that is known to be the volume's, by the number under which it is in use.
 ///
 /// # Errors
 /// As [`await_device`].

@@ -34,11 +34,11 @@ pub(in crate::host) struct Identity {
 pub(in crate::host) enum NameMatch {
     /// The disk carries the name.
     Same,
-    /// The disk carries the beginning of the name, cut off: it may be the volume, and so may others.
+    /// The disk carries only the beginning of the name: it may be the volume, and so may other disks.
     Compatible,
     /// The disk carries no name.
     Silent,
-    /// The disk is something else, in words.
+    /// The disk is something else; the text says what.
     Other(String),
 }
 
@@ -49,7 +49,7 @@ pub(in crate::host) enum Make {
     Volume,
     /// A disk without hardware, which says nothing.
     Unknown,
-    /// Another disk, in words.
+    /// Another disk; the text says what.
     Other(String),
 }
 

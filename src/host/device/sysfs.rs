@@ -1,6 +1,6 @@
 //! Attributes of devices, as sysfs shows them.
 //!
-//! Owns what it means that an attribute is not there, and that a directory is a sysfs at all. It knows no attribute by name.
+//! Owns the meaning of a missing attribute, and the check that a directory is a sysfs. It knows no attribute by name.
 
 use std::path::Path;
 
@@ -12,8 +12,8 @@ use crate::host::presence::observe_if_there;
 /// What statfs(2) gives as the type of a sysfs. Source: `SYSFS_MAGIC` in the kernel's `include/uapi/linux/magic.h`.
 const MAGIC: FsType = FsType(0x6265_6572);
 
-/// Sees that a directory is the root of a sysfs. In any other directory no disk is found, and what is not found there would pass
-/// for gone.
+/// Checks that a directory is the root of a sysfs. In any other directory no disk would be found, and a disk that is
+/// not found counts as gone.
 ///
 /// # Errors
 /// [`Error::Io`] when it cannot be examined, [`Error::HostUnfit`] when it is something else.

@@ -1,7 +1,7 @@
 //! cryptsetup and dmsetup: making, opening, growing and closing an encrypted volume, and seeing what it is.
 //!
-//! Owns their command lines and the meaning of their exit codes. What of a header or a table is taken is `header.rs`'s. The key is on its standard input and nowhere else. Whether a
-//! disk may be written to is decided in `container.rs`; what is open, and on which disk, is seen in `mapper.rs`.
+//! Owns their command lines and the meaning of their exit codes. The key goes to standard input and nowhere else.
+//! `header.rs` decides which headers and tables are accepted, and `mapper.rs` sees what is open and on which disk.
 
 use std::time::Duration;
 

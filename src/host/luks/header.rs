@@ -1,5 +1,5 @@
-//! What a LUKS header asks for, and what the kernel was really told: whoever can write to a disk while it is detached, with a
-//! stolen token or by a snapshot, can write its header too, which nothing authenticates.
+//! What a LUKS header asks for, and what the kernel was really told. An attacker who can write to a detached disk, with
+//! a stolen token or through a snapshot, can write its header too: nothing authenticates it.
 //!
 //! Owns the list of what is taken: what this plugin makes, and what cryptsetup makes without options. A header that asks for
 //! anything else would, for example, have the kernel write in clear (`cipher_null`), decrypt the disk for good (a reencryption

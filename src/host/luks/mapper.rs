@@ -1,7 +1,7 @@
 //! Encrypted volumes that are open: the device-mapper devices that lie on their disks, as sysfs shows them.
 //!
-//! Owns the names of these devices and the proof that one lies on a certain disk and on no other. Nothing is looked up by a
-//! name alone: a device counts only when the disk itself lists it as its holder. It opens and closes none; `luks.rs` does.
+//! Owns the names of these devices and the proof that a device lies on a certain disk and on no other. A name alone is
+//! never enough: a device counts only if the disk itself lists it as its holder. `cryptsetup.rs` opens and closes them.
 
 use std::path::Path;
 

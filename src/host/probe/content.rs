@@ -1,8 +1,8 @@
-//! What is on a disk: nothing at all, a file system, one whose making was cut off, or something that must be left alone.
+//! What is on a disk: nothing at all, a file system, an unfinished one, or something that must be left alone.
 //!
-//! Owns the rule that an unknown is never blank. A disk counts as blank only if reading it worked, every place that
-//! `probe/places.rs` lists is zero, and, before anything is written, blkid knows nothing on it either. It decides nothing
-//! about what is then done with the disk, and writes to none.
+//! Owns the rule that unknown content is never blank. A disk counts as blank only if reading it worked, every place
+//! that `probe/places.rs` lists is zero, and, before anything is written, blkid finds nothing on it either. It does not
+//! decide what to do with the disk, and never writes to it.
 
 use std::fmt;
 
@@ -25,9 +25,9 @@ pub enum Content {
     AllZero,
     /// A file system that can be mounted, or checked first.
     Filesystem(Filesystem),
-    /// The beginning of a file system, whose making was cut off: certainly nothing was ever stored in it.
+    /// An unfinished file system: its mkfs was cut off, and certainly nothing was ever stored in it.
     Unfinished(FsKind),
-    /// The head of an encrypted volume; what is in it is not seen from outside.
+    /// The header of an encrypted volume; its content cannot be seen from outside.
     Encrypted(Luks),
     /// A known signature of something else: a partition table, LVM, RAID, swap, another file system.
     OtherSignature {
@@ -95,8 +95,8 @@ pub fn observe_content(runner: &dyn Runner, device: &Device) -> Result<Content> 
     look(runner, device, Asked::Unless)
 }
 
-/// As [`observe_content`], and asks blkid also when everything that was read is zero: the last look before a disk is written
-/// to takes two opinions.
+/// As [`observe_content`], and asks blkid even if everything that was read is zero: before the first write to a disk,
+/// two independent answers are needed.
 ///
 /// # Errors
 /// As [`observe_content`].
@@ -115,7 +115,7 @@ enum Asked {
 
 fn look(runner: &dyn Runner, device: &Device, asked: Asked) -> Result<Content> {
     let disk = Disk::open(device)?;
-    // A disk in use has its head where it belongs, and what else is on it need not be read.
+    // A disk in use has its header in the right place. The rest of the disk need not be read.
     let is_headless = first_non_zero(&disk.read_head(HEAD)?).is_none();
     let early = if is_headless { Some(Probe::read(&disk)?) } else { None };
     if asked == Asked::Unless && early.as_ref().is_some_and(|probe| probe.first_non_zero.is_none()) {

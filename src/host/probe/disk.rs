@@ -1,7 +1,7 @@
-//! A disk that is read, with nothing of it taken from memory.
+//! A disk that is read directly, never from the kernel's cache.
 //!
-//! Owns how it is read: the few structures that are judged one by one, and everything that has to be zero through one small
-//! buffer, however many disks are looked at at once.
+//! Owns how it is read: the few structures that are judged one by one, and everything that must be zero through one
+//! small buffer, no matter how many disks are read at once.
 
 use std::fs::File;
 use std::hash::{BuildHasher, Hasher, RandomState};
@@ -73,7 +73,7 @@ impl<'a> Disk<'a> {
                 at += length;
             }
         }
-        // Nobody needs it again: whoever looks once more wants the disk itself.
+        // Nobody needs it again: the next look should read the disk itself.
         self.advise(PosixFadviseAdvice::POSIX_FADV_DONTNEED, 0, 0)
     }
 

@@ -1,10 +1,11 @@
 //! The note that is left on a blank disk while a file system is made on it.
 //!
-//! Owns its bytes and its place. mke2fs writes the group descriptors next to last and the superblock last of all: cut off
-//! before, it leaves bytes that nothing tells from a damaged file system full of data. The note does: it is written only
-//! to a disk that was just seen to be blank, it lies where the group descriptors come to lie, and so it is gone before
-//! there could be anything to lose. It could come back with a copy of the head of a disk only, so whoever finds it sees
-//! that the rest of the disk agrees. What mke2fs leaves after it is gone is `probe/partial_ext.rs`'s, as that is.
+//! Owns its bytes and its place. mke2fs writes the group descriptors second to last and the superblock last. If it is
+//! cut off before, the disk looks like a damaged file system full of data. The note tells the two apart: it is written
+//! only to a disk that was just seen to be blank, and it lies where mke2fs will write the group descriptors. So it is
+//! overwritten before there could be any data to lose. It could only come back with a copy of the disk's beginning, so
+//! the reader of the note also checks the rest of the disk. `probe/partial_ext.rs` judges what mke2fs leaves after it
+//! has overwritten the note.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;

@@ -1,8 +1,8 @@
 //! Reading a disk, and judging what was read.
 //!
-//! Owns where a disk is looked at before it counts as blank, the one buffer through which that is read, the names of what is
-//! found there, and the proofs that nothing was ever stored in what a mkfs program left half done. Writes to no disk. What
-//! all of it means for a volume is `probe/content.rs`'s and `container.rs`'s.
+//! Owns the places that are read before a disk counts as blank, the buffer for that, the names of what is found there,
+//! and the proofs that nothing was ever stored in what an interrupted mkfs has left. It writes to no disk.
+//! `probe/content.rs` decides what all of it means for a volume.
 
 pub mod blkid;
 pub mod content;
@@ -54,8 +54,8 @@ impl Probe {
     }
 }
 
-/// The file system whose making was cut off on this disk, where that is certain: the disk's own bytes say so, and nothing on
-/// it contradicts them.
+/// The unfinished file system on this disk, if that is certain: the disk's own bytes say so, and nothing on it
+/// contradicts them.
 pub(super) fn find_unfinished(disk: &Disk<'_>) -> Result<Option<FsKind>> {
     if is_unfinished_xfs(disk)? { Ok(Some(FsKind::Xfs)) } else { find_unfinished_nameless(disk) }
 }

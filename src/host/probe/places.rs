@@ -1,9 +1,9 @@
 //! Where a disk is looked at before it counts as blank.
 //!
-//! Owns the list of these places, and is pure. There are four reasons to look somewhere: the beginning and the end, where
-//! almost every format has its name; where the data of an encrypted volume begins; where formats keep copies of their head,
-//! which are whole when the first MiB of a disk were overwritten; and samples between, half of them evenly spread and half
-//! drawn at random, which find what has no name.
+//! Owns the list of these places, and is pure. There are four kinds of places: the beginning and the end, where almost
+//! every format has its signature; where the data of an encrypted volume begins; where formats keep copies of their
+//! header, which survive when the first MiB of a disk are overwritten; and samples between, half of them evenly spread
+//! and half drawn at random, which find data without a signature.
 
 use crate::host::probe::BLOCK;
 

@@ -14,8 +14,8 @@ pub(in crate::host) const EXT_SUPERBLOCK: (u64, usize) = (1024, 1024);
 
 /// Why an ext4 or ext3 with this superblock should be checked, as a phrase.
 ///
-/// A check after some time (`s_checkinterval`) or a number of mounts (`s_max_mnt_count`) is not asked for: whoever sets one
-/// wants it at boot, where it may take as long as it takes, and not in a call that has an end.
+/// A check after some time (`s_checkinterval`) or a number of mounts (`s_max_mnt_count`) is no reason: it is meant for
+/// the boot, where it may take any time, not for a call with a deadline.
 /// Source: `struct ext4_super_block` in the kernel's `fs/ext4/ext4.h`; all numbers are little-endian.
 pub(in crate::host) fn why_ext_needs_check(superblock: &[u8]) -> Option<&'static str> {
     const VALID: u16 = 1;

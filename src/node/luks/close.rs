@@ -1,8 +1,8 @@
-//! Closing encrypted volumes: after their last mount is gone, before they are opened anew, and what a call that was killed has
-//! left open.
+//! Closing encrypted volumes: after their last mount is gone, before they are opened again, and when a killed call has
+//! left them open.
 //!
-//! Owns the waiting for the kernel, which closes a volume once nothing uses it: whatever this plugin opens is told to be
-//! closed so while it is being opened. So it can do no harm to ask for that again, of a volume whose name is not even known.
+//! Owns the wait for the kernel, which closes a volume when nothing uses it any more. The plugin gives that instruction
+//! for each volume that it opens. So it does no harm to give it again, even for a volume whose name is not known.
 
 use std::sync::Arc;
 use std::thread;
@@ -52,8 +52,8 @@ impl Node {
         Ok(())
     }
 
-    /// Closes every encrypted volume that is open and nowhere mounted. What cannot be closed stays for the next time: it is
-    /// nothing that a call should fail for.
+    /// Closes every encrypted volume that is open and mounted nowhere. A volume that cannot be closed stays for the
+    /// next time: no call should fail because of it.
     ///
     /// A second call finds none.
     pub(in crate::node) fn ensure_none_left_open(&self, runner: &dyn Runner) {
@@ -66,7 +66,8 @@ impl Node {
         if observe_all_open(&self.places)?.is_empty() {
             return Ok(());
         }
-        // Between its opening and its first use a volume looks as one that was left. Who opens one now comes by here later.
+        // Between its opening and its first use a volume looks like one that was left open. A call that opens one waits
+        // here.
         let Ok(_turn) = self.key_permit.take("closing encrypted volumes", Duration::ZERO) else { return Ok(()) };
         for name in self.observe_left_open()? {
             info!("to be closed as soon as nothing uses it, being mounted nowhere mapper={name}");
@@ -85,9 +86,9 @@ impl Node {
     }
 }
 
-/// Sees that an encrypted volume is closed after a mount of it was taken away, unless it is mounted elsewhere, as `mounts`
-/// shows that was read since. One that
-/// stays open for another reason is nothing that would keep the volume from being let go of.
+/// Waits until an encrypted volume is closed after one of its mounts was removed, unless it is still mounted elsewhere.
+/// `mounts` is the table that was read after that. A volume that stays open for another reason is released all the
+/// same.
 ///
 /// # Errors
 /// It cannot be told whether it is closed.
@@ -127,8 +128,8 @@ fn observe_mounted(places: &DevicePlaces, mounts: &MountTable) -> Result<Vec<Dev
     mounts.iter().filter_map(|mount| number_under(places, mount).transpose()).collect()
 }
 
-/// Closes what a call that was killed has left open on a disk, which nothing has mounted; gives what cannot be closed, as
-/// something that is not seen from here uses it.
+/// Closes what a killed call has left open on a disk, and what is mounted nowhere. Returns what cannot be closed
+/// because something that this process cannot see uses it.
 pub(in crate::node) fn ensure_closed_before(call: &NodeCall<'_>, disk: &Device) -> Result<Option<Device>> {
     let upon = observe_holder_of(call.places, disk)?;
     let name = match &upon {
@@ -150,7 +151,7 @@ pub(in crate::node) fn ensure_closed_before(call: &NodeCall<'_>, disk: &Device) 
     }
 }
 
-/// What lies on a disk, once the kernel has done with what it is taking away.
+/// What lies on a disk, after the kernel has finished removing devices.
 pub(in crate::node) fn observe_settled(call: &NodeCall<'_>, disk: &Device) -> Result<DiskHolder> {
     let upon = observe_holder_of(call.places, disk)?;
     let is_closing = |upon: &DiskHolder| matches!(upon, DiskHolder::Closing(_));

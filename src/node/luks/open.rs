@@ -1,9 +1,9 @@
 //! Encrypted volumes: from a disk to the device on which the file system is.
 //!
-//! Owns the order of making, opening and growing them. An open one is closed by the kernel as soon as nothing uses it any
-//! more: it is told so while it is being opened, and from then until it is mounted this program holds it open. So a call that
-//! is killed leaves nothing open behind it, nor does an unmount, and the key is in nobody's memory. What is left all the same
-//! is `luks/close.rs`'s.
+//! Owns the order of making, opening and growing them. The kernel closes an open volume as soon as nothing uses it any
+//! more: it gets that instruction while the volume is being opened, and until the volume is mounted this program holds
+//! it open. So neither a killed call nor an unmount leaves a volume open, with its key in the kernel's memory.
+//! `luks/close.rs` closes what is left anyway.
 
 use std::fs::File;
 use std::time::Duration;
@@ -39,11 +39,11 @@ use crate::request::volume_context::CONTEXT;
 pub(in crate::node) struct Unlocked {
     /// The disk itself, or, of an encrypted volume, what is in it.
     pub(in crate::node) device: Device,
-    /// The disk of an encrypted volume that nobody was ever given.
+    /// The disk of an encrypted volume that no caller has received yet.
     pub(in crate::node) new_on: Option<Device>,
     /// Keeps an encrypted volume open until it is mounted.
     _pin: Option<File>,
-    /// Keeps others from making something else of its disk until then.
+    /// Until then, keeps others from writing something else to its disk.
     _lock: Option<Flock<File>>,
 }
 
@@ -54,7 +54,7 @@ impl Unlocked {
     }
 }
 
-/// What has to happen to the disk of a volume that is to be encrypted.
+/// What to do with the disk of a volume that should be encrypted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::node) enum UnlockPlan {
     /// Open it.
@@ -65,10 +65,11 @@ pub(in crate::node) enum UnlockPlan {
     MakeThenOpen,
 }
 
-/// Decides about the disk of a volume that is to be encrypted. Pure; everything that can be on it is named.
+/// Decides about the disk of a volume that should be encrypted. Pure; the match names everything that can be on the
+/// disk.
 ///
 /// # Errors
-/// [`Error::WillNotFormat`] when it holds anything but an encrypted volume that is whole, or may not become one.
+/// [`Error::WillNotFormat`] when it holds anything except an intact encrypted volume, or must not become one.
 pub(in crate::node) fn plan_unlock(disk: &Device, formatting: Formatting, found: &LuksState) -> Result<UnlockPlan> {
     match (found, formatting) {
         (LuksState::Ready, _) => Ok(UnlockPlan::Open),
@@ -116,14 +117,14 @@ impl Node {
         }
         let Some(key) = &want.key else { return Ok(None) };
         let lock = disk.lock(call.cap(LOCK_PATIENCE))?;
-        // Whoever had the lock may have opened it, and mounted what is in it.
+        // The call that had the lock may have opened the volume and mounted it.
         let mounts = observe_mounts()?;
         if let Some(opened) = self.observe_in_use(call, &mounts, want, &disk)? {
             return Ok(Some(opened));
         }
         let opened = match ensure_closed_before(call, &disk)? {
             None => self.apply_opened(call, &mounts, want, formatting, &disk, key)?,
-            // Something that is not seen from here keeps it open, most likely a container with a mount of its own.
+            // Something that this process cannot see keeps it open, most likely a container with a mount of its own.
             Some(device) => {
                 device.check_is_free("the opening", Duration::ZERO)?;
                 return Err(held(&disk, device.mapper_name().unwrap_or_default()));
@@ -211,7 +212,7 @@ impl Node {
         let names = observe_names(&self.places, disk.volume())?;
         for stale in &names.taken {
             warn!("closing what is left of an earlier disk volume={} mapper={stale}", disk.volume());
-            // There is another name for this volume, so what does not go is in nobody's way.
+            // The volume gets another name here, so the old device does no harm if it stays.
             if let Err(err) = apply_close(&call.guard, &call.runner, stale) {
                 warn!("it stays: {}", Chain(&err));
             }
@@ -238,13 +239,14 @@ impl Node {
                     }),
                 }
             });
-        // Also when something is wrong: then it is closed at once. This is owed even when the call has no time left.
+        // Also if something is wrong: then the kernel closes it at once. This must happen even if the call has no time
+        // left.
         let closed = apply_close(&call.guard, self.runner.as_ref(), &names.free);
         let (pin, device) = seen?;
         closed.map(|()| (device, pin))
     }
 
-    /// Lets an encrypted volume that is in use follow its disk, which has grown. Without the key it stays as it is, and
+    /// Grows an encrypted volume that is in use after its disk has grown. Without the key it stays as it is, and
     /// NodeExpandVolume says why.
     fn ensure_full(&self, call: &NodeCall<'_>, want: &Stage, disk: &Device, device: Device) -> Device {
         let Some(key) = want.key.as_ref().filter(|_| is_short(&device, disk)) else { return device };
