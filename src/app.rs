@@ -6,6 +6,7 @@
 use std::fs;
 use std::sync::Arc;
 use std::thread;
+use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, bounded, never};
 use grpcio::Service;
@@ -24,6 +25,7 @@ use crate::controller::Controller;
 use crate::droplet_identity::{DropletIdentity, Given};
 use crate::error::Chain;
 use crate::host::command::{SystemRunner, find_tools};
+use crate::host::device::DevicePlaces;
 use crate::host::device::sysfs::check_is_sysfs;
 use crate::host::mountable::observe_abilities;
 use crate::host::propagation::tell_when_nothing_reaches;
@@ -31,11 +33,16 @@ use crate::metrics;
 use crate::metrics::running::running_calls;
 use crate::node::Node;
 use crate::ops::endpoint;
+use crate::ops::endpoint::Endpoint;
+use crate::ops::figures::FigureReader;
+use crate::ops::figures::collector::FigureCollector;
+use crate::ops::findings::{FindingCollector, Findings};
 use crate::ops::health::{Health, Stage};
 use crate::ops::logging;
 use crate::ops::logging::RunningLog;
 use crate::ops::signals::{Asked, Signals};
 use crate::proto::csi_grpc::{create_controller, create_identity, create_node};
+use crate::request::query::Page;
 use crate::rpc::Server;
 use crate::rpc::controller::{ControllerService, Pools};
 use crate::rpc::identity::IdentityService;
@@ -59,8 +66,9 @@ pub fn run(mut config: Config) -> Result<(), String> {
     let droplet_identity = DropletIdentity::new(Given { id: config.droplet_id, region: config.region.clone() });
     let quota = Arc::new(RateLimit::new(config.api_rate_limit));
     let cloud = token.filter(|_| config.mode.has_controller()).map(|token| cloud(&config, token, Arc::clone(&quota)));
-    let health = answer_operators(&config, cloud.as_ref(), &droplet_identity)?;
-    let (services, insight) = services(&config, cloud, quota, &droplet_identity)?;
+    let health = Arc::new(health(&config, cloud.as_ref(), &droplet_identity));
+    let findings = start_debug_server(&config, &health, &droplet_identity)?;
+    let (services, insight) = services(&config, cloud, quota, &droplet_identity, findings.as_ref())?;
     // Not before: who cannot start says why in one line and nothing else.
     if config.mode_is_for_want_of_token {
         warn!("{NO_TOKEN}");
@@ -97,6 +105,11 @@ fn about_endpoint(line: String, config: &Config) -> String {
          Nomad it is --endpoint=unix:///csi/csi.sock"
     )
 }
+
+/// When the volumes of the region are looked at first, and how often then. A look costs three requests or more of the 5,000 that
+/// the token has in an hour.
+const FIRST_LOOK: Duration = Duration::from_secs(30);
+const LOOK_PERIOD: Duration = Duration::from_secs(600);
 
 /// What is said to who gave no token and did not ask for a mode either, as it may be an oversight.
 const NO_TOKEN: &str = "no DigitalOcean token is given, so only the node service is offered, and volumes are neither created \
@@ -190,19 +203,65 @@ fn needs_metadata(config: &Config) -> bool {
     }
 }
 
-/// Begins to answer on `--debug-addr`, if there is one.
-fn answer_operators(
-    config: &Config,
-    cloud: Option<&Cloud>,
-    droplet_identity: &Arc<DropletIdentity>,
-) -> Result<Arc<Health>, String> {
+fn health(config: &Config, cloud: Option<&Cloud>, droplet_identity: &Arc<DropletIdentity>) -> Health {
     let needed = needs_metadata(config).then(|| Arc::clone(droplet_identity));
-    let health = Arc::new(Health::new(cloud.cloned(), needed));
-    if let Some(address) = config.debug_addr {
-        metrics::start();
-        endpoint::start(address, Arc::clone(&health))?;
+    Health::new(cloud.cloned(), needed)
+}
+
+/// Begins to count, to read what the volumes here do, and to answer on `--debug-addr`; nothing of it without that.
+fn start_debug_server(
+    config: &Config,
+    health: &Arc<Health>,
+    droplet_identity: &Arc<DropletIdentity>,
+) -> Result<Option<Arc<Findings>>, String> {
+    let Some(address) = config.debug_addr else { return Ok(None) };
+    metrics::start(word(config.mode));
+    metrics::add_collector(health.collector());
+    let figures = if config.mode.has_node() {
+        let places = DevicePlaces::with(&config.device_dir, &config.sys_dir);
+        let figures = FigureReader::start(places).map_err(no_thread)?;
+        metrics::add_collector(Box::new(FigureCollector(Arc::clone(&figures))));
+        Some(figures)
+    } else {
+        None
+    };
+    let findings = Arc::new(Findings::new(figures.clone()));
+    metrics::add_collector(Box::new(FindingCollector(Arc::clone(&findings))));
+    let endpoint = Endpoint {
+        findings: Arc::clone(&findings),
+        health: Arc::clone(health),
+        droplet: Arc::clone(droplet_identity),
+        about: format!("{}, mode {}", config.driver_name, word(config.mode)),
+        started: Instant::now(),
+        figures,
+    };
+    endpoint::start(address, endpoint)?;
+    Ok(Some(findings))
+}
+
+/// Looks now and then which volumes of the region are not well, for the page and the metrics.
+fn watch_region(controller: &Arc<Controller>, findings: &Arc<Findings>) -> Result<(), String> {
+    let (controller, findings) = (Arc::clone(controller), Arc::clone(findings));
+    let work = move || {
+        thread::sleep(FIRST_LOOK);
+        loop {
+            let ctx = controller.context_of_call(Instant::now(), Arc::default());
+            match controller.list_abnormal(&ctx, &Page { max_entries: None, start: None }) {
+                Ok(listed) => findings.replace_region(listed.items.into_iter().flat_map(|one| one.findings).collect()),
+                Err(err) => warn!("what is wrong in the region is as old as it was: {}", Chain(&err)),
+            }
+            thread::sleep(LOOK_PERIOD);
+        }
+    };
+    thread::Builder::new().name("region".to_owned()).spawn(work).map(drop).map_err(no_thread)
+}
+
+fn word(mode: Mode) -> &'static str {
+    match mode {
+        Mode::Monolith => "monolith",
+        Mode::Controller => "controller",
+        Mode::Node => "node",
     }
-    Ok(health)
 }
 
 fn cloud(config: &Config, token: Token, quota: Arc<RateLimit>) -> Cloud {
@@ -215,12 +274,14 @@ fn services(
     cloud: Option<Cloud>,
     quota: Arc<RateLimit>,
     droplet_identity: &Arc<DropletIdentity>,
+    findings: Option<&Arc<Findings>>,
 ) -> Result<(Vec<Service>, Insight), String> {
     let mut services = vec![create_identity(IdentityService::new(Arc::clone(config)))];
     let mut insight = Insight { cloud: None, quota, pools: Vec::new() };
     if let Some(cloud) = cloud {
         insight.cloud = Some(cloud.clone());
         let controller = Arc::new(Controller::new(config, cloud, Arc::clone(droplet_identity)));
+        findings.map_or(Ok(()), |findings| watch_region(&controller, findings))?;
         let pool = |name| Pool::new(name, config::CONTROLLER_WORKERS, config::QUEUE_LENGTH);
         let list = Pool::new("list", config::LISTERS, config::QUEUE_LENGTH);
         let pools = Pools { change: pool("controller"), unpublish: pool("unpublish"), look: pool("look"), list };

@@ -38,6 +38,8 @@ use crate::controller::tag_scope::Tagger;
 use crate::error::api::{ApiError, ApiErrorKind};
 use crate::error::{Error, Holder, Result, Thing};
 use crate::id::{ActionId, DropletId, VolumeId};
+use crate::metrics::events;
+use crate::metrics::events::EventKind;
 use crate::region::Region;
 use crate::request::attachment::Publish;
 use crate::sync::fifo_lock::FifoLocks;
@@ -285,6 +287,16 @@ impl Attacher {
     ) -> Result<AttachStep> {
         let (volume, record) = (&facts.volume, record(facts));
         self.owner.check_change(volume, &format!("taken from droplet {holder}"))?;
+        events::record(
+            EventKind::TakenOver,
+            format_args!(
+                "volume {} ({}) from droplet {holder}, which is {}, for droplet {}",
+                volume.id,
+                volume.name,
+                record.state(),
+                want.droplet
+            ),
+        );
         warn!(
             "taking volume={} name={} from droplet={holder}, which is {}, for droplet={}",
             volume.id,

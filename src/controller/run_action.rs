@@ -30,6 +30,7 @@ use crate::error::api::{ApiError, ApiErrorKind};
 use crate::error::{Error, Result};
 use crate::id::{ActionId, DropletId, VolumeId};
 use crate::metrics;
+use crate::metrics::events::{EventKind, record};
 use crate::metrics::running::waiting_for;
 use crate::region::Region;
 use crate::size::Gib;
@@ -79,12 +80,15 @@ impl ActionRequest<'_> {
     fn log_completed(&self, action: ActionId) {
         match self {
             ActionRequest::Attach { volume, droplet } => {
+                record(EventKind::Attached, format_args!("volume {volume} to droplet {droplet}, by action {action}"));
                 info!("attached volume={volume} droplet={droplet} action={action}");
             }
             ActionRequest::Detach { volume, droplet } => {
+                record(EventKind::Detached, format_args!("volume {volume} from droplet {droplet}, by action {action}"));
                 info!("detached volume={volume} droplet={droplet} action={action}");
             }
             ActionRequest::Resize { volume, size, .. } => {
+                record(EventKind::Resized, format_args!("volume {} from {} to {size}", volume.id, volume.size));
                 info!("resized volume={} from=\"{}\" to=\"{size}\" action={action}", volume.id, volume.size);
             }
         }

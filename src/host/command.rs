@@ -212,6 +212,7 @@ impl SystemRunner {
     /// Makes a runner for the programs found at start.
     #[must_use]
     pub fn new(tools: Tools) -> Self {
+        Tool::NEEDED.iter().for_each(|tool| metrics::expect_tool(tool.name()));
         SystemRunner { tools, confinement: Confinement::default(), idle_limit: IDLE_LIMIT }
     }
 

@@ -16,6 +16,7 @@ use crate::host::mkfs_options::FormatOptions;
 use crate::host::probe::content::{Content, confirm_content, observe_content};
 use crate::host::probe::format_marker;
 use crate::host::{CALL_BUDGET, CLAIM_BUDGET, FORMAT_BUDGET, xfs_features};
+use crate::metrics::events::{EventKind, record};
 use crate::sync::semaphore::Semaphore;
 use crate::sync::volume_lock::VolumeGuard;
 
@@ -98,6 +99,7 @@ fn see_formatted(runner: &dyn Runner, device: &Device, fs: FsKind, cmd: &Cmd) ->
     if !matches!(&seen, Content::Filesystem(found) if found.kind == fs) {
         return Err(Error::NotAsReported(format!("`{cmd}` reported success, but {path} now holds {seen}")));
     }
+    record(EventKind::Formatted, format_args!("volume {} with {fs}, disk {path}", device.volume()));
     log::info!("formatted device={path} fs={fs} volume={}", device.volume());
     Ok(())
 }

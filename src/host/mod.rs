@@ -16,6 +16,7 @@ pub mod grow;
 pub(crate) mod holders;
 pub(crate) mod id_link;
 pub mod inventory;
+pub mod io_counters;
 pub(crate) mod kernel_log;
 pub mod luks;
 pub mod mkfs;

@@ -4,6 +4,7 @@
 //! `--debug-addr` nobody asks; counting never blocks and never fails. Labels take few values each: no id, path or text of a
 //! request is one, so the number of series is bounded. What is true at the moment of a scrape is added by collectors.
 
+pub mod events;
 pub mod running;
 
 use std::borrow::Cow;
@@ -22,6 +23,7 @@ use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
+use crate::metrics::events::EventKind;
 use crate::metrics::running::running_calls;
 
 /// What every name begins with.
@@ -51,10 +53,12 @@ struct Metrics {
     actions: Counters,
     action_seconds: Seconds,
     tools: Counters,
+    events: Counters,
+    attach_times: Mutex<[u64; SECONDS.len() + 1]>,
 }
 
 impl Metrics {
-    fn new() -> Metrics {
+    fn new(services: &'static str) -> Metrics {
         let seconds: fn() -> Histogram = || Histogram::new(SECONDS);
         let mut metrics = Metrics {
             registry: Mutex::new(Registry::with_prefix(PREFIX)),
@@ -68,12 +72,15 @@ impl Metrics {
             actions: Family::default(),
             action_seconds: Family::new_with_constructor(seconds),
             tools: Family::default(),
+            events: Family::default(),
+            attach_times: Mutex::default(),
         };
-        metrics.register();
+        metrics.register(services);
+        metrics.begin_series();
         metrics
     }
 
-    fn register(&mut self) {
+    fn register(&mut self, services: &'static str) {
         let registry = self.registry.get_mut().unwrap_or_else(PoisonError::into_inner);
         registry.register("call_duration_seconds", "How long calls took, by method and gRPC code", self.calls.clone());
         registry.register("calls_waiting", "Calls that wait for a thread, by pool", self.waiting.clone());
@@ -113,7 +120,21 @@ impl Metrics {
             self.action_seconds.clone(),
         );
         registry.register("tool_runs", "Programs that were run, by name and how they ended", self.tools.clone());
-        registry.register_collector(Box::new(Process));
+        registry.register("events", "Things that happened to volumes, by what it was", self.events.clone());
+        registry.register_collector(Box::new(Process { services }));
+    }
+
+    /// Begins the series of what seldom happens, so that the first time is an increase and not the beginning of a series.
+    fn begin_series(&self) {
+        for kind in EventKind::ALL {
+            drop(self.events.get_or_create(&vec![("event", kind.as_str().into())]));
+        }
+        for kind in ["attach", "detach", "resize"] {
+            drop(self.action_seconds.get_or_create(&vec![("kind", kind.into())]));
+            for outcome in ["completed", "errored", "overdue", "unknown"] {
+                drop(self.actions.get_or_create(&vec![("kind", kind.into()), ("outcome", outcome.into())]));
+            }
+        }
     }
 
     fn registry(&self) -> MutexGuard<'_, Registry> {
@@ -121,9 +142,16 @@ impl Metrics {
     }
 }
 
-/// Begins to count; what was before is not in the figures. A second call does nothing.
-pub fn start() {
-    METRICS.get_or_init(Metrics::new);
+/// Begins to count; what was before is not in the figures. `services` says which services there are, in a word.
+/// A second call does nothing.
+pub fn start(services: &'static str) {
+    METRICS.get_or_init(|| Metrics::new(services));
+}
+
+/// Whether anything is counted.
+#[must_use]
+pub fn is_started() -> bool {
+    METRICS.get().is_some()
 }
 
 /// Adds what is true at the moment of a scrape. It must not wait for a disk or for anybody outside.
@@ -207,11 +235,49 @@ pub fn count_held_back(time: Duration) {
     }
 }
 
+/// How long attaches took that completed: for each limit in seconds how many took no longer than it, and longer than the
+/// one before; the last ones took longer than all limits, and have none.
+#[must_use]
+pub fn attach_times() -> Vec<(Option<f64>, u64)> {
+    let Some(metrics) = METRICS.get() else { return Vec::new() };
+    let counts = *metrics.attach_times.lock().unwrap_or_else(PoisonError::into_inner);
+    SECONDS.iter().copied().map(Some).chain([None]).zip(counts).collect()
+}
+
+/// The token's quota as the API said last: how many requests an hour has, and how many are left; `None`: it said nothing yet.
+#[must_use]
+pub fn quota() -> Option<(i64, i64)> {
+    let metrics = METRICS.get()?;
+    Some((metrics.quota_limit.get(), metrics.quota_left.get())).filter(|(limit, _)| *limit > 0)
+}
+
+/// Counts something that happened to a volume.
+fn count_event(kind: EventKind) {
+    if let Some(metrics) = METRICS.get() {
+        metrics.events.get_or_create(&vec![("event", kind.as_str().into())]).inc();
+    }
+}
+
 /// Counts an action that was waited for.
 pub fn count_action(kind: &'static str, outcome: &'static str, took: Duration) {
     let Some(metrics) = METRICS.get() else { return };
     metrics.actions.get_or_create(&vec![("kind", kind.into()), ("outcome", outcome.into())]).inc();
-    metrics.action_seconds.get_or_create(&vec![("kind", kind.into())]).observe(took.as_secs_f64());
+    let took = took.as_secs_f64();
+    metrics.action_seconds.get_or_create(&vec![("kind", kind.into())]).observe(took);
+    if (kind, outcome) == ("attach", "completed") {
+        let at = SECONDS.iter().position(|limit| took <= *limit).unwrap_or(SECONDS.len());
+        let mut counts = metrics.attach_times.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = counts.get_mut(at) {
+            *count = count.saturating_add(1);
+        }
+    }
+}
+
+/// Begins the series of a program that may be run: so far none has ended well.
+pub fn expect_tool(tool: &'static str) {
+    if let Some(metrics) = METRICS.get() {
+        drop(metrics.tools.get_or_create(&vec![("tool", tool.into()), ("exit", "0".into())]));
+    }
 }
 
 /// Counts a program that was run; `exit` is its exit code, or what else became of it.
@@ -232,7 +298,9 @@ fn route(target: &str) -> String {
 
 /// The calls that run, and the process itself.
 #[derive(Debug)]
-struct Process;
+struct Process {
+    services: &'static str,
+}
 
 impl Collector for Process {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
@@ -248,9 +316,10 @@ impl Collector for Process {
         }
         let oldest = calls.iter().map(|call| call.came.elapsed()).max().unwrap_or_default().as_secs_f64();
         gauge(&mut encoder, "oldest_call_age_seconds", "Age of the oldest call that is being worked on", oldest)?;
-        let help = "The plugin's version";
+        let help = "The plugin's version, and the services that it offers";
         let mut family = encoder.encode_descriptor("build_info", help, None, MetricType::Gauge)?;
-        ConstGauge::new(1_i64).encode(family.encode_family(&[("version", env!("CARGO_PKG_VERSION"))])?)
+        ConstGauge::new(1_i64)
+            .encode(family.encode_family(&[("version", env!("CARGO_PKG_VERSION")), ("mode", self.services)])?)
     }
 }
 
@@ -276,7 +345,7 @@ mod tests {
 
     #[test]
     fn a_call_waits_for_a_thread_until_its_job_begins_or_is_dropped() {
-        start();
+        start("test");
         let line = |number: u32| format!("do_csi_calls_waiting{{pool=\"a test's\"}} {number}\n");
         let (first, second) = (Queued::in_pool("a test's"), Queued::in_pool("a test's"));
         assert!(encode().unwrap().contains(&line(2)));

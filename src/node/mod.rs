@@ -82,8 +82,7 @@ impl Node {
     /// Makes the node side; `runner` runs the file system tools.
     #[must_use]
     pub fn new(config: &Config, runner: Box<dyn Runner>) -> Node {
-        let places =
-            DevicePlaces { links: config.device_dir.clone(), sysfs: config.sys_dir.clone(), ..DevicePlaces::default() };
+        let places = DevicePlaces::with(&config.device_dir, &config.sys_dir);
         Node {
             runner,
             inventory: Arc::new(Inventory::new(places.clone(), LOOK_BUDGET)),

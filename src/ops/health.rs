@@ -3,7 +3,13 @@
 //! Owns the words of the answers. Living depends on nothing outside, or an orchestrator would kill every plugin of a cluster
 //! when DigitalOcean is away.
 
+use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::gauge::ConstGauge;
 
 use crate::cloud::Cloud;
 use crate::droplet_identity::DropletIdentity;
@@ -68,7 +74,14 @@ impl Health {
         }
     }
 
-    fn observe_ready(&self) -> Result<(), String> {
+    /// The metric that says whether it is ready.
+    #[must_use]
+    pub fn collector(self: &Arc<Self>) -> Box<dyn Collector> {
+        Box::new(Readiness(Arc::clone(self)))
+    }
+
+    /// Whether calls are taken and can be worked on; otherwise why not.
+    pub(super) fn observe_ready(&self) -> Result<(), String> {
         let stage = *self.stage.lock().unwrap_or_else(PoisonError::into_inner);
         match stage {
             Stage::Starting => Err("the program is starting".to_owned()),
@@ -78,5 +91,16 @@ impl Health {
                 None => Ok(()),
             },
         }
+    }
+}
+
+#[derive(Debug)]
+struct Readiness(Arc<Health>);
+
+impl Collector for Readiness {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let help = "1 when calls are taken and can be worked on, as /readyz says";
+        let is_ready = i64::from(self.0.observe_ready().is_ok());
+        ConstGauge::new(is_ready).encode(encoder.encode_descriptor("ready", help, None, MetricType::Gauge)?)
     }
 }

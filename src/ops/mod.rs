@@ -5,8 +5,11 @@
 mod api_check;
 pub mod diagnosis;
 pub mod endpoint;
+pub mod figures;
+pub mod findings;
 pub mod health;
 pub mod http;
 mod log_queue;
 pub mod logging;
+mod page;
 pub mod signals;

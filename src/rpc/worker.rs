@@ -20,6 +20,7 @@ use log::{Level, debug, error, log, warn};
 use crate::error::{Chain, Error, OneLine, Result};
 use crate::metrics;
 use crate::metrics::Queued;
+use crate::metrics::events::{EventKind, record};
 use crate::metrics::running::Running;
 use crate::ops::logging::Label;
 use crate::rpc::front::callers::caller_of;
@@ -411,6 +412,9 @@ fn run<T>(call: &RpcInfo, came: Instant, work: impl FnOnce() -> Result<T>) -> An
         }
         Ok(Err(err)) => {
             metrics::count_call(call.rpc, &status::name(&err), came.elapsed());
+            if call.is_mutating {
+                record(EventKind::Failed, format_args!("{call}: {}", Chain(&err)));
+            }
             log!(
                 level_of(&err),
                 "failed code={} ms={}: {}",

@@ -47,24 +47,17 @@ impl Debugged {
     }
 
     fn connect(&self) -> TcpStream {
-        let stream = TcpStream::connect(&self.address).unwrap();
-        stream.set_read_timeout(Some(LIMIT)).unwrap();
-        stream
+        connect(&self.address)
     }
 
     /// Sends these bytes and gives all that comes back until the connection is closed.
     pub fn send(&self, bytes: &[u8]) -> String {
-        let mut stream = self.connect();
-        stream.write_all(bytes).unwrap();
-        let mut reply = Vec::new();
-        stream.read_to_end(&mut reply).unwrap();
-        String::from_utf8(reply).unwrap()
+        send(&self.address, bytes)
     }
 
     /// The status and the content of a path.
     pub fn get(&self, path: &str) -> (u16, String) {
-        let reply = self.send(format!("GET {path} HTTP/1.1\r\nhost: x\r\n\r\n").as_bytes());
-        (status(&reply), reply.split_once("\r\n\r\n").unwrap().1.to_owned())
+        get(&self.address, path)
     }
 
     /// That somebody who asks properly is answered within two seconds.
@@ -73,6 +66,32 @@ impl Debugged {
         assert_eq!(self.get("/livez").0, 200, "{what}");
         assert!(started.elapsed() < Duration::from_secs(2), "{what}: {:?}", started.elapsed());
     }
+}
+
+fn connect(address: &str) -> TcpStream {
+    let stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(LIMIT)).unwrap();
+    stream
+}
+
+/// Sends these bytes and gives all that comes back until the connection is closed.
+pub fn send(address: &str, bytes: &[u8]) -> String {
+    let mut stream = connect(address);
+    stream.write_all(bytes).unwrap();
+    let mut reply = Vec::new();
+    stream.read_to_end(&mut reply).unwrap();
+    String::from_utf8(reply).unwrap()
+}
+
+/// The status and the content of a path.
+pub fn get(address: &str, path: &str) -> (u16, String) {
+    let reply = send(address, format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").as_bytes());
+    (status(&reply), reply.split_once("\r\n\r\n").unwrap().1.to_owned())
+}
+
+/// An address of this machine that nobody listens on, for a moment at least.
+pub fn free_address() -> String {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string()
 }
 
 /// How often the API was asked for a check.

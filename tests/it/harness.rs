@@ -289,8 +289,13 @@ impl NodeHarness {
 
     /// The size of the file system that is mounted at a path on the droplet, in bytes.
     pub fn fs_size(&self, at: &Path) -> u64 {
-        let stat = nix::sys::statvfs::statvfs(&self.file(at, ".")).unwrap();
+        let stat = self.fs_figures(at);
         stat.blocks() * stat.fragment_size()
+    }
+
+    /// What the file system that is mounted at a path on the droplet says of itself.
+    pub fn fs_figures(&self, at: &Path) -> nix::sys::statvfs::Statvfs {
+        nix::sys::statvfs::statvfs(&self.file(at, ".")).unwrap()
     }
 
     /// Runs a command on the droplet and gives what it prints; it must succeed.

@@ -67,6 +67,7 @@ mod root_hostile;
 mod root_limit;
 mod root_luks;
 mod root_luks_node;
+mod root_metrics;
 mod root_node;
 mod root_paths;
 mod root_propagation;

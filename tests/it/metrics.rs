@@ -1,18 +1,25 @@
 //! What `GET /metrics` says after real calls, requests and failures.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
 use crate::PROGRAM;
-use crate::debug_server::Debugged;
-use crate::sim::Fault;
-use crate::support::client::new_volume;
-use crate::support::single_plugin::{SinglePlugin, until};
+use crate::debug_server::{Debugged, send};
+use crate::sim::{DropletStatus, Fault};
+use crate::support::client::{new_volume, publish, unpublish};
+use crate::support::single_plugin::{DROPLET, SinglePlugin, TOKEN, until};
+use crate::support::wait_for;
 
 /// All series of a plugin with their values; the text has to be whole and of the promised format.
 pub fn scrape(debugged: &Debugged) -> BTreeMap<String, f64> {
-    let reply = debugged.send(b"GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n");
+    scrape_at(&debugged.address)
+}
+
+/// As [`scrape`], of whatever answers on an address.
+pub fn scrape_at(address: &str) -> BTreeMap<String, f64> {
+    let reply = send(address, b"GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n");
     let (head, text) = reply.split_once("\r\n\r\n").unwrap();
     assert!(head.starts_with("HTTP/1.1 200 OK\r\n"), "{head}");
     assert!(head.contains("Content-Type: application/openmetrics-text; version=1.0.0; charset=utf-8\r\n"), "{head}");
@@ -79,4 +86,72 @@ fn a_call_that_hangs_is_seen_with_its_age_before_it_ends() {
         call.join().unwrap().unwrap();
     });
     until("it has ended", || !scrape(&debugged).contains_key(hanging));
+}
+
+#[test]
+fn a_controller_finds_what_is_wrong_in_its_region() {
+    let solo = SinglePlugin::new(PROGRAM);
+    let debugged = Debugged::launch(|flag| solo.launch(&[flag, "--mode=controller", "--region=fra1"]));
+    let client = &debugged.plugin.client;
+    let id = client.create(&new_volume("blog", 1 << 30)).unwrap().volume_id;
+    publish(client, &id, DROPLET).unwrap();
+    solo.sim.set_droplet_status(DROPLET, DropletStatus::Off);
+    let dead = "do_csi_findings{reason=\"AttachedToDeadDroplet\",severity=\"warning\"}";
+    assert_eq!(scrape(&debugged).get(dead), Some(&0.0));
+    // It looks half a minute after its start.
+    let is_found = || (scrape(&debugged).get(dead) == Some(&1.0)).then_some(());
+    assert!(wait_for(Duration::from_secs(60), is_found).is_some(), "{}", debugged.plugin.log());
+    assert!(scrape(&debugged)["do_csi_region_findings_age_seconds"] < 60.0);
+    let (_, page) = debugged.get("/");
+    let command = format!("doctl compute volume-action detach {id} {DROPLET}");
+    assert!(page.contains("AttachedToDeadDroplet") && page.contains(&command), "{page}");
+}
+
+#[test]
+fn what_happens_to_volumes_is_counted_and_on_the_page_and_no_answer_has_a_secret() {
+    let solo = SinglePlugin::new(PROGRAM);
+    let debugged = Debugged::launch(|flag| solo.launch(&[flag]));
+    let client = &debugged.plugin.client;
+    let page = || {
+        let (status, page) = debugged.get("/");
+        assert_eq!(status, 200);
+        page
+    };
+    until("the droplet is known", || page().contains(&format!("Droplet {DROPLET} in ")));
+    let action = |kind: &str, outcome: &str| format!("do_csi_actions_total{{kind=\"{kind}\",outcome=\"{outcome}\"}}");
+    let event = |kind: &str| format!("do_csi_events_total{{event=\"{kind}\"}}");
+    let before = scrape(&debugged);
+    for series in [action("attach", "completed"), action("detach", "errored"), event("attached"), event("failed")] {
+        assert_eq!(before.get(&series), Some(&0.0), "it is there before it happens: {series}");
+    }
+    assert!(page().contains("None has completed since the plugin was started."));
+
+    let id = client.create(&new_volume("blog", 1 << 30)).unwrap().volume_id;
+    publish(client, &id, DROPLET).unwrap();
+    unpublish(client, &id, DROPLET).unwrap();
+    publish(client, "no volume's id", DROPLET).unwrap_err();
+    let after = scrape(&debugged);
+    for series in [action("attach", "completed"), action("detach", "completed"), event("attached"), event("detached")] {
+        assert_eq!(after.get(&series), Some(&1.0), "{series}: {after:#?}");
+    }
+    assert_eq!(after.get(&event("failed")), Some(&1.0), "{after:#?}");
+    assert_eq!(after.get("do_csi_ready"), Some(&1.0));
+    assert_eq!(after.get("do_csi_action_duration_seconds_count{kind=\"attach\"}"), Some(&1.0), "{after:#?}");
+    assert_eq!(after.get("do_csi_findings{reason=\"AttachedToDeadDroplet\",severity=\"warning\"}"), Some(&0.0));
+
+    let page = page();
+    for part in [
+        format!("volume {id} to droplet {DROPLET}, by action "),
+        format!("volume {id} from droplet {DROPLET}, by action "),
+        "How long attaches took (1)".to_owned(),
+        "<svg ".to_owned(),
+        "of 5000 requests are left".to_owned(),
+        "no volume&#39;s id".to_owned(),
+    ] {
+        assert!(page.contains(&part), "{part}: {page}");
+    }
+    for path in ["/", "/metrics", "/health", "/readyz", "/livez", "/nothing"] {
+        let answer = debugged.send(format!("GET {path} HTTP/1.1\r\nauthorization: Bearer x\r\n\r\n").as_bytes());
+        assert!(!answer.contains(TOKEN) && !answer.contains("dop_v1"), "{path}: {answer}");
+    }
 }

@@ -47,6 +47,12 @@ impl Default for DevicePlaces {
 }
 
 impl DevicePlaces {
+    /// The usual places, but for the links and sysfs.
+    #[must_use]
+    pub fn with(links: &Path, sysfs: &Path) -> DevicePlaces {
+        DevicePlaces { links: links.to_owned(), sysfs: sysfs.to_owned(), ..DevicePlaces::default() }
+    }
+
     /// The link that udev makes for a volume's disk.
     ///
     /// Source: `scsi_id` of systemd makes `0<vendor>_<model>_<device id>` from a vendor-specific designator of VPD page

@@ -25,6 +25,7 @@ use crate::host::luks::passphrase::Key;
 use crate::host::probe::blkid::Luks;
 use crate::host::probe::content::{Content, confirm_content, observe_content};
 use crate::host::probe::{Disk, EDGE, first_non_zero, is_noise};
+use crate::metrics::events::{EventKind, record};
 use crate::sync::volume_lock::VolumeGuard;
 
 /// How much of a disk the two copies of the header take. Source: LUKS2 On-Disk Format Specification, 2.
@@ -211,6 +212,7 @@ pub fn apply_luks_format(guard: &VolumeGuard, runner: &dyn Runner, disk: &Device
     cryptsetup::apply_format(guard, runner, disk, key)?;
     match observe_luks_state(runner, disk)? {
         LuksState::Interrupted => {
+            record(EventKind::Formatted, format_args!("volume {} for encryption", disk.volume()));
             log::info!("made an encrypted volume device={} volume={}", disk.path().display(), disk.volume());
             Ok(())
         }
