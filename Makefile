@@ -70,6 +70,21 @@ test-root: root rust own compiler disk-tools strace ## Run the kernel tests: loo
 	cargo test $(FAST) --test it --no-run
 	exec unshare --mount --propagation private cargo test $(FAST) --test it -- --ignored root_ --skip root_figures --skip root_faults
 
+# What is shipped for Prometheus is checked and tried with Prometheus itself. Debian's is built without Nomad's service discovery,
+# so that part of the configuration is left out.
+monitoring-test: rust own compiler ## Check and try the alerts with Prometheus, and the page with a browser
+	@$(call need,promtool:prometheus prometheus:prometheus chromium:chromium)
+	cd nomad/monitoring
+	promtool check rules alerts.yml
+	promtool test rules alerts_test.yml
+	scrape=$$(mktemp -d)
+	trap 'rm -rf "$$scrape"' EXIT
+	cp alerts.yml "$$scrape"
+	sed '/nomad_sd_configs:/,/server:/d' prometheus.yml >"$$scrape/prometheus.yml"
+	promtool check config "$$scrape/prometheus.yml"
+	cd ../..
+	cargo test $(FAST) --test it -- --ignored prometheus_
+
 # Measured alone, with no other test beside it, and with the plugin as it is shipped. No part of continuous integration, as it
 # fails on a machine that is busy with something else.
 figures: root rust own compiler disk-tools ## Measure what the node's calls cost, against their aims (as root)

@@ -44,6 +44,7 @@ mod layers;
 mod listing;
 mod log;
 mod metrics;
+mod monitoring;
 mod network;
 mod ownership;
 mod pack;

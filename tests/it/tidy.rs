@@ -431,9 +431,15 @@ fn a_file_is_short_and_says_first_what_it_owns() {
 }
 
 #[test]
-fn tests_that_need_root_are_named_so_and_only_those_are_left_out() {
-    let reasons = ["test-root", "test-faults"].map(|target| format!("#[ignore = \"needs root: make {target}\"]"));
-    let is_reason = |line: &str| reasons.iter().any(|reason| reason == line);
+fn tests_that_need_root_or_prometheus_are_named_so_and_only_those_are_left_out() {
+    let reasons = [
+        ("fn root_", "root: make test-root"),
+        ("fn root_", "root: make test-faults"),
+        ("fn prometheus_", "prometheus: make monitoring-test"),
+    ];
+    let reasons = reasons.map(|(name, reason)| (name, format!("#[ignore = \"needs {reason}\"]")));
+    let name_for = |line: &str| reasons.iter().find(|(_, reason)| reason == line).map(|(name, _)| *name);
+    let is_reason = |line: &str| name_for(line).is_some();
     let mut count = 0;
     for file in rust_files().iter().filter(|file| *file != "tests/it/tidy.rs") {
         let text = read(file);
@@ -442,10 +448,11 @@ fn tests_that_need_root_are_named_so_and_only_those_are_left_out() {
             if line.starts_with("#[ignore") {
                 assert!(is_reason(line), "{file}:{}", number + 1);
                 let test = lines[number..].iter().find(|line| line.starts_with("fn ")).unwrap();
-                assert!(test.starts_with("fn root_"), "{file}: {test}");
+                assert!(name_for(line).is_some_and(|name| test.starts_with(name)), "{file}: {test}");
                 count += 1;
             }
-            if line.starts_with("fn root_") && lines[..number].iter().rev().take(4).any(|line| *line == "#[test]") {
+            let is_named = reasons.iter().any(|(name, _)| line.starts_with(name));
+            if is_named && lines[..number].iter().rev().take(4).any(|line| *line == "#[test]") {
                 assert!(lines[..number].iter().rev().take(4).any(|line| is_reason(line)), "{file}: {line}");
             }
         }
