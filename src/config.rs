@@ -3,6 +3,7 @@
 //! Owns every flag, every default and every budget of time. Nothing else in the program reads the environment or the
 //! arguments. The flags are those of DigitalOcean's own driver, under the same names; those added here say so.
 
+pub mod command;
 mod parse;
 
 use std::ffi::OsString;
@@ -12,7 +13,7 @@ use std::time::Duration;
 
 use clap::error::{ContextKind, ContextValue};
 use clap::parser::ValueSource;
-use clap::{Arg, CommandFactory, FromArgMatches, Parser, ValueEnum};
+use clap::{Arg, ArgMatches, CommandFactory, FromArgMatches, Parser, ValueEnum};
 
 use crate::cloud::http::Route;
 use crate::cloud::proxy::ProxyVariables;
@@ -84,7 +85,8 @@ const TOKEN_VARIABLE: &str = "DIGITALOCEAN_ACCESS_TOKEN";
     name = "do-csi-plugin",
     version,
     about = "CSI driver for DigitalOcean block storage volumes",
-    after_help = "Flags may also be written with one dash (-endpoint=...). Log level: RUST_LOG (default info).",
+    after_help = "Commands for people instead of flags: volumes, doctor (each has --help).\n\
+                  Flags may also be written with one dash (-endpoint=...). Log level: RUST_LOG (default info).",
     disable_help_subcommand = true
 )]
 struct Flags {
@@ -315,10 +317,7 @@ impl Config {
         let command = command().mut_args(without_empty_variable);
         let matches = command.try_get_matches_from(&args).map_err(|err| early(&err, &args))?;
         let mut flags = Flags::from_arg_matches(&matches).map_err(|err| early(&err, &args))?;
-        flags.is_default_endpoint = matches.value_source("endpoint") == Some(ValueSource::DefaultValue);
-        if matches.value_source("token") == Some(ValueSource::EnvVariable) {
-            flags.token_origin = TOKEN_VARIABLE;
-        }
+        flags.note_sources(&matches);
         if flags.probe {
             // No other setting matters to it, so none has to be right.
             return Err(parse_endpoint(&flags.endpoint).map_or_else(Early::Refusal, Early::Probe));
@@ -334,7 +333,21 @@ pub fn command() -> clap::Command {
     SWITCHES.into_iter().fold(Flags::command(), |command, flag| command.mut_arg(flag, as_switch))
 }
 
+/// The value of a variable that is no flag's, such as Nomad's own; what is no UTF-8 counts as not set.
+#[must_use]
+pub fn variable(name: &str) -> Option<String> {
+    std::env::var(name).ok()
+}
+
 impl Flags {
+    /// Remembers where settings are from, which errors tell.
+    fn note_sources(&mut self, matches: &ArgMatches) {
+        self.is_default_endpoint = matches.value_source("endpoint") == Some(ValueSource::DefaultValue);
+        if matches.value_source("token") == Some(ValueSource::EnvVariable) {
+            self.token_origin = TOKEN_VARIABLE;
+        }
+    }
+
     fn check(self) -> Result<Config, String> {
         let token = token_source(&self.token, self.token_origin, self.token_file.as_deref())?;
         let mode = plan_mode(self.mode, token.is_some())?;
@@ -344,7 +357,7 @@ impl Flags {
         parse_bool("--validate-attachment", &self.validate_attachment)?;
         let api_url = BaseUrl::parse(&self.url).map_err(|bad| format!("--url: {bad}"))?;
         // Who does not ask the API needs no way to it.
-        let proxies = ProxyVariables::read(|name| std::env::var(name).ok());
+        let proxies = ProxyVariables::read(variable);
         let read_route = || Route::read(&proxies, self.ca_file.as_deref(), &api_url);
         let route = if mode.has_controller() { read_route()? } else { Route::default() };
         Ok(Config {

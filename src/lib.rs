@@ -14,6 +14,7 @@
 //! # The map, in reading order
 //! - [`app`]: the order of start and stop
 //! - [`ops`]: what an operator sees: the log, the answers on `--debug-addr`, what is wrong and what ends it
+//! - [`commands`]: the commands for people, `volumes` and `doctor`
 //! - [`rpc`]: the gRPC server and what stands before it, its worker threads, status codes; the three CSI services, each a thin
 //!   passage
 //! - [`controller`]: volumes and attachments at DigitalOcean: create, delete, attach, detach, list
@@ -22,6 +23,7 @@
 //! - [`request`]: wire messages into types, checked once
 //! - [`config`]: flags, environment, budgets of time
 //! - [`cloud`]: the typed calls of DigitalOcean's API, one request each
+//! - [`nomad`]: what Nomad says of volumes, for the commands
 //! - [`host`]: what Linux can do: devices, content of disks, mkfs, mounts; the only place that runs commands
 //! - [`error`]: what can go wrong, one variant for each decision of a caller or an operator
 //! - [`sync`], [`backoff`], [`spelling`], [`fs`], [`id`], [`region`], [`size`], [`proto`]: the words that everything else is
@@ -55,6 +57,7 @@
 pub mod app;
 pub mod backoff;
 pub mod cloud;
+pub mod commands;
 pub mod config;
 pub mod controller;
 pub mod droplet_identity;
@@ -64,6 +67,7 @@ pub mod host;
 pub mod id;
 pub mod metrics;
 pub mod node;
+pub mod nomad;
 pub mod ops;
 pub mod proto;
 pub mod region;

@@ -1,10 +1,12 @@
 //! The program: reads the settings, runs, and turns the outcome into an exit code.
 
+use std::ffi::OsString;
 use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::process::ExitCode;
 
+use do_csi_plugin::config::command::CommandLine;
 use do_csi_plugin::config::{Config, Early};
 use nix::poll::{PollFd, PollFlags, poll};
 
@@ -14,15 +16,24 @@ const WRONG_USE: u8 = 2;
 const PATIENCE_MS: u16 = 1000;
 
 fn main() -> ExitCode {
-    let config = match Config::parse(std::env::args_os()) {
-        Ok(config) => config,
-        Err(Early::Answer(text)) => return answer(&text),
-        Err(Early::Probe(socket)) => return probe(&socket),
-        Err(Early::Refusal(line)) => return refuse(&line),
+    let args: Vec<OsString> = std::env::args_os().collect();
+    let outcome = match CommandLine::parse(&args) {
+        Ok(Some(command)) => do_csi_plugin::commands::run(command),
+        Ok(None) => match Config::parse(args) {
+            Ok(config) => do_csi_plugin::run(config).map(|()| ExitCode::SUCCESS),
+            Err(early) => return end(early),
+        },
+        Err(early) => return end(early),
     };
-    match do_csi_plugin::run(config) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(line) => refuse(&line),
+    outcome.unwrap_or_else(|line| refuse(&line))
+}
+
+/// Ends before anything has begun.
+fn end(early: Early) -> ExitCode {
+    match early {
+        Early::Answer(text) => answer(&text),
+        Early::Probe(socket) => probe(&socket),
+        Early::Refusal(line) => refuse(&line),
     }
 }
 

@@ -176,6 +176,22 @@ impl Volume {
         Volume { tags: Vec::new(), filesystem: String::new(), created_at: String::new(), ..self }
     }
 
+    /// A volume for tests, on these droplets.
+    #[cfg(test)]
+    pub(crate) fn fake(droplets: &[u64]) -> Volume {
+        Volume {
+            id: VolumeId::parse("506f78a4-8f00-11f0-9a11-0a58ac14d1e2").expect("an id"),
+            name: VolumeName::parse("blog").expect("a name"),
+            size: Gib(1),
+            region: None,
+            droplets: droplets.iter().filter_map(|id| DropletId::new(*id)).collect(),
+            description: String::new(),
+            tags: Vec::new(),
+            filesystem: String::new(),
+            created_at: String::new(),
+        }
+    }
+
     /// Whether a droplet has it, as far as this reply knows.
     #[must_use]
     pub fn is_attached_to(&self, droplet: DropletId) -> bool {

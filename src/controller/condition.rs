@@ -76,30 +76,14 @@ fn place(volume: &Volume, holder: &Holder) -> String {
 mod tests {
     use super::*;
     use crate::cloud::droplet::DropletStatus;
-    use crate::id::{DropletId, VolumeName};
-    use crate::size::Gib;
-
-    fn volume(droplets: &[u64]) -> Volume {
-        Volume {
-            id: VolumeId::parse("506f78a4-8f00-11f0-9a11-0a58ac14d1e2").unwrap(),
-            name: VolumeName::parse("blog").unwrap(),
-            size: Gib(1),
-            region: None,
-            droplets: droplets.iter().filter_map(|id| DropletId::new(*id)).collect(),
-            description: String::new(),
-            tags: Vec::new(),
-            filesystem: String::new(),
-            created_at: String::new(),
-        }
-    }
 
     #[test]
     fn a_list_shows_only_what_contradicts_itself() {
         for (droplets, want) in [(vec![], "not attached"), (vec![1], "attached to droplet 1")] {
-            let condition = plan_listed_condition(&volume(&droplets));
+            let condition = plan_listed_condition(&Volume::fake(&droplets));
             assert_eq!((condition.is_abnormal, condition.message.as_str()), (false, want));
         }
-        let condition = plan_listed_condition(&volume(&[1, 2]));
+        let condition = plan_listed_condition(&Volume::fake(&[1, 2]));
         assert!(condition.is_abnormal && condition.message.contains("several droplets at once: 1, 2"), "{condition:?}");
     }
 
@@ -112,7 +96,7 @@ mod tests {
             (Holder::Gone, Some("does not exist any more")),
         ];
         for (holder, want) in table {
-            let volume = volume(&[7]);
+            let volume = Volume::fake(&[7]);
             let attachment = Attachment { volume: &volume, holder: holder.clone(), moves: Moves::NotAsked };
             let examined = Examined { findings: diagnose_attachment(&attachment), volume: volume.clone(), holder };
             let condition = examined.condition();

@@ -162,6 +162,16 @@ pub(crate) fn observe_abilities() -> String {
     abilities(&std::fs::read_to_string(FILESYSTEMS).unwrap_or_default(), &kernel_release())
 }
 
+/// The file systems that this kernel cannot mount. To find out loads their modules.
+///
+/// Source: fsopen(2), ENODEV. Where the call is not allowed nothing is known, and none is named.
+#[must_use]
+pub(crate) fn observe_missing_file_systems() -> Vec<FsKind> {
+    let is_missing =
+        |fs: &FsKind| matches!(fsopen(fs.name(), FsOpenFlags::FSOPEN_CLOEXEC), Err(rustix::io::Errno::NODEV));
+    FsKind::ALL.into_iter().filter(is_missing).collect()
+}
+
 fn abilities(table: &str, release: &str) -> String {
     let is_there = |fs: &FsKind| table.lines().any(|line| line.split('\t').next_back() == Some(fs.name()));
     let names = |wanted: bool| {

@@ -66,25 +66,11 @@ pub(super) fn storage_health(findings: &[Finding]) -> csi::NodeGetStorageHealthR
 
 /// What a finding says of the way to all volumes; `None`: nothing.
 fn status_of_storage(reason: Reason) -> Option<StorageHealthErrorType> {
-    match reason {
-        Reason::MountsDoNotReachTheDroplet => Some(StorageHealthErrorType::STORAGE_UNREACHABLE),
-        Reason::DiskNotRunning | Reason::MountDoesNotAnswer => Some(StorageHealthErrorType::STORAGE_DEGRADED),
-        Reason::AttachedToDeadDroplet
-        | Reason::ListedTwice
-        | Reason::DetachKeepsFailing
-        | Reason::AttachKeepsFailing
-        | Reason::ActionDoesNotEnd
-        | Reason::RecordsDisagree
-        | Reason::FileSystemReadOnlyByErrors
-        | Reason::FileSystemErrorsRecorded
-        | Reason::FileSystemNearlyFull
-        | Reason::FileSystemFull
-        | Reason::InodesNearlyUsedUp
-        | Reason::FileSystemNotGrown
-        | Reason::FileSystemShutDown
-        | Reason::MountedButDetached
-        | Reason::AttachedButUnused => None,
+    if reason == Reason::MountsDoNotReachTheDroplet {
+        return Some(StorageHealthErrorType::STORAGE_UNREACHABLE);
     }
+    let is_of_disks = matches!(reason, Reason::DiskNotRunning | Reason::MountDoesNotAnswer);
+    is_of_disks.then_some(StorageHealthErrorType::STORAGE_DEGRADED)
 }
 
 #[cfg(test)]

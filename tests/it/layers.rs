@@ -7,13 +7,13 @@ use std::path::Path;
 /// The modules from top to bottom. Those of one row use nothing of each other.
 const ROWS: [&[&str]; 11] = [
     &["main"],
-    &["app"],
+    &["app", "commands"],
     &["rpc"],
     &["controller", "node"],
     &["ops"],
     &["droplet_identity", "request"],
     &["config"],
-    &["cloud", "host"],
+    &["cloud", "host", "nomad"],
     &["error"],
     &["backoff", "fs", "id", "proto", "region", "size", "spelling", "sync"],
     &["metrics"],

@@ -35,6 +35,7 @@ mod concurrency;
 mod conflict;
 mod controller;
 mod debug_server;
+mod doctor;
 mod flood;
 mod gone;
 mod harness;

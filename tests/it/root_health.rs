@@ -1,4 +1,5 @@
-//! What is wrong with a volume on its droplet: each finding is played on a real kernel, and told by NodeGetVolumeHealth.
+//! What is wrong with a volume on its droplet: each finding is played on a real kernel, and told by NodeGetVolumeHealth,
+//! by `volumes` and by `doctor`.
 
 use std::fs::{self, OpenOptions};
 use std::io::Write;
@@ -8,6 +9,7 @@ use std::time::Duration;
 use do_csi_plugin::proto::csi;
 use grpcio::RpcStatusCode;
 
+use crate::PROGRAM;
 use crate::harness::{NodeHarness, Sysfs, Vol};
 use crate::support::client::option;
 use crate::support::wait_for;
@@ -15,6 +17,18 @@ use crate::support::wait_for;
 /// The reasons that are told of a volume.
 fn reasons(rig: &NodeHarness, vol: &Vol) -> Vec<String> {
     rig.client().node_health(&vol.csi.id).unwrap().into_iter().map(|(reason, _)| reason).collect()
+}
+
+/// Sees that the commands for people, run on the droplet beside the plugin, tell the same.
+fn told_by_commands(rig: &NodeHarness, flags: &[&str], reason: &str) {
+    for command in ["volumes", "doctor"] {
+        let launch = rig.machine().launch(Path::new(PROGRAM));
+        let endpoint = format!("--endpoint={}", launch.socket.display());
+        let mut run = launch.command;
+        let output = run.args([command, "--json", &endpoint]).args(&launch.args).args(flags).output().unwrap();
+        let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+        assert!(text.contains(&format!("\"{reason}\"")), "{command} does not tell {reason}: {text}");
+    }
 }
 
 /// What is told of the way to all volumes.
@@ -45,6 +59,7 @@ fn root_a_full_file_system_is_told_and_is_well_again_when_there_is_space() {
     let (reason, message) = &health[0];
     assert!(reason.starts_with("FileSystem") && reason.ends_with("Full"), "{health:?}");
     assert!(message.contains("volume vol (") && message.contains("capacity_min"), "{message}");
+    told_by_commands(&rig, &[], reason);
     // Who asks as before 1.13 is told the same.
     let stats = rig.client().stats(&vol.csi.id, &rig.staging(&vol)).unwrap();
     assert!(stats.volume_condition.abnormal, "{stats:?}");
@@ -69,6 +84,7 @@ fn root_errors_of_the_file_system_are_told_by_whether_it_can_still_be_written() 
         fs::write(own.join("trigger_fs_error"), "a test").unwrap();
         let told = || reasons(&rig, &vol).first().cloned();
         assert_eq!(wait_for(Duration::from_secs(10), told).as_deref(), Some(want));
+        told_by_commands(&rig, &[], want);
         rig.unpublish(&vol, "alloc").unwrap();
         rig.unstage(&vol).unwrap();
         // The next stage checks it.
@@ -87,6 +103,7 @@ fn root_a_file_system_that_was_shut_down_is_told() {
     rig.stage(&vol).unwrap();
     rig.shut_down(&rig.staging(&vol));
     assert_eq!(reasons(&rig, &vol), ["FileSystemShutDown"]);
+    told_by_commands(&rig, &[], "FileSystemShutDown");
     rig.unstage(&vol).unwrap();
     rig.close();
 }
@@ -116,6 +133,7 @@ fn root_a_mount_whose_disk_is_gone_is_told_and_holds_up_no_answer_about_others()
     let reply = rig.client().node.node_get_volume_health_opt(&request, option()).unwrap().volume_health.unwrap();
     let told: Vec<&str> = reply.health_statuses.iter().map(|entry| entry.reason.as_str()).collect();
     assert_eq!(told, ["MountedButDetached"], "{reply:?}");
+    told_by_commands(&rig, &[&flag], "MountedButDetached");
     assert!(reasons(&rig, &well).is_empty());
     rig.unpublish(&vol, "alloc").unwrap();
     rig.unstage(&vol).unwrap();

@@ -29,7 +29,7 @@ const TOKEN: &str = "dop_v1_simulated";
 pub struct ControllerHarness {
     /// The simulated DigitalOcean.
     pub sim: Sim,
-    home: TempDir,
+    pub home: TempDir,
 }
 
 impl ControllerHarness {
@@ -67,6 +67,20 @@ impl ControllerHarness {
         let home = self.home.path();
         let (socket, log) = (home.join(format!("{name}.sock")), home.join(format!("{name}.log")));
         Launch { command, args, socket, log, container: None }.start().expect("the controller starts")
+    }
+
+    /// A command for people, as somebody runs it on a laptop who has a token.
+    pub fn command(&self, program: &Path, args: &[&str]) -> Command {
+        let devices = self.home.path().join("no devices");
+        let mut command = Command::new(program);
+        command.args(args).env_clear().env("DIGITALOCEAN_ACCESS_TOKEN", TOKEN);
+        command.args([format!("--url={}", self.sim.api_url()), format!("--device-dir={}", devices.display())]);
+        command.arg(format!("--endpoint={}", self.home.path().join("no.sock").display()));
+        command.args(["--region=fra1", "--metadata-url=http://127.0.0.1:1"]);
+        if !args.iter().any(|arg| arg.starts_with("--call-budget")) {
+            command.arg("--call-budget=5");
+        }
+        command
     }
 
     /// A volume that was there before, by its id.

@@ -11,6 +11,7 @@ pub mod docker;
 pub mod droplet;
 pub mod encryption;
 pub mod facts;
+pub mod fake_nomad;
 pub mod guest;
 pub mod network;
 pub mod nomad;

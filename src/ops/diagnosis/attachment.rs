@@ -228,24 +228,6 @@ pub fn detach_command(volume: &VolumeId, droplet: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::id::VolumeName;
-    use crate::size::Gib;
-
-    const ID: &str = "506f78a4-8f00-11f0-9a11-0a58ac14d1e2";
-
-    fn volume(droplets: &[u64]) -> Volume {
-        Volume {
-            id: VolumeId::parse(ID).unwrap(),
-            name: VolumeName::parse("blog").unwrap(),
-            size: Gib(1),
-            region: None,
-            droplets: droplets.iter().filter_map(|id| DropletId::new(*id)).collect(),
-            description: String::new(),
-            tags: Vec::new(),
-            filesystem: String::new(),
-            created_at: String::new(),
-        }
-    }
 
     fn known(status: DropletStatus, lists_volume: bool) -> Holder {
         Holder::Known { name: "node-1".to_owned(), status, lists_volume }
@@ -272,7 +254,7 @@ mod tests {
             (vec![7, 8], Holder::Gone, Some(Reason::ListedTwice)),
         ];
         for (droplets, holder, want) in table {
-            let (shown, volume) = (format!("{droplets:?} {holder:?}"), volume(&droplets));
+            let (shown, volume) = (format!("{droplets:?} {holder:?}"), Volume::fake(&droplets));
             let found = diagnose_attachment(&Attachment { volume: &volume, holder, moves: Moves::NotAsked });
             assert_eq!(found.iter().map(|finding| finding.reason).next(), want, "{shown}");
             for finding in &found {
@@ -328,7 +310,7 @@ mod tests {
             (vec![running(3600), done("detach_volume")], Moves::Well, None),
             (vec![odd], overdue(61), Some(Reason::ActionDoesNotEnd)),
         ];
-        let (volume, free) = (volume(&[7]), volume(&[]));
+        let (volume, free) = (Volume::fake(&[7]), Volume::fake(&[]));
         for (actions, want, reason) in table {
             let moves = Moves::read(&actions, now);
             assert_eq!(moves, want, "{actions:?}");

@@ -7,10 +7,16 @@
 //! | module | the facts are about |
 //! |---|---|
 //! | [`attachment`] | a volume and the droplets that have it, as DigitalOcean tells |
+//! | [`account`] | the token, its scopes, the account and its limits |
+//! | [`cluster`] | Nomad's registrations and claims, beside DigitalOcean's volumes |
+//! | [`machine`] | the node that this runs on |
 //! | [`here`] | a volume on the droplet that this runs on: its disk, its file system, its mounts |
 
+pub mod account;
 pub mod attachment;
+pub mod cluster;
 pub mod here;
+pub mod machine;
 
 use std::fmt;
 
@@ -121,6 +127,62 @@ reasons! {
     AttachedButUnused: Notice, None;
     /// What the plugin mounts is not seen by the droplet, nor by any task.
     MountsDoNotReachTheDroplet: Critical, Inaccessible;
+    /// Two namespaces of Nomad have registered the volume.
+    HeldByOtherNamespace: Warning, None;
+    /// The volume is registered in Nomad twice.
+    RegisteredTwice: Warning, None;
+    /// It is registered in Nomad with another driver's plugin.
+    WrongPluginId: Critical, None;
+    /// An allocation runs and claims the volume, and no droplet has it.
+    ClaimedWithoutAttachment: Critical, None;
+    /// A node has the volume, and no allocation claims it.
+    AttachedWithoutClaim: Warning, None;
+    /// The node of a claim is down, or not known any more.
+    ClaimOnLostNode: Warning, None;
+    /// A registration in Nomad has a volume's name where its id belongs.
+    ExternalIdIsAName: Critical, None;
+    /// A registration in Nomad is of a volume that DigitalOcean does not show.
+    ExternalIdUnknown: Warning, None;
+    /// Nomad has no healthy controller, or nodes whose plugin is not healthy.
+    PluginUnhealthy: Critical, None;
+    /// DigitalOcean does not take the token.
+    TokenRejected: Critical, None;
+    /// The token lacks a scope.
+    ScopeMissing: Warning, None;
+    /// The token has no more requests for now.
+    RequestsUsedUp: Warning, None;
+    /// DigitalOcean's API cannot be reached, or does not answer as it should.
+    ApiUnreachable: Critical, None;
+    /// The account is locked, or about to be.
+    AccountNotActive: Warning, None;
+    /// The account may have no more volumes.
+    QuotaExhausted: Warning, None;
+    /// The account may have hardly more volumes.
+    QuotaNearlyExhausted: Notice, None;
+    /// A snapshot through which a clone was made was left behind.
+    TemporarySnapshotLeft: Notice, None;
+    /// The process may not mount.
+    NotPrivileged: Critical, None;
+    /// The host's sysfs is not there.
+    SysfsMissing: Critical, None;
+    /// The host's devices are not there.
+    DevicesMissing: Critical, None;
+    /// A program that the plugin runs is missing.
+    ToolMissing: Critical, None;
+    /// The kernel cannot mount a file system.
+    FileSystemNotInKernel: Notice, None;
+    /// SELinux is enforced, and volumes get no label.
+    SelinuxWithoutLabel: Warning, None;
+    /// A rule mounts volumes when they are attached.
+    AutomountRule: Notice, None;
+    /// Encrypted volumes cannot be opened.
+    DeviceMapperMissing: Notice, None;
+    /// The droplet takes no more volumes.
+    DropletFull: Warning, None;
+    /// The plugin that serves the socket does not answer.
+    PluginDoesNotAnswer: Critical, None;
+    /// The metadata service does not answer.
+    MetadataUnreachable: Warning, None;
 }
 
 impl fmt::Display for Reason {
@@ -145,6 +207,8 @@ pub enum Subject {
     Node,
     /// The account and its token.
     Account,
+    /// Nomad, and the plugins as it sees them.
+    Nomad,
 }
 
 impl Subject {
@@ -164,6 +228,7 @@ impl fmt::Display for Subject {
             Subject::Droplet(id) => write!(f, "droplet {id}"),
             Subject::Node => f.write_str("this node"),
             Subject::Account => f.write_str("the account"),
+            Subject::Nomad => f.write_str("Nomad"),
         }
     }
 }
@@ -233,7 +298,7 @@ impl Finding {
                 add("name", json!(name));
             }
             Subject::Droplet(id) => add("droplet", json!(id.get())),
-            Subject::Node | Subject::Account => {}
+            Subject::Node | Subject::Account | Subject::Nomad => {}
         }
         object
     }
@@ -292,8 +357,8 @@ mod tests {
     #[test]
     fn what_makes_a_volume_inaccessible_is_never_a_mere_notice() {
         for reason in Reason::ALL {
-            let is_harmless = reason.effect() == Effect::None;
-            assert_eq!(reason.severity() == Severity::Notice, is_harmless, "{reason}");
+            let touches_volume = reason.effect() != Effect::None;
+            assert!(!touches_volume || reason.severity() > Severity::Notice, "{reason}");
         }
     }
 

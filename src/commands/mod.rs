@@ -1,0 +1,53 @@
+//! The commands for people: what they read, and what they print.
+//!
+//! Owns the way from arguments to an exit code. What is wrong is said by `ops/diagnosis`, as everywhere. The commands ask the same
+//! questions as the plugin, with the same settings, and change nothing but what `doctor --fix` was told to.
+//!
+//! | module | holds |
+//! |---|---|
+//! | `world` | everything that is read, once, of DigitalOcean, this node and Nomad |
+//! | `volumes` | the table of volumes |
+//! | `doctor` | the findings, in the order in which they matter |
+//! | `checks` | what `doctor` looks at besides the volumes |
+//! | `repair` | what `doctor --fix` does |
+//! | `terminal` | tables and colours |
+
+mod checks;
+mod doctor;
+mod repair;
+mod terminal;
+mod volumes;
+mod world;
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use crate::config::command::{CommandLine, Subcommand};
+use crate::config::variable;
+use crate::nomad::{Nomad, NomadVariables};
+
+/// Exit code when nothing could be looked at.
+const COULD_NOT_LOOK: u8 = 2;
+
+/// Does what a command says.
+///
+/// # Errors
+/// One line: nothing could be looked at, which is exit code 2.
+pub fn run(line: CommandLine) -> Result<ExitCode, String> {
+    let CommandLine { subcommand, mut config } = line;
+    let nomad = Nomad::new(&NomadVariables::read(variable))?;
+    let cloud = config.token.take().map(|token| world::CloudAccess::new(&config, token));
+    let source = world::Source { config, cloud, nomad };
+    match subcommand {
+        Subcommand::Volumes { is_json, watch } => volumes::run(&source, is_json, watch),
+        Subcommand::Doctor { volume, is_json, fix, yes } => {
+            doctor::run(&source, &doctor::Wish { volume, is_json, fix, yes })
+        }
+    }
+}
+
+/// Writes to standard output. Whoever closes it has seen enough.
+fn print(text: &str) {
+    let mut out = io::stdout();
+    let _closed = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+}

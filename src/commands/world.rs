@@ -1,0 +1,290 @@
+//! What the commands read: DigitalOcean's volumes and droplets, this node's volumes, Nomad's claims.
+//!
+//! Owns reading each of them once. What cannot be read is a finding or a line, and never ends the reading of the rest.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use crate::cloud::action::Action;
+use crate::cloud::droplet::{Droplet, DropletKind};
+use crate::cloud::http::HttpBudgets;
+use crate::cloud::metadata::Metadata;
+use crate::cloud::page::{ApiPage, Page};
+use crate::cloud::rate_limit::RateLimit;
+use crate::cloud::token::Token;
+use crate::cloud::volume::Volume;
+use crate::cloud::{ApiResult, Cloud};
+use crate::config::Config;
+use crate::error::Chain;
+use crate::error::api::ApiErrorKind;
+use crate::host::device::DevicePlaces;
+use crate::host::inventory::{Inventory, LOOK_BUDGET, VolumeHere};
+use crate::id::{DropletId, VolumeId};
+use crate::nomad::{Nomad, NomadError, Plugin};
+use crate::ops::diagnosis::account::diagnose_refusal;
+use crate::ops::diagnosis::attachment::{Attachment, Holder, Moves, diagnose_attachment};
+use crate::ops::diagnosis::cluster::{Claims, diagnose_claims};
+use crate::ops::diagnosis::here::diagnose_here;
+use crate::ops::diagnosis::{Finding, Subject};
+use crate::region::Region;
+
+/// How long all requests to DigitalOcean may take together.
+const CLOUD_BUDGET: Duration = Duration::from_secs(60);
+/// Of how many volumes at most the latest actions are read: that is a request for each.
+const MOST_ACTIONS: usize = 50;
+/// How many pages of a list are read at most.
+const MOST_PAGES: u32 = 200;
+
+/// Where everything is read.
+#[derive(Debug)]
+pub(super) struct Source {
+    pub(super) config: Config,
+    pub(super) cloud: Option<CloudAccess>,
+    pub(super) nomad: Option<Nomad>,
+}
+
+/// DigitalOcean's API, and where its token is from.
+#[derive(Debug)]
+pub(super) struct CloudAccess {
+    cloud: Cloud,
+    pub(super) token_origin: String,
+}
+
+impl CloudAccess {
+    pub(super) fn new(config: &Config, token: Token) -> CloudAccess {
+        let token_origin = token.origin();
+        let budgets = HttpBudgets { total: config.api_timeout, ..HttpBudgets::default() };
+        let quota = Arc::new(RateLimit::new(config.api_rate_limit));
+        CloudAccess {
+            cloud: Cloud::new(config.api_url.clone(), config.route.clone(), token, quota, budgets),
+            token_origin,
+        }
+    }
+
+    /// The API, for so long from now.
+    pub(super) fn within(&self, budget: Duration) -> Cloud {
+        self.cloud.until(Instant::now().checked_add(budget).unwrap_or_else(Instant::now))
+    }
+}
+
+/// What was read.
+#[derive(Debug, Default)]
+pub(super) struct World {
+    /// The region that is shown; `None`: all, as it is not known which this is.
+    pub(super) region: Option<Region>,
+    /// The droplet that this is, if it is one.
+    pub(super) own: Option<DropletId>,
+    /// Why that is not known.
+    pub(super) metadata: Option<String>,
+    /// All volumes of the account, with what is known of each.
+    pub(super) volumes: Vec<Known>,
+    /// The volumes here that DigitalOcean's list does not explain: its token shows none of that name.
+    pub(super) only_here: Vec<VolumeHere>,
+    /// Nomad's side.
+    pub(super) claims: Option<Claims>,
+    /// The plugins of this driver in Nomad.
+    pub(super) plugins: Vec<Plugin>,
+    /// What is wrong with the way to DigitalOcean.
+    pub(super) refusals: Vec<Finding>,
+    /// What does not agree between DigitalOcean and Nomad about what DigitalOcean does not have.
+    pub(super) unexplained: Vec<Finding>,
+    /// What could not be looked at, in lines.
+    pub(super) blind: Vec<String>,
+}
+
+/// A volume with all that is known of it.
+#[derive(Debug)]
+pub(super) struct Known {
+    pub(super) volume: Volume,
+    pub(super) holder: Holder,
+    /// The latest action; `None`: there is none, or it was not read.
+    pub(super) last: Option<Action>,
+    pub(super) here: Option<VolumeHere>,
+    pub(super) findings: Vec<Finding>,
+}
+
+/// DigitalOcean's half.
+struct Listed {
+    volumes: Vec<Volume>,
+    droplets: Option<HashMap<DropletId, Droplet>>,
+}
+
+impl Source {
+    /// Reads everything.
+    pub(super) fn read(&self) -> World {
+        let mut world = World::default();
+        self.read_identity(&mut world);
+        let places = DevicePlaces {
+            links: self.config.device_dir.clone(),
+            sysfs: self.config.sys_dir.clone(),
+            ..DevicePlaces::default()
+        };
+        let here = Inventory::new(places, LOOK_BUDGET).observe().unwrap_or_else(|err| {
+            world.blind.push(format!("the volumes on this node: {}", Chain(&err)));
+            Vec::new()
+        });
+        if let Some(nomad) = &self.nomad {
+            match self.read_claims(nomad, &mut world) {
+                Ok(claims) => world.claims = Some(claims),
+                Err(err) => world.blind.push(err.to_string()),
+            }
+        }
+        let Some(access) = &self.cloud else {
+            world.only_here = here;
+            return world;
+        };
+        let cloud = access.within(CLOUD_BUDGET);
+        match list(&cloud, access, &mut world) {
+            Some(listed) => self.combine(&cloud, listed, here, &mut world),
+            None => world.only_here = here,
+        }
+        world
+    }
+
+    fn read_identity(&self, world: &mut World) {
+        (world.region, world.own) = (self.config.region.clone(), self.config.droplet_id);
+        let metadata = Metadata::new(self.config.metadata_url.clone());
+        if world.own.is_none() {
+            match metadata.droplet_id() {
+                Ok(id) => world.own = Some(id),
+                Err(err) => world.metadata = Some(err.to_string()),
+            }
+        }
+        if world.region.is_none() && world.metadata.is_none() {
+            world.region = metadata.region().ok();
+        }
+    }
+
+    fn read_claims(&self, nomad: &Nomad, world: &mut World) -> Result<Claims, NomadError> {
+        let (volumes, nodes, sees_all) = (nomad.volumes()?, nomad.nodes()?, nomad.sees_all());
+        let mut ids: Vec<&str> = volumes.iter().map(|volume| volume.plugin_id.as_str()).collect();
+        ids.sort_unstable();
+        ids.dedup();
+        let mut droplets = BTreeMap::new();
+        for id in ids {
+            let Some(plugin) = nomad.plugin(id)? else { continue };
+            for (node, info) in &plugin.nodes {
+                let droplet = info.node_info.as_ref().and_then(|info| DropletId::parse(&info.id).ok());
+                droplets.extend(droplet.map(|droplet| (droplet, node.clone())));
+            }
+            world.plugins.push(plugin);
+        }
+        Ok(Claims { volumes, nodes, droplets, sees_all })
+    }
+
+    fn combine(&self, cloud: &Cloud, listed: Listed, mut here: Vec<VolumeHere>, world: &mut World) {
+        let driver = &self.config.driver_name;
+        let mut agreed =
+            world.claims.as_ref().map_or_else(Vec::new, |claims| diagnose_claims(&listed.volumes, claims, driver));
+        let attached = listed.volumes.iter().filter(|volume| !volume.droplets.is_empty()).count();
+        for volume in listed.volumes {
+            let holder = match (volume.droplets.as_slice(), &listed.droplets) {
+                ([droplet], Some(all)) => Holder::of(all.get(droplet), &volume.id),
+                ([] | [_, ..], _) => Holder::NotAsked,
+            };
+            let has_actions = attached <= MOST_ACTIONS && !volume.droplets.is_empty();
+            let actions = if has_actions { cloud.newest_actions(&volume.id).unwrap_or_default() } else { Vec::new() };
+            let moves = Moves::read(&actions, SystemTime::now());
+            let is_here = |found: &VolumeHere| {
+                found.id.as_deref() == Some(volume.id.as_str()) || found.name.as_ref() == Some(&volume.name)
+            };
+            // A name is another volume's in another region.
+            let is_ours = volume.region.is_none() || world.region.is_none() || volume.region == world.region;
+            let place = here.iter().position(is_here).filter(|_| is_ours);
+            let here = place.map(|place| here.remove(place));
+            let mut findings = diagnose_attachment(&Attachment { volume: &volume, holder: holder.clone(), moves });
+            let subject = Subject::volume(&volume.id, &volume.name);
+            findings
+                .extend(here.iter().flat_map(diagnose_here).map(|found| Finding { subject: subject.clone(), ..found }));
+            findings.extend(agreed.extract_if(.., |finding| finding.subject == subject));
+            findings.sort_by(|a, b| b.cmp(a));
+            world.volumes.push(Known { last: actions.last().cloned(), volume, holder, here, findings });
+        }
+        world.unexplained = agreed;
+        world.only_here = here;
+    }
+}
+
+/// DigitalOcean's lists; `None`: it does not tell the volumes.
+fn list(cloud: &Cloud, access: &CloudAccess, world: &mut World) -> Option<Listed> {
+    let origin = &access.token_origin;
+    let volumes = match every(|page| cloud.list_volumes(None, page), |volume: &Volume| volume.id.clone()) {
+        Ok(volumes) => volumes,
+        Err(err) => {
+            world.refusals.push(diagnose_refusal(&err, "block_storage:read", origin));
+            if !matches!(err.kind(), ApiErrorKind::Unauthorized | ApiErrorKind::Forbidden | ApiErrorKind::NoToken) {
+                world.blind.push(format!("DigitalOcean's volumes: {err}"));
+            }
+            return None;
+        }
+    };
+    let mut droplets = Some(HashMap::new());
+    for kind in DropletKind::ALL {
+        match every(|page| cloud.list_droplets(kind, page), |droplet: &Droplet| droplet.id) {
+            Ok(found) => droplets.iter_mut().for_each(|all| {
+                all.extend(found.iter().map(|droplet| (droplet.id, droplet.clone())));
+            }),
+            Err(err) => {
+                if droplets.take().is_some() {
+                    world.refusals.push(diagnose_refusal(&err, "droplet:read", origin));
+                }
+            }
+        }
+    }
+    Some(Listed { volumes, droplets })
+}
+
+/// Every entry of a list, each once. An entry that moves between two pages may be missed: who looks sees it at the next look.
+fn every<T, K: PartialEq>(fetch: impl Fn(Page) -> ApiResult<ApiPage<T>>, key: impl Fn(&T) -> K) -> ApiResult<Vec<T>> {
+    let mut all: Vec<T> = Vec::new();
+    let mut next = Some(Page::first());
+    for _ in 0..MOST_PAGES {
+        let Some(page) = next else { break };
+        let found = fetch(page)?;
+        for item in found.items {
+            let is_known = all
+                .iter()
+                .rev()
+                .take(usize::try_from(page.per_page()).unwrap_or(usize::MAX))
+                .any(|known| key(known) == key(&item));
+            if !is_known {
+                all.push(item);
+            }
+        }
+        next = found.next;
+    }
+    Ok(all)
+}
+
+impl World {
+    /// All findings, the worst first.
+    pub(super) fn findings(&self) -> Vec<Finding> {
+        let of_volumes = self.shown().flat_map(|known| known.findings.iter().cloned());
+        let of_here = self.only_here.iter().flat_map(diagnose_here);
+        let mut all: Vec<Finding> =
+            self.refusals.iter().chain(&self.unexplained).cloned().chain(of_volumes).chain(of_here).collect();
+        all.sort_by(|a, b| b.cmp(a));
+        all
+    }
+
+    /// The volumes of the region.
+    pub(super) fn shown(&self) -> impl Iterator<Item = &Known> {
+        let is_of_region = |known: &&Known| {
+            self.region.is_none() || known.volume.region.is_none() || known.volume.region == self.region
+        };
+        self.volumes.iter().filter(is_of_region)
+    }
+
+    /// The volume that somebody calls so: by its id, its name, or its id in Nomad.
+    pub(super) fn find(&self, called: &str) -> Option<&Known> {
+        let by_id = VolumeId::parse(called).ok();
+        let in_nomad = self.claims.as_ref().and_then(|claims| claims.volumes.iter().find(|volume| volume.id == called));
+        let external = in_nomad.and_then(|volume| VolumeId::parse(&volume.external_id).ok());
+        let is_it = |known: &&Known| {
+            let id = Some(&known.volume.id);
+            id == by_id.as_ref() || known.volume.name.as_str() == called || id == external.as_ref()
+        };
+        self.shown().find(is_it).or_else(|| self.volumes.iter().find(is_it))
+    }
+}

@@ -1,0 +1,139 @@
+//! What is wrong with the token, the account and its limits.
+//!
+//! Owns the findings that follow from answers of DigitalOcean to questions which were asked to find out. Pure.
+
+use std::time::{Duration, SystemTime};
+
+use crate::cloud::droplet::Account;
+use crate::cloud::snapshot::Snapshot;
+use crate::error::api::{ApiError, ApiErrorKind};
+use crate::ops::diagnosis::{Finding, Reason, Subject};
+
+/// How much of a limit is used up when it is nearly reached, in percent.
+const NEARLY: u64 = 90;
+/// How long a snapshot through which a clone was made may be left: the plugin removes it after a quarter of an hour.
+const TEMPORARY_FOR: Duration = Duration::from_secs(3600);
+/// The tag of such snapshots.
+const TEMPORARY: &str = "do-csi-temporary";
+
+/// What is wrong with the way to the API, by the refusal of a question; `scope` is what the question takes, `origin` where the token
+/// is from. Pure.
+#[must_use]
+pub fn diagnose_refusal(err: &ApiError, scope: &str, origin: &str) -> Finding {
+    let find = |reason, message: String, cure: String| Finding::new(reason, &Subject::Account, message, cure);
+    match err.kind() {
+        ApiErrorKind::Unauthorized | ApiErrorKind::NoToken => {
+            let message = format!("DigitalOcean does not take the access token from {origin}: {err}");
+            let cure = format!(
+                "make a token at https://cloud.digitalocean.com/account/api/tokens and put it there; in Nomad: \
+                 `nomad var put -force nomad/jobs/do-csi-plugin token=TOKEN` (the token is from {origin})"
+            );
+            find(Reason::TokenRejected, message, cure)
+        }
+        ApiErrorKind::Forbidden => {
+            let message = format!("the access token from {origin} lacks the scope {scope}: {err}");
+            let cure = "give the token that scope at https://cloud.digitalocean.com/account/api/tokens".to_owned();
+            find(Reason::ScopeMissing, message, cure)
+        }
+        ApiErrorKind::RateLimit { wait } => {
+            let wait = wait.map(|wait| format!(" for {} s", wait.as_secs())).unwrap_or_default();
+            let message = format!("DigitalOcean refuses this token's requests{wait}, as there were too many: {err}");
+            let cure =
+                "find out what else uses the token and give it another one; the plugin asks on by itself".to_owned();
+            find(Reason::RequestsUsedUp, message, cure)
+        }
+        ApiErrorKind::NotFound
+        | ApiErrorKind::BadRequest
+        | ApiErrorKind::NameTaken
+        | ApiErrorKind::VolumeAttached
+        | ApiErrorKind::Conflict
+        | ApiErrorKind::AlreadyAttached
+        | ApiErrorKind::PendingEvent
+        | ApiErrorKind::AttachmentNotFound
+        | ApiErrorKind::AttachLimit
+        | ApiErrorKind::InvalidSize
+        | ApiErrorKind::InvalidName
+        | ApiErrorKind::NoStorageInRegion
+        | ApiErrorKind::Unprocessable
+        | ApiErrorKind::CapacityLimit
+        | ApiErrorKind::SnapshotRateLimit { .. }
+        | ApiErrorKind::Server
+        | ApiErrorKind::BadReply
+        | ApiErrorKind::Transport { .. }
+        | ApiErrorKind::Untrusted
+        | ApiErrorKind::NoTimeLeft => {
+            let message = format!("DigitalOcean's API cannot be used: {err}");
+            let cure =
+                "look at the network and the proxy of this machine, and at https://status.digitalocean.com".to_owned();
+            find(Reason::ApiUnreachable, message, cure)
+        }
+    }
+}
+
+/// What is wrong with the account, which has so many volumes. Pure.
+#[must_use]
+pub fn diagnose_account(account: &Account, volumes: u64) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    if account.status != "active" {
+        let message = format!("the account's status is {:?}: {}", account.status, account.status_message);
+        let cure = "log in at https://cloud.digitalocean.com and do what it says there".to_owned();
+        findings.push(Finding::new(Reason::AccountNotActive, &Subject::Account, message, cure));
+    }
+    if let Some(limit) = account.volume_limit {
+        let cure = "delete volumes that nobody needs (`do-csi-plugin volumes` shows them), or ask DigitalOcean's support for more";
+        let message = format!("the account has {volumes} of at most {limit} volumes");
+        let find = |reason| Finding::new(reason, &Subject::Account, message, cure.to_owned());
+        if volumes >= limit {
+            findings.push(find(Reason::QuotaExhausted));
+        } else if volumes.saturating_mul(100) >= limit.saturating_mul(NEARLY) {
+            findings.push(find(Reason::QuotaNearlyExhausted));
+        }
+    }
+    findings
+}
+
+/// The snapshots that clones were made through and that nobody has removed. Pure.
+#[must_use]
+pub fn diagnose_snapshots(snapshots: &[Snapshot], now: SystemTime) -> Vec<Finding> {
+    let is_left = |snapshot: &&Snapshot| {
+        let age = snapshot.taken_at().and_then(|taken| now.duration_since(taken).ok());
+        snapshot.tags.iter().any(|tag| tag == TEMPORARY) && age.is_some_and(|age| age >= TEMPORARY_FOR)
+    };
+    let find = |snapshot: &Snapshot| {
+        let message = format!("the temporary snapshot {} ({}) of a clone was left behind", snapshot.name, snapshot.id);
+        let cure = format!(
+            "a plugin with a controller removes it within a quarter of an hour of its start; if none does, run \
+             `doctl compute snapshot delete {}`",
+            snapshot.id
+        );
+        Finding::new(Reason::TemporarySnapshotLeft, &Subject::Account, message, cure)
+    };
+    snapshots.iter().filter(is_left).map(find).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_state_of_the_account_has_its_findings_or_none() {
+        let account = |status: &str, volume_limit| Account {
+            status: status.to_owned(),
+            status_message: "look here".to_owned(),
+            volume_limit,
+        };
+        let table = [
+            (account("active", None), 1000, vec![]),
+            (account("active", Some(10)), 8, vec![]),
+            (account("active", Some(10)), 9, vec![Reason::QuotaNearlyExhausted]),
+            (account("active", Some(10)), 10, vec![Reason::QuotaExhausted]),
+            (account("active", Some(10)), 11, vec![Reason::QuotaExhausted]),
+            (account("locked", Some(10)), 10, vec![Reason::AccountNotActive, Reason::QuotaExhausted]),
+            (account("warning", None), 0, vec![Reason::AccountNotActive]),
+        ];
+        for (account, volumes, want) in table {
+            let found = diagnose_account(&account, volumes);
+            assert_eq!(found.iter().map(|finding| finding.reason).collect::<Vec<_>>(), want, "{account:?} {volumes}");
+        }
+    }
+}

@@ -1,0 +1,272 @@
+//! The commands for people: what `doctor` finds of what is played in a simulated cluster, what `doctor --fix` changes and what it
+//! leaves alone, and what `volumes` shows. On a real kernel this is in `root_health.rs`.
+
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::PROGRAM;
+use crate::sim::state::ActionKind;
+use crate::sim::{ActionFault, DropletStatus, Fault, Refusal};
+use crate::support::controllers::{A, B, ControllerHarness};
+use crate::support::fake_nomad::{FakeNomad, Registration};
+use crate::support::wait_for;
+
+/// Something that happens to a cloud.
+type Play = Box<dyn Fn(&ControllerHarness)>;
+
+const DRIVER: &str = "dobs.csi.digitalocean.com";
+
+fn cloud() -> ControllerHarness {
+    ControllerHarness::with_actions(Duration::from_millis(20))
+}
+
+/// Runs a command as a person on a laptop does, who has a token.
+fn run(fleet: &ControllerHarness, args: &[&str], nomad: Option<&str>) -> Output {
+    let mut command = fleet.command(Path::new(PROGRAM), args);
+    if let Some(address) = nomad {
+        command.env("NOMAD_ADDR", address);
+    }
+    command.stdin(Stdio::null()).output().unwrap()
+}
+
+fn text(output: &Output) -> String {
+    String::from_utf8_lossy(&[output.stdout.clone(), output.stderr.clone()].concat()).into_owned()
+}
+
+/// The reasons that `doctor` gives, and its exit code.
+fn doctor(fleet: &ControllerHarness, args: &[&str], nomad: Option<&FakeNomad>) -> (Vec<String>, Option<i32>) {
+    let url = nomad.map(FakeNomad::url);
+    let output = run(fleet, &[&["doctor", "--json"], args].concat(), url.as_deref());
+    let json: Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|err| panic!("{err}: {}", text(&output)));
+    let findings = json["findings"].as_array().unwrap();
+    for finding in findings {
+        assert!(!finding["cure"].as_str().unwrap().is_empty(), "{finding}");
+    }
+    let reasons = findings.iter().map(|finding| finding["reason"].as_str().unwrap().to_owned()).collect();
+    (reasons, output.status.code())
+}
+
+fn fail_detaches(fleet: &ControllerHarness, id: &str) {
+    for _ in 0..2 {
+        fleet.sim.faults().add_action(ActionFault::errored().of(ActionKind::Detach).times(1));
+        fleet.sim.detach(id, A).unwrap();
+        fleet.rest();
+    }
+}
+
+#[test]
+fn each_breakage_at_digitalocean_is_found_with_its_cure_and_exit_code_1() {
+    let on_dead = |fleet: &ControllerHarness| {
+        fleet.volume_on("blog", A);
+        fleet.sim.set_droplet_status(A, DropletStatus::Off);
+    };
+    let wedged = |fleet: &ControllerHarness| fail_detaches(fleet, &fleet.volume_on("blog", A));
+    let refused = |refusal: Refusal, method: &'static str, route: &'static str| {
+        move |fleet: &ControllerHarness| fleet.sim.faults().add(Fault::refused(refusal).on(method, route).always())
+    };
+    let full = |fleet: &ControllerHarness| {
+        fleet.volume("blog");
+        fleet.sim.change_rules(|rules| rules.limits.volumes = 1);
+    };
+    let left = |fleet: &ControllerHarness| {
+        let id = fleet.volume("blog");
+        let snapshot = fleet.sim.create_tagged_snapshot(&id, "do-csi-clone-1", &["do-csi-temporary"]).unwrap();
+        fleet.sim.backdate_snapshot(&snapshot, Duration::from_secs(7200));
+    };
+    let table: [(&str, Play, i32); 8] = [
+        ("AttachedToDeadDroplet", Box::new(on_dead), 1),
+        ("DetachKeepsFailing", Box::new(wedged), 1),
+        ("TokenRejected", Box::new(refused(Refusal::UNAUTHORIZED, "GET", "/v2/account")), 1),
+        ("ScopeMissing", Box::new(refused(Refusal::FORBIDDEN, "GET", "/v2/droplets")), 1),
+        ("ScopeMissing", Box::new(refused(Refusal::FORBIDDEN, "POST", "/v2/volumes/{id}/actions")), 1),
+        ("ScopeMissing", Box::new(refused(Refusal::FORBIDDEN, "GET", "/v2/snapshots")), 1),
+        ("QuotaExhausted", Box::new(full), 1),
+        ("TemporarySnapshotLeft", Box::new(left), 0),
+    ];
+    for (want, play, code) in table {
+        let fleet = cloud();
+        assert_eq!(doctor(&fleet, &[], None), (vec![], Some(0)), "before {want}");
+        play(&fleet);
+        assert_eq!(doctor(&fleet, &[], None), (vec![want.to_owned()], Some(code)));
+        let shown = text(&run(&fleet, &["doctor"], None));
+        assert!(shown.contains(want) && shown.contains("Begin with this: "), "{shown}");
+        assert!(!shown.contains('\u{1b}'), "no colours where nobody sees them: {shown}");
+    }
+}
+
+#[test]
+fn what_does_not_agree_with_nomad_is_found() {
+    let fleet = cloud();
+    let nomad = FakeNomad::start(A);
+    let (held, free) = (fleet.volume_on("held", A), fleet.volume("free"));
+    let one =
+        |external_id, namespace, claims| Registration { id: "blog", namespace, external_id, provider: DRIVER, claims };
+    let running: &[_] = &[("7b1e-1", "n1", "running")];
+    let lost: &[_] = &[("7b1e-1", "n2", "unknown")];
+    let table = [
+        (vec![], vec![]),
+        (vec![one(&held, "default", running)], vec![]),
+        (vec![one(&held, "default", &[])], vec!["AttachedWithoutClaim"]),
+        (vec![one(&held, "default", lost)], vec!["ClaimOnLostNode"]),
+        (vec![one(&free, "default", running)], vec!["ClaimedWithoutAttachment"]),
+        (vec![one("free", "default", &[])], vec!["ExternalIdIsAName"]),
+        (vec![one("00000000-8f00-11f0-9a11-0a58ac14d1e2", "default", &[])], vec!["ExternalIdUnknown"]),
+        (vec![one(&held, "a", running), one(&held, "b", &[])], vec!["HeldByOtherNamespace"]),
+        (vec![Registration { provider: "other", ..one(&held, "default", running) }], vec!["WrongPluginId"]),
+    ];
+    for (volumes, want) in table {
+        nomad.register(&volumes);
+        let code = i32::from(!want.is_empty());
+        let want: Vec<String> = want.into_iter().map(str::to_owned).collect();
+        assert_eq!(doctor(&fleet, &[], Some(&nomad)), (want, Some(code)), "{volumes:?}");
+    }
+    // By the socket of a task's own API it is the same.
+    let socket = fleet.home.path().join("api.sock");
+    nomad.listen_on(&socket);
+    let output = run(&fleet, &["doctor"], Some(&format!("unix://{}", socket.display())));
+    assert!(text(&output).contains("WrongPluginId"), "{}", text(&output));
+}
+
+#[test]
+fn what_cannot_be_looked_at_is_said_and_is_exit_code_2() {
+    let fleet = cloud();
+    let output = run(&fleet, &["doctor"], Some("http://127.0.0.1:1"));
+    assert_eq!(output.status.code(), Some(2), "{}", text(&output));
+    assert!(text(&output).contains("could not look at Nomad at http://127.0.0.1:1"), "{}", text(&output));
+    let output = run(&fleet, &["doctor", "nobody"], None);
+    assert_eq!(output.status.code(), Some(2), "{}", text(&output));
+    assert!(text(&output).contains("no volume is called \"nobody\""), "{}", text(&output));
+    for wrong in [&["doctor", "--nonsense"][..], &["volumes", "--watch=x"], &["doctor", "--yes"]] {
+        let output = run(&fleet, wrong, None);
+        assert_eq!((output.status.code(), text(&output).lines().count()), (Some(2), 1), "{}", text(&output));
+    }
+}
+
+#[test]
+fn only_what_cannot_lose_data_is_repaired_and_only_when_it_is_agreed_to() {
+    let fleet = cloud();
+    let (dead, used) = (fleet.volume_on("dead", A), fleet.volume_on("used", B));
+    fleet.sim.set_droplet_status(A, DropletStatus::Off);
+    let before = fleet.sim.actions().len();
+    let asked = run(&fleet, &["doctor", "--fix"], None);
+    assert!(text(&asked).contains("[y/N]") && text(&asked).contains("Nothing was done"), "{}", text(&asked));
+    assert_eq!(fleet.sim.actions().len(), before);
+    let fixed = run(&fleet, &["doctor", "--fix", "--yes"], None);
+    assert!(text(&fixed).contains("Done: detach volume dead"), "{}", text(&fixed));
+    fleet.rest();
+    assert_eq!((fleet.sim.attached_to(&dead), fleet.sim.attached_to(&used)), (None, Some(B)));
+    assert_eq!(doctor(&fleet, &[], None), (vec![], Some(0)));
+}
+
+#[test]
+fn a_leaked_attachment_is_detached_only_when_every_claim_is_seen_and_none_explains_it() {
+    let fleet = cloud();
+    let nomad = FakeNomad::start(A);
+    let (leaked, foreign) = (fleet.volume_on("leaked", A), fleet.volume_on("foreign", A));
+    let registered =
+        Registration { id: "blog", namespace: "default", external_id: &leaked, provider: DRIVER, claims: &[] };
+    nomad.register(std::slice::from_ref(&registered));
+    let fix = || text(&run(&fleet, &["doctor", "--fix", "--yes"], Some(&nomad.url())));
+    // A token that may not see all claims.
+    nomad.set("/v1/acl/token/self", 200, serde_json::json!({ "Type": "client" }));
+    assert!(fix().contains("without a person's judgement"));
+    fleet.rest();
+    assert_eq!(fleet.sim.attached_to(&leaked), Some(A));
+    nomad.set("/v1/acl/token/self", 200, serde_json::json!({ "Type": "management" }));
+    let shown = fix();
+    fleet.rest();
+    assert_eq!(fleet.sim.attached_to(&leaked), None, "{shown}");
+    // What is attached and not registered is nothing of Nomad's.
+    assert_eq!(fleet.sim.attached_to(&foreign), Some(A));
+}
+
+#[test]
+fn what_was_found_and_is_not_so_any_more_is_not_repaired() {
+    let fleet = cloud();
+    let id = fleet.volume_on("blog", A);
+    fleet.sim.set_droplet_status(A, DropletStatus::Off);
+    let mut command = fleet.command(Path::new(PROGRAM), &["doctor", "--fix", "--yes", "--call-budget=30"]);
+    let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
+    // It waits between its two looks; the droplet is on again before the second one.
+    wait_for(Duration::from_secs(20), || (fleet.sim.calls().of("GET", "/v2/snapshots") > 0).then_some(())).unwrap();
+    fleet.sim.set_droplet_status(A, DropletStatus::Active);
+    let output = child.wait_with_output().unwrap();
+    assert!(text(&output).contains("Not done, as it is not so any more"), "{}", text(&output));
+    assert_eq!(fleet.sim.attached_to(&id), Some(A));
+}
+
+#[test]
+fn one_volume_is_found_by_its_id_its_name_and_its_id_in_nomad() {
+    let fleet = cloud();
+    let nomad = FakeNomad::start(A);
+    let id = fleet.volume_on("blog", A);
+    fleet.volume_on("other", A);
+    fleet.sim.set_droplet_status(A, DropletStatus::Off);
+    let running: &[_] = &[("7b1e-1", "n1", "running")];
+    nomad.register(&[Registration {
+        id: "in-nomad",
+        namespace: "default",
+        external_id: &id,
+        provider: DRIVER,
+        claims: running,
+    }]);
+    for called in [id.as_str(), "blog", "in-nomad"] {
+        let shown = text(&run(&fleet, &["doctor", called], Some(&nomad.url())));
+        assert!(shown.contains("volume blog") && !shown.contains("volume other"), "{shown}");
+        let end = format!("doctl compute volume-action detach {id} {A}");
+        assert!(shown.contains(&end), "{shown}");
+    }
+}
+
+#[test]
+fn volumes_are_shown_with_where_they_are_and_who_uses_them() {
+    let fleet = cloud();
+    let nomad = FakeNomad::start(A);
+    let (held, dead) = (fleet.volume_on("held", A), fleet.volume_on("dead", B));
+    fleet.volume("free");
+    fleet.sim.set_droplet_status(B, DropletStatus::Off);
+    let running: &[_] = &[("7b1e-1", "n1", "running")];
+    nomad.register(&[Registration {
+        id: "x",
+        namespace: "default",
+        external_id: &held,
+        provider: DRIVER,
+        claims: running,
+    }]);
+    let shown = text(&run(&fleet, &["volumes"], Some(&nomad.url())));
+    let line =
+        |name: &str| shown.lines().find(|line| line.starts_with(name)).unwrap_or_else(|| panic!("{name}: {shown}"));
+    for (name, words) in [
+        ("NAME", &["SIZE", "DROPLET", "FINDINGS"][..]),
+        ("held", &["1 GiB", "running", "blog/7b1e", "attach done"]),
+        ("dead", &["off", "AttachedToDeadDroplet"]),
+        ("free", &["1 GiB"]),
+    ] {
+        words.iter().for_each(|word| assert!(line(name).contains(word), "{name} {word}: {shown}"));
+    }
+    let output = run(&fleet, &["volumes", "--json"], Some(&nomad.url()));
+    let json: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let volumes = json["volumes"].as_array().unwrap();
+    let of = |id: &str| volumes.iter().find(|volume| volume["id"] == id).unwrap();
+    assert_eq!((of(&held)["droplets"][0].as_u64(), of(&held)["used_by"][0].as_str()), (Some(A), Some("blog/7b1e")));
+    assert_eq!(of(&dead)["findings"][0]["reason"], "AttachedToDeadDroplet");
+    assert_eq!(volumes.len(), 3);
+    // Without Nomad and with the token alone: the cloud's half.
+    let shown = text(&run(&fleet, &["volumes"], None));
+    assert!(shown.contains("AttachedToDeadDroplet"), "{shown}");
+}
+
+#[test]
+fn the_commands_are_in_nobodys_way() {
+    let fleet = cloud();
+    for (args, words) in [(&["doctor", "--help"][..], "--fix"), (&["volumes", "--help"], "--watch")] {
+        let output = run(&fleet, args, None);
+        assert!(output.status.success() && text(&output).contains(words), "{}", text(&output));
+    }
+    // Any other word is refused as before, and none is the plugin.
+    let output = Command::new(PROGRAM).arg("docto").env_clear().output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+}
