@@ -107,17 +107,21 @@ test-faults: root rust own compiler disk-tools strace ## Let each system call of
 # raw block volumes. Only the specs of group snapshots, which DigitalOcean does not have, are skipped, and by the suite
 # itself; the totals are checked, so that a capability that is lost does not pass for a skip.
 SANITY := 5.6.0
-SANITY_TOTALS := 97 Passed | 0 Failed | 1 Pending | 6 Skipped
+SANITY_TOTALS := 95 Passed | 0 Failed | 1 Pending | 7 Skipped
+# Fails for every driver that says where a snapshot can be used: it compares two messages of Go by all their fields, of which one
+# is the size that only a message has which was sent before. tests/it/health.rs has the same test.
+SANITY_LEFT_OUT := should succeed when creating a snapshot with accessibility requirements
 sanity: root plugin sim disk-tools csi-sanity ## Run stock csi-sanity against the plugin (as root)
 	@for access in mount block; do
 		echo "csi-sanity $(SANITY), access type $$access"
 		log=$$(mktemp)
 		trap 'rm -f "$$log"' EXIT
 		"$(SIM)" serve "$(PLUGIN)" \
-			sh -c 'exec csi-sanity --ginkgo.no-color --csi.endpoint="$$CSI_ENDPOINT" \
+			sh -c 'exec csi-sanity --ginkgo.no-color --ginkgo.skip="$$2" --csi.endpoint="$$CSI_ENDPOINT" \
 				--csi.mountdir="$$DROPLET_HOME/mount" --csi.stagingdir="$$DROPLET_HOME/staging" \
 				--csi.testvolumeaccesstype="$$0" --csi.testnodevolumeattachlimit \
 				--csi.testvolumemutableparameters="$$1"' "$$access" '$(CURDIR)/tests/fixtures/sanity/mutable.yaml' \
+			'$(SANITY_LEFT_OUT)' \
 			>"$$log" 2>&1 || { cat "$$log" >&2; exit 1; }
 		grep -E 'Ran|Passed' "$$log"
 		grep -qF '$(SANITY_TOTALS)' "$$log" || { cat "$$log" >&2; echo "expected: $(SANITY_TOTALS)" >&2; exit 1; }
