@@ -7,14 +7,22 @@
 //! plays only what has the text in its name, such as `CASE="Publish xfs"`; `IN=programs` plays those of the programs that the
 //! plugin starts (mkfs, blkid and the like) instead of its own.
 //!
-//! Of reads of a disk that follow each other and have the same length and the same answer, five are played: the first, the last and
-//! three between. A look at a blank disk is four hundred of them, all of one loop that ends at the first error, whichever it is, and
-//! knows nothing but whether all before were zeros: a fault in its middle is the same fault wherever that is.
+//! What is the same fault is not played again and again, and how many were left out is said:
+//! - A call asks the same of the kernel at several places: it looks at its disk again each time it opens it. The first time each
+//!   error is played; of the later times the first, the last and three between, each with "no such file" and with one other error
+//!   by turns, as to the code that is what differs: it is told, or it cannot tell.
+//! - Reads of a disk that follow each other and have the same length and the same answer are one place. A look at a blank disk is
+//!   four hundred of them, all of one loop that ends at the first error, whichever it is.
+//! - Looks at other processes and other disks are one place, as one loop looks at them all; how many there are is the machine's
+//!   own matter.
+//! - The file systems share the errors that only say "cannot tell" between them: which of these it is does not depend on the file
+//!   system. A raw disk has them all. `FAULTS=every` shares and leaves out nothing.
 
 mod scene;
 mod tools;
 pub mod tracer;
 
+use std::collections::BTreeMap;
 use std::env;
 use std::fmt;
 use std::thread;
@@ -24,7 +32,7 @@ use crate::support::client::Outcome;
 use crate::support::wait_for;
 use scene::{Places, Scene, Seen, State, Verb};
 use tools::Tools;
-use tracer::{Event, Tracer};
+use tracer::{Event, OwnDisk, Tracer};
 
 /// How long a task keeps its file open while it is asked to be unpublished: longer than a call needs to find that out.
 const HOLDS_ON: Duration = Duration::from_millis(150);
@@ -118,16 +126,19 @@ struct Choice {
     every: usize,
     case: String,
     is_in_programs: bool,
+    is_every: bool,
 }
 
 impl Choice {
     fn from_environment() -> Choice {
         let text = env::var("FAULTS").unwrap_or_else(|_| "1/1".to_owned());
+        let is_every = text == "every";
+        let text = if is_every { "1/1".to_owned() } else { text };
         let numbers = text.split_once('/').and_then(|(first, every)| Some((first.parse().ok()?, every.parse().ok()?)));
         let (first, every) =
             numbers.filter(|(_, every)| *every > 0).unwrap_or_else(|| panic!("FAULTS={text} is no K/N"));
         let is_in_programs = env::var("IN").is_ok_and(|place| place == "programs");
-        Choice { first, every, case: env::var("CASE").unwrap_or_default(), is_in_programs }
+        Choice { first, every, case: env::var("CASE").unwrap_or_default(), is_in_programs, is_every }
     }
 
     fn has(&self, number: usize) -> bool {
@@ -201,32 +212,39 @@ impl Player {
     fn faults(&mut self, case: Case) -> Vec<Fault> {
         self.scene.prepare(case.state).unwrap();
         let (pid, is_in_programs) = (self.scene.rig.plugin().pid(), self.choice.is_in_programs);
+        let disk = self.scene.own_disk();
         let call = || ask(&mut self.scene, case);
         let (answer, faults): (_, Vec<Fault>) = if is_in_programs {
             let (answer, runs) = self.tools.record(call);
             let mut faults = Vec::new();
             for (run, events) in runs.iter().enumerate() {
                 let of_machine: Vec<&Event> = events.iter().filter(|event| event.is_of_machine()).collect();
-                faults.extend(self.thin(Some(run), &of_machine));
+                faults.extend(self.thin(Some(run), &of_machine, &disk));
             }
             (answer, faults)
         } else {
             let (answer, events) = self.tracer.record(pid, call);
             let played: Vec<&Event> = events_of(case, &events).collect();
-            (answer, self.thin(None, &played))
+            (answer, self.thin(None, &played, &disk))
         };
         let name = case.name(self.scene.fs);
         assert!(matches!(answer, Ok(Ok(()))), "{name} without any fault: {answer:?}");
+        assert!(is_in_programs || !faults.is_empty(), "{name}: no system call was seen");
         faults
     }
 
-    /// The faults of those system calls that are not the same as others, and counts the rest.
-    fn thin(&mut self, run: Option<usize>, events: &[&Event]) -> Vec<Fault> {
-        let kept = thinned(events);
-        let faults = |events: &[&Event]| events.iter().flat_map(|event| faults_of(run, event)).collect::<Vec<_>>();
-        let played = faults(&kept);
-        self.tally.thinned += faults(events).len() - played.len();
-        played
+    /// The faults that are not the same as others; counts the rest.
+    fn thin(&mut self, run: Option<usize>, events: &[&Event], disk: &OwnDisk) -> Vec<Fault> {
+        let share = match self.scene.fs {
+            "raw" => Share::All,
+            "ext4" => Share::Odd,
+            _ => Share::Even,
+        };
+        let every = events.iter().flat_map(|event| errors_of(run, event).map(move |errno| (*event, errno)));
+        let every: Vec<(&Event, &'static str)> = every.collect();
+        let played = if self.choice.is_every { every.clone() } else { thinned(run, events, disk, share) };
+        self.tally.thinned += every.len() - played.len();
+        played.into_iter().map(|(event, errno)| Fault { run, event: event.clone(), errno }).collect()
     }
 
     fn play(&mut self, case: Case, fault: &Fault) {
@@ -275,7 +293,8 @@ impl Player {
             }
         }
         self.scene.check_content()?;
-        let again = self.scene.call(case.verb).map_err(|err| format!("the same without the fault fails: {err}"))?;
+        let again =
+            self.scene.call_in_time(case.verb).map_err(|err| format!("the same without the fault fails: {err}"))?;
         again.map_err(|what| format!("the same without the fault: {what}"))?;
         let places = self.scene.check(case.after()).and_then(|()| self.scene.check_no_other_mount());
         places.map_err(|what| format!("the same without the fault is OK, but {what}"))?;
@@ -283,17 +302,38 @@ impl Player {
     }
 }
 
-/// All ways in which a system call is made to fail.
-fn faults_of(run: Option<usize>, event: &Event) -> impl Iterator<Item = Fault> {
+/// All errors with which a system call is made to fail.
+fn errors_of(run: Option<usize>, event: &Event) -> impl Iterator<Item = &'static str> {
     let errors = match (run, event.is_transfer()) {
-        (None, false) => ["ENOMEM", "EIO", "EACCES", "ENOENT", "EINTR"].as_slice(),
+        (None, false) => ["ENOMEM", "EIO", "EACCES", "EINTR", ABSENT].as_slice(),
         (None, true) => &["ENOMEM", "EIO", "EINTR"],
         // The plugin learns no more of an error in a program than that there was one.
-        (Some(_), false) => &["EIO", "ENOENT"],
+        (Some(_), false) => &["EIO", ABSENT],
         (Some(_), true) => &["EIO"],
     };
-    let is_played = |errno: &&&str| **errno != "ENOENT" || event.can_lie_of_absence();
-    errors.iter().filter(is_played).map(move |errno| Fault { run, event: event.clone(), errno })
+    let can_lie = event.can_lie_of_absence();
+    errors.iter().copied().filter(move |errno| *errno != ABSENT || can_lie)
+}
+
+/// The error that is a lie where something is there; all others only say that it cannot be told.
+const ABSENT: &str = "ENOENT";
+
+/// Which of the errors that only say "cannot tell" are played.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Share {
+    All,
+    Even,
+    Odd,
+}
+
+impl Share {
+    fn has(self, number: usize) -> bool {
+        match self {
+            Share::All => true,
+            Share::Even => number.is_multiple_of(2),
+            Share::Odd => !number.is_multiple_of(2),
+        }
+    }
 }
 
 /// Those system calls of a recorded call that are made to fail.
@@ -304,36 +344,88 @@ fn events_of(case: Case, events: &[Event]) -> impl Iterator<Item = &Event> {
     events[..end].iter().filter(|event| event.is_played())
 }
 
-/// Of each run of reads of a disk that are the same but for their place: the first, the last, and three between.
-fn thinned<'a>(events: &[&'a Event]) -> Vec<&'a Event> {
-    let is_same =
-        |one: &&Event, next: &&Event| one.read_of_disk().is_some() && one.read_of_disk() == next.read_of_disk();
-    let kept = |run: &[&'a Event]| -> Vec<&'a Event> {
-        let last = run.len() - 1;
-        let mut places = [0, last / 4, last / 2, last * 3 / 4, last].to_vec();
-        places.dedup();
-        places.into_iter().map(|place| run[place]).collect()
-    };
-    events.chunk_by(is_same).flat_map(kept).collect()
+/// The faults of those system calls that are not the same as others, in order. `disk` is the volume's own.
+fn thinned<'a>(
+    run: Option<usize>,
+    events: &[&'a Event],
+    disk: &OwnDisk,
+    share: Share,
+) -> Vec<(&'a Event, &'static str)> {
+    let is_same = |one: &&Event, next: &&Event| one.is_read_of_disk() && one.what(disk) == next.what(disk);
+    let mut places: BTreeMap<String, Vec<usize>> = BTreeMap::new();
+    let mut first = 0;
+    for (number, same) in events.chunk_by(is_same).enumerate() {
+        let Some(event) = same.first() else { continue };
+        let what = event.what(disk);
+        // Each run of reads is a place of its own.
+        let what = if event.is_read_of_disk() { format!("{what} {number}") } else { what };
+        places.entry(what).or_default().extend(first..first + same.len());
+        first += same.len();
+    }
+    let mut played = Vec::new();
+    for same in places.values() {
+        for (turn, place) in some_of(same).into_iter().enumerate() {
+            let event = events[place];
+            let (absent, unknown): (Vec<&str>, Vec<&str>) = errors_of(run, event).partition(|errno| *errno == ABSENT);
+            let is_played = |number: usize| match turn {
+                0 => share.has(number),
+                later => number == later % unknown.len(),
+            };
+            let unknown = unknown.iter().enumerate().filter(|(number, _)| is_played(*number)).map(|(_, errno)| *errno);
+            played.extend(unknown.chain(absent).map(|errno| (place, event, errno)));
+        }
+    }
+    played.sort_by_key(|(place, ..)| *place);
+    played.into_iter().map(|(_, event, errno)| (event, errno)).collect()
+}
+
+/// The first, the last, and three between.
+fn some_of<T: Copy>(all: &[T]) -> Vec<T> {
+    let last = all.len() - 1;
+    let mut places = [0, last / 4, last / 2, last * 3 / 4, last].to_vec();
+    places.dedup();
+    places.into_iter().map(|place| all[place]).collect()
 }
 
 #[test]
-fn of_the_same_reads_the_first_the_last_and_some_between_are_played_and_all_others_are() {
-    let read = |nth: usize, length: usize| Event {
-        name: "pread64".to_owned(),
-        nth,
-        text: format!("pread64(9</dev/loop3>, \"\\0\\0\\0\\0\"..., {length}, {}) = {length}", nth * 4096),
+fn what_is_the_same_fault_is_played_a_few_times_and_all_else_is_played() {
+    let event = |name: &str, nth: usize, text: String| Event { name: name.to_owned(), nth, text };
+    let read = |nth: usize, length: usize| {
+        event("pread64", nth, format!("pread64(9</dev/loop3>, \"\\0\\0\"..., {length}, {}) = {length}", nth * 4096))
     };
-    let other = |text: &str| Event { name: "openat".to_owned(), nth: 1, text: text.to_owned() };
+    let link = |process: usize, to: &str| {
+        event("readlink", process, format!("readlink(\"/proc/{process}/fd/3\", \"{to}\", 256) = {}", to.len()))
+    };
+    let look = |number: usize| event("statx", number, format!("statx(AT_FDCWD</>, \"/sys/dev/block/7:{number}\") = 0"));
+    let disk = OwnDisk::new("loop3", "7:3");
+    let found = |events: &[Event], share: Share| -> Vec<(usize, &'static str)> {
+        let events: Vec<&Event> = events.iter().collect();
+        thinned(None, &events, &disk, share).into_iter().map(|(event, errno)| (event.nth, errno)).collect()
+    };
+    let numbers = |events: &[Event]| {
+        let mut numbers: Vec<usize> = found(events, Share::All).into_iter().map(|(nth, _)| nth).collect();
+        numbers.dedup();
+        numbers
+    };
+    // Reads of a run, of another length, and of a run after something else.
     let mut events: Vec<Event> = (1..=400).map(|nth| read(nth, 4096)).collect();
     events.push(read(401, 65536));
-    events.push(other("openat(AT_FDCWD, \"/dev/loop3\", O_RDONLY) = 9</dev/loop3>"));
+    events.push(event("openat", 1000, "openat(AT_FDCWD, \"/dev/loop3\", O_RDONLY) = 9</dev/loop3>".to_owned()));
     events.extend((402..=403).map(|nth| read(nth, 4096)));
-    events.extend([other("x"), other("x"), other("x")]);
-    let found = thinned(&events.iter().collect::<Vec<_>>());
-    let numbers: Vec<usize> = found.iter().filter(|event| event.name == "pread64").map(|event| event.nth).collect();
-    assert_eq!(numbers, [1, 100, 200, 300, 400, 401, 402, 403]);
-    assert_eq!(found.len(), numbers.len() + 4);
+    assert_eq!(numbers(&events), [1, 100, 200, 300, 400, 401, 1000, 402, 403]);
+    // Other processes are one place, but who has the disk is another; other disks are one place, the own is another.
+    let mut events: Vec<Event> = (100..300).map(|process| link(process, "pipe:[17]")).collect();
+    events.push(link(7, "/dev/loop3"));
+    events.push(link(8, "/srv/file"));
+    events.extend((1..=40).map(look));
+    assert_eq!(numbers(&events), [100, 150, 200, 250, 7, 8, 1, 3, 11, 21, 30, 40]);
+    // The same place again has the lie and one other error, by turns; file systems share what is played the first time.
+    let again = [look(3), look(3), look(3)];
+    let all = [(3, "ENOMEM"), (3, "EIO"), (3, "EACCES"), (3, "EINTR"), (3, "ENOENT")];
+    let later = [(3, "EIO"), (3, "ENOENT"), (3, "EACCES"), (3, "ENOENT")];
+    assert_eq!(found(&again, Share::All), [all.as_slice(), &later].concat());
+    assert_eq!(found(&again[..1], Share::Even), [(3, "ENOMEM"), (3, "EACCES"), (3, "ENOENT")]);
+    assert_eq!(found(&again[..1], Share::Odd), [(3, "EIO"), (3, "EINTR"), (3, "ENOENT")]);
 }
 
 /// Makes the call. One that is refused as long as the task goes on is given time to find that out, then the task ends.

@@ -98,11 +98,26 @@ impl Event {
         [format!("--trace={name}"), format!("--inject={name}:error={errno}:when={nth}")]
     }
 
-    /// A read of a disk without the place that it reads: what it was asked, and what it gave.
-    pub fn read_of_disk(&self) -> Option<(&str, &str)> {
-        let is_read = self.name == "pread64" && self.text.starts_with("pread64(") && self.text.contains("</dev/loop");
-        let (asked, given) = self.text.rsplit_once(") = ").filter(|_| is_read)?;
-        Some((asked.rsplit_once(", ")?.0, given))
+    /// Whether it is a read of a disk.
+    pub fn is_read_of_disk(&self) -> bool {
+        self.name == "pread64" && self.text.contains("</dev/loop")
+    }
+
+    /// What is asked and whether that works, without what differs only from process to process, from disk to disk, or from moment to
+    /// moment. What names the volume's own disk is never the same as what names another one.
+    pub fn what(&self, disk: &OwnDisk) -> String {
+        let (asked, given) = self.text.rsplit_once(" = ").unwrap_or((&self.text, ""));
+        if self.is_read_of_disk() {
+            let asked = asked.rsplit_once(", ").map_or(asked, |(asked, _)| asked);
+            return format!("{asked} = {given}");
+        }
+        let is_own = disk.is_named_in(&self.text);
+        let is_of_process = self.text.split("/proc/").skip(1).any(|at| at.starts_with(|c: char| c.is_ascii_digit()));
+        // What a link of another process leads to matters only if it is the disk.
+        let is_link = is_of_process && self.name == "readlink" && !is_own;
+        let asked = if is_link { asked.split(", ").next().unwrap_or(asked) } else { asked };
+        let is_error = given.starts_with('-').then_some(given);
+        format!("{} own: {is_own} = {}", without_numbers(asked), is_error.unwrap_or("OK"))
     }
 
     /// Whether it moves data, for which nobody asks about rights or presence any more.
@@ -114,6 +129,46 @@ impl Event {
     pub fn is_busy(&self) -> bool {
         self.text.contains(" EBUSY ")
     }
+}
+
+/// How system calls name the disk of the volume that is played with.
+#[derive(Debug)]
+pub struct OwnDisk {
+    name: String,
+    number: String,
+}
+
+impl OwnDisk {
+    /// The disk of this name, such as `loop3`, and of this number, such as `7:3`.
+    pub fn new(name: &str, number: &str) -> OwnDisk {
+        OwnDisk { name: name.to_owned(), number: number.to_owned() }
+    }
+
+    /// Whether a text has the name or the number, as a whole word.
+    fn is_named_in(&self, text: &str) -> bool {
+        let ends = |text: &str| !text.starts_with(|c: char| c.is_ascii_digit());
+        let begins = |text: &str| !text.ends_with(|c: char| c.is_ascii_alphanumeric());
+        let is_word =
+            |word: &str| text.match_indices(word).any(|(at, _)| begins(&text[..at]) && ends(&text[at + word.len()..]));
+        is_word(&self.name) || is_word(&self.number)
+    }
+}
+
+/// A text with a sign in the place of each number, also of those written in hexadecimal.
+fn without_numbers(text: &str) -> String {
+    let mut short = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(c) = rest.chars().next() {
+        let is_number = |c: char| c.is_ascii_digit();
+        let (kept, end) = match rest.strip_prefix("0x") {
+            Some(hex) => ("#", rest.len() - hex.trim_start_matches(|c: char| c.is_ascii_hexdigit()).len()),
+            None if is_number(c) => ("#", rest.len() - rest.trim_start_matches(is_number).len()),
+            None => (&rest[..c.len_utf8()], c.len_utf8()),
+        };
+        short.push_str(kept);
+        rest = &rest[end..];
+    }
+    short
 }
 
 /// Attaches strace to a plugin.
