@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use log::warn;
 use nix::errno::Errno;
-use nix::fcntl::{Flock, OFlag};
+use nix::fcntl::OFlag;
 
 use crate::error::{Error, Result};
 use crate::host::device::busy::{is_busy, lock_or_busy, retry_while_busy};
@@ -23,7 +23,7 @@ use crate::sync::volume_lock::{VolumeBusy, VolumeGuard, VolumeKey};
 #[derive(Debug)]
 pub(crate) struct PathLock {
     #[expect(dead_code, reason = "held for its Drop")]
-    file: Flock<File>,
+    file: File,
     path: PathBuf,
 }
 
@@ -55,7 +55,7 @@ impl Drop for PathLock {
 }
 
 /// Locks the file that is at the path when it is locked. Busy also when another file has come to the path meanwhile.
-fn try_lock(path: &Path) -> Result<Flock<File>> {
+fn try_lock(path: &Path) -> Result<File> {
     let flags = OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
     let mut options = OpenOptions::new();
     options.write(true).create(true).truncate(false).mode(0o600).custom_flags(flags.bits());

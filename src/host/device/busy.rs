@@ -3,12 +3,11 @@
 //! A disk or a mount is often busy for a moment only: udev looks at a new disk, and droplet
 //! images carry a rule that mounts a volume for a short look when it is attached.
 
-use std::fs::File;
+use std::fs::{File, TryLockError};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::fcntl::{Flock, FlockArg};
 
 use crate::backoff::{Backoff, look_until};
 use crate::error::{Error, Result};
@@ -27,15 +26,17 @@ pub(in crate::host) fn retry_while_busy<T>(budget: Duration, attempt: impl Fn() 
     look_until(Instant::now() + budget, BUSY_PAUSES, attempt, |outcome| !outcome.as_ref().is_err_and(is_busy))
 }
 
-/// Takes the lock of an open file alone, at once: "busy" when somebody has it.
+/// Takes the lock of an open file alone, at once: "busy" when somebody has it. The lock is let go of when the file is closed, of
+/// which the kernel makes no error.
 ///
 /// # Errors
 /// [`Error::Io`] with the kernel's answer. Source: flock(2).
-pub(in crate::host) fn lock_or_busy(file: File, path: &Path) -> Result<Flock<File>> {
-    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| {
-        let errno = if errno == Errno::EWOULDBLOCK { Errno::EBUSY } else { errno };
-        Error::errno("locking", path)(errno)
-    })
+pub(in crate::host) fn lock_or_busy(file: File, path: &Path) -> Result<File> {
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(Error::errno("locking", path)(Errno::EBUSY)),
+        Err(TryLockError::Error(err)) => Err(Error::io("locking", path)(err)),
+    }
 }
 
 #[cfg(test)]

@@ -14,7 +14,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use nix::fcntl::{Flock, OFlag};
+use nix::fcntl::OFlag;
 
 use crate::error::{Error, Result};
 use crate::host::device::busy::{is_busy, lock_or_busy, retry_while_busy};
@@ -216,7 +216,7 @@ impl Device {
     /// # Errors
     /// As [`Device::open`]; [`Error::InUse`] when somebody has it for longer than the budget.
     /// Source: flock(2); systemd's "Locking Block Device Access".
-    pub fn lock(&self, budget: Duration) -> Result<Flock<File>> {
+    pub fn lock(&self, budget: Duration) -> Result<File> {
         let lock = || lock_or_busy(self.open()?, &self.path);
         retry_while_busy(budget, lock).map_err(or_in_use(self, "the opening"))
     }

@@ -9,7 +9,6 @@ use std::fs::File;
 use std::time::Duration;
 
 use log::{info, warn};
-use nix::fcntl::Flock;
 
 use crate::config::{LOCK_PATIENCE, NODE_BUDGET};
 use crate::error::{Chain, Error, Result};
@@ -44,7 +43,7 @@ pub(in crate::node) struct Unlocked {
     /// Keeps an encrypted volume open until it is mounted.
     _pin: Option<File>,
     /// Until then, keeps others from writing something else to its disk.
-    _lock: Option<Flock<File>>,
+    _lock: Option<File>,
 }
 
 impl Unlocked {
