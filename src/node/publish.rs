@@ -189,7 +189,7 @@ fn apply_show_at(call: &NodeCall<'_>, mounts: &MountTable, shown: &PublishedMoun
     let _pin = (shown.shape == Shape::File).then(|| shown.device.open()).transpose()?;
     ensure_access(call, mounts, shown)?;
     let (device, source, options) = (shown.device, &shown.source, shown.options.as_ref());
-    let mounts = apply_copied(&call.guard, &Copied { device, source, shape: shown.shape, options }, target)?;
+    let mounts = apply_copied(call, &Copied { device, source, shape: shown.shape, options }, target)?;
     let at = observe_at(call.places, &mounts, target, shown.device, |mount| shown.difference(mount))?;
     plan_mounted(target, &at)
 }

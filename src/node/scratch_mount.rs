@@ -13,10 +13,10 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use log::warn;
 
+use crate::config::LOCK_PATIENCE;
 use crate::error::{Chain, Error, Result};
 use crate::host::bind::{Held, apply_alone, apply_bind};
 use crate::host::device::Device;
@@ -27,14 +27,11 @@ use crate::host::mount_options::MountOptions;
 use crate::host::mountinfo::{Mount, MountTable};
 use crate::host::path_lock::PathLock;
 use crate::host::presence::observe_entry;
+use crate::node::NodeCall;
 use crate::node::mount_point;
 use crate::node::mount_point::Shape;
 use crate::node::mount_point::{MOST_MOUNTS, too_many};
 use crate::sync::volume_lock::VolumeGuard;
-
-/// How long a call waits for another plugin that prepares a mount for the same path. That takes milliseconds, if it is not the
-/// mount of a file system whose journal is replayed.
-const LOCK_BUDGET: Duration = Duration::from_secs(10);
 
 /// A mount, or a device's node, that is to be seen at one more place.
 #[derive(Debug)]
@@ -57,8 +54,9 @@ pub(super) struct Copied<'a> {
 ///
 /// # Errors
 /// [`Error::WrongDevice`] when something else is at the source by now, [`Error::Io`].
-pub(super) fn apply_copied(guard: &VolumeGuard, what: &Copied<'_>, target: &Path) -> Result<MountTable> {
-    let scratch_mount = ScratchMount::open(guard, target, what.shape)?;
+pub(super) fn apply_copied(call: &NodeCall<'_>, what: &Copied<'_>, target: &Path) -> Result<MountTable> {
+    let guard = &call.guard;
+    let scratch_mount = ScratchMount::open(call, target, what.shape)?;
     apply_bind(guard, &Held::open(what.source)?, &Held::open(scratch_mount.path())?)?;
     // What is held cannot be unmounted, so it is let go of before the place is cleared away.
     let copy = Held::open(scratch_mount.path())?;
@@ -112,8 +110,8 @@ impl<'a> ScratchMount<'a> {
     ///
     /// # Errors
     /// [`Error::VolumeBusy`] when another plugin uses the place for longer than a call waits, [`Error::Io`].
-    pub(super) fn open(guard: &'a VolumeGuard, path: &Path, shape: Shape) -> Result<Self> {
-        let lock = acquire_lock(guard, path)?;
+    pub(super) fn open(call: &'a NodeCall<'_>, path: &Path, shape: Shape) -> Result<Self> {
+        let (guard, lock) = (&call.guard, acquire_lock(call, path)?);
         let place = beside(path, PLACE)?;
         clear(guard, &place)?;
         let path = mount_point::ensure_real_place(guard, place, shape)?;
@@ -138,17 +136,22 @@ impl Drop for ScratchMount<'_> {
 ///
 /// # Errors
 /// As [`ScratchMount::open`].
-pub(super) fn apply_clean(guard: &VolumeGuard, path: &Path) -> Result<()> {
+pub(super) fn apply_clean(call: &NodeCall<'_>, path: &Path) -> Result<()> {
     let place = beside(path, PLACE)?;
     if observe_entry(&place)?.is_none() && observe_entry(&beside(path, LOCK)?)?.is_none() {
         return Ok(());
     }
-    let _lock = acquire_lock(guard, path)?;
-    clear(guard, &place)
+    let _lock = acquire_lock(call, path)?;
+    clear(&call.guard, &place)
 }
 
-fn acquire_lock(guard: &VolumeGuard, path: &Path) -> Result<PathLock> {
-    PathLock::acquire(guard, beside(path, LOCK)?, path, LOCK_BUDGET)
+/// Keeps other plugins from mounting at a path, which is real, until it is dropped. One that does is waited for as long as another
+/// call of this plugin would be: it may replay a journal.
+///
+/// # Errors
+/// As [`ScratchMount::open`].
+pub(super) fn acquire_lock(call: &NodeCall<'_>, path: &Path) -> Result<PathLock> {
+    PathLock::acquire(&call.guard, beside(path, LOCK)?, path, call.cap(LOCK_PATIENCE))
 }
 
 /// The ends of the names of what lies beside a path: the place itself, and the file that is locked while it is used.

@@ -12,6 +12,7 @@ use crate::config::{DEVICE_BUDGET, MOUNT_BUDGET};
 use crate::error::{Chain, Error, Result};
 use crate::fs::FsKind;
 use crate::host::CLAIM_BUDGET;
+use crate::host::bind::Held;
 use crate::host::device::Device;
 use crate::host::device::lookup::await_device;
 use crate::host::mount::{Unmount, apply_mount, apply_unmount, apply_writable, observe_mounts};
@@ -139,20 +140,21 @@ impl Node {
                 // No mount that is seen from here explains a use. If both mounts are for writing, the kernel lets them share
                 // the file system, frozen or not, and the other one loses its disk when this one is done with it.
                 want.device.check_is_free("the mount", call.cap(CLAIM_BUDGET))?;
-                apply_mount_of(call, want.device, fs, want.staging, &want.options)
+                apply_mount_alone(call, mounts, want, fs)
             }
-            MountPlan::Again(fs) => apply_mount_of(call, want.device, fs, want.staging, &want.options),
+            MountPlan::Again(fs) => apply_mount_alone(call, mounts, want, fs),
             MountPlan::AgainReadOnly { at } => {
                 let (device, options) = (want.device, Some(&want.options));
                 let copied = Copied { device, source: &at, shape: Shape::Directory, options };
-                apply_copied(&call.guard, &copied, want.staging)
+                apply_copied(call, &copied, want.staging)
             }
             MountPlan::AgainWritable(fs) => {
-                let scratch_mount = ScratchMount::open(&call.guard, want.staging, Shape::Directory)?;
+                let scratch_mount = ScratchMount::open(call, want.staging, Shape::Directory)?;
                 let read_only = want.options.clone().read_only();
                 apply_mount_of(call, want.device, fs, scratch_mount.path(), &read_only)?;
                 apply_writable(&call.guard, scratch_mount.path(), &want.options)?;
-                apply_mount_of(call, want.device, fs, want.staging, &want.options)
+                // The place's lock is the path's, too.
+                apply_mount_if_free(call, mounts, want, fs)
             }
         }
     }
@@ -210,7 +212,7 @@ pub(super) fn await_disk(call: &NodeCall<'_>, want: &Stage) -> Result<Device> {
 /// uses the volume.
 fn observe_mounts_without_scratch(call: &NodeCall<'_>, path: &Path) -> Result<MountTable> {
     if let Some(real) = mount_point::observe_real_path(path)? {
-        scratch_mount::apply_clean(&call.guard, &real)?;
+        scratch_mount::apply_clean(call, &real)?;
     }
     observe_mounts()
 }
@@ -219,6 +221,34 @@ fn observe_mounts_without_scratch(call: &NodeCall<'_>, path: &Path) -> Result<Mo
 fn ensure_staging_directory(call: &NodeCall<'_>, mounts: &MountTable, staging: &Path) -> Result<PathBuf> {
     let real = mount_point::observe_real_path(staging)?.filter(|real| mounts.at(real).is_some());
     real.map_or_else(|| mount_point::ensure_place(&call.guard, staging, Shape::Directory), Ok)
+}
+
+/// Mounts the volume at its staging path while no other plugin mounts anything there: of two volumes, or two mounts of one, the
+/// second would lie on the first, and both calls would be answered OK.
+fn apply_mount_alone(call: &NodeCall<'_>, before: &MountTable, want: &WantedFs<'_>, fs: FsKind) -> Result<MountTable> {
+    let _alone = scratch_mount::acquire_lock(call, want.staging)?;
+    apply_mount_if_free(call, before, want, fs)
+}
+
+/// Mounts the volume at its staging path, with the path's lock held. What another plugin has mounted there since the call looked
+/// is used if it is the volume as asked. Only when something may be there is the whole table read again.
+fn apply_mount_if_free(
+    call: &NodeCall<'_>,
+    before: &MountTable,
+    want: &WantedFs<'_>,
+    fs: FsKind,
+) -> Result<MountTable> {
+    let is_known = |mount: &Mount| mount.target != want.staging;
+    if !Held::open(want.staging)?.mount(before)?.is_some_and(is_known) {
+        let mounts = observe_mounts()?;
+        let at = observe_at(call.places, &mounts, want.staging, want.device, |mount| want.difference(mount))?;
+        match plan_mount_point(want.staging, &at)? {
+            MountPointPlan::Keep => return Ok(mounts),
+            MountPointPlan::Mount => {}
+            MountPointPlan::ClearThenMount(_) => plan_mounted(want.staging, &at)?,
+        }
+    }
+    apply_mount_of(call, want.device, fs, want.staging, &want.options)
 }
 
 fn apply_mount_of(

@@ -30,7 +30,7 @@ fn take_all_down<T>(
     path: &Path,
     mut apply_one: impl FnMut(&MountTable, &Mount) -> Result<T>,
 ) -> Result<(Vec<T>, MountTable)> {
-    scratch_mount::apply_clean(&call.guard, path)?;
+    scratch_mount::apply_clean(call, path)?;
     let mut kept = Vec::new();
     for _ in 0..MOST_MOUNTS {
         let mounts = observe_mounts()?;
@@ -137,7 +137,7 @@ impl Node {
 /// Takes dead mounts away from a path, and what a call that was killed has left beside it, which would pass for another
 /// place where the volume is used; whatever else is there stays. Gives the mount table as it is then.
 pub(super) fn ensure_not_dead(call: &NodeCall<'_>, volume: &str, real: &Path) -> Result<MountTable> {
-    scratch_mount::apply_clean(&call.guard, real)?;
+    scratch_mount::apply_clean(call, real)?;
     for _ in 0..MOST_MOUNTS {
         let mounts = observe_mounts()?;
         let Some(mount) = mounts.at(real).filter(|mount| is_of_our_making(mount)) else { return Ok(mounts) };

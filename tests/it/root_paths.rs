@@ -121,6 +121,33 @@ fn root_two_plugins_at_one_target_never_show_the_hosts_own_files() {
 
 #[test]
 #[ignore = "needs root: make test-root"]
+fn root_of_two_volumes_that_two_plugins_stage_at_one_path_one_is_there_and_only_that_is_said_to_be() {
+    let rig = NodeHarness::start();
+    let vols = [rig.volume("one", "ext4"), rig.volume("two", "ext4")];
+    let both = [&vols[0], &vols[1]];
+    let mut launch = rig.machine().launch(Path::new(PROGRAM));
+    launch.socket = rig.machine().home().join("second.sock");
+    launch.log = rig.machine().home().join("second.log");
+    let second = launch.start().unwrap();
+    let nodes = both.map(|vol| rig.node(vol).to_string_lossy().into_owned());
+    let clients: [&Client; 2] = [rig.client(), &second.client];
+    let staging = rig.machine().staging("both");
+    for round in 0..40 {
+        let winner = winner(at_once(both, |index, vol| clients[index].stage(&vol.csi, &staging)));
+        let there = mounts_at(&rig, &staging);
+        assert!(there.len() == 1 && there[0].contains(&nodes[winner]), "{round}: {there:?}");
+        clients[winner].unstage(&vols[winner].csi.id, &staging).unwrap();
+        // The file that was locked is gone, too.
+        let left: Vec<_> =
+            fs::read_dir(staging.parent().unwrap()).unwrap().map(|entry| entry.unwrap().path()).collect();
+        assert_eq!(left, std::slice::from_ref(&staging));
+    }
+    second.stop().unwrap();
+    rig.close();
+}
+
+#[test]
+#[ignore = "needs root: make test-root"]
 fn root_one_path_by_two_names_is_one_path_and_a_target_is_not_inside_its_staging_path() {
     let rig = NodeHarness::start();
     let vols = [rig.volume("one", "xfs"), rig.volume("two", "xfs")];
