@@ -295,8 +295,10 @@ pub enum Error {
     /// The system gives no thread to work on a call, and none is there to wait for.
     #[error("the system gives no thread for the call; try again later")]
     NoThread(#[source] std::io::Error),
-    /// A call's deadline came while it waited for a thread, so nobody waits for what it would do.
-    #[error("the caller's deadline came before there was a thread for the call; nothing was done")]
+    /// Nobody waits any more for what the call would do next.
+    #[error(
+        "the caller has gone, or his time is over, so nothing new is begun; the same call again goes on from there"
+    )]
     CallerGone,
     /// A page token that this program never gave out, or that is too old.
     #[error("starting_token {0:?} is not valid; list again from the start")]

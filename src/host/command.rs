@@ -10,6 +10,7 @@ use std::io::Write;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, killpg};
@@ -23,6 +24,7 @@ use crate::host::tools::CHILD_PATH;
 pub use crate::host::tools::{Tool, Tools, find_tools};
 use crate::metrics;
 use crate::metrics::running::waiting_for;
+use crate::sync::caller::Caller;
 use crate::sync::semaphore::Permit;
 use crate::sync::volume_lock::VolumeGuard;
 
@@ -169,32 +171,60 @@ pub trait Runner: fmt::Debug + Send + Sync {
     }
 }
 
-/// Runs commands as another runner does, and lets none of them outlast a moment in time: the end of the call they serve.
+/// Runs commands as another runner does, and lets none of them outlast a moment in time: the end of the call they serve. What its
+/// caller waits for may end sooner.
 #[derive(Debug)]
 pub struct Until<'a> {
     runner: &'a dyn Runner,
     deadline: Instant,
+    caller: Arc<Caller>,
+    answer_by: Instant,
 }
 
 impl<'a> Until<'a> {
     /// Makes such a runner.
     #[must_use]
     pub fn new(runner: &'a dyn Runner, deadline: Instant) -> Self {
-        Until { runner, deadline }
+        Until { runner, deadline, caller: Arc::default(), answer_by: deadline }
+    }
+
+    /// The same for a caller who has to be answered by a moment in time. Waiting ends then, and so does a program that only looks;
+    /// one that changes a disk may go on until the deadline, but is not started when he has gone.
+    #[must_use]
+    pub fn asked_by(self, caller: Arc<Caller>, answer_by: Instant) -> Self {
+        Until { caller, answer_by: answer_by.min(self.deadline), ..self }
+    }
+
+    /// The same, whether somebody waits or not.
+    #[must_use]
+    pub fn for_nobody(self) -> Self {
+        Until { caller: Arc::default(), ..self }
+    }
+
+    /// Whether somebody still waits for what is done.
+    #[must_use]
+    pub fn is_wanted(&self) -> bool {
+        !self.caller.is_gone()
+    }
+
+    fn left(&self, until: Instant, budget: Duration) -> Duration {
+        self.runner.cap(budget).min(until.saturating_duration_since(Instant::now()))
     }
 }
 
 impl Runner for Until<'_> {
     fn run(&self, cmd: &Cmd) -> Result<Output, CommandError> {
         // A program that is ended half way may leave a disk worse than one that was never started.
-        if cmd.guard.is_some() && self.cap(LEAST_TIME) < LEAST_TIME {
+        let changes = cmd.guard.is_some();
+        if changes && (self.left(self.deadline, LEAST_TIME) < LEAST_TIME || !self.is_wanted()) {
             return Err(CommandError::NoTimeLeft { command: cmd.to_string() });
         }
-        self.runner.run(&Cmd { budget: self.cap(cmd.budget), ..cmd.clone() })
+        let until = if changes { self.deadline } else { self.answer_by };
+        self.runner.run(&Cmd { budget: self.left(until, cmd.budget), ..cmd.clone() })
     }
 
     fn cap(&self, budget: Duration) -> Duration {
-        self.runner.cap(budget).min(self.deadline.saturating_duration_since(Instant::now()))
+        self.left(self.answer_by, budget)
     }
 }
 

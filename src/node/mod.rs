@@ -27,7 +27,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::config::{Config, LOCK_PATIENCE, NODE_BUDGET};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::host::command::{Runner, Until};
 use crate::host::device::DevicePlaces;
 use crate::host::inventory::{Inventory, LOOK_BUDGET};
@@ -35,6 +35,7 @@ use crate::host::mount_options::{DefaultFlags, SelinuxLabel};
 use crate::id::VolumeName;
 use crate::node::filesystem::FsTools;
 use crate::node::release::LeftDisks;
+use crate::sync::caller::Caller;
 use crate::sync::semaphore::Semaphore;
 use crate::sync::volume_lock::{Queued, VolumeGuard, VolumeKey, VolumeLocks};
 
@@ -61,6 +62,15 @@ pub struct Node {
 pub struct Arrival {
     queued: Queued,
     came: Instant,
+    caller: Arc<Caller>,
+}
+
+impl Arrival {
+    /// The same call, for a caller who may have gone before it is his turn.
+    #[must_use]
+    pub fn for_caller(self, caller: Arc<Caller>) -> Arrival {
+        Arrival { caller, ..self }
+    }
 }
 
 /// One call that changes a volume: its lock, a runner for programs that ends with the call's time, and where disks are.
@@ -72,9 +82,19 @@ struct NodeCall<'a> {
 }
 
 impl NodeCall<'_> {
+    /// The same call, which takes a volume away: once begun it goes on to its end, whoever has gone.
+    fn seen_through(self) -> Self {
+        NodeCall { runner: self.runner.for_nobody(), ..self }
+    }
+
     /// As much of a budget as the call's time leaves.
     fn cap(&self, budget: Duration) -> Duration {
         self.runner.cap(budget)
+    }
+
+    /// Sees that somebody still waits for the volume that is about to be brought somewhere.
+    fn check_caller(&self) -> Result<()> {
+        if self.runner.is_wanted() { Ok(()) } else { Err(Error::CallerGone) }
     }
 }
 
@@ -106,14 +126,15 @@ impl Node {
     /// on in the order in which they came.
     ///
     /// # Errors
-    /// [`Error::VolumeBusy`](crate::error::Error::VolumeBusy) when too many are in the line.
+    /// [`Error::VolumeBusy`] when too many are in the line.
     pub fn arrive(&self, volume: &str) -> Result<Arrival> {
         let queued = self.locks.queue(VolumeKey::Id(volume.to_owned()), MAX_QUEUE)?;
-        Ok(Arrival { queued, came: Instant::now() })
+        Ok(Arrival { queued, came: Instant::now(), caller: Arc::default() })
     }
 
     /// Waits until no other call works on this volume, at one of these paths, or on the disk that has this name where the call
-    /// knows it. The clock of a call runs since it came, as its caller's does.
+    /// knows it. The clock of a call runs since it came, as its caller's does: it waits no longer than he does, and begins nothing
+    /// when he has gone. A program that changes a disk is seen to its end all the same.
     ///
     /// Nomad repeats no node call that was refused, and several tasks of one job on one droplet ask at once: they stand in
     /// line. Most of what is waited for takes milliseconds.
@@ -124,13 +145,17 @@ impl Node {
         name: Option<&VolumeName>,
         paths: &[&Path],
     ) -> Result<NodeCall<'_>> {
-        let Arrival { queued, came } = arrival;
+        let Arrival { queued, came, caller } = arrival;
+        let answer_by = caller.answer_by(came);
+        let by = |budget: Duration| answer_by.map_or(came + budget, |by| by.min(came + budget));
         let real = |path: &&Path| Ok(VolumeKey::Path(mount_point::observe_whole_path(path)?));
         let mut others = paths.iter().map(real).collect::<Result<Vec<_>>>()?;
         others.extend(name.map(|name| VolumeKey::Name(name.to_string())));
-        let held = queued.hold_with(others, MAX_QUEUE, came + LOCK_PATIENCE);
+        let held = queued.hold_with(others, MAX_QUEUE, by(LOCK_PATIENCE));
         let guard = held.map_err(|locked| locked.asked_for(volume))?;
-        let runner = Until::new(self.runner.as_ref(), came + NODE_BUDGET);
-        Ok(NodeCall { guard, runner, places: &self.places })
+        let runner = Until::new(self.runner.as_ref(), came + NODE_BUDGET).asked_by(caller, by(NODE_BUDGET));
+        let call = NodeCall { guard, runner, places: &self.places };
+        call.check_caller()?;
+        Ok(call)
     }
 }

@@ -164,6 +164,7 @@ fn ensure_shown(call: &NodeCall<'_>, mounts: &MountTable, shown: &PublishedMount
 }
 
 fn apply_show(call: &NodeCall<'_>, mounts: &MountTable, shown: &PublishedMount<'_>) -> Result<()> {
+    call.check_caller()?;
     // A raw disk is not mounted at its staging path, so none of its places has to be left out.
     check_company(mounts, shown, &[&shown.source])?;
     if shown.shape == Shape::File {

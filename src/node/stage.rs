@@ -128,6 +128,7 @@ impl Node {
     ) -> Result<MountTable> {
         plan_exclusive_use(want.device.volume(), false, used_otherwise(mounts, want.device, false))?;
         let superblock = observe_superblock(call.places, mounts, want.device, &[want.staging])?;
+        call.check_caller()?;
         match plan_mount(want.device, want.fs, want.options.is_read_only(), &superblock)? {
             MountPlan::First => {
                 // Nothing is made on a disk, checked or changed that somebody has.
@@ -239,6 +240,8 @@ fn apply_mount_if_free(
     fs: FsKind,
 ) -> Result<MountTable> {
     let is_known = |mount: &Mount| mount.target != want.staging;
+    // A file system may have been made, which takes a while.
+    call.check_caller()?;
     if !Held::open(want.staging)?.mount(before)?.is_some_and(is_known) {
         let mounts = observe_mounts()?;
         let at = observe_at(call.places, &mounts, want.staging, want.device, |mount| want.difference(mount))?;

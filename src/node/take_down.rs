@@ -82,7 +82,7 @@ impl Node {
     /// [`Error::InUse`] when it stays in use, or its disk does after its last mount is gone; [`Error::Io`] when it cannot be
     /// unmounted; [`Error::TargetTaken`] when something is mounted there that this plugin never mounts.
     pub fn unpublish(&self, want: &Unpublish, arrival: Arrival) -> Result<()> {
-        let (call, volume) = (self.begin(arrival, &want.volume, None, &[&want.target])?, &want.volume);
+        let (call, volume) = (self.begin(arrival, &want.volume, None, &[&want.target])?.seen_through(), &want.volume);
         let Some(target) = mount_point::observe_real_path(&want.target)? else {
             return self.left.ensure_let_go(&call, volume, Step::Unpublish, observe_mounts()?);
         };
@@ -107,7 +107,7 @@ impl Node {
     /// # Errors
     /// As [`Node::unpublish`].
     pub fn unstage(&self, want: &Unstage, arrival: Arrival) -> Result<()> {
-        let call = self.begin(arrival, &want.volume, None, &[&want.staging])?;
+        let call = self.begin(arrival, &want.volume, None, &[&want.staging])?.seen_through();
         let mounts = match mount_point::observe_real_path(&want.staging)? {
             Some(staging) => self.apply_unstage(&call, &want.volume, &staging)?,
             None => observe_mounts()?,

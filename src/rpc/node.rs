@@ -93,7 +93,9 @@ impl NodeService {
         match node.arrive(&call.about) {
             Ok(arrival) => {
                 let volume = VolumeKey::Id(call.about.clone());
-                pool.answer(ctx, sink, call.on(volume), move |_| work(&node, arrival));
+                pool.answer(ctx, sink, call.on(volume), move |Incoming { caller, .. }| {
+                    work(&node, arrival.for_caller(caller))
+                });
             }
             Err(full) => refuse(ctx, sink, &call, full),
         }

@@ -54,6 +54,7 @@ mod proto;
 mod retry;
 mod root_answers;
 mod root_blank;
+mod root_callers;
 mod root_chaos;
 mod root_checks;
 mod root_demo;

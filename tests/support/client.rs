@@ -353,16 +353,13 @@ impl Client {
 
     /// Stages a volume.
     pub fn stage(&self, volume: &Volume, staging: &Path) -> Outcome<()> {
-        let request = csi::NodeStageVolumeRequest {
-            volume_id: volume.id.clone(),
-            publish_context: volume.publish_context.clone(),
-            staging_target_path: text(staging),
-            volume_capability: Some(volume.capability.clone()).into(),
-            volume_context: volume.context.clone(),
-            secrets: volume.secrets.clone(),
-            ..Default::default()
-        };
-        Ok(self.node.node_stage_volume_opt(&request, option()).map(drop)?)
+        self.stage_within(volume, staging, DEADLINE)
+    }
+
+    /// Stages a volume for a caller who waits no longer.
+    pub fn stage_within(&self, volume: &Volume, staging: &Path, patience: Duration) -> Outcome<()> {
+        let option = CallOption::default().timeout(patience);
+        Ok(self.node.node_stage_volume_opt(&stage_request(volume, staging), option).map(drop)?)
     }
 
     /// Unstages a volume.
@@ -430,6 +427,19 @@ pub fn unpublish(client: &Client, id: &str, droplet: u64) -> Outcome<()> {
 /// The options of every call.
 pub fn option() -> CallOption {
     CallOption::default().timeout(DEADLINE)
+}
+
+/// What is said when a volume is to be staged.
+pub fn stage_request(volume: &Volume, staging: &Path) -> csi::NodeStageVolumeRequest {
+    csi::NodeStageVolumeRequest {
+        volume_id: volume.id.clone(),
+        publish_context: volume.publish_context.clone(),
+        staging_target_path: text(staging),
+        volume_capability: Some(volume.capability.clone()).into(),
+        volume_context: volume.context.clone(),
+        secrets: volume.secrets.clone(),
+        ..Default::default()
+    }
 }
 
 fn text(path: &Path) -> String {
