@@ -30,6 +30,9 @@ use crate::node::whose::{forget_unused, observe_named};
 /// The pauses between two looks that cost more than asking the kernel for a disk.
 const SLOW_PAUSES: Backoff = Backoff::new(Duration::from_millis(250), Duration::from_millis(250));
 
+/// How long a look for processes that write to a raw disk may take. Without its end nobody can say that there are none.
+const WRITERS_BUDGET: Duration = Duration::from_secs(40);
+
 /// What was under one mount: the device that was mounted, and the disks that this is made of.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Left {
@@ -195,7 +198,7 @@ fn observe_let_go(
                 Claim::Gone => continue,
                 Claim::Taken => return Err(still_used(volume, disk, &observe_holders(&disk.sought()))),
             }
-            if let Some(writers) = await_unwritten(disk, left.is_raw, deadline)? {
+            if let Some(writers) = await_unwritten(call, disk, left.is_raw, deadline)? {
                 return Err(still_used(volume, disk, &writers));
             }
         }
@@ -223,14 +226,14 @@ fn await_free(disk: &DiskUnder, deadline: Instant) -> Result<Claim> {
 
 /// Looks again and again until no process has a raw disk open for writing; gives those that still have. An open file is not
 /// enough for the kernel to call a disk taken.
-fn await_unwritten(disk: &DiskUnder, is_raw: bool, deadline: Instant) -> Result<Option<Holders>> {
+fn await_unwritten(call: &NodeCall<'_>, disk: &DiskUnder, is_raw: bool, deadline: Instant) -> Result<Option<Holders>> {
     if !is_raw {
         return Ok(None);
     }
     let mut looks = 0;
     let look = || {
         looks += 1;
-        observe_writers(&disk.sought())
+        observe_writers(&disk.sought(), call.cap(WRITERS_BUDGET))
     };
     let is_written = |writers: &Result<Holders>| writers.as_ref().is_ok_and(|writers| !writers.found().is_empty());
     let writers = look_until(deadline, SLOW_PAUSES, look, |writers| !is_written(writers))?;

@@ -25,7 +25,7 @@ use crate::host::mountinfo::{Mount, MountTable};
 
 /// Where processes are seen.
 const PROC: &str = "/proc";
-/// How long a search may take: thousands of processes with many open files take a second.
+/// How long a search may take that is for a message: thousands of processes with many open files take a second.
 const SEARCH_BUDGET: Duration = Duration::from_secs(3);
 /// On which file systems a device's node is looked for: those that answer without asking another machine or a program.
 const NODE_FILE_SYSTEMS: [&str; 7] = ["devtmpfs", "tmpfs", "overlay", "ext4", "ext3", "xfs", "btrfs"];
@@ -115,7 +115,7 @@ pub(super) fn is_namespace_of_parent() -> bool {
 /// Looks who has a disk.
 #[must_use]
 pub(crate) fn observe_holders(sought: &Sought) -> Holders {
-    let search = Search::start(Path::new(PROC), sought);
+    let search = Search::start(Path::new(PROC), sought, SEARCH_BUDGET);
     let mut found: Vec<Holder> = made_of(sought);
     found.extend(search.mounted_elsewhere());
     let targets: Vec<&Path> = search.mounts().map(|(_, mount)| mount.target.as_path()).collect();
@@ -131,16 +131,17 @@ pub(crate) fn observe_holders(sought: &Sought) -> Holders {
 }
 
 /// Looks who has a disk itself open for writing, by its node: processes, and loop devices. The kernel tells of no such use, so
-/// that nothing was found counts only when everything that is to be seen from here was seen.
+/// that nothing was found counts only when everything that is to be seen from here was seen. That takes as long as it takes on a
+/// droplet that is busy, as far as the budget goes.
 ///
 /// # Errors
 /// [`Error::Io`] when nothing was found and something could not be looked at.
-pub(crate) fn observe_writers(sought: &Sought) -> Result<Holders> {
-    observe_writers_in(Path::new(PROC), sought)
+pub(crate) fn observe_writers(sought: &Sought, budget: Duration) -> Result<Holders> {
+    observe_writers_in(Path::new(PROC), sought, budget)
 }
 
-fn observe_writers_in(proc: &Path, sought: &Sought) -> Result<Holders> {
-    let search = Search::start(proc, sought);
+fn observe_writers_in(proc: &Path, sought: &Sought, budget: Duration) -> Result<Holders> {
+    let search = Search::start(proc, sought, budget);
     let mut found = loops(&search.proc, &sought.all, |file| is_at(file, &[], &sought.nodes));
     found.extend(search.opened(|open| open.is_writable && search.is_node(open)));
     let holders = search.end(found);
@@ -160,7 +161,7 @@ fn observe_writers_in(proc: &Path, sought: &Sought) -> Result<Holders> {
 /// Looks who uses a mount, which `mounts` shows, so that it cannot be unmounted.
 #[must_use]
 pub(crate) fn observe_users(sought: &Sought, mounts: &MountTable, mount: &Mount) -> Holders {
-    let search = Search::start(Path::new(PROC), sought);
+    let search = Search::start(Path::new(PROC), sought, SEARCH_BUDGET);
     let is_same = |other: &Mount| other.id == mount.id;
     let mut found: Vec<Holder> = mounts.iter().filter(|other| other.parent == mount.id).map(below).collect();
     found.extend(loops(&search.proc, &sought.all, |file| file.starts_with(&mount.target)));
@@ -279,8 +280,8 @@ struct Search<'a> {
 }
 
 impl<'a> Search<'a> {
-    fn start(proc: &'a Path, sought: &'a Sought) -> Self {
-        let (proc, deadline) = (Proc::at(proc), Instant::now() + SEARCH_BUDGET);
+    fn start(proc: &'a Path, sought: &'a Sought, budget: Duration) -> Self {
+        let (proc, deadline) = (Proc::at(proc), Instant::now() + budget);
         let (sees_all, own, pids) = (proc.shows_all(), proc.own_namespace(), proc.pids());
         let mut spaces = Vec::new();
         let by_namespace: BTreeMap<OsString, Vec<u32>> = proc.by_namespace(&pids);

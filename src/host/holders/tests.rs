@@ -6,6 +6,8 @@ use std::os::unix::fs::symlink;
 use super::*;
 use crate::host::holders::process::{Owner, Place};
 
+const BUDGET: Duration = Duration::from_secs(60);
+
 fn process(pid: u32, command: &str, owner: Option<Owner>) -> Process {
     Process { pid, command: command.to_owned(), owner }
 }
@@ -192,7 +194,7 @@ fn nothing_found_is_no_answer_when_something_could_not_be_looked_at() {
     fs::create_dir(&all).unwrap();
     symlink("mnt:[1]", proc.join("7/ns/mnt")).unwrap();
     fs::write(proc.join("7/mountinfo"), "9 1 8:16 / / rw - xfs /dev/sdb rw\n").unwrap();
-    let looked = || observe_writers_in(&proc, &sought);
+    let looked = || observe_writers_in(&proc, &sought, BUDGET);
     // A process that is gone when its files are looked at has none.
     assert!(looked().unwrap().found().is_empty());
     fs::create_dir_all(proc.join("7/fd")).unwrap();
@@ -207,7 +209,10 @@ fn nothing_found_is_no_answer_when_something_could_not_be_looked_at() {
         fs::rename(&aside, &unreadable).unwrap();
         assert!(looked().is_ok(), "{}", unreadable.display());
     }
-    assert!(matches!(observe_writers_in(&dir.path().join("none"), &sought), Err(Error::Io { .. })));
+    assert!(matches!(observe_writers_in(&dir.path().join("none"), &sought, BUDGET), Err(Error::Io { .. })));
     let unknown = Sought { all, ..Sought::default() };
-    assert!(matches!(observe_writers_in(&proc, &unknown), Err(Error::Io { .. })));
+    // A look that was not seen to its end proves nothing.
+    let hasty = observe_writers_in(&proc, &sought, Duration::ZERO).unwrap_err();
+    assert!(crate::error::Chain(&hasty).to_string().contains("in time"), "{hasty}");
+    assert!(matches!(observe_writers_in(&proc, &unknown, BUDGET), Err(Error::Io { .. })));
 }
