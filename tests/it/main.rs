@@ -78,6 +78,7 @@ mod root_scale;
 mod root_states;
 mod root_stats;
 mod root_whose;
+mod root_written;
 mod server;
 mod snapshot_clone;
 mod stale_reads;

@@ -43,7 +43,7 @@ use nix::sys::signal::{SigSet, Signal};
 use sim::{Limits, Rules, SimConfig, Times};
 use support::bench::{Calls, Together};
 use support::cloud::{Cloud, Machine, Program};
-use support::crowd::{Blank, Crowded};
+use support::crowd::{BLANK, Blank, Crowded};
 use support::encryption;
 use support::facts;
 use support::nomad::Nomad;
@@ -132,7 +132,9 @@ fn bench(program: &Path) -> Result<(), Box<dyn Error>> {
     println!("{}", Calls::measure(&program).map_err(|err| err.to_string())?);
     // By itself, since it is work for the machine too, and not only waiting.
     println!("{}", Together::measure(&program).map_err(|err| err.to_string())?);
-    println!("{}", Blank::measure(&program).map_err(|err| err.to_string())?);
+    for count in BLANK {
+        println!("{}", Blank::measure(&program, count).map_err(|err| err.to_string())?);
+    }
     println!("{}", Crowded::measure(&program).map_err(|err| err.to_string())?);
     Ok(())
 }

@@ -12,9 +12,10 @@ use super::bench::Measured;
 use super::client::Volume;
 use super::cloud::{Cloud, Machine};
 use super::{status_kb, wait_for};
-use crate::sim::{NewVolume, Rules, SimConfig, Times};
+use crate::sim::{Limits, NewVolume, Rules, SimConfig, Times};
 
-const BLANK: usize = 15;
+/// How many blank volumes are staged at once: as many as a droplet holds, and twice as many.
+pub const BLANK: [usize; 2] = [15, 30];
 const QUICK: Duration = Duration::from_millis(10);
 
 /// What staging many blank volumes at once may take of the plugin's own memory, and when it must be given back.
@@ -26,9 +27,10 @@ const GIVEN_BACK: Duration = Duration::from_secs(10);
 const MOUNTS: [u32; 3] = [0, 350, 5000];
 const ROUNDS: usize = 30;
 
-/// The memory that fifteen blank volumes take which are staged at once.
+/// The memory that blank volumes take which are staged at once.
 #[derive(Debug)]
 pub struct Blank {
+    count: usize,
     idle_kb: u64,
     most_kb: u64,
     most_tools_kb: u64,
@@ -37,7 +39,9 @@ pub struct Blank {
 }
 
 fn start(name: &str) -> Measured<Cloud> {
-    let rules = Rules { times: Times::actions(QUICK), ..Rules::default() };
+    // More disks than a droplet may have.
+    let limits = Limits { attach: 100, ..Limits::default() };
+    let rules = Rules { times: Times::actions(QUICK), limits, ..Rules::default() };
     Cloud::start(SimConfig { rules, ..SimConfig::default() }, &[name]).map_err(|err| err.to_string().into())
 }
 
@@ -59,13 +63,13 @@ fn tools_kb(plugin: u32) -> u64 {
 }
 
 impl Blank {
-    /// Stages fifteen blank volumes at once and looks at the memory meanwhile, and after ten seconds.
-    pub fn measure(program: &Path) -> Measured<Blank> {
+    /// Stages this many blank volumes at once and looks at the memory meanwhile, and after ten seconds.
+    pub fn measure(program: &Path, count: usize) -> Measured<Blank> {
         let cloud = start("node")?;
         let machine = cloud.machines.first().ok_or("no droplet")?;
         let plugin = machine.start(program)?;
         let (client, pid) = (&plugin.client, plugin.pid());
-        let names: Vec<String> = (0..BLANK).map(|number| format!("blank-{number}")).collect();
+        let names: Vec<String> = (0..count).map(|number| format!("blank-{number}")).collect();
         let make = |name: &String| volume(&cloud, machine, client, name, "");
         let volumes = names.iter().map(make).collect::<Measured<Vec<_>>>()?;
         let resident = || status_kb(pid, "VmRSS:").ok_or("no memory figures");
@@ -100,14 +104,14 @@ impl Blank {
         }
         plugin.stop()?;
         cloud.close().map_err(|err| err.to_string())?;
-        Ok(Blank { idle_kb, most_kb, most_tools_kb, later_kb, took })
+        Ok(Blank { count, idle_kb, most_kb, most_tools_kb, later_kb, took })
     }
 }
 
 impl fmt::Display for Blank {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mb = |kb: u64| kb as f64 / 1024.0;
-        writeln!(f, "{BLANK} blank volumes staged at once, in {:.1} s", self.took.as_secs_f64())?;
+        writeln!(f, "{} blank volumes staged at once, in {:.1} s", self.count, self.took.as_secs_f64())?;
         writeln!(
             f,
             "  resident memory    {:>7.1} MB at most (aim {RESIDENT_AIM_MB}), and {:.1} MB of the tools; idle before {:.1} MB",
