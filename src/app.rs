@@ -14,6 +14,8 @@ use log::{info, warn};
 use nix::sys::prctl;
 use nix::sys::resource::{Resource, setrlimit};
 
+use crate::activity;
+use crate::activity::open_calls;
 use crate::cloud::Cloud;
 use crate::cloud::http::HttpBudgets;
 use crate::cloud::metadata::Metadata;
@@ -30,7 +32,6 @@ use crate::host::device::sysfs::check_is_sysfs;
 use crate::host::mountable::observe_abilities;
 use crate::host::propagation::tell_when_nothing_reaches;
 use crate::metrics;
-use crate::metrics::running::running_calls;
 use crate::node::Node;
 use crate::ops::endpoint;
 use crate::ops::endpoint::Endpoint;
@@ -58,7 +59,8 @@ use crate::rpc::worker::Pool;
 pub fn run(mut config: Config) -> Result<(), String> {
     let signals = Signals::block()?;
     // Dropped last, so that the lines of the end are written.
-    let log = logging::start()?;
+    let log = logging::start(config.log_levels.clone(), config.log_format)?;
+    activity::set_call_budget(config.call_budget);
     refuse_dumps();
     let socket = SocketFile::plan(&config.socket).map_err(|line| about_endpoint(line, &config))?;
     let token = config.token.take();
@@ -75,7 +77,7 @@ pub fn run(mut config: Config) -> Result<(), String> {
     }
     let server = Server::start(socket, config.socket_mode, services)?;
     health.reach(Stage::Serving);
-    info!("started version={} driver={} mode={:?}", env!("CARGO_PKG_VERSION"), config.driver_name, config.mode);
+    info!(version = env!("CARGO_PKG_VERSION"), driver = config.driver_name.as_str(), mode:? = config.mode; "started");
     if needs_metadata(&config) {
         droplet_identity.find_out(Metadata::new(config.metadata_url.clone())).map_err(no_thread)?;
     }
@@ -84,7 +86,11 @@ pub fn run(mut config: Config) -> Result<(), String> {
             (signal, Asked::End) => break signal,
             (signal, Asked::Reload) => insight.reload(signal.as_str(), &log),
             (_, Asked::Report) => insight.report(),
-            (signal, Asked::ToggleDebug) => info!("{signal}: debug lines are on={}", log.toggle_debug()),
+            (signal, Asked::ToggleDebug) => {
+                // Before the line, which may be below the level, and then nothing in it is done.
+                let on = log.toggle_debug();
+                info!(on; "{signal}: debug lines are switched");
+            }
         }
     };
     info!("{signal}: no new calls, waiting for the running ones");
@@ -143,8 +149,8 @@ impl Insight {
         for pool in &self.pools {
             info!("report: {pool}");
         }
-        for running in running_calls() {
-            info!("report: running {running}");
+        for call in open_calls() {
+            info!("report: running {call}");
         }
     }
 }
@@ -185,7 +191,7 @@ fn second_end(signals: Signals) -> Receiver<()> {
     match thread::Builder::new().name("signals".to_owned()).spawn(wait) {
         Ok(_) => arrival,
         Err(err) => {
-            warn!("the system gives no thread to wait for a second signal: {err}");
+            warn!("cannot start a thread to wait for a second signal: {err}");
             never()
         }
     }
@@ -291,7 +297,7 @@ fn services(
     if config.mode.has_node() {
         let tools = find_tools().map_err(|missing| missing.to_string())?;
         check_is_sysfs(&config.sys_dir).map_err(|err| format!("--sys-dir: {}", Chain(&err)))?;
-        info!("this droplet has {} encrypted_volumes={}", observe_abilities(), tools.can_encrypt());
+        info!(encrypted_volumes = tools.can_encrypt(); "this droplet has {}", observe_abilities());
         tell_when_nothing_reaches();
         let node = Arc::new(Node::new(config, Box::new(SystemRunner::new(tools))));
         node.close_left_open().map_err(no_thread)?;

@@ -4,6 +4,7 @@
 //! arguments. The flags are those of DigitalOcean's own driver, under the same names; those added here say so.
 
 pub mod command;
+mod log;
 mod parse;
 
 use std::ffi::OsString;
@@ -29,6 +30,8 @@ use crate::host::mount_options::{DefaultFlags, SelinuxLabel};
 use crate::id::DropletId;
 use crate::region::Region;
 use crate::size::{Gib, SizeLimits};
+
+pub use crate::config::log::{LogFormat, LogLevels};
 
 /// How long a node call waits for another call on the same volume before it answers ABORTED: as long as making a file
 /// system takes, and so that there is time left for its own work.
@@ -74,6 +77,7 @@ pub const DRIVER_NAME: &str = "dobs.csi.digitalocean.com";
 const SERVICE: &str = "Service";
 const CLOUD: &str = "DigitalOcean";
 const NODE: &str = "Node";
+const LOG: &str = "Log";
 /// Nobody needs these but tests, and who looks for the cause of something odd.
 const TESTS: &str = "For tests and unusual places";
 
@@ -86,7 +90,7 @@ const TOKEN_VARIABLE: &str = "DIGITALOCEAN_ACCESS_TOKEN";
     version,
     about = "CSI driver for DigitalOcean block storage volumes",
     after_help = "Commands for people instead of flags: volumes, doctor (each has --help).\n\
-                  Flags may also be written with one dash (-endpoint=...). Log level: RUST_LOG (default info).",
+                  Flags may also be written with one dash (-endpoint=...).",
     disable_help_subcommand = true
 )]
 struct Flags {
@@ -157,6 +161,13 @@ struct Flags {
     /// driver)
     #[arg(help_heading = CLOUD, long, default_value = "false", hide_default_value = true)]
     takeover: String,
+    /// Up to which level the log goes: off, error, warn, info, debug or trace. Parts of the program can have levels of their own,
+    /// as in info,do_csi_plugin::rpc=debug (not in the official driver)
+    #[arg(help_heading = LOG, long, env = "RUST_LOG", default_value = "info")]
+    log_level: String,
+    /// Form of the log's lines; all forms have the same keys (not in the official driver)
+    #[arg(help_heading = LOG, long, env = "CSI_LOG_FORMAT", value_enum, default_value = "text")]
+    log_format: LogFormat,
     /// Seconds in which a controller call ends; Nomad gives up after 120. Every wait inside a call is a part of it (not in
     /// the official driver; for tests)
     #[arg(help_heading = TESTS, long, default_value = "100")]
@@ -282,6 +293,10 @@ pub struct Config {
     pub selinux_label: Option<SelinuxLabel>,
     /// Mount flags that every volume gets unless its own say otherwise.
     pub default_mount_flags: DefaultFlags,
+    /// What is logged.
+    pub log_levels: LogLevels,
+    /// The form of the log's lines.
+    pub log_format: LogFormat,
     /// Where links to attached volumes appear.
     pub device_dir: PathBuf,
     /// Where sysfs is mounted.
@@ -394,6 +409,8 @@ impl Flags {
             selinux_label: if_given("--selinux-label", &self.selinux_label, SelinuxLabel::parse)?,
             default_mount_flags: if_given("--default-mount-flags", &self.default_mount_flags, DefaultFlags::parse)?
                 .unwrap_or_default(),
+            log_levels: LogLevels::parse(&self.log_level).map_err(|bad| format!("--log-level: {bad}"))?,
+            log_format: self.log_format,
             device_dir: self.device_dir,
             sys_dir: self.sys_dir,
         })

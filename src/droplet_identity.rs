@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use log::{info, warn};
 
+use crate::activity::wait_for;
 use crate::backoff::Backoff;
 use crate::cloud::metadata::{Metadata, MetadataError};
 use crate::error::{Error, Result};
@@ -137,6 +138,7 @@ impl DropletIdentity {
     }
 
     fn wait_until(&self, give_up: Instant) -> MutexGuard<'_, State> {
+        let _waiting = wait_for("waiting for the metadata service", "it has not said which droplet this is");
         let mut state = self.state();
         state.waiting += 1;
         self.changed.notify_all();
@@ -170,12 +172,7 @@ impl DropletIdentity {
         loop {
             match observe_facts(&self.given, metadata) {
                 Ok(facts) => {
-                    info!(
-                        "this is droplet id={} region={} ms={}",
-                        facts.id,
-                        facts.region,
-                        started.elapsed().as_millis()
-                    );
+                    info!(droplet = facts.id.get(), region:% = facts.region, seconds = started.elapsed().as_secs(); "this droplet is known");
                     self.state().facts = Some(facts);
                     self.changed.notify_all();
                     return;

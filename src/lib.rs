@@ -26,6 +26,7 @@
 //! - [`nomad`]: what Nomad says of volumes, for the commands
 //! - [`host`]: what Linux can do: devices, content of disks, mkfs, mounts; the only place that runs commands
 //! - [`error`]: what can go wrong, one variant for each decision of a caller or an operator
+//! - [`activity`]: the calls in work, what they wait for, and the last changes, for the log and for operators
 //! - [`sync`], [`backoff`], [`spelling`], [`fs`], [`id`], [`region`], [`size`], [`proto`]: the words that everything else is
 //!   written in
 //! - [`metrics`]: what is counted of all this, for `GET /metrics`
@@ -54,6 +55,7 @@
     )
 )]
 
+pub mod activity;
 pub mod app;
 pub mod backoff;
 pub mod cloud;

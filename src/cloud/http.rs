@@ -15,6 +15,7 @@ use ureq::tls::{RootCerts, TlsConfig};
 use ureq::typestate::AgentScope;
 use ureq::{Agent, Body};
 
+use crate::activity::wait_for;
 use crate::cloud::ApiResult;
 use crate::cloud::authorities::Authorities;
 use crate::cloud::connector;
@@ -26,7 +27,6 @@ use crate::cloud::scope;
 use crate::cloud::token::{Secret, Token};
 use crate::error::api::{ApiError, ApiErrorKind, Delivery, ReplyFacts};
 use crate::metrics;
-use crate::metrics::running::waiting_for;
 
 /// The largest reply that is read: 200 volumes with all they may carry stay far below it.
 const MAX_REPLY: u64 = 8 << 20;
@@ -214,9 +214,9 @@ impl Http {
             place.give_back();
             return Err(no_time_left());
         }
-        let wait = waiting_for(|| format!("DigitalOcean's answer to {} {}", call.method().as_str(), call.target()));
+        let waiting = wait_for("asking DigitalOcean", format_args!("{} {}", call.method().as_str(), call.target()));
         let outcome = self.exchange(call, token, time);
-        drop(wait);
+        drop(waiting);
         log_call(call, started, &outcome);
         count_call(call, started, &outcome);
         match outcome {
@@ -256,19 +256,17 @@ impl Http {
     fn wait_for_quota(&self, call: &ApiRequest, deadline: Option<Instant>) -> ApiResult<Place<'_>> {
         let asked = Instant::now();
         let patience = deadline.map_or(self.budgets.rate_limit, |at| at.saturating_duration_since(asked));
-        let wait = waiting_for(|| "the rate limit of DigitalOcean's API".to_owned());
+        let waiting = wait_for(
+            "waiting for the rate limit of DigitalOcean's API",
+            format_args!("{} {}", call.method().as_str(), call.target()),
+        );
         let place = self.rate_limit.wait(call.class(), patience).map_err(|held| self.held_back(&held));
-        drop(wait);
+        drop(waiting);
         let waited = asked.elapsed();
         metrics::count_held_back(waited);
         let place = place?;
         if waited > Duration::from_millis(10) {
-            log::debug!(
-                "{} {} waited {} ms for the rate limit",
-                call.method().as_str(),
-                call.target(),
-                waited.as_millis()
-            );
+            log::debug!(ms = millis(waited); "{} {} waited for the rate limit", call.method().as_str(), call.target());
         }
         Ok(place)
     }
@@ -423,7 +421,7 @@ fn account(place: &Place<'_>, answer: Answer) -> ApiResult<Reply> {
     let rate = answer.rate;
     let error = answer.into_error();
     if let ApiErrorKind::RateLimit { wait } = error.kind() {
-        log::warn!("DigitalOcean's rate limit is reached: {error}");
+        log::warn!(request = error.request_id(); "DigitalOcean's rate limit is reached: {error}");
         place.refused(wait);
     } else {
         place.answered(&rate);
@@ -435,17 +433,20 @@ fn no_time_left() -> ApiError {
     ApiError::without_reply(ApiErrorKind::NoTimeLeft, "no time was left to ask DigitalOcean")
 }
 
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
 fn log_call(call: &ApiRequest, started: Instant, outcome: &ApiResult<Answer>) {
     if !log::log_enabled!(log::Level::Debug) {
         return;
     }
-    let (method, target, ms) = (call.method().as_str(), call.target(), started.elapsed().as_millis());
+    let (method, target, ms) = (call.method().as_str(), call.target(), millis(started.elapsed()));
     match outcome {
         Ok(answer) => {
-            let remaining = answer.rate.remaining.map_or_else(|| "unknown".to_owned(), |n| n.to_string());
-            log::debug!("{method} {target} status={} ms={ms} remaining={remaining}", answer.status);
+            log::debug!(status = answer.status, ms, remaining = answer.rate.remaining, request = answer.request_id.as_deref(); "{method} {target}");
         }
-        Err(error) => log::debug!("{method} {target} ms={ms} failed: {error}"),
+        Err(error) => log::debug!(ms; "{method} {target} failed: {error}"),
     }
 }
 

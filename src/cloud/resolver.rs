@@ -94,9 +94,9 @@ impl SharedLookup {
             ours.end(found);
         };
         let builder = thread::Builder::new().name("resolver".to_owned()).stack_size(self.stack);
-        builder.spawn(work).map_err(|err| {
-            io::Error::new(err.kind(), format!("the system gives no thread to look up {name}: {err}"))
-        })?;
+        builder
+            .spawn(work)
+            .map_err(|err| io::Error::new(err.kind(), format!("cannot start a thread to look up {name}: {err}")))?;
         running.insert(name.to_owned(), Arc::clone(&flight));
         Ok(flight)
     }
@@ -137,7 +137,7 @@ mod tests {
         // More than a process has addresses for.
         let lookup = SharedLookup { stack: 1 << 48, ..SharedLookup::default() };
         let why = lookup.find("localhost:80", PLENTY).unwrap_err().to_string();
-        assert!(why.contains("no thread to look up localhost:80"), "{why}");
+        assert!(why.contains("cannot start a thread to look up localhost:80"), "{why}");
         assert!(lookup.running.lock().unwrap().is_empty());
         lookup.find("127.0.0.1:80", PLENTY).unwrap().unwrap();
     }

@@ -23,6 +23,7 @@ use std::time::Instant;
 
 use log::warn;
 
+use crate::activity::{About, Change, tell_change};
 use crate::backoff::Backoff;
 use crate::cloud::action::Action;
 use crate::cloud::droplet::Droplet;
@@ -154,7 +155,7 @@ impl Attacher {
             }
             AttachPlan::Attach { despite } => {
                 if let Place::Held { holder, .. } = facts.place {
-                    warn!("volume={} is still listed on droplet={holder}, which does not have it", want.volume);
+                    warn!(volume:% = want.volume, droplet = holder.get(); "the volume is still listed on a droplet that does not have it");
                 }
                 let step = self.apply_attach(guard, ctx, want, &facts.volume, history)?;
                 Ok(match (step, despite) {
@@ -297,17 +298,23 @@ impl Attacher {
                 want.droplet
             ),
         );
-        warn!(
-            "taking volume={} name={} from droplet={holder}, which is {}, for droplet={}",
-            volume.id,
-            volume.name,
-            record.state(),
-            want.droplet
+        tell_change(
+            Change::TakenOver,
+            format_args!(
+                "taking the volume from droplet {holder}, which is {}, for droplet {}",
+                record.state(),
+                want.droplet
+            ),
+            About::default()
+                .with("volume", &volume.id)
+                .with("name", &volume.name)
+                .with("from", holder)
+                .with("droplet", want.droplet),
         );
         let request = ActionRequest::Detach { volume: &volume.id, droplet: holder };
         let outcome = self.runner.run(guard, ctx, &request, OnBusy::Return)?.unless_denied(&request)?;
         if outcome.proves_nothing_attached() && record.lacks_it() {
-            warn!("volume={} is listed on droplet={holder}, which has nothing of it to detach", volume.id);
+            warn!(volume:% = volume.id, droplet = holder.get(); "the volume is listed on a droplet that has nothing of it to detach");
             history.nothing_on = Some(holder);
             return Ok(AttachStep::Again);
         }

@@ -9,8 +9,9 @@ use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
 use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, bounded};
-use log::{info, warn};
+use log::warn;
 
+use crate::activity::{About, Change, tell_change};
 use crate::cloud::snapshot::Snapshot;
 use crate::cloud::tag::Tag;
 use crate::cloud::{ApiResult, Cloud};
@@ -60,7 +61,7 @@ impl Controller {
     /// Removes the snapshot. The clone is there, so a failure is not its caller's business.
     pub(super) fn clear_temporary(&self, guard: &VolumeGuard, ctx: &CallContext, id: &SnapshotId) {
         if let Err(err) = self.ensure_snapshot_deleted(guard, ctx, id) {
-            warn!("the temporary snapshot stays for a while snapshot={id}: {}", Chain(&err));
+            warn!(snapshot:% = id; "the temporary snapshot of a clone stays for a while: {}", Chain(&err));
             self.sweeper.wake();
         }
     }
@@ -76,7 +77,7 @@ impl Controller {
             // The source is gone; its snapshots are the sweeper's.
             Err(Error::NotFound(_)) => self.sweeper.wake(),
             Err(err) => {
-                warn!("cannot look for a temporary snapshot of volume={volume}: {}", Chain(&err));
+                warn!(volume:%; "cannot look for a temporary snapshot of the volume: {}", Chain(&err));
                 self.sweeper.wake();
             }
         }
@@ -96,7 +97,7 @@ impl Sweeper {
         let (wake, woken) = bounded(1);
         let started = thread::Builder::new().name("sweeper".to_owned()).spawn(move || work(&cloud, &owner, &woken));
         if let Err(err) = started {
-            warn!("the system gives no thread, temporary snapshots that are left behind stay: {err}");
+            warn!("cannot start a thread, so temporary snapshots that are left behind stay: {err}");
         }
         Sweeper { wake }
     }
@@ -153,7 +154,11 @@ fn sweep_one(cloud: &Cloud, snapshot: &Snapshot) -> Option<Duration> {
     }
     match cloud.delete_snapshot(&snapshot.id) {
         Ok(()) => {
-            info!("removed a temporary snapshot that was left behind snapshot={} name={}", snapshot.id, snapshot.name);
+            tell_change(
+                Change::SnapshotDeleted,
+                "removed a temporary snapshot that was left behind",
+                About::default().with("snapshot", &snapshot.id).with("name", &snapshot.name),
+            );
             None
         }
         Err(err) if plan_failure(&err) == ApiFailure::NotFound => None,

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use log::warn;
 
+use crate::activity::wait_for;
 use crate::backoff::Backoff;
 use crate::cloud::volume::Volume;
 use crate::cloud::{ApiResult, Cloud};
@@ -16,7 +17,6 @@ use crate::controller::api_failure::{ApiFailure, plan_failure};
 use crate::error::api::ApiError;
 use crate::error::{Error, Result};
 use crate::id::{DropletId, VolumeId};
-use crate::metrics::running::waiting_for;
 use crate::sync::caller::Caller;
 
 /// What is said of something that DigitalOcean has just made, and does not find.
@@ -247,7 +247,7 @@ impl CallContext {
         if pause >= self.left() {
             return Err(self.timed_out(doing, because.to_string()));
         }
-        let wait = waiting_for(|| format!("the next try of {doing}: {because}"));
+        let wait = wait_for(doing, because);
         thread::sleep(pause);
         drop(wait);
         self.ensure_awaited()
@@ -281,7 +281,7 @@ impl CallContext {
                 | ApiFailure::Permanent => return Err(refused(err)),
             }
             keep_failure(&err);
-            warn!("asking again doing={doing}: {err}");
+            warn!(request = err.request_id(); "{doing}: asking again: {err}");
             self.pause(pause_after(&mut pauses, &err), doing, &err)?;
         }
     }

@@ -6,6 +6,7 @@
 
 use log::{info, warn};
 
+use crate::activity::{About, Change, tell_change};
 use crate::cloud::tag::Tag;
 use crate::cloud::volume::{NewVolume, Volume};
 use crate::controller::Controller;
@@ -77,7 +78,14 @@ impl Controller {
         loop {
             let err = match ctx.cloud.create_volume(&new) {
                 Ok(volume) => {
-                    info!("created volume={} name={} size={}", volume.id, volume.name, volume.size);
+                    tell_change(
+                        Change::Created,
+                        "created",
+                        About::default()
+                            .with("volume", &volume.id)
+                            .with("name", &volume.name)
+                            .with("size", volume.size),
+                    );
                     return ctx.observe_new_volume(&volume.id);
                 }
                 Err(err) => err,
@@ -86,7 +94,7 @@ impl Controller {
             if may_exist(failure)
                 && let Some(found) = observe_named(ctx, &new)?
             {
-                info!("found volume={} name={} size={}", found.id, found.name, found.size);
+                info!(volume:% = found.id, name:% = found.name, size:% = found.size; "found a volume of that name");
                 return self.compare(want, found);
             }
             match failure {
@@ -95,7 +103,7 @@ impl Controller {
                     ctx.pause(pause_after(&mut pauses, &err), &doing, &err)?
                 }
                 ApiFailure::OutcomeUnknown => {
-                    warn!("create unclear and no volume found, trying again doing={doing}: {err}");
+                    warn!(request = err.request_id(); "{doing}: unclear whether it was done, and no such volume is found, trying again: {err}");
                     ctx.pause(pause_after(&mut pauses, &err), &doing, &err)?;
                 }
                 ApiFailure::OutOfTime => return Err(ctx.timed_out(&doing, err.to_string())),
@@ -108,7 +116,7 @@ impl Controller {
                 }
                 // The description says for whom it is made.
                 ApiFailure::Permanent if err.kind() == ApiErrorKind::Forbidden && new.tags.len() > asked_tags.len() => {
-                    warn!("trying without the --do-tag's tag, which the token may not put on doing={doing}: {err}");
+                    warn!(request = err.request_id(); "{doing}: trying without the tag of --do-tag, which the token may not put on: {err}");
                     new.tags.clone_from(&asked_tags);
                 }
                 ApiFailure::NotFound | ApiFailure::Unrecognized | ApiFailure::Permanent => {

@@ -3,8 +3,9 @@
 //! Owns the difference between a volume that is in use and one that DigitalOcean has not noticed yet to be free. Whether it
 //! may be deleted at all is `owner`'s.
 
-use log::{info, warn};
+use log::warn;
 
+use crate::activity::{About, Change, tell_change};
 use crate::cloud::droplet::Droplet;
 use crate::controller::Controller;
 use crate::controller::api_failure::{ApiFailure, plan_failure};
@@ -76,7 +77,7 @@ impl Controller {
             ctx.ensure_awaited()?;
             let err = match ctx.cloud.delete_volume(id) {
                 Ok(()) => {
-                    info!("deleted volume={id}");
+                    tell_change(Change::Deleted, "deleted", About::default().with("volume", id));
                     return Ok(());
                 }
                 Err(err) => err,
@@ -92,7 +93,7 @@ impl Controller {
                     ctx.pause(pause_after(&mut pauses, &err), &doing, &err)?
                 }
                 ApiFailure::OutcomeUnknown => {
-                    warn!("delete unclear, trying again doing={doing}: {err}");
+                    warn!(request = err.request_id(); "{doing}: unclear whether it was done, trying again: {err}");
                     ctx.pause(pause_after(&mut pauses, &err), &doing, &err)?;
                 }
                 ApiFailure::OutOfTime => return Err(ctx.timed_out(&doing, err.to_string())),

@@ -7,6 +7,7 @@
 //!
 //! Source: `droplet_kit` issue 94 ("could not be found" of a droplet that exists).
 
+use crate::activity::learn_name;
 use crate::cloud::ApiResult;
 use crate::cloud::Cloud;
 use crate::cloud::droplet::{Droplet, DropletKind};
@@ -126,7 +127,11 @@ impl CallContext {
 
     /// Looks once for a volume by its id. That it is not found proves nothing.
     pub(super) fn look_at_volume(&self, id: &VolumeId) -> Result<Option<Volume>> {
-        self.look(&format!("reading volume {id}"), |cloud| cloud.get_volume(id))
+        let found = self.look(&format!("reading volume {id}"), |cloud| cloud.get_volume(id))?;
+        if let Some(volume) = &found {
+            learn_name(id.as_str(), &volume.name);
+        }
+        Ok(found)
     }
 
     /// Looks once for a snapshot by its id. That it is not found proves nothing.

@@ -4,8 +4,9 @@
 
 use std::mem;
 
-use log::{info, warn};
+use log::warn;
 
+use crate::activity::{About, Change, tell_change};
 use crate::cloud::tag::Tag;
 use crate::controller::Controller;
 use crate::controller::api_failure::{ApiFailure, plan_failure};
@@ -18,16 +19,16 @@ use crate::sync::volume_lock::{VolumeGuard, VolumeKey};
 
 /// One thing to do about a volume's tags.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Change<'a> {
+enum TagStep<'a> {
     Put(&'a Tag),
     Remove(&'a Tag),
 }
 
 /// What is still to be done.
-fn plan_changes<'a>(have: &[String], want: &'a TagChange) -> Vec<Change<'a>> {
+fn plan_changes<'a>(have: &[String], want: &'a TagChange) -> Vec<TagStep<'a>> {
     let has = |tag: &Tag| have.iter().any(|have| tag.is(have));
-    let put = want.put.iter().filter(|tag| !has(tag)).map(Change::Put);
-    let remove = want.remove.iter().filter(|tag| has(tag)).map(Change::Remove);
+    let put = want.put.iter().filter(|tag| !has(tag)).map(TagStep::Put);
+    let remove = want.remove.iter().filter(|tag| has(tag)).map(TagStep::Remove);
     put.chain(remove).collect()
 }
 
@@ -61,20 +62,26 @@ impl Controller {
 }
 
 /// Makes one change. What leaves it open whether it was made is no error; the caller reads the volume again.
-fn apply_change(_guard: &VolumeGuard, ctx: &CallContext, id: &VolumeId, change: Change<'_>, doing: &str) -> Result<()> {
+fn apply_change(
+    _guard: &VolumeGuard,
+    ctx: &CallContext,
+    id: &VolumeId,
+    change: TagStep<'_>,
+    doing: &str,
+) -> Result<()> {
     let outcome = match change {
-        Change::Put(tag) => {
-            ctx.cloud.tag_volume(id, tag).inspect(|()| info!("tagged volume={id} tag={}", tag.as_str()))
-        }
-        Change::Remove(tag) => {
-            ctx.cloud.untag_volume(id, tag).inspect(|()| info!("untagged volume={id} tag={}", tag.as_str()))
-        }
+        TagStep::Put(tag) => ctx.cloud.tag_volume(id, tag).inspect(|()| {
+            tell_change(Change::Tagged, "tagged", About::default().with("volume", id).with("tag", tag.as_str()))
+        }),
+        TagStep::Remove(tag) => ctx.cloud.untag_volume(id, tag).inspect(|()| {
+            tell_change(Change::Untagged, "untagged", About::default().with("volume", id).with("tag", tag.as_str()))
+        }),
     };
     let Err(err) = outcome else { return Ok(()) };
     match plan_failure(&err) {
         // What is missing is the volume, which reading it will tell, or a tag that somebody deletes at this moment.
         ApiFailure::Retryable | ApiFailure::OutcomeUnknown | ApiFailure::StateConflict | ApiFailure::NotFound => {
-            warn!("tags unclear, reading the volume again doing={doing}: {err}");
+            warn!(request = err.request_id(); "{doing}: unclear whether it was done, reading the volume again: {err}");
             match err.wait() {
                 Some(wait) => ctx.pause(wait, doing, &err),
                 None => Ok(()),
@@ -97,8 +104,8 @@ mod tests {
         let want = TagChange { put: tags(&["a", "b"]), remove: tags(&["c", "d"]) };
         let have = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
         let (b, c) = (&want.put[1], &want.remove[0]);
-        assert_eq!(plan_changes(&have(&["a", "c", "x"]), &want), [Change::Put(b), Change::Remove(c)]);
+        assert_eq!(plan_changes(&have(&["a", "c", "x"]), &want), [TagStep::Put(b), TagStep::Remove(c)]);
         assert_eq!(plan_changes(&have(&["a", "b", "x"]), &want), []);
-        assert_eq!(plan_changes(&have(&["A", "B", "D"]), &want), [Change::Remove(&want.remove[1])]);
+        assert_eq!(plan_changes(&have(&["A", "B", "D"]), &want), [TagStep::Remove(&want.remove[1])]);
     }
 }

@@ -15,8 +15,9 @@ use std::slice;
 use std::thread;
 use std::time::Instant;
 
-use log::{debug, info, warn};
+use log::{debug, warn};
 
+use crate::activity::{About, Change, tell_change, wait_for};
 use crate::backoff::Backoff;
 use crate::cloud::action::{Action, ActionStatus};
 use crate::cloud::volume::Volume;
@@ -31,7 +32,6 @@ use crate::error::{Error, Result};
 use crate::id::{ActionId, DropletId, VolumeId};
 use crate::metrics;
 use crate::metrics::events::{EventKind, record};
-use crate::metrics::running::waiting_for;
 use crate::region::Region;
 use crate::size::Gib;
 use crate::sync::fifo_lock::{FifoGuard, FifoLocks, NoLock};
@@ -77,19 +77,23 @@ impl ActionRequest<'_> {
         }
     }
 
-    fn log_completed(&self, action: ActionId) {
+    fn tell_completed(&self, action: ActionId) {
         match self {
             ActionRequest::Attach { volume, droplet } => {
                 record(EventKind::Attached, format_args!("volume {volume} to droplet {droplet}, by action {action}"));
-                info!("attached volume={volume} droplet={droplet} action={action}");
+                let about = About::default().with("volume", volume).with("droplet", droplet).with("action", action);
+                tell_change(Change::Attached, "attached", about);
             }
             ActionRequest::Detach { volume, droplet } => {
                 record(EventKind::Detached, format_args!("volume {volume} from droplet {droplet}, by action {action}"));
-                info!("detached volume={volume} droplet={droplet} action={action}");
+                let about = About::default().with("volume", volume).with("droplet", droplet).with("action", action);
+                tell_change(Change::Detached, "detached", about);
             }
             ActionRequest::Resize { volume, size, .. } => {
                 record(EventKind::Resized, format_args!("volume {} from {} to {size}", volume.id, volume.size));
-                info!("resized volume={} from=\"{}\" to=\"{size}\" action={action}", volume.id, volume.size);
+                let about = About::default().with("volume", &volume.id).with("name", &volume.name);
+                let about = about.with("from", volume.size).with("to", size).with("action", action);
+                tell_change(Change::Grown, "grown", about);
             }
         }
     }
@@ -212,7 +216,7 @@ impl ActionRunner {
                     self.pause_while_busy(ctx, request.droplets(), &request.to_string(), &mut pauses, &err)?;
                 }
                 ApiFailure::OutcomeUnknown => {
-                    warn!("unclear whether it was begun, reading the volume doing={request}: {err}");
+                    warn!(request = err.request_id(); "{request}: unclear whether it was begun, reading the volume: {err}");
                     return Ok(ActionOutcome::Open(err));
                 }
                 ApiFailure::OutOfTime => return Err(ctx.timed_out(&request.to_string(), err.to_string())),
@@ -280,7 +284,7 @@ impl ActionRunner {
             ctx.pause(waits.pauses.next_pause(), doing, &why)?;
         }
         let kind = if is_detach(action) { ActionKind::Detach } else { ActionKind::Attach };
-        debug!("waiting for {} action={} of somebody else doing={doing}", action.kind, action.id);
+        debug!(action = action.id.0; "{doing}: waiting for the {} action of somebody else", action.kind);
         watch(ctx, id, action, &mut self.pace.join(kind), Instant::now(), doing)
     }
 
@@ -288,8 +292,9 @@ impl ActionRunner {
     fn take_turns(&self, ctx: &CallContext, request: &ActionRequest<'_>) -> Result<Vec<FifoGuard<DropletId>>> {
         let late = |_| ctx.timed_out(&request.to_string(), "earlier calls for this droplet are still running");
         let take = |droplet: &DropletId| {
-            let _wait = waiting_for(|| format!("earlier calls for droplet {droplet}"));
             let place = self.droplet_queue.enter(*droplet, usize::MAX).map_err(late)?;
+            let _waiting =
+                wait_for(request.to_string(), format_args!("earlier calls for droplet {droplet} are not done"));
             let briefly = Instant::now() + ctx.patience.while_backing_off();
             // Who is ahead may be the one that gets through.
             if place.wait(briefly.min(ctx.deadline())).is_err()
@@ -314,7 +319,7 @@ impl ActionRunner {
         metrics::count_action(request.kind().label(), outcome_label(&outcome), started.elapsed());
         match &outcome {
             Ok(ActionOutcome::Completed(action)) => {
-                request.log_completed(*action);
+                request.tell_completed(*action);
                 self.busy_droplets.got_through(droplets);
                 if let Some(sample) = looks.finished(started.elapsed()) {
                     self.pace.learn(sample);
@@ -345,20 +350,22 @@ fn watch(
     started: Instant,
     doing: &str,
 ) -> Result<ActionOutcome> {
-    let _wait = waiting_for(|| format!("DigitalOcean's action {}, {doing}", action.id));
     let mut status = Some(action.status.clone());
+    let waiting = wait_for(doing, progress_of(action.id, status.as_ref()));
     loop {
         match &status {
             Some(ActionStatus::Completed) => return Ok(ActionOutcome::Completed(action.id)),
             Some(ActionStatus::Errored) => {
-                warn!("action errored doing={doing} action={}", action.id);
+                warn!(action = action.id.0; "{doing}: the action errored");
                 return Ok(ActionOutcome::Errored(action.id));
             }
             Some(ActionStatus::InProgress) | None => {}
-            Some(ActionStatus::Other(word)) => debug!("action has the unknown status {word:?}, taken as running"),
+            Some(ActionStatus::Other(word)) => {
+                debug!(action = action.id.0; "the action has the unknown status {word:?}, which is taken for running")
+            }
         }
         if started.elapsed() >= ctx.patience.overdue() {
-            warn!("action does not end doing={doing} action={}", action.id);
+            warn!(action = action.id.0; "{doing}: the action does not end");
             return Ok(ActionOutcome::Overdue(action.id));
         }
         let wait = looks.due().saturating_sub(started.elapsed());
@@ -367,12 +374,25 @@ fn watch(
         }
         thread::sleep(wait);
         status = look(ctx, volume, action, started, doing)?;
+        waiting.update(progress_of(action.id, status.as_ref()));
         match &status {
             Some(ActionStatus::InProgress) => looks.still_running(started.elapsed()),
             Some(ActionStatus::Other(_)) | None => looks.told_nothing(started.elapsed()),
             Some(ActionStatus::Completed | ActionStatus::Errored) => {}
         }
     }
+}
+
+/// How far an action is, as a clause.
+fn progress_of(action: ActionId, status: Option<&ActionStatus>) -> String {
+    let state = match status {
+        Some(ActionStatus::Completed) => "completed",
+        Some(ActionStatus::Errored) => "errored",
+        Some(ActionStatus::InProgress) => "in-progress",
+        Some(ActionStatus::Other(word)) => word,
+        None => "not answered for",
+    };
+    format!("DigitalOcean's action {action} is {state}")
 }
 
 /// Looks once; none: there was no answer, and the next look asks again.
@@ -392,7 +412,7 @@ fn look(
         ApiFailure::NotFound => Ok(Some(ActionStatus::Errored)),
         ApiFailure::OutOfTime => Err(ctx.timed_out(doing, err.to_string())),
         ApiFailure::Retryable | ApiFailure::OutcomeUnknown => {
-            debug!("looking again doing={doing}: {err}");
+            debug!(request = err.request_id(); "{doing}: looking again: {err}");
             if let Some(wait) = err.wait() {
                 ctx.pause(wait, doing, &err)?;
             }

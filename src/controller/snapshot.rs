@@ -6,8 +6,9 @@
 
 use std::time::{Duration, Instant, SystemTime};
 
-use log::{info, warn};
+use log::warn;
 
+use crate::activity::{About, Change, tell_change};
 use crate::backoff::Backoff;
 use crate::cloud::snapshot::Snapshot;
 use crate::cloud::tag::Tag;
@@ -72,7 +73,7 @@ impl SnapshotProgress {
         match plan_failure(&err) {
             ApiFailure::Retryable => ctx.pause(err.wait().map_or(pause, |asked| asked.max(pause)), doing, &err),
             ApiFailure::OutcomeUnknown => {
-                warn!("snapshot unclear, reading the volume's snapshots doing={doing}: {err}");
+                warn!(request = err.request_id(); "{doing}: unclear whether it was done, reading the volume's snapshots: {err}");
                 self.is_open = true;
                 ctx.pause(pause, doing, &err)
             }
@@ -241,12 +242,16 @@ impl Controller {
             ctx.ensure_awaited()?;
             match ctx.cloud.create_snapshot(volume, name, tags) {
                 Ok(taken) => {
-                    info!("took snapshot={} name={name} volume={volume}", taken.id);
+                    tell_change(
+                        Change::SnapshotCreated,
+                        "took a snapshot",
+                        About::default().with("snapshot", &taken.id).with("name", name).with("volume", volume),
+                    );
                     self.taken_names.enter(&taken);
                     return ctx.observe_new_snapshot(&taken.id);
                 }
                 Err(err) if err.kind() == ApiErrorKind::Forbidden && tags.len() > asked_tags.len() => {
-                    warn!("trying without this driver's own tags, which the token may not put on doing={doing}: {err}");
+                    warn!(request = err.request_id(); "{doing}: trying without this driver's own tags, which the token may not put on: {err}");
                     tags = asked_tags;
                 }
                 Err(err) => progress.go_on_after(err, ctx, volume, &all, &doing)?,
@@ -265,7 +270,7 @@ impl Controller {
         loop {
             let err = match ctx.cloud.delete_snapshot(id) {
                 Ok(()) => {
-                    info!("deleted snapshot={id}");
+                    tell_change(Change::SnapshotDeleted, "deleted a snapshot", About::default().with("snapshot", id));
                     self.taken_names.forget(id);
                     return Ok(());
                 }
@@ -277,7 +282,7 @@ impl Controller {
                     return Ok(());
                 }
                 ApiFailure::NotFound | ApiFailure::Retryable | ApiFailure::OutcomeUnknown => {
-                    warn!("snapshot not deleted, trying again doing={doing}: {err}");
+                    warn!(request = err.request_id(); "{doing}: trying again: {err}");
                     ctx.pause(pause_after(&mut pauses, &err), &doing, &err)?;
                 }
                 ApiFailure::StateConflict => {

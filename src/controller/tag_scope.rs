@@ -55,11 +55,7 @@ impl Tagger {
     pub(super) fn apply_tag(&self, _guard: &VolumeGuard, ctx: &CallContext, volume: &Volume) {
         let Some(tag) = self.owner.tag().filter(|tag| !volume.tags.iter().any(|have| tag.is(have))) else { return };
         if let Some((why, cure)) = self.owner.foreign(volume) {
-            warn!(
-                "volume={} name={} is used, but not deleted, changed, or taken from a droplet that is off or gone: {why}; \
-                 {cure}",
-                volume.id, volume.name
-            );
+            warn!(volume:% = volume.id, name:% = volume.name; "the volume is used, but not deleted, changed, or taken from a droplet that is off or gone: {why}; {cure}");
             return;
         }
         if self.refused.is_known() {
@@ -68,14 +64,9 @@ impl Tagger {
         let Err(err) = ctx.cloud.tag_volume(&volume.id, tag) else { return };
         if err.kind() == ApiErrorKind::Forbidden {
             self.refused.enter();
-            warn!(
-                "not tagged volume={} tag={}, nor will others be within the next hour: the token lacks tag:create or \
-                 block_storage:update: {err}",
-                volume.id,
-                tag.as_str()
-            );
+            warn!(volume:% = volume.id, tag = tag.as_str(), request = err.request_id(); "the volume is not tagged, and for the next hour no other is: the token lacks tag:create or block_storage:update: {err}");
         } else {
-            warn!("not tagged volume={} tag={}: {err}", volume.id, tag.as_str());
+            warn!(volume:% = volume.id, tag = tag.as_str(), request = err.request_id(); "the volume is not tagged: {err}");
         }
     }
 }

@@ -179,6 +179,12 @@ impl ApiError {
         self.detail.status
     }
 
+    /// The id of the request, for DigitalOcean's support, when there was a reply that had one.
+    #[must_use]
+    pub fn request_id(&self) -> Option<&str> {
+        self.detail.request_id.as_deref()
+    }
+
     /// DigitalOcean's message, or this program's words when there was none; one line, bounded.
     #[must_use]
     pub fn message(&self) -> &str {

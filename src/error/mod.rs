@@ -293,7 +293,7 @@ pub enum Error {
     #[error("{0} calls are waiting already; try again later")]
     Overloaded(usize),
     /// The system gives no thread to work on a call, and none is there to wait for.
-    #[error("the system gives no thread for the call; try again later")]
+    #[error("cannot start a thread for the call; try again later")]
     NoThread(#[source] std::io::Error),
     /// Nobody waits any more for what the call would do next.
     #[error(
@@ -363,6 +363,19 @@ impl Error {
     /// A missing or malformed field.
     pub fn invalid(field: impl Into<String>, why: impl fmt::Display) -> Error {
         Error::Invalid { field: field.into(), why: why.to_string() }
+    }
+
+    /// The id that DigitalOcean gave the request that failed, when it answered one.
+    #[must_use]
+    pub fn request_id(&self) -> Option<&str> {
+        let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(self);
+        while let Some(err) = cause {
+            if let Some(api) = err.downcast_ref::<ApiError>() {
+                return api.request_id();
+            }
+            cause = err.source();
+        }
+        None
     }
 
     /// Turns what a repeated attach may not meet again into [`Error::NotYet`], and leaves everything else as it is.

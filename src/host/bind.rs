@@ -85,7 +85,7 @@ impl Held {
 pub fn apply_bind(_guard: &VolumeGuard, source: &Held, target: &Held) -> Result<()> {
     mount(Some(&source.by_number()), &target.by_number(), None::<&str>, MsFlags::MS_BIND, None::<&str>)
         .map_err(Error::errno("bind-mounting at", target.path()))?;
-    log::info!("bound source={} target={}", source.path().display(), target.path().display());
+    log::info!(source:% = source.path().display(), path:% = target.path().display(); "bound");
     Ok(())
 }
 

@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 
+use crate::activity::wait_for;
 use crate::error::command::{CommandError, Exit};
 use crate::host::capture::Capture;
 use crate::host::confine::Confinement;
@@ -23,7 +24,6 @@ use crate::host::luks::passphrase::Key;
 use crate::host::tools::CHILD_PATH;
 pub use crate::host::tools::{Tool, Tools, find_tools};
 use crate::metrics;
-use crate::metrics::running::waiting_for;
 use crate::sync::caller::Caller;
 use crate::sync::semaphore::Permit;
 use crate::sync::volume_lock::VolumeGuard;
@@ -275,12 +275,12 @@ impl Runner for SystemRunner {
     fn run(&self, cmd: &Cmd) -> Result<Output, CommandError> {
         let started = Instant::now();
         let path = self.tools.path(cmd.tool)?;
-        let _wait = waiting_for(|| format!("{} to end", cmd.tool.name()));
+        let _waiting = wait_for("running a program", format_args!("`{cmd}` has not ended"));
         let outcome =
             self.try_run(cmd, path).map_err(|source| CommandError::NotRun { command: cmd.to_string(), source });
         if let Ok(output) = &outcome {
             metrics::count_tool(cmd.tool.name(), exit_label(output.exit));
-            log::debug!("command command=`{cmd}` exit=\"{}\" ms={}", output.exit, started.elapsed().as_millis());
+            log::debug!(command:% = cmd, exit:% = output.exit, ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX); "a program has ended");
         }
         outcome
     }
@@ -404,7 +404,7 @@ impl<'a> Watch<'a> {
         if done.is_none() || done != self.done {
             (self.done, self.since) = (done, self.looked);
         } else if self.since.elapsed() >= self.idle_limit {
-            log::warn!("does nothing, perhaps its disk does not answer; others go on meanwhile command=`{}`", self.cmd);
+            log::warn!(command:% = self.cmd; "a program does nothing, perhaps its disk does not answer; other volumes go on meanwhile");
             self.slot.give_back();
             // It is said once, as nothing but a change is ever seen again.
             self.idle_limit = Duration::MAX;
@@ -434,13 +434,13 @@ fn exit_of(status: ExitStatus) -> Exit {
 
 /// Waits for the child on a thread of its own, which keeps the volume locked until then.
 fn leave_to_reaper(mut child: Child, cmd: &Cmd, why: &str) {
-    log::error!("{why}; its volume stays locked until it has ended command=`{cmd}` pid={}", child.id());
+    log::error!(command:% = cmd, pid = child.id(); "a program was {why}; its volume stays locked until it has ended");
     let (command, guard) = (cmd.to_string(), cmd.guard.clone());
     let reaper = std::thread::Builder::new().name("reaper".into()).spawn(move || {
         match child.wait() {
             // It may have been ended by our signal, so this is not told as an end of its own.
-            Ok(status) => log::warn!("gone at last command=`{command}` status=\"{status}\""),
-            Err(error) => log::error!("lost sight of a command command=`{command}` error={error}"),
+            Ok(status) => log::warn!(command, status:%; "a program that did not die has ended at last"),
+            Err(error) => log::error!(command; "cannot tell whether a program has ended: {error}"),
         }
         drop(guard);
     });

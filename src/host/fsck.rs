@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 
+use crate::activity::{About, Change, tell_change};
 use crate::error::command::Exit;
 use crate::error::{Error, Result};
 use crate::fs::FsKind;
@@ -75,7 +76,11 @@ pub fn apply_check(
     match verdict(out.exit) {
         Verdict::Sound => Ok(()),
         Verdict::Repaired => {
-            log::warn!("repaired device={} fs={fs} volume={}", device.path().display(), device.volume());
+            tell_change(
+                Change::Repaired,
+                "repaired",
+                About::default().with("name", device.volume()).with("device", device.path().display()).with("fs", fs),
+            );
             Ok(())
         }
         Verdict::Damaged => {

@@ -8,6 +8,7 @@ use std::path::Path;
 
 use nix::sys::statfs::statfs;
 
+use crate::activity::{About, Change, tell_change};
 use crate::error::command::Exit;
 use crate::error::{Error, Result};
 use crate::fs::FsKind;
@@ -74,7 +75,16 @@ pub fn ensure_grown(
         let (have, disk) = (after, device.size());
         return Err(Error::NotAsReported(format!("`{cmd}` reported success, but {fs} has {have} on a disk of {disk}")));
     }
-    log::info!("grown device={} fs={fs} from=\"{before}\" to=\"{after}\"", device.path().display());
+    tell_change(
+        Change::FileSystemGrown,
+        "grown the file system",
+        About::default()
+            .with("name", device.volume())
+            .with("device", device.path().display())
+            .with("fs", fs)
+            .with("from", before)
+            .with("to", after),
+    );
     Ok(true)
 }
 

@@ -5,6 +5,7 @@
 
 use std::fs::File;
 
+use crate::activity::{About, Change, tell_change};
 use crate::error::command::{CommandError, Exit};
 use crate::error::{Error, Result};
 use crate::fs::FsKind;
@@ -100,7 +101,11 @@ fn see_formatted(runner: &dyn Runner, device: &Device, fs: FsKind, cmd: &Cmd) ->
         return Err(Error::NotAsReported(format!("`{cmd}` reported success, but {path} now holds {seen}")));
     }
     record(EventKind::Formatted, format_args!("volume {} with {fs}, disk {path}", device.volume()));
-    log::info!("formatted device={path} fs={fs} volume={}", device.volume());
+    tell_change(
+        Change::Formatted,
+        "formatted",
+        About::default().with("name", device.volume()).with("device", path).with("fs", fs),
+    );
     Ok(())
 }
 

@@ -12,6 +12,7 @@ use std::time::Duration;
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
+use crate::activity::{About, Change, tell_change};
 use crate::error::{Error, Result};
 use crate::fs::FsKind;
 use crate::host::device::Device;
@@ -54,7 +55,15 @@ pub fn apply_mount(
     })
     .map_err(or_in_use(device, "the mount"))?;
     let mounts = observe_mounted(device, target).inspect_err(|_| take_back(target))?;
-    log::info!("mounted device={} fs={fs} target={}", device.path().display(), target.display());
+    tell_change(
+        Change::Mounted,
+        "mounted",
+        About::default()
+            .with("name", device.volume())
+            .with("device", device.path().display())
+            .with("fs", fs)
+            .with("path", target.display()),
+    );
     Ok(mounts)
 }
 
@@ -133,7 +142,7 @@ pub fn apply_unmount(_guard: &VolumeGuard, target: &Path, how: Unmount) -> Resul
     };
     match umount2(target, flags) {
         Ok(()) => {
-            log::info!("unmounted target={}", target.display());
+            tell_change(Change::Unmounted, "unmounted", About::default().with("path", target.display()));
             Ok(true)
         }
         Err(Errno::ENOENT) if !observe_is_there(target)? => Ok(false),

@@ -151,7 +151,7 @@ impl DefaultFlags {
             let known = KNOWN.iter().find(|(have, _, bits)| *have == word && takes(*bits));
             known.map(|(_, topic, bits)| (*topic, *bits)).ok_or_else(|| {
                 let all: Vec<_> = KNOWN.iter().filter(|(.., bits)| takes(*bits)).map(|(word, ..)| *word).collect();
-                format!("{word:?} is none of {}", all.join(", "))
+                format!("{word:?} is not one of {}", all.join(", "))
             })
         });
         let words = words.collect::<Result<Vec<_>, _>>()?;

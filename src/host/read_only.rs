@@ -74,7 +74,7 @@ pub(crate) fn apply_protection(
     let out = runner.run(&cmd).and_then(|out| out.success(&cmd));
     out.map_err(|source| Error::Command { doing: doing(), source })?;
     if observe_is_protected(disk)? == is_protected {
-        log::info!("{how} device={}", disk.node.display());
+        log::info!(device:% = disk.node.display(); "{how}");
         return Ok(());
     }
     Err(Error::NotAsReported(format!("`{cmd}` reported success, but changed nothing")))

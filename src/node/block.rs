@@ -40,7 +40,7 @@ pub(super) fn ensure_protection(
             // A killed call has left the flag, or a person has set it. The two look the same, and a refusal would make
             // the volume unusable after a killed call.
             let (volume, path) = (device.volume(), device.path().display());
-            warn!("the disk refuses writes, which ends as it is now used for writing volume={volume} device={path}");
+            warn!(name:% = volume, device:% = path; "the disk refuses writes, which ends as it is now used for writing");
             apply_protection(&call.guard, &call.runner, &disk, false)
         }
     }

@@ -103,7 +103,7 @@ impl FsTools {
         let device = want.device;
         check_superblock(device, fs)?;
         if let Some(why) = observe_check_need(device, fs)? {
-            info!("checking volume={} device={} fs={fs}: {why}", device.volume(), device.path().display());
+            info!(name:% = device.volume(), device:% = device.path().display(), fs:%; "checking the file system: {why}");
             // The check also writes for a reader. With a read-only flag that a killed call has left, it would always
             // fail.
             ensure_protection(call, mounts, device, want.staging, false)?;
@@ -125,7 +125,7 @@ impl FsTools {
             DiskPlan::FormatThenMount(fs) => fs,
         };
         want.check_mountable(fs, true)?;
-        info!("formatting volume={} device={} fs={fs}", device.volume(), device.path().display());
+        info!(name:% = device.volume(), device:% = device.path().display(), fs:%; "formatting");
         let options = &want.stage.settings.format;
         match apply_format(&call.guard, &self.format, &call.runner, device, fs, options) {
             Ok(()) => Ok(fs),

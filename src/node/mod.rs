@@ -26,6 +26,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::activity::learn_name;
 use crate::config::{Config, LOCK_PATIENCE, NODE_BUDGET};
 use crate::error::{Error, Result};
 use crate::host::command::{Runner, Until};
@@ -148,6 +149,9 @@ impl Node {
         let Arrival { queued, came, caller } = arrival;
         let answer_by = caller.answer_by(came);
         let by = |budget: Duration| answer_by.map_or(came + budget, |by| by.min(came + budget));
+        if let Some(name) = name {
+            learn_name(volume, name);
+        }
         let real = |path: &&Path| Ok(VolumeKey::Path(mount_point::observe_whole_path(path)?));
         let mut others = paths.iter().map(real).collect::<Result<Vec<_>>>()?;
         others.extend(name.map(|name| VolumeKey::Name(name.to_string())));

@@ -135,14 +135,14 @@ pub(super) fn apply_remove_place(_guard: &VolumeGuard, real: &Path) -> Result<()
     } else if found.is_file() && found.len() == 0 {
         fs::remove_file(real)
     } else {
-        warn!("leaving what is at the target, it is not ours target={}", real.display());
+        warn!(target_path:% = real.display(); "leaving what is at the target path, as this plugin did not make it");
         return Ok(());
     };
     match removed {
         Ok(()) => Ok(()),
         Err(err) if err.kind() == ErrorKind::NotFound && observe_entry(real)?.is_none() => Ok(()),
         Err(err) if err.kind() == ErrorKind::DirectoryNotEmpty => {
-            warn!("leaving the target directory, it has files in it target={}", real.display());
+            warn!(target_path:% = real.display(); "leaving the target directory, as it has files in it");
             Ok(())
         }
         Err(err) => Err(Error::io("removing", real)(err)),

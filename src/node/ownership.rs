@@ -71,7 +71,7 @@ pub(super) fn ensure_root(_guard: &VolumeGuard, mounted_at: &Path, want: RootSet
             .map_err(Error::io("changing the mode of", mounted_at))?;
     }
     directory.sync_all().map_err(Error::io("flushing", mounted_at))?;
-    info!("set owner and mode of the root directory path={} {want:?}", mounted_at.display());
+    info!(path:% = mounted_at.display(); "set owner and mode of the root directory: {want:?}");
     Ok(Root::AsAsked)
 }
 

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use log::warn;
 
+use crate::activity::{About, Change, tell_change};
 use crate::error::{Chain, Error, Result};
 use crate::fs::FsKind;
 use crate::host::device::Device;
@@ -178,6 +179,10 @@ fn apply_show(call: &NodeCall<'_>, mounts: &MountTable, shown: &PublishedMount<'
         return Err(Error::TargetTaken { path: target, by: "it has content of its own".to_owned() });
     }
     let outcome = apply_show_at(call, mounts, shown, &target);
+    if outcome.is_ok() {
+        let about = About::default().with("name", &shown.want.stage.attached.name);
+        tell_change(Change::Published, "published", about.with("path", target.display()));
+    }
     outcome.inspect_err(|_| {
         if let Err(err) = apply_hide(call, shown, &target) {
             warn!("could not undo what was done at {}: {}", target.display(), Chain(&err));

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use log::{error, info, warn};
 
+use crate::activity::wait_for;
 use crate::backoff::{Backoff, look_until};
 use crate::config::RELEASE_BUDGET;
 use crate::error::{Chain, Error, Result};
@@ -166,11 +167,10 @@ pub(super) fn apply_before_last(call: &NodeCall<'_>, mounts: &MountTable, mount:
         return flush_or_say(call, path);
     }
     match apply_thaw(&call.guard, &call.runner, path) {
-        Ok(true) => warn!(
-            "the file system was frozen, and is thawed as it is about to be unmounted: did a backup tool die between \
-             `fsfreeze -f` and `fsfreeze -u`? path={}",
-            path.display()
-        ),
+        Ok(true) => {
+            warn!(path:% = path.display(); "the file system was frozen, and is thawed as it is about to be unmounted: did a backup tool die between \
+             `fsfreeze -f` and `fsfreeze -u`?")
+        }
         Ok(false) => {}
         Err(err) => warn!("cannot tell whether a file system is frozen: {}", Chain(&err)),
     }
@@ -185,6 +185,7 @@ fn observe_let_go(
     mounts: MountTable,
 ) -> Result<MountTable> {
     let deadline = Instant::now() + call.cap(RELEASE_BUDGET);
+    let _waiting = wait_for(format!("waiting until nothing uses the disk of volume {volume}"), "it is unmounted here");
     let mut mounts = mounts;
     for left in lefts.iter().filter(|left| !left.disks.is_empty()) {
         match await_shown(left, step, deadline, &mut mounts)? {
@@ -241,7 +242,7 @@ fn await_unwritten(call: &NodeCall<'_>, disk: &DiskUnder, is_raw: bool, deadline
         return Ok(Some(writers));
     }
     if looks > 1 {
-        info!("the raw disk was open for writing for a while device={}", disk.node().display());
+        info!(device:% = disk.node().display(); "the raw disk was open for writing for a while");
     }
     Ok(None)
 }

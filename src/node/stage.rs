@@ -51,10 +51,7 @@ impl Node {
             Access::Block => check_staged_raw(&call, &disk, &want.staging),
             Access::Mount { fs, flags } => {
                 if self.ensure_staged(&call, want, *fs, flags, disk)?.is_none() {
-                    info!(
-                        "an encrypted volume waits for its key, which may come with NodePublishVolume volume={}",
-                        want.volume
-                    );
+                    info!("an encrypted volume waits for its key, which may come with NodePublishVolume");
                 }
                 Ok(())
             }
@@ -165,9 +162,8 @@ impl Node {
         match self.ensure_finished(call, want.device, want.stage, mount)? {
             Root::AsAsked => {}
             Root::LeftAlone { owner, group, mode } => info!(
-                "the root directory keeps its owner and mode, as the volume was used before: it has {owner}:{group} {mode:04o}, \
-                 asked was {}; with the setting owner-policy=always it is changed volume={}",
-                want.stage.settings.root, want.stage.volume
+                "the root directory keeps its owner and mode, as the volume was used before: it has {owner}:{group} {mode:04o}, {} was asked for; with the setting owner-policy=always it is changed",
+                want.stage.settings.root
             ),
         }
         Ok(())

@@ -8,6 +8,7 @@ use std::path::Path;
 
 use log::warn;
 
+use crate::activity::{About, Change, tell_change};
 use crate::config::UNMOUNT_BUDGET;
 use crate::error::{Chain, Error, Result};
 use crate::host::luks::mapper::observe_mapping_under;
@@ -53,7 +54,7 @@ fn plan_removal(health: Health) -> Unmount {
 
 /// Takes away the mount at a path, which is so: in the usual way if it goes, else as [`plan_removal`] says.
 pub(super) fn apply_clear(call: &NodeCall<'_>, path: &Path, health: Health) -> Result<()> {
-    warn!("taking away a dead mount path={}: {health}", path.display());
+    warn!(path:% = path.display(); "taking away a dead mount: {health}");
     match (apply_unmount(&call.guard, path, Unmount::WhenFree), plan_removal(health)) {
         (Ok(_), _) => Ok(()),
         (Err(_), Unmount::DiskGone) => apply_unmount(&call.guard, path, Unmount::DiskGone).map(drop),
@@ -95,6 +96,9 @@ impl Node {
             apply_unprotect_after(&call, &mounts, node);
         }
         mount_point::apply_remove_place(&call.guard, &target)?;
+        if !removed.is_empty() {
+            tell_change(Change::Unpublished, "unpublished", About::default().with("path", target.display()));
+        }
         self.left.ensure_let_go(&call, volume, Step::Unpublish, mounts)
     }
 

@@ -47,7 +47,7 @@ pub(super) fn remember(call: &NodeCall<'_>, volume: &str, name: &VolumeName) {
         // is read-only, every call gets here, so the warning is logged once.
         static WAS_SAID: AtomicBool = AtomicBool::new(false);
         let level = if WAS_SAID.swap(true, Ordering::Relaxed) { Level::Debug } else { Level::Warn };
-        log!(level, "cannot keep in mind which volume has this id volume={volume} name={name}: {}", Chain(&err));
+        log!(level, volume, name:%; "cannot keep in mind which volume has this id: {}", Chain(&err));
     }
 }
 
@@ -58,7 +58,7 @@ pub(super) fn forget_unused(call: &NodeCall<'_>, mounts: &MountTable, volume: &s
         Some(_) | None => Ok(()),
     };
     if let Err(err) = forget() {
-        warn!("cannot forget which volume has this id volume={volume}: {}", Chain(&err));
+        warn!(volume; "cannot forget which volume has this id: {}", Chain(&err));
     }
 }
 

@@ -53,6 +53,12 @@ impl LogQueue {
         Ok(queue)
     }
 
+    /// Takes a line at once, whatever becomes of it.
+    pub(super) fn put(&self, line: Vec<u8>) {
+        self.shared.lock().push(line);
+        self.shared.changed.notify_all();
+    }
+
     /// Waits until everything has been written, or the time is over; says whether it has.
     pub(super) fn drain(&self, patience: Duration) -> bool {
         let deadline = Instant::now() + patience;
@@ -68,26 +74,13 @@ impl LogQueue {
     }
 }
 
-/// Takes a line at once, whatever becomes of it.
-impl Write for LogQueue {
-    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        self.shared.lock().push(line);
-        self.shared.changed.notify_all();
-        Ok(line.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
 impl Waiting {
-    fn push(&mut self, line: &[u8]) {
+    fn push(&mut self, line: Vec<u8>) {
         if self.bytes.saturating_add(line.len()) > MAX_WAITING {
             self.lost += 1;
         } else {
             self.bytes += line.len();
-            self.lines.push_back(line.to_vec());
+            self.lines.push_back(line);
         }
     }
 
@@ -161,11 +154,11 @@ mod tests {
     #[test]
     fn what_nobody_reads_is_dropped_and_the_rest_comes_whole_and_in_order() {
         let (reader, writer) = pipe().unwrap();
-        let mut queue = LogQueue::start(writer).unwrap();
+        let queue = LogQueue::start(writer).unwrap();
         let line = |number: usize| format!("{number:099}\n");
         let count = 2 * MAX_WAITING / line(0).len();
         for number in 0..count {
-            queue.write_all(line(number).as_bytes()).unwrap();
+            queue.put(line(number).into_bytes());
         }
         assert!(!queue.drain(Duration::from_millis(10)));
         assert!(queue.shared.lock().lost > 0 && queue.shared.lock().bytes <= MAX_WAITING);
@@ -177,9 +170,9 @@ mod tests {
 
     #[test]
     fn a_full_disk_loses_lines_and_nothing_else() {
-        let mut queue = LogQueue::start(File::options().write(true).open("/dev/full").unwrap()).unwrap();
+        let queue = LogQueue::start(File::options().write(true).open("/dev/full").unwrap()).unwrap();
         for _ in 0..3 {
-            queue.write_all(b"a line\n").unwrap();
+            queue.put(b"a line\n".to_vec());
         }
         assert!(queue.drain(Duration::from_secs(60)));
         assert_eq!(queue.shared.lock().lost, 3);

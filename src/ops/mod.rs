@@ -9,6 +9,7 @@ pub mod figures;
 pub mod findings;
 pub mod health;
 pub mod http;
+mod log_line;
 mod log_queue;
 pub mod logging;
 mod page;

@@ -29,7 +29,7 @@ impl Warned {
         for (key, meant) in unknown_names(field, entries, driver_name) {
             if self.is_first(volume, key) {
                 let hint = meant.map(|meant| format!("; did you mean {meant:?}?")).unwrap_or_default();
-                warn!("{field}[{key:?}] is not known to this driver and has no effect{hint} volume={volume}");
+                warn!(volume; "{field}[{key:?}] is not known to this driver and has no effect{hint}");
             }
         }
     }

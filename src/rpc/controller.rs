@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use grpcio::{RpcContext, UnarySink};
 
+use crate::activity::About;
 use crate::config::Config;
 use crate::controller::Controller;
 use crate::controller::context::CallContext;
@@ -119,7 +120,7 @@ impl csi_grpc::Controller for ControllerService {
         sink: UnarySink<csi::CreateVolumeResponse>,
     ) {
         let keys = Arc::clone(&self.keys);
-        self.answer(&ctx, sink, RpcInfo::change("CreateVolume", wire.name.clone()), move |controller, ctx| {
+        self.answer(&ctx, sink, RpcInfo::change("CreateVolume", of("name", &wire.name)), move |controller, ctx| {
             let want = CreateVolume::parse(wire, &keys)?;
             let made = controller.create_volume(&ctx, &want)?;
             let answer = csi::Volume { volume_context: want.context, ..volume(&made) };
@@ -134,10 +135,15 @@ impl csi_grpc::Controller for ControllerService {
         sink: UnarySink<csi::DeleteVolumeResponse>,
     ) {
         forget(&mut wire.secrets);
-        self.answer(&ctx, sink, RpcInfo::change("DeleteVolume", wire.volume_id.clone()), move |controller, ctx| {
-            controller.delete_volume(&ctx, &required("volume_id", wire.volume_id)?)?;
-            Ok(csi::DeleteVolumeResponse::default())
-        });
+        self.answer(
+            &ctx,
+            sink,
+            RpcInfo::change("DeleteVolume", of("volume", &wire.volume_id)),
+            move |controller, ctx| {
+                controller.delete_volume(&ctx, &required("volume_id", wire.volume_id)?)?;
+                Ok(csi::DeleteVolumeResponse::default())
+            },
+        );
     }
 
     fn controller_publish_volume(
@@ -148,7 +154,8 @@ impl csi_grpc::Controller for ControllerService {
     ) {
         forget(&mut wire.secrets);
         let keys = Arc::clone(&self.keys);
-        let call = RpcInfo::change("ControllerPublishVolume", about(&wire.volume_id, &wire.node_id));
+        let call =
+            RpcInfo::change("ControllerPublishVolume", of("volume", &wire.volume_id).with("droplet", &wire.node_id));
         self.answer(&ctx, sink, RpcInfo { refused: Error::or_not_yet, ..call }, move |controller, ctx| {
             let want = Publish::try_from(wire)?;
             let volume = controller.publish(&ctx, &want)?;
@@ -164,7 +171,8 @@ impl csi_grpc::Controller for ControllerService {
         sink: UnarySink<csi::ControllerUnpublishVolumeResponse>,
     ) {
         forget(&mut wire.secrets);
-        let call = RpcInfo::change("ControllerUnpublishVolume", about(&wire.volume_id, &wire.node_id));
+        let call =
+            RpcInfo::change("ControllerUnpublishVolume", of("volume", &wire.volume_id).with("droplet", &wire.node_id));
         self.answer_by(&self.pools.unpublish, &ctx, sink, call, move |controller, ctx| {
             if let Some(request) = Unpublish::parse(wire)? {
                 controller.unpublish(ctx, &request)?;
@@ -184,7 +192,7 @@ impl csi_grpc::Controller for ControllerService {
         self.answer(
             &ctx,
             sink,
-            RpcInfo::question("ValidateVolumeCapabilities", wire.volume_id.clone()),
+            RpcInfo::question("ValidateVolumeCapabilities", of("volume", &wire.volume_id)),
             move |controller, ctx| {
                 let request = Validate::parse(&wire, &keys)?;
                 controller.find_volume(&ctx, &request.volume)?;
@@ -201,7 +209,7 @@ impl csi_grpc::Controller for ControllerService {
     ) {
         let default_page_size = self.default_page_size;
         let caller = self.controller.arrive_for_list();
-        let call = RpcInfo { is_large: true, ..RpcInfo::question("ListVolumes", String::new()) };
+        let call = RpcInfo { is_large: true, ..RpcInfo::question("ListVolumes", About::default()) };
         self.answer_by(&self.pools.list, &ctx, sink, call, move |controller, ctx| {
             let page = Page::parse(wire.max_entries, &wire.starting_token)?.or_size(default_page_size);
             Ok(listed_volumes(&*controller.list_volumes(&ctx, &page, &caller)?))
@@ -217,7 +225,7 @@ impl csi_grpc::Controller for ControllerService {
         self.answer(
             &ctx,
             sink,
-            RpcInfo::question("ControllerGetVolume", wire.volume_id.clone()),
+            RpcInfo::question("ControllerGetVolume", of("volume", &wire.volume_id)),
             move |controller, ctx| {
                 Ok(examined(&controller.examine_volume(&ctx, &volume_id("volume_id", wire.volume_id)?)?))
             },
@@ -231,7 +239,7 @@ impl csi_grpc::Controller for ControllerService {
         sink: UnarySink<csi::ControllerGetVolumeHealthResponse>,
     ) {
         forget(&mut wire.secrets);
-        let call = RpcInfo::question("ControllerGetVolumeHealth", wire.volume_id.clone());
+        let call = RpcInfo::question("ControllerGetVolumeHealth", of("volume", &wire.volume_id));
         self.answer(&ctx, sink, call, move |controller, ctx| {
             let found = controller.examine_volume(&ctx, &volume_id("volume_id", wire.volume_id)?)?;
             let health = volume_health(found.volume.id.as_str(), &found.findings);
@@ -246,7 +254,7 @@ impl csi_grpc::Controller for ControllerService {
         sink: UnarySink<csi::ControllerListVolumeHealthResponse>,
     ) {
         forget(&mut wire.secrets);
-        let call = RpcInfo { is_large: true, ..RpcInfo::question("ControllerListVolumeHealth", String::new()) };
+        let call = RpcInfo { is_large: true, ..RpcInfo::question("ControllerListVolumeHealth", About::default()) };
         self.answer_by(&self.pools.list, &ctx, sink, call, move |controller, ctx| {
             let page = Page::parse(wire.max_entries, &wire.starting_token)?;
             Ok(listed_health(&controller.list_abnormal(&ctx, &page)?))
@@ -259,7 +267,7 @@ impl csi_grpc::Controller for ControllerService {
         wire: csi::GetCapacityRequest,
         sink: UnarySink<csi::GetCapacityResponse>,
     ) {
-        self.answer(&ctx, sink, RpcInfo::question("GetCapacity", String::new()), move |controller, ctx| {
+        self.answer(&ctx, sink, RpcInfo::question("GetCapacity", About::default()), move |controller, ctx| {
             Ok(room(controller.room(&ctx, &Capacity::parse(wire)?)?))
         });
     }
@@ -274,7 +282,7 @@ impl csi_grpc::Controller for ControllerService {
         self.answer(
             &ctx,
             sink,
-            RpcInfo::change("ControllerExpandVolume", wire.volume_id.clone()),
+            RpcInfo::change("ControllerExpandVolume", of("volume", &wire.volume_id)),
             move |controller, ctx| {
                 let volume = controller.expand(&ctx, &Expand::try_from(wire)?)?;
                 Ok(csi::ControllerExpandVolumeResponse {
@@ -297,7 +305,7 @@ impl csi_grpc::Controller for ControllerService {
         self.answer(
             &ctx,
             sink,
-            RpcInfo::change("ControllerModifyVolume", wire.volume_id.clone()),
+            RpcInfo::change("ControllerModifyVolume", of("volume", &wire.volume_id)),
             move |controller, ctx| {
                 controller.modify(&ctx, &Modify::try_from(wire)?)?;
                 Ok(csi::ControllerModifyVolumeResponse::default())
@@ -312,7 +320,7 @@ impl csi_grpc::Controller for ControllerService {
         sink: UnarySink<csi::CreateSnapshotResponse>,
     ) {
         forget(&mut wire.secrets);
-        let about = format!("{} volume={}", wire.name, wire.source_volume_id);
+        let about = of("name", &wire.name).with("volume", &wire.source_volume_id);
         self.answer(&ctx, sink, RpcInfo::change("CreateSnapshot", about), move |controller, ctx| {
             let taken = controller.create_snapshot(&ctx, &CreateSnapshot::try_from(wire)?)?;
             Ok(csi::CreateSnapshotResponse { snapshot: Some(snapshot(&taken)).into(), ..Default::default() })
@@ -326,10 +334,15 @@ impl csi_grpc::Controller for ControllerService {
         sink: UnarySink<csi::DeleteSnapshotResponse>,
     ) {
         forget(&mut wire.secrets);
-        self.answer(&ctx, sink, RpcInfo::change("DeleteSnapshot", wire.snapshot_id.clone()), move |controller, ctx| {
-            controller.delete_snapshot(&ctx, &required("snapshot_id", wire.snapshot_id)?)?;
-            Ok(csi::DeleteSnapshotResponse::default())
-        });
+        self.answer(
+            &ctx,
+            sink,
+            RpcInfo::change("DeleteSnapshot", of("snapshot", &wire.snapshot_id)),
+            move |controller, ctx| {
+                controller.delete_snapshot(&ctx, &required("snapshot_id", wire.snapshot_id)?)?;
+                Ok(csi::DeleteSnapshotResponse::default())
+            },
+        );
     }
 
     fn list_snapshots(
@@ -342,7 +355,7 @@ impl csi_grpc::Controller for ControllerService {
         self.answer(
             &ctx,
             sink,
-            RpcInfo::question("ListSnapshots", wire.source_volume_id.clone()),
+            RpcInfo::question("ListSnapshots", of("volume", &wire.source_volume_id)),
             move |controller, ctx| {
                 Ok(listed_snapshots(&controller.list_snapshots(&ctx, &ListSnapshots::parse(&wire)?)?))
             },
@@ -356,15 +369,21 @@ impl csi_grpc::Controller for ControllerService {
         sink: UnarySink<csi::GetSnapshotResponse>,
     ) {
         forget(&mut wire.secrets);
-        self.answer(&ctx, sink, RpcInfo::question("GetSnapshot", wire.snapshot_id.clone()), move |controller, ctx| {
-            let found = controller.find_snapshot(&ctx, &snapshot_id("snapshot_id", wire.snapshot_id)?)?;
-            Ok(csi::GetSnapshotResponse { snapshot: Some(snapshot(&found)).into(), ..Default::default() })
-        });
+        self.answer(
+            &ctx,
+            sink,
+            RpcInfo::question("GetSnapshot", of("snapshot", &wire.snapshot_id)),
+            move |controller, ctx| {
+                let found = controller.find_snapshot(&ctx, &snapshot_id("snapshot_id", wire.snapshot_id)?)?;
+                Ok(csi::GetSnapshotResponse { snapshot: Some(snapshot(&found)).into(), ..Default::default() })
+            },
+        );
     }
 }
 
-fn about(volume: &str, node: &str) -> String {
-    format!("{volume} droplet={node}")
+/// What a call is about that names one thing.
+fn of(key: &'static str, value: &str) -> About {
+    About::default().with(key, value)
 }
 
 fn capability(kind: Type) -> csi::ControllerServiceCapability {

@@ -97,7 +97,7 @@ impl Server {
             drop(done.send(outcome));
         };
         if let Err(err) = thread::Builder::new().name("drain".to_owned()).spawn(wait) {
-            warn!("cannot wait for the running calls, the system gives no thread: {err}");
+            warn!("cannot start a thread to wait for the running calls: {err}");
         }
         select! {
             recv(finished) -> _ => return self.pass_on_answers(),

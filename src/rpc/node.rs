@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use grpcio::{RpcContext, UnarySink};
 
+use crate::activity::About;
 use crate::config;
 use crate::config::Config;
 use crate::droplet_identity::{DropletIdentity, Facts};
@@ -84,21 +85,35 @@ impl NodeService {
     }
 
     /// Queues a call that changes a volume, which is in line for it from this moment on.
-    fn answer<T, F>(&self, pool: &Pool, ctx: &RpcContext<'_>, sink: UnarySink<T>, call: RpcInfo, work: F)
+    fn answer<T, F>(&self, pool: &Pool, ctx: &RpcContext<'_>, sink: UnarySink<T>, named: Named, work: F)
     where
         T: Send + 'static,
         F: FnOnce(&Node, Arrival) -> Result<T> + Send + 'static,
     {
-        let node = Arc::clone(&self.node);
-        match node.arrive(&call.about) {
+        let Named { rpc, volume, about } = named;
+        let (node, call) = (Arc::clone(&self.node), RpcInfo::change(rpc, about));
+        match node.arrive(&volume) {
             Ok(arrival) => {
-                let volume = VolumeKey::Id(call.about.clone());
-                pool.answer(ctx, sink, call.on(volume), move |Incoming { caller, .. }| {
+                pool.answer(ctx, sink, call.on(VolumeKey::Id(volume)), move |Incoming { caller, .. }| {
                     work(&node, arrival.for_caller(caller))
-                });
+                })
             }
             Err(full) => refuse(ctx, sink, &call, full),
         }
+    }
+}
+
+/// Which call it is, for which volume.
+struct Named {
+    rpc: &'static str,
+    volume: String,
+    about: About,
+}
+
+impl Named {
+    /// A call for a volume at a path, which may name the allocation that wants it.
+    fn new(rpc: &'static str, volume: &str, path: &str) -> Named {
+        Named { rpc, volume: volume.to_owned(), about: About::default().with("volume", volume).at(path) }
     }
 }
 
@@ -127,10 +142,15 @@ impl csi_grpc::Node for NodeService {
             return;
         }
         let droplet_identity = Arc::clone(&self.droplet_identity);
-        self.pools.info.answer(&ctx, sink, RpcInfo::question("NodeGetInfo", ""), move |Incoming { came, .. }| {
-            let give_up = came.checked_add(config::INFO_PATIENCE).unwrap_or(came);
-            Ok(info(&droplet_identity.wait_for_facts(give_up)?, limit))
-        });
+        self.pools.info.answer(
+            &ctx,
+            sink,
+            RpcInfo::question("NodeGetInfo", About::default()),
+            move |Incoming { came, .. }| {
+                let give_up = came.checked_add(config::INFO_PATIENCE).unwrap_or(came);
+                Ok(info(&droplet_identity.wait_for_facts(give_up)?, limit))
+            },
+        );
     }
 
     fn node_stage_volume(
@@ -140,7 +160,7 @@ impl csi_grpc::Node for NodeService {
         sink: UnarySink<csi::NodeStageVolumeResponse>,
     ) {
         let keys = Arc::clone(&self.keys);
-        let call = RpcInfo::change("NodeStageVolume", &*wire.volume_id);
+        let call = Named::new("NodeStageVolume", &wire.volume_id, &wire.staging_target_path);
         self.answer(&self.pools.bring, &ctx, sink, call, move |node, arrival| {
             node.stage(&Stage::parse(wire, &keys)?, arrival)?;
             Ok(csi::NodeStageVolumeResponse::default())
@@ -153,7 +173,7 @@ impl csi_grpc::Node for NodeService {
         wire: csi::NodeUnstageVolumeRequest,
         sink: UnarySink<csi::NodeUnstageVolumeResponse>,
     ) {
-        let call = RpcInfo::change("NodeUnstageVolume", &*wire.volume_id);
+        let call = Named::new("NodeUnstageVolume", &wire.volume_id, &wire.staging_target_path);
         self.answer(&self.pools.take, &ctx, sink, call, move |node, arrival| {
             node.unstage(&Unstage::parse(wire)?, arrival)?;
             Ok(csi::NodeUnstageVolumeResponse::default())
@@ -167,7 +187,7 @@ impl csi_grpc::Node for NodeService {
         sink: UnarySink<csi::NodePublishVolumeResponse>,
     ) {
         let keys = Arc::clone(&self.keys);
-        let call = RpcInfo::change("NodePublishVolume", &*wire.volume_id);
+        let call = Named::new("NodePublishVolume", &wire.volume_id, &wire.target_path);
         self.answer(&self.pools.bring, &ctx, sink, call, move |node, arrival| {
             node.publish(&Publish::parse(wire, &keys)?, arrival)?;
             Ok(csi::NodePublishVolumeResponse::default())
@@ -180,7 +200,7 @@ impl csi_grpc::Node for NodeService {
         wire: csi::NodeUnpublishVolumeRequest,
         sink: UnarySink<csi::NodeUnpublishVolumeResponse>,
     ) {
-        let call = RpcInfo::change("NodeUnpublishVolume", &*wire.volume_id);
+        let call = Named::new("NodeUnpublishVolume", &wire.volume_id, &wire.target_path);
         self.answer(&self.pools.take, &ctx, sink, call, move |node, arrival| {
             node.unpublish(&Unpublish::parse(wire)?, arrival)?;
             Ok(csi::NodeUnpublishVolumeResponse::default())
@@ -193,9 +213,9 @@ impl csi_grpc::Node for NodeService {
         wire: csi::NodeGetVolumeStatsRequest,
         sink: UnarySink<csi::NodeGetVolumeStatsResponse>,
     ) {
-        let call = RpcInfo::question("NodeGetVolumeStats", &*wire.volume_id);
-        let (node, volume) = (Arc::clone(&self.node), VolumeKey::Id(call.about.clone()));
-        self.pools.look.answer(&ctx, sink, call.on(volume), move |_| {
+        let Named { rpc, volume, about } = Named::new("NodeGetVolumeStats", &wire.volume_id, &wire.volume_path);
+        let (node, call) = (Arc::clone(&self.node), RpcInfo::question(rpc, about));
+        self.pools.look.answer(&ctx, sink, call.on(VolumeKey::Id(volume)), move |_| {
             let want = Stats::parse(wire)?;
             let report = node.stats(&want)?;
             let findings = diagnose_mount(&Subject::volume(&want.volume, &""), &report);
@@ -213,7 +233,7 @@ impl csi_grpc::Node for NodeService {
         wire: csi::NodeGetVolumeHealthRequest,
         sink: UnarySink<csi::NodeGetVolumeHealthResponse>,
     ) {
-        let call = RpcInfo::question("NodeGetVolumeHealth", &*wire.volume_id);
+        let call = RpcInfo::question("NodeGetVolumeHealth", About::default().with("volume", &wire.volume_id));
         let node = Arc::clone(&self.node);
         self.pools.look.answer(&ctx, sink, call, move |_| {
             let want = Health::parse(wire)?;
@@ -230,7 +250,7 @@ impl csi_grpc::Node for NodeService {
     ) {
         forget(&mut wire.secrets);
         let node = Arc::clone(&self.node);
-        let call = RpcInfo::question("NodeGetStorageHealth", "");
+        let call = RpcInfo::question("NodeGetStorageHealth", About::default());
         self.pools.look.answer(&ctx, sink, call, move |_| Ok(storage_health(&node.storage_health()?)));
     }
 
@@ -240,7 +260,7 @@ impl csi_grpc::Node for NodeService {
         wire: csi::NodeExpandVolumeRequest,
         sink: UnarySink<csi::NodeExpandVolumeResponse>,
     ) {
-        let call = RpcInfo::change("NodeExpandVolume", &*wire.volume_id);
+        let call = Named::new("NodeExpandVolume", &wire.volume_id, &wire.volume_path);
         self.answer(&self.pools.bring, &ctx, sink, call, move |node, arrival| {
             let size = node.expand(&Expand::parse(wire)?, arrival)?;
             Ok(csi::NodeExpandVolumeResponse { capacity_bytes: size.wire(), ..Default::default() })

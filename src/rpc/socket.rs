@@ -86,7 +86,7 @@ impl SocketFile {
         let identity = identity(&self.bound)?;
         fs::rename(&self.bound, &self.place)?;
         self.identity = Some(identity);
-        info!("serving endpoint={} mode={mode:04o}", self.place.display());
+        info!(endpoint:% = self.place.display(), mode:% = format_args!("{mode:04o}"); "serving");
         Ok(())
     }
 
@@ -94,11 +94,11 @@ impl SocketFile {
     pub fn remove(&mut self) {
         let Some(ours) = self.identity.take() else { return };
         if identity(&self.place).ok() != Some(ours) {
-            info!("leaving the socket in place, it is not ours any more endpoint={}", self.place.display());
+            info!(endpoint:% = self.place.display(); "leaving the socket in place, as another process has put its own there");
             return;
         }
         if let Err(err) = fs::remove_file(&self.place) {
-            warn!("could not remove the socket endpoint={}: {err}", self.place.display());
+            warn!(endpoint:% = self.place.display(); "could not remove the socket: {err}");
         }
     }
 }

@@ -5,9 +5,8 @@
 //! the work is, is not known here.
 
 use std::collections::{HashMap, VecDeque};
-use std::fmt::{self, Write};
+use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -15,14 +14,13 @@ use std::time::{Duration, Instant};
 use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, TrySendError, bounded};
 use futures_channel::oneshot;
 use grpcio::{RpcContext, RpcStatus, UnarySink};
-use log::{Level, debug, error, log, warn};
+use log::{Level, debug, error, log};
 
-use crate::error::{Chain, Error, OneLine, Result};
+use crate::activity::{About, Call, Label, Open, enter};
+use crate::error::{Chain, Error, Result};
 use crate::metrics;
 use crate::metrics::Queued;
 use crate::metrics::events::{EventKind, record};
-use crate::metrics::running::Running;
-use crate::ops::logging::Label;
 use crate::rpc::front::callers::caller_of;
 use crate::rpc::status;
 use crate::sync::caller::Caller;
@@ -45,25 +43,19 @@ const SEND_LIMIT: Duration = Duration::from_secs(5);
 /// How many calls for one volume may be ahead of one that comes. The room of a pool is for all volumes.
 const MAX_QUEUE: usize = 8;
 
-/// Most bytes that the log shows of what a call is about: a volume's id with a droplet's, and names of usual length.
-const MAX_ABOUT: usize = 100;
-
 /// How long a thread waits for work before it ends.
 const IDLE: Duration = Duration::from_secs(60);
 
 /// How often it is said at most that calls were refused as there is no room for them: they come by the thousand.
 const REFUSALS_TOLD: Duration = Duration::from_secs(1);
 
-/// Numbers the calls of this process, so that the lines of one call can be found among those of others.
-static NEXT_CALL: AtomicU64 = AtomicU64::new(1);
-
 /// Which call it is: what the log shows of it.
 #[derive(Debug, Clone)]
 pub struct RpcInfo {
     /// The RPC's name as in the CSI specification.
     pub rpc: &'static str,
-    /// What it is about: a volume's id or name, or nothing.
-    pub about: String,
+    /// What it is about: a volume's id or name, a droplet, or nothing.
+    pub about: About,
     /// Whether it changes something; then its end is logged at info, otherwise at debug.
     pub is_mutating: bool,
     /// What becomes of the refusal of a call for which there is no room.
@@ -78,14 +70,14 @@ pub struct RpcInfo {
 impl RpcInfo {
     /// A call that changes something.
     #[must_use]
-    pub fn change(rpc: &'static str, about: impl Into<String>) -> RpcInfo {
+    pub fn change(rpc: &'static str, about: About) -> RpcInfo {
         let refused = |refusal| refusal;
-        RpcInfo { rpc, about: about.into(), is_mutating: true, refused, volume: None, is_large: false }
+        RpcInfo { rpc, about, is_mutating: true, refused, volume: None, is_large: false }
     }
 
     /// A call that only asks.
     #[must_use]
-    pub fn question(rpc: &'static str, about: impl Into<String>) -> RpcInfo {
+    pub fn question(rpc: &'static str, about: About) -> RpcInfo {
         RpcInfo { is_mutating: false, ..RpcInfo::change(rpc, about) }
     }
 
@@ -93,13 +85,6 @@ impl RpcInfo {
     #[must_use]
     pub fn on(self, volume: VolumeKey) -> RpcInfo {
         RpcInfo { volume: Some(volume), ..self }
-    }
-}
-
-impl fmt::Display for RpcInfo {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.rpc)?;
-        if self.about.is_empty() { Ok(()) } else { write!(OneLine::new(f, MAX_ABOUT), " {}", self.about) }
     }
 }
 
@@ -255,10 +240,12 @@ impl Pool {
                     // the load is locked and those before it were taken back, too.
                     drop(shared.jobs.try_iter().collect::<Vec<_>>());
                     load.forget();
-                    error!("the system gives no thread for the first call: {err}");
+                    error!("cannot start a thread for the first call: {err}");
                     return Err(Error::NoThread(err));
                 }
-                Err(err) => error!("the system gives no thread, calls wait for the {} that run: {err}", load.threads),
+                Err(err) => {
+                    error!("cannot start another thread, so calls wait for the {} that run: {err}", load.threads)
+                }
             }
         }
         Ok(())
@@ -281,12 +268,14 @@ impl Pool {
         let shared = Arc::clone(&self.shared);
         let (came, caller, refused) = (Instant::now(), caller_of(ctx), call.refused);
         let (volume, rpc) = (call.volume.clone(), call.rpc);
-        let about = call.to_string();
         let queued = Queued::in_pool(self.shared.name);
+        let entered = Call::new(call.rpc, call.about.clone(), came);
+        let open = Open::new(Arc::clone(&entered));
         let job = Box::new(move || {
             drop(queued);
             let work = || if caller.is_gone() { Err(Error::CallerGone) } else { work(Incoming { came, caller }) };
-            let outcome = run(&call, came, work);
+            let outcome = run(open.begin(), &call, came, work);
+            drop(open);
             // Before the caller knows, so that its next call finds the room that this one leaves.
             shared.finish(call.volume.as_ref());
             // The caller may be gone; then nobody waits for the answer.
@@ -298,7 +287,7 @@ impl Pool {
         });
         let admitted = self.submit(volume.as_ref(), job);
         if let Err(refusal) = &admitted {
-            self.shared.tell_of_refusal(&about, refusal);
+            self.shared.tell_of_refusal(entered, refusal);
         }
         ctx.spawn(async move {
             let answer = match admitted {
@@ -317,7 +306,9 @@ impl Pool {
 
 /// Refuses a call on the spot.
 pub fn refuse<T: Send + 'static>(ctx: &RpcContext<'_>, sink: UnarySink<T>, call: &RpcInfo, why: Error) {
-    ctx.spawn(send(sink, run(call, Instant::now(), || Err(why))));
+    let came = Instant::now();
+    let label = enter(Call::new(call.rpc, call.about.clone(), came));
+    ctx.spawn(send(sink, run(label, call, came, || Err(why))));
 }
 
 /// Answers a call on the spot, on gRPC's own thread; only for work that neither blocks nor takes long.
@@ -326,7 +317,9 @@ where
     T: Send + 'static,
     F: FnOnce() -> Result<T>,
 {
-    ctx.spawn(send(sink, run(&RpcInfo::question(rpc, ""), Instant::now(), work)));
+    let (call, came) = (RpcInfo::question(rpc, About::default()), Instant::now());
+    let label = enter(Call::new(rpc, About::default(), came));
+    ctx.spawn(send(sink, run(label, &call, came, work)));
 }
 
 async fn send<T>(sink: UnarySink<T>, answer: Answer<T>) {
@@ -362,12 +355,13 @@ impl Shared {
         }
     }
 
-    /// Says in the log that there was no room for a call: the first at once, then no more than one line a second.
-    fn tell_of_refusal(&self, call: &str, refusal: &Error) {
+    /// Says in the log that there was no room for a call: a warning at once, then no more than one a second, with the number of
+    /// those that were refused since the last. At debug there is a line for each.
+    fn tell_of_refusal(&self, call: Arc<Call>, refusal: &Error) {
         let count = self.refusals.lock().unwrap_or_else(PoisonError::into_inner).plan_line(Instant::now());
-        if let Some(count) = count {
-            warn!("refused count={count} last=[{call}] code={}: {}", status::name(refusal), Chain(refusal));
-        }
+        let (level, ms) = (if count.is_some() { Level::Warn } else { Level::Debug }, millis(call.came));
+        let _label = enter(call);
+        log!(level, code = status::name(refusal).as_str(), ms, count; "refused: {}", Chain(refusal));
     }
 
     fn work_off(&self) {
@@ -397,36 +391,36 @@ impl fmt::Display for Pool {
     }
 }
 
-fn run<T>(call: &RpcInfo, came: Instant, work: impl FnOnce() -> Result<T>) -> Answer<T> {
-    let number = NEXT_CALL.fetch_add(1, Ordering::Relaxed);
-    let label = call.to_string();
-    let _label = Label::set(format!("{number} {label}"));
-    let _running = Running::enter(number, call.rpc, label, came);
+fn millis(since: Instant) -> u64 {
+    u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Does the work of a call, and tells of its end in one line.
+fn run<T>(_label: Label, call: &RpcInfo, came: Instant, work: impl FnOnce() -> Result<T>) -> Answer<T> {
     // The work owns everything it changes, or shares it behind locks that absorb poisoning.
-    match catch_unwind(AssertUnwindSafe(work)) {
+    let outcome = catch_unwind(AssertUnwindSafe(work));
+    let code = match &outcome {
+        Ok(Ok(_)) => "OK".to_owned(),
+        Ok(Err(err)) => status::name(err),
+        Err(_) => status::name(&Error::Bug(String::new())),
+    };
+    metrics::count_call(call.rpc, &code, came.elapsed());
+    match outcome {
         Ok(Ok(reply)) => {
             let level = if call.is_mutating { Level::Info } else { Level::Debug };
-            metrics::count_call(call.rpc, "OK", came.elapsed());
-            log!(level, "done code=OK ms={}", came.elapsed().as_millis());
+            log!(level, code = code.as_str(), ms = millis(came); "done");
             Ok(reply)
         }
         Ok(Err(err)) => {
-            metrics::count_call(call.rpc, &status::name(&err), came.elapsed());
             if call.is_mutating {
-                record(EventKind::Failed, format_args!("{call}: {}", Chain(&err)));
+                record(EventKind::Failed, format_args!("{} {}: {}", call.rpc, call.about, Chain(&err)));
             }
-            log!(
-                level_of(&err),
-                "failed code={} ms={}: {}",
-                status::name(&err),
-                came.elapsed().as_millis(),
-                Chain(&err)
-            );
+            let request = err.request_id();
+            log!(level_of(&err), code = code.as_str(), ms = millis(came), request; "failed: {}", Chain(&err));
             Err(status::status(&err))
         }
         Err(panic) => {
-            metrics::count_call(call.rpc, "INTERNAL", came.elapsed());
-            error!("panicked ms={}: {}", came.elapsed().as_millis(), panic_text(panic.as_ref()));
+            error!(code = code.as_str(), ms = millis(came); "panicked: {}", panic_text(panic.as_ref()));
             Err(status::panicked())
         }
     }

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::metrics::running::waiting_for;
+use crate::activity::wait_for;
 
 /// How much of a call's time is left to who gets a slot: a program that is started later would not come to its end.
 const FINISH_TIME: Duration = Duration::from_secs(15);
@@ -73,7 +73,7 @@ impl Semaphore {
     /// [`NoPermit`] when none became free.
     pub fn take(&self, doing: &str, budget: Duration) -> Result<Permit, NoPermit> {
         let deadline = Instant::now() + budget;
-        let _wait = waiting_for(|| format!("a slot, as {}", self.held_by));
+        let _waiting = wait_for(doing, self.held_by);
         let mut free = self.room.lock();
         loop {
             if let Some(rest) = free.checked_sub(1) {

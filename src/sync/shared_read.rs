@@ -9,6 +9,8 @@ use std::hash::Hash;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::activity::wait_for;
+
 /// Readings by what is read.
 #[derive(Debug)]
 pub struct SharedReads<K, V>(Arc<Shared<K, V>>);
@@ -98,6 +100,7 @@ impl<K: Eq + Hash + Clone, V> Caller<K, V> {
             if left == Duration::ZERO {
                 return Ok(None);
             }
+            let _waiting = wait_for("waiting for a list of DigitalOcean's", "another call reads it");
             state = self.shared.ended.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
         };
         drop(state);

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::metrics::running::waiting_for;
+use crate::activity::{Waiting, wait_for};
 use crate::sync::fifo_lock::{FifoGuard, FifoLocks, NoLock};
 
 /// What is locked: the volume's name while it is being created, its id afterwards.
@@ -128,7 +128,7 @@ impl VolumeLocks {
     ) -> Result<Vec<FifoGuard<VolumeKey>>, VolumeBusy> {
         let keys: BTreeSet<VolumeKey> = keys.into_iter().collect();
         let hold = |key: VolumeKey| {
-            let _wait = waiting_for(|| format!("another call for {key}"));
+            let _waiting = waiting(&key);
             self.0.wait(key.clone(), max_queue, deadline).map_err(|why| VolumeBusy::new(key, why))
         };
         keys.into_iter().map(hold).collect()
@@ -167,13 +167,18 @@ impl Queued {
         deadline: Instant,
     ) -> Result<VolumeGuard, VolumeBusy> {
         let Queued { locks, place, key } = self;
-        let wait = waiting_for(|| format!("another call for {key}"));
+        let waits = waiting(&key);
         place.wait(deadline).map_err(|why| VolumeBusy::new(key, why))?;
-        drop(wait);
+        drop(waits);
         let mut places = vec![place];
         places.extend(locks.places(others, max_queue, deadline)?);
         Ok(VolumeGuard(Arc::new(places)))
     }
+}
+
+/// Says that a call waits for others.
+fn waiting(key: &VolumeKey) -> Waiting {
+    wait_for(format!("waiting for {key}"), "another call works on it")
 }
 
 /// Permission to change one volume, at the paths that were locked with it. They are free again when the last clone is

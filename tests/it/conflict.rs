@@ -137,7 +137,7 @@ fn t5_a_droplet_that_stays_off_or_archived_loses_the_volume_and_the_log_warns() 
         assert!(asked.elapsed() >= Duration::from_secs(1), "it might have been rebooting");
         assert_eq!(fleet.sim.attached_to("one"), Some(B));
         let log = plugin.log();
-        let warning = log.lines().find(|line| line.contains("WARN") && line.contains("taking volume"));
+        let warning = log.lines().find(|line| line.contains("WARN") && line.contains("taking the volume"));
         assert!(warning.is_some_and(|line| line.contains(&id) && line.contains(word)), "{log}");
     }
 }

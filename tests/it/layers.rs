@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 
 /// The modules from top to bottom. Those of one row use nothing of each other.
-const ROWS: [&[&str]; 11] = [
+const ROWS: [&[&str]; 12] = [
     &["main"],
     &["app", "commands"],
     &["rpc"],
@@ -17,6 +17,7 @@ const ROWS: [&[&str]; 11] = [
     &["error"],
     &["backoff", "fs", "id", "proto", "region", "size", "spelling", "sync"],
     &["metrics"],
+    &["activity"],
 ];
 
 /// Imports that close a circle and are still there: a mount is asked whether it is of a disk, and a disk who has it mounted.

@@ -19,6 +19,8 @@
     reason = "tests may fail loudly, and share more support than each of them uses"
 )]
 
+#[path = "../pages/dist.rs"]
+mod dist;
 #[path = "../pages/flags.rs"]
 mod flags_page;
 #[path = "../sim/mod.rs"]
@@ -44,6 +46,8 @@ mod jobs;
 mod layers;
 mod listing;
 mod log;
+mod log_lines;
+mod manual;
 mod metrics;
 mod monitoring;
 mod network;

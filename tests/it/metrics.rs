@@ -78,7 +78,7 @@ fn a_call_that_hangs_is_seen_with_its_age_before_it_ends() {
         debugged.plugin.signal(Signal::SIGUSR1).unwrap();
         until("the report says so", || {
             let log = debugged.plugin.log();
-            log.contains("CreateVolume blog] waiting_for=\"DigitalOcean's answer to POST /v2/volumes")
+            log.contains("CreateVolume name=blog] asking DigitalOcean: POST /v2/volumes since ")
         });
         solo.sim.faults().clear();
         // What hangs already would hang until the plugin gives the request up.

@@ -152,7 +152,7 @@ fn a_wrong_flag_is_answered_with_the_one_that_was_meant() {
 }
 
 /// A value for each flag that cannot work, where the others are right.
-const WRONG_VALUES: [(&str, &str); 25] = [
+const WRONG_VALUES: [(&str, &str); 27] = [
     ("endpoint", "tcp://1"),
     ("socket-mode", "rw"),
     ("mode", "both"),
@@ -178,6 +178,8 @@ const WRONG_VALUES: [(&str, &str); 25] = [
     ("call-budget", "5m"),
     ("api-timeout", "20s"),
     ("metadata-url", "169.254.169.254"),
+    ("log-level", "verbose"),
+    ("log-format", "xml"),
 ];
 /// Flags that take whatever stands there: where disks are looked for need not exist yet, and sysfs is looked at later.
 const FREE_VALUES: [&str; 2] = ["device-dir", "sys-dir"];
@@ -583,7 +585,7 @@ fn other_signals_are_answered_in_the_log_and_end_nothing() {
     let debug_lines = || plugin.log().matches(" DEBUG ").count();
     assert_eq!(debug_lines(), 0);
     plugin.signal(Signal::SIGUSR2).unwrap();
-    until("debug is on", || plugin.log().contains("debug lines are on=true"));
+    until("debug is on", || plugin.log().contains("debug lines are switched on=true"));
     plugin.client.list_volumes(0, "").unwrap();
     assert!(debug_lines() > 0, "{}", plugin.log());
     // By the same number of bytes at the same time, so that only reading it again shows the difference.
@@ -782,6 +784,8 @@ fn the_log_has_info_by_default_and_what_rust_log_says_otherwise() {
         (Some("error"), false, false),
         (Some("off"), false, false),
         (Some("do_csi_plugin::rpc=debug"), true, true),
+        (Some("WARN,do_csi_plugin::host=trace"), false, false),
+        (Some(""), true, false),
     ] {
         let log = log_at(level);
         assert_eq!((has(&log, "INFO"), has(&log, "DEBUG")), (info, debug), "{level:?}: {log}");

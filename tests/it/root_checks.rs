@@ -229,7 +229,7 @@ fn root_owner_and_mode_of_a_used_volume_are_changed_when_that_is_asked_for_and_e
         let asked = vol.context(&ours("owner"), "1000").context(&ours("mode"), "02770");
         rig.stage(&asked).unwrap();
         assert_eq!(root_folder(&rig, &vol), (0, 0, 0o755), "{fs}");
-        let said = "it has 0:0 0755, asked was 1000:- 2770; with the setting owner-policy=always";
+        let said = "it has 0:0 0755, 1000:- 2770 was asked for; with the setting owner-policy=always";
         let log = rig.plugin().log();
         assert!(log.lines().any(|line| line.contains(said) && line.contains(&vol.csi.id)), "{log}");
         rig.unstage(&vol).unwrap();

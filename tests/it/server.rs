@@ -10,6 +10,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use do_csi_plugin::activity::About;
 use do_csi_plugin::proto::csi;
 use do_csi_plugin::proto::csi::{
     GetPluginCapabilitiesRequest, GetPluginCapabilitiesResponse, GetPluginInfoRequest, GetPluginInfoResponse,
@@ -505,7 +506,7 @@ struct Unsteady {
 }
 
 fn named(rpc: &'static str) -> RpcInfo {
-    RpcInfo::change(rpc, "")
+    RpcInfo::change(rpc, About::default())
 }
 
 impl Identity for Unsteady {

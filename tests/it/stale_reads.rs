@@ -233,10 +233,12 @@ fn taking_a_volume_from_a_droplet_that_is_gone_is_logged_as_a_warning() {
     assert_eq!(publish(&plugin.client, &id, B), Ok(()));
     assert_eq!(fleet.sim.attached_to(&id), Some(B));
     let log = plugin.log();
-    let warning = log.lines().find(|line| line.contains("taking volume=")).unwrap_or_else(|| panic!("{log}"));
+    let warning = log.lines().find(|line| line.contains("taking the volume")).unwrap_or_else(|| panic!("{log}"));
     assert!(warning.contains("WARN"), "{warning}");
     // As the page on attaching quotes it.
-    let want = format!("taking volume={id} name=one from droplet={A}, which is gone, for droplet={B}");
+    let want = format!(
+        "taking the volume from droplet {A}, which is gone, for droplet {B} event=taken_over volume={id} name=one from={A} droplet={B}"
+    );
     assert!(warning.ends_with(&want), "{warning}");
     let page = include_str!("../../docs/attach.md");
     let example = [(&*id, "506f78a4-…"), ("=one", "=blog"), (&A.to_string(), "3164444"), (&B.to_string(), "3164445")];

@@ -4,6 +4,7 @@
 
 #![allow(clippy::expect_used, clippy::print_stderr, reason = "a tool of the build may fail loudly")]
 
+mod dist;
 mod flags;
 
 use std::collections::BTreeSet;
@@ -13,9 +14,6 @@ use std::io::read_to_string;
 use std::path::Path;
 use std::process::ExitCode;
 
-use clap_complete::aot::{Shell, generate_to};
-use clap_mangen::Man;
-use do_csi_plugin::config;
 use serde_json::{Value, json};
 
 /// What the program contains besides crates: parts of grpcio-sys that are compiled from C++.
@@ -32,7 +30,7 @@ fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let done = match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["flags", page] => write_flags(Path::new(page)),
-        ["dist", directory] => write_dist(Path::new(directory)),
+        ["dist", directory] => dist::write_dist(Path::new(directory)),
         ["sbom", file] => write_sbom(Path::new(file)),
         _ => Err("usage: do-pages flags PAGE | dist DIRECTORY | sbom FILE".into()),
     };
@@ -47,19 +45,6 @@ fn main() -> ExitCode {
 
 fn write_flags(page: &Path) -> Result<(), Box<dyn Error>> {
     fs::write(page, flags::page(&fs::read_to_string(page)?))?;
-    Ok(())
-}
-
-fn write_dist(directory: &Path) -> Result<(), Box<dyn Error>> {
-    fs::create_dir_all(directory)?;
-    let mut command = config::command();
-    for shell in [Shell::Bash, Shell::Fish, Shell::Zsh] {
-        generate_to(shell, &mut command, "do-csi-plugin", directory)?;
-    }
-    // Without a date, so that two builds write the same bytes.
-    let mut page = Vec::new();
-    Man::new(command).section("8").render(&mut page)?;
-    fs::write(directory.join("do-csi-plugin.8"), page)?;
     Ok(())
 }
 

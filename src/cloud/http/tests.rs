@@ -380,6 +380,16 @@ fn without_a_token_nothing_is_sent_and_a_new_one_is_used_at_once() {
 /// Keeps all that anything in this process logs, at every level.
 struct Keeper(std::sync::Mutex<Vec<String>>);
 
+/// A line, to which its keys and values are added.
+struct Line(String);
+
+impl<'kvs> log::kv::VisitSource<'kvs> for Line {
+    fn visit_pair(&mut self, key: log::kv::Key<'kvs>, value: log::kv::Value<'kvs>) -> Result<(), log::kv::Error> {
+        self.0.push_str(&format!(" {key}={value}"));
+        Ok(())
+    }
+}
+
 static KEEPER: Keeper = Keeper(std::sync::Mutex::new(Vec::new()));
 
 impl log::Log for Keeper {
@@ -388,7 +398,9 @@ impl log::Log for Keeper {
     }
 
     fn log(&self, record: &log::Record<'_>) {
-        self.0.lock().unwrap().push(format!("{} {} {}", record.level(), record.target(), record.args()));
+        let mut line = Line(format!("{} {} {}", record.level(), record.target(), record.args()));
+        record.key_values().visit(&mut line).unwrap();
+        self.0.lock().unwrap().push(line.0);
     }
 
     fn flush(&self) {}
@@ -407,7 +419,7 @@ fn no_log_line_at_any_level_has_the_token_and_debug_has_the_call() {
     assert!(!lines.contains(TOKEN), "{lines}");
     assert!(!format!("{cloud:?}").contains(TOKEN));
     // Other tests ask for the account at the same time, in the same log.
-    let is_ours = |line: &str| line.contains("GET /v2/account status=200") && line.ends_with("remaining=4816");
+    let is_ours = |line: &str| line.contains("GET /v2/account status=200") && line.contains(" remaining=4816");
     let ours = lines.lines().find(|line| is_ours(line)).unwrap();
     assert!(ours.starts_with("DEBUG"), "{ours}");
     for line in lines.lines().filter(|line| line.contains("\"status\"") && line.contains("cloud")) {

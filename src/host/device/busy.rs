@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 
+use crate::activity::wait_for;
 use crate::backoff::{Backoff, look_until};
 use crate::error::{Error, Result};
 
@@ -23,6 +24,7 @@ pub fn is_busy(error: &Error) -> bool {
 
 /// Does something, again and again while it answers "busy", for as long as the budget lasts; gives the last answer.
 pub(in crate::host) fn retry_while_busy<T>(budget: Duration, attempt: impl Fn() -> Result<T>) -> Result<T> {
+    let _waiting = wait_for("waiting until nothing else uses the disk or its mount", "");
     look_until(Instant::now() + budget, BUSY_PAUSES, attempt, |outcome| !outcome.as_ref().is_err_and(is_busy))
 }
 

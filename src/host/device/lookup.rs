@@ -12,6 +12,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use crate::activity::wait_for;
 use crate::backoff::{Backoff, look_until};
 use crate::error::{Chain, Error, Result};
 use crate::host::device::number::DeviceNumber;
@@ -20,7 +21,6 @@ use crate::host::device::sysfs::{is_going, read_attribute};
 use crate::host::device::{Device, DevicePlaces, DiskFingerprint};
 use crate::host::presence::{observe_if_there, observe_is_there, observe_metadata, observe_names, observe_real};
 use crate::id::VolumeName;
-use crate::metrics::running::waiting_for;
 use crate::size::{Bytes, Gib};
 use crate::sync::volume_lock::VolumeGuard;
 
@@ -237,7 +237,7 @@ fn await_ready(
         seen
     };
     let is_enough = |seen: &Result<LookupResult>| matches!(seen, Ok(LookupResult::Ready(_)) | Err(_));
-    let wait = waiting_for(|| format!("the disk of volume {volume} to appear"));
+    let wait = wait_for(format!("waiting for the disk of volume {volume}"), "it is not usable on this droplet yet");
     let seen = look_until(Instant::now() + budget, PAUSES, look, is_enough)?;
     drop(wait);
     match seen {

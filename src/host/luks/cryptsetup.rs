@@ -109,7 +109,7 @@ pub fn apply_open(guard: &VolumeGuard, runner: &dyn Runner, disk: &Device, name:
         .holding(guard);
     let doing = format!("opening the encrypted volume {} on {}", disk.volume(), disk.path().display());
     run(runner, &cmd, disk.volume(), doing)?;
-    log::info!("opened device={} mapper={name} volume={}", disk.path().display(), disk.volume());
+    log::info!(name:% = disk.volume(), device:% = disk.path().display(), mapper:% = name; "opened the encrypted volume");
     Ok(())
 }
 
@@ -133,7 +133,7 @@ pub fn apply_resize(
         .reading(key)
         .holding(guard);
     run(runner, &cmd, volume, format!("growing the encrypted volume {volume}"))?;
-    log::info!("grown mapper={name} volume={volume}");
+    log::info!(name:% = volume, mapper:% = name; "grown the encrypted volume");
     Ok(())
 }
 

@@ -15,6 +15,7 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
+use crate::activity::{About, Change, tell_change};
 use crate::error::{Error, Result};
 use crate::host::CLAIM_BUDGET;
 use crate::host::command::Runner;
@@ -213,7 +214,11 @@ pub fn apply_luks_format(guard: &VolumeGuard, runner: &dyn Runner, disk: &Device
     match observe_luks_state(runner, disk)? {
         LuksState::Interrupted => {
             record(EventKind::Formatted, format_args!("volume {} for encryption", disk.volume()));
-            log::info!("made an encrypted volume device={} volume={}", disk.path().display(), disk.volume());
+            tell_change(
+                Change::Encrypted,
+                "made an encrypted volume",
+                About::default().with("name", disk.volume()).with("device", disk.path().display()),
+            );
             Ok(())
         }
         other @ (LuksState::Blank

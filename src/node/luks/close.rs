@@ -70,7 +70,7 @@ impl Node {
         // here.
         let Ok(_turn) = self.key_permit.take("closing encrypted volumes", Duration::ZERO) else { return Ok(()) };
         for name in self.observe_left_open()? {
-            info!("to be closed as soon as nothing uses it, being mounted nowhere mapper={name}");
+            info!(mapper:% = name; "an encrypted volume that is mounted nowhere is closed as soon as nothing uses it");
             let guard = self.locks.hold(VolumeKey::Name(name.clone()), Duration::ZERO)?;
             apply_close(&guard, runner, &name)?;
         }
@@ -99,13 +99,13 @@ pub(in crate::node) fn ensure_closed_after(
     under: &LuksMapping,
 ) -> Result<()> {
     match ensure_closed(call, mounts, under)? {
-        Closing::Done => info!("closed mapper={} volume={volume}", under.name),
-        Closing::WithLastMount => info!("mounted elsewhere, stays open mapper={} volume={volume}", under.name),
-        Closing::Late => warn!(
-            "an encrypted volume stays open until something that is not seen from here lets go of it volume={volume} \
-             mapper={}",
-            under.name
-        ),
+        Closing::Done => info!(mapper:% = under.name, volume:%; "closed the encrypted volume"),
+        Closing::WithLastMount => {
+            info!(mapper:% = under.name, volume:%; "the encrypted volume is mounted elsewhere and stays open")
+        }
+        Closing::Late => {
+            warn!(mapper:% = under.name, volume:%; "an encrypted volume stays open until something that is not seen from here lets go of it")
+        }
     }
     Ok(())
 }
@@ -137,7 +137,7 @@ pub(in crate::node) fn ensure_closed_before(call: &NodeCall<'_>, disk: &Device) 
         DiskHolder::Temporary(name) => name,
         DiskHolder::Nothing | DiskHolder::Closing(_) | DiskHolder::Other(_) => return Ok(None),
     };
-    warn!("closing what a call that was killed has left open volume={} mapper={name}", disk.volume());
+    warn!(name:% = disk.volume(), mapper:% = name; "closing what a call that was killed has left open");
     apply_close(&call.guard, &call.runner, name)?;
     let is_closed = || Ok(observe_holder_of(call.places, disk)? == DiskHolder::Nothing);
     if await_true(call.cap(CLOSE_BUDGET), is_closed)? {

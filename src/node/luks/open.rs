@@ -199,7 +199,7 @@ impl Node {
         match plan {
             UnlockPlan::Open | UnlockPlan::OpenNew => {}
             UnlockPlan::MakeThenOpen => {
-                info!("encrypting volume={} device={}", disk.volume(), disk.path().display());
+                info!(name:% = disk.volume(), device:% = disk.path().display(); "encrypting");
                 apply_luks_format(&call.guard, &call.runner, disk, key)?;
             }
         }
@@ -210,10 +210,10 @@ impl Node {
     fn apply_open_pinned(&self, call: &NodeCall<'_>, disk: &Device, key: &Key) -> Result<(Device, File)> {
         let names = observe_names(&self.places, disk.volume())?;
         for stale in &names.taken {
-            warn!("closing what is left of an earlier disk volume={} mapper={stale}", disk.volume());
+            warn!(name:% = disk.volume(), mapper:% = stale; "closing what is left of an earlier disk");
             // The volume gets another name here, so the old device does no harm if it stays.
             if let Err(err) = apply_close(&call.guard, &call.runner, stale) {
-                warn!("it stays: {}", Chain(&err));
+                warn!(name:% = disk.volume(), mapper:% = stale; "what is left of an earlier disk stays open: {}", Chain(&err));
             }
         }
         let _disk_pin = disk.open()?;
@@ -339,12 +339,10 @@ fn observe_is_to_blank(call: &NodeCall<'_>, plan: UnlockPlan, formatting: Format
 /// Says of an encrypted volume that could not be opened when nothing was given out yet, as far as its header says.
 fn tell_of_no_loss(plan: UnlockPlan, disk: &Device) {
     match plan {
-        UnlockPlan::OpenNew => warn!(
-            "this encrypted volume was made and, as its header says, never given out: if the key that it was made with is \
-             lost, use another volume volume={} device={}",
-            disk.volume(),
-            disk.path().display()
-        ),
+        UnlockPlan::OpenNew => {
+            warn!(name:% = disk.volume(), device:% = disk.path().display(); "this encrypted volume was made and, as its header says, never given out: if the key that it was made with is \
+             lost, use another volume")
+        }
         UnlockPlan::Open | UnlockPlan::MakeThenOpen => {}
     }
 }
