@@ -73,7 +73,8 @@ fn blind(world: &World, checks: &[Check]) -> Vec<String> {
     all
 }
 
-/// The exit code: 1 for a finding that somebody has to look at, 2 when there is none and something could not be looked at. Pure.
+/// The exit code: 1 for a finding that somebody has to look at, 2 when there is none and something could not be
+/// looked at. Pure.
 fn plan_exit(findings: &[Finding], is_blind: bool) -> ExitCode {
     let is_serious = findings.iter().any(|finding| finding.severity >= Severity::Warning);
     match (is_serious, is_blind) {

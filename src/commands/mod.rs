@@ -1,7 +1,8 @@
 //! The commands for people: what they read, and what they print.
 //!
-//! Owns the way from arguments to an exit code. What is wrong is said by `ops/diagnosis`, as everywhere. The commands ask the same
-//! questions as the plugin, with the same settings, and change nothing but what `doctor --fix` was told to.
+//! Owns the way from arguments to an exit code. What is wrong is said by `ops/diagnosis`, as everywhere. The commands
+//! ask the same questions as the plugin, with the same settings, and change nothing but what `doctor --fix` was told
+//! to.
 //!
 //! | module | holds |
 //! |---|---|

@@ -1,7 +1,8 @@
 //! What `doctor --fix` does: detach volumes where that cannot lose data.
 //!
-//! Owns the second look before each change, and the look at its end. A volume is detached only when everything was read again a
-//! while later and says the same: a droplet that reboots passes through `off`, and a task that was just placed has a claim soon.
+//! Owns the second look before each change, and the look at its end. A volume is detached only when everything was
+//! read again a while later and says the same: a droplet that reboots passes through `off`, and a task that was just
+//! placed has a claim soon.
 
 use std::io::{self, BufRead};
 use std::thread;

@@ -20,8 +20,8 @@ pub(super) fn coloured(text: &str, severity: Severity, has_colours: bool) -> Str
     if has_colours { format!("\u{1b}[{colour}m{text}\u{1b}[0m") } else { text.to_owned() }
 }
 
-/// Rows as a table with columns as wide as they need; the last column is not padded. What a control character would do to a
-/// terminal it does not do.
+/// Rows as a table with columns as wide as they need; the last column is not padded. What a control character would
+/// do to a terminal it does not do.
 pub(super) fn table(rows: &[Vec<String>]) -> String {
     let clean: Vec<Vec<String>> = rows.iter().map(|row| row.iter().map(|cell| printable(cell)).collect()).collect();
     let columns = clean.iter().map(Vec::len).max().unwrap_or(0);

@@ -179,10 +179,7 @@ impl Source {
             world.claims.as_ref().map_or_else(Vec::new, |claims| diagnose_claims(&listed.volumes, claims, driver));
         let attached = listed.volumes.iter().filter(|volume| !volume.droplets.is_empty()).count();
         for volume in listed.volumes {
-            let holder = match (volume.droplets.as_slice(), &listed.droplets) {
-                ([droplet], Some(all)) => Holder::of(all.get(droplet), &volume.id),
-                ([] | [_, ..], _) => Holder::NotAsked,
-            };
+            let holder = observe_holder(cloud, &volume, listed.droplets.as_ref());
             let has_actions = attached <= MOST_ACTIONS && !volume.droplets.is_empty();
             let actions = if has_actions { cloud.newest_actions(&volume.id).unwrap_or_default() } else { Vec::new() };
             let moves = Moves::read(&actions, SystemTime::now());
@@ -203,6 +200,20 @@ impl Source {
         }
         world.unexplained = agreed;
         world.only_here = here;
+    }
+}
+
+/// The droplet that has a volume. One that the list lacks is gone only when its own record is not found either: a
+/// list can miss an entry, and a volume is detached from a droplet that is gone.
+fn observe_holder(cloud: &Cloud, volume: &Volume, droplets: Option<&HashMap<DropletId, Droplet>>) -> Holder {
+    let ([droplet], Some(all)) = (volume.droplets.as_slice(), droplets) else { return Holder::NotAsked };
+    if let Some(found) = all.get(droplet) {
+        return Holder::of(Some(found), &volume.id);
+    }
+    match cloud.get_droplet(*droplet) {
+        Ok(found) => Holder::of(Some(&found), &volume.id),
+        Err(err) if err.kind() == ApiErrorKind::NotFound => Holder::Gone,
+        Err(_) => Holder::NotAsked,
     }
 }
 
@@ -235,7 +246,8 @@ fn list(cloud: &Cloud, access: &CloudAccess, world: &mut World) -> Option<Listed
     Some(Listed { volumes, droplets })
 }
 
-/// Every entry of a list, each once. An entry that moves between two pages may be missed: who looks sees it at the next look.
+/// Every entry of a list, each once. An entry that moves between two pages may be missed: who looks sees it at the
+/// next look.
 fn every<T, K: PartialEq>(fetch: impl Fn(Page) -> ApiResult<ApiPage<T>>, key: impl Fn(&T) -> K) -> ApiResult<Vec<T>> {
     let mut all: Vec<T> = Vec::new();
     let mut next = Some(Page::first());

@@ -1,7 +1,7 @@
 //! The commands for people: `volumes` and `doctor`.
 //!
-//! Owns their arguments. The settings beside these are the plugin's own, by the same flags and variables, so that what a command
-//! says is of the plugin beside which it runs. Without a command the program is the plugin.
+//! Owns their arguments. The settings beside these are the plugin's own, by the same flags and variables, so that
+//! what a command says is of the plugin beside which it runs. Without a command the program is the plugin.
 
 use std::ffi::OsString;
 use std::time::Duration;

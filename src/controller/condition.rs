@@ -1,7 +1,7 @@
 //! Whether a volume is well, as far as DigitalOcean shows it.
 //!
-//! Owns the reading of what that takes. What it means is said in `ops/diagnosis`; the state of the disk and its file system is the
-//! node's to tell.
+//! Owns the reading of what that takes. What it means is said in `ops/diagnosis`; the state of the disk and its file
+//! system is the node's to tell.
 
 use std::time::SystemTime;
 
@@ -27,7 +27,8 @@ impl Controller {
     /// Reads a volume and, when a droplet has it, that droplet and the volume's latest actions.
     ///
     /// # Errors
-    /// [`crate::error::Error::NotFound`] for the volume, [`crate::error::Error::TimedOut`], [`crate::error::Error::Api`].
+    /// [`crate::error::Error::NotFound`] for the volume, [`crate::error::Error::TimedOut`],
+    /// [`crate::error::Error::Api`].
     pub fn examine_volume(&self, ctx: &CallContext, id: &VolumeId) -> Result<Examined> {
         let volume = ctx.observe_volume(id)?;
         let (holder, moves) = match volume.droplets.as_slice() {

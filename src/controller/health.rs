@@ -1,7 +1,7 @@
 //! Which volumes are not well, as far as DigitalOcean's lists show it.
 //!
-//! Owns the page of those volumes. For each volume alone there is [`Controller::examine_volume`], which also reads its latest
-//! actions; for a list that would be a request for each volume.
+//! Owns the page of those volumes. For each volume alone there is [`Controller::examine_volume`], which also reads
+//! its latest actions; for a list that would be a request for each volume.
 
 use std::collections::HashMap;
 
@@ -29,8 +29,9 @@ pub struct Abnormal {
 }
 
 impl Controller {
-    /// Lists the volumes of the region with which something is wrong: those that several droplets are said to have, and those on
-    /// a droplet that is gone, off or archived. With a token that may not read droplets, only the former.
+    /// Lists the volumes of the region with which something is wrong: those that several droplets are said to have,
+    /// and those on a droplet that is gone, off or archived. With a token that may not read droplets, only the
+    /// former.
     ///
     /// # Errors
     /// As [`Controller::list_volumes`].

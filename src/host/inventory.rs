@@ -1,8 +1,8 @@
 //! The volumes on this droplet: their disks, and where each is mounted.
 //!
-//! Owns the list, for everything that shows or judges what is here. The list comes from sysfs, udev's links and the mount table,
-//! none of which waits for a disk. What waits, the question how a mount is, is asked by threads of its own with a limit of
-//! time: a dead mount holds up nobody but its own thread, of which there is never a second one.
+//! Owns the list, for everything that shows or judges what is here. The list comes from sysfs, udev's links and the
+//! mount table, none of which waits for a disk. What waits, the question how a mount is, is asked by threads of its
+//! own with a limit of time: a dead mount holds up nobody but its own thread, of which there is never a second one.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
@@ -198,8 +198,9 @@ fn observe_state(places: &DevicePlaces, mounts: &MountTable, mount: &Mount) -> V
     report().map_or_else(|err| VolumeState::Unknown(Chain(&err).to_string()), VolumeState::Answered)
 }
 
-/// Whether something that this process sees no mount of has a disk: a device that lies on it or on a partition, or a file system
-/// in another mount namespace. The disk is not opened for that: whoever claims it, if only to see, is in others' way.
+/// Whether something that this process sees no mount of has a disk: a device that lies on it or on a partition, or a
+/// file system in another mount namespace. The disk is not opened for that: whoever claims it, if only to see, is in
+/// others' way.
 ///
 /// Source: `Documentation/ABI/testing/sysfs-fs-ext4`, `sysfs-fs-xfs` and, for btrfs, `fs/btrfs/sysfs.c`.
 fn observe_is_taken(places: &DevicePlaces, disk: &Path) -> Result<bool> {
@@ -340,8 +341,8 @@ fn mount_here(mount: &Mount) -> MountHere {
     }
 }
 
-/// Who uses a volume at a path: `.../per-alloc/ALLOCATION/VOLUME/USAGE` in Nomad, `.../pods/POD/volumes/kubernetes.io~csi/...`
-/// in Kubernetes. Pure.
+/// Who uses a volume at a path: `.../per-alloc/ALLOCATION/VOLUME/USAGE` in Nomad,
+/// `.../pods/POD/volumes/kubernetes.io~csi/...` in Kubernetes. Pure.
 ///
 /// Source: `client/pluginmanager/csimanager/volume.go` in Nomad; `pkg/volume/csi/csi_mounter.go` in Kubernetes.
 fn plan_user(target: &Path) -> Option<&str> {

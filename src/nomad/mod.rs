@@ -1,7 +1,7 @@
 //! What Nomad knows of volumes: its registrations, its claims and its nodes.
 //!
-//! Owns asking Nomad's API, as a person's `nomad` command does and by the same variables. It only reads, and only the two commands
-//! for people ask: the plugin itself never does.
+//! Owns asking Nomad's API, as a person's `nomad` command does and by the same variables. It only reads, and only the
+//! two commands for people ask: the plugin itself never does.
 
 mod unix;
 
@@ -24,7 +24,8 @@ const SHOWN: usize = 200;
 /// The socket of a task's own API, in its directory of secrets. Source: `api_hook.go` in Nomad.
 const TASK_SOCKET: &str = "api.sock";
 
-/// Nomad's variables, as its own command reads them. Source: `DefaultConfig` in Nomad's `api/api.go`; `client/taskenv/env.go`.
+/// Nomad's variables, as its own command reads them. Source: `DefaultConfig` in Nomad's `api/api.go`;
+/// `client/taskenv/env.go`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct NomadVariables {
     address: Option<String>,
@@ -48,15 +49,15 @@ impl std::fmt::Debug for Redacted {
 }
 
 impl NomadVariables {
-    /// Reads the variables. Without `NOMAD_ADDR` a task's own socket is taken: `NOMAD_UNIX_ADDR`, or `api.sock` in
-    /// `NOMAD_SECRETS_DIR`.
+    /// Reads the variables. Without `NOMAD_ADDR` a task's own socket is taken, `NOMAD_UNIX_ADDR` or `api.sock` in
+    /// `NOMAD_SECRETS_DIR`, if there is a token: every task has the socket, and Nomad answers there to a token only.
     #[must_use]
     pub fn read(get: impl Fn(&str) -> Option<String>) -> NomadVariables {
         let get = |name: &str| get(name).filter(|value| !value.is_empty());
-        let of_task =
-            || get("NOMAD_SECRETS_DIR").map(|dir| format!("unix://{}", Path::new(&dir).join(TASK_SOCKET).display()));
+        let in_secrets = |dir: String| format!("unix://{}", Path::new(&dir).join(TASK_SOCKET).display());
+        let of_task = || get("NOMAD_UNIX_ADDR").or_else(|| get("NOMAD_SECRETS_DIR").map(in_secrets));
         NomadVariables {
-            address: get("NOMAD_ADDR").or_else(|| get("NOMAD_UNIX_ADDR")).or_else(of_task),
+            address: get("NOMAD_ADDR").or_else(|| get("NOMAD_TOKEN").and_then(|_| of_task())),
             token: get("NOMAD_TOKEN").map(Redacted),
             namespace: get("NOMAD_NAMESPACE"),
             region: get("NOMAD_REGION"),
@@ -363,8 +364,10 @@ mod tests {
             (&[][..], None),
             (&[("NOMAD_ADDR", "")], None),
             (&[("NOMAD_ADDR", "https://n:4646"), ("NOMAD_UNIX_ADDR", "unix:///x")], Some("https://n:4646")),
-            (&[("NOMAD_UNIX_ADDR", "unix:///secrets/api.sock")], Some("unix:///secrets/api.sock")),
-            (&[("NOMAD_SECRETS_DIR", "/secrets")], Some("unix:///secrets/api.sock")),
+            (&[("NOMAD_UNIX_ADDR", "unix:///u"), ("NOMAD_TOKEN", "t")], Some("unix:///u")),
+            (&[("NOMAD_SECRETS_DIR", "/secrets"), ("NOMAD_TOKEN", "t")], Some("unix:///secrets/api.sock")),
+            // Every task has them, and without a token nothing is answered there.
+            (&[("NOMAD_UNIX_ADDR", "unix:///u"), ("NOMAD_SECRETS_DIR", "/secrets")], None),
         ] {
             assert_eq!(read(variables).address.as_deref(), want, "{variables:?}");
         }

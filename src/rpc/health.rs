@@ -46,8 +46,8 @@ pub(super) fn listed_health(page: &ListPage<Abnormal>) -> csi::ControllerListVol
     }
 }
 
-/// What is wrong with the way from this droplet to all of its volumes: what is so of the droplet itself, and what the disks of
-/// several volumes have in common, each reason once.
+/// What is wrong with the way from this droplet to all of its volumes: what is so of the droplet itself, and what the
+/// disks of several volumes have in common, each reason once.
 pub(super) fn storage_health(findings: &[Finding]) -> csi::NodeGetStorageHealthResponse {
     let mut by_reason: BTreeMap<Reason, Vec<String>> = BTreeMap::new();
     for finding in findings.iter().filter(|finding| status_of_storage(finding.reason).is_some()) {

@@ -1,5 +1,5 @@
-//! The commands for people: what `doctor` finds of what is played in a simulated cluster, what `doctor --fix` changes and what it
-//! leaves alone, and what `volumes` shows. On a real kernel this is in `root_health.rs`.
+//! The commands for people: what `doctor` finds of what is played in a simulated cluster, what `doctor --fix` changes
+//! and what it leaves alone, and what `volumes` shows. On a real kernel this is in `root_health.rs`.
 
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
@@ -159,6 +159,26 @@ fn only_what_cannot_lose_data_is_repaired_and_only_when_it_is_agreed_to() {
     fleet.rest();
     assert_eq!((fleet.sim.attached_to(&dead), fleet.sim.attached_to(&used)), (None, Some(B)));
     assert_eq!(doctor(&fleet, &[], None), (vec![], Some(0)));
+}
+
+#[test]
+fn a_droplet_that_the_list_alone_lacks_is_not_dead_and_keeps_its_volume() {
+    let fleet = cloud();
+    let id = fleet.volume_on("used", A);
+    let empty = r#"{"droplets":[],"links":{},"meta":{"total":0}}"#;
+    fleet.sim.faults().add(Fault::answered(200, "application/json", empty).on("GET", "/v2/droplets").always());
+    assert_eq!(doctor(&fleet, &[], None), (vec![], Some(0)));
+    run(&fleet, &["doctor", "--fix", "--yes"], None);
+    fleet.rest();
+    assert_eq!(fleet.sim.attached_to(&id), Some(A));
+    // One that has no record of its own either is gone, and what it had is freed.
+    fleet.sim.faults().add_action(ActionFault::errored().of(ActionKind::Detach).times(1));
+    fleet.sim.destroy_droplet(A);
+    fleet.rest();
+    assert_eq!(doctor(&fleet, &[], None), (vec!["AttachedToDeadDroplet".to_owned()], Some(1)));
+    run(&fleet, &["doctor", "--fix", "--yes"], None);
+    fleet.rest();
+    assert_eq!(fleet.sim.attached_to(&id), None);
 }
 
 #[test]

@@ -1,5 +1,5 @@
-//! What CSI 1.13's health calls of the controller say of volumes with which something is wrong, and that callers of 1.12 are
-//! told the same in their words.
+//! What CSI 1.13's health calls of the controller say of volumes with which something is wrong, and that callers of
+//! 1.12 are told the same in their words.
 
 use std::path::Path;
 use std::time::Duration;

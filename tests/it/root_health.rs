@@ -1,5 +1,5 @@
-//! What is wrong with a volume on its droplet: each finding is played on a real kernel, and told by NodeGetVolumeHealth,
-//! by `volumes` and by `doctor`.
+//! What is wrong with a volume on its droplet: each finding is played on a real kernel, and told by
+//! NodeGetVolumeHealth, by `volumes` and by `doctor`.
 
 use std::fs::{self, OpenOptions};
 use std::io::Write;
@@ -124,7 +124,8 @@ fn root_a_mount_whose_disk_is_gone_is_told_and_holds_up_no_answer_about_others()
     rig.detach(&vol);
     sysfs.hide(&node);
     rig.hide_node(&node);
-    // Its link is gone with the disk, and with that the name that belongs to the id: the path says which volume is meant.
+    // Its link is gone with the disk, and with that the name that belongs to the id: the path says which volume is
+    // meant.
     let request = csi::NodeGetVolumeHealthRequest {
         volume_id: vol.csi.id.clone(),
         staging_target_path: rig.staging(&vol).to_string_lossy().into_owned(),

@@ -1,4 +1,5 @@
-//! A stand-in for Nomad's API, as far as the commands for people ask it: fixed answers, in the shapes of Nomad 2.0's own.
+//! A stand-in for Nomad's API, as far as the commands for people ask it: fixed answers, in the shapes of Nomad 2.0's
+//! own.
 //!
 //! Source of the shapes: `api/csi.go`, `api/nodes.go` and `nomad/structs/csi.go` in Nomad.
 
@@ -41,8 +42,8 @@ pub struct Registration<'a> {
 }
 
 impl FakeNomad {
-    /// Starts one without volumes: a node named `n1` that is this droplet and ready, and a node `n2` that is down. Every token sees
-    /// everything.
+    /// Starts one without volumes: a node named `n1` that is this droplet and ready, and a node `n2` that is down.
+    /// Every token sees everything.
     pub fn start(droplet: u64) -> FakeNomad {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();

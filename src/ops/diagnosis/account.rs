@@ -16,8 +16,8 @@ const TEMPORARY_FOR: Duration = Duration::from_secs(3600);
 /// The tag of such snapshots.
 const TEMPORARY: &str = "do-csi-temporary";
 
-/// What is wrong with the way to the API, by the refusal of a question; `scope` is what the question takes, `origin` where the token
-/// is from. Pure.
+/// What is wrong with the way to the API, by the refusal of a question; `scope` is what the question takes, `origin`
+/// where the token is from. Pure.
 #[must_use]
 pub fn diagnose_refusal(err: &ApiError, scope: &str, origin: &str) -> Finding {
     let find = |reason, message: String, cure: String| Finding::new(reason, &Subject::Account, message, cure);

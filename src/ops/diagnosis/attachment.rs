@@ -1,7 +1,7 @@
 //! What is wrong with where a volume is, as DigitalOcean tells.
 //!
-//! Owns the findings about the volume's droplets and its actions. Pure: the caller has read them, and what it did not read it
-//! says so, which is never taken for well.
+//! Owns the findings about the volume's droplets and its actions. Pure: the caller has read them, and what it did not
+//! read it says so, which is never taken for well.
 
 use std::time::{Duration, SystemTime};
 

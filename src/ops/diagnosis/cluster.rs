@@ -1,7 +1,7 @@
 //! What does not agree between DigitalOcean's volumes and Nomad's claims.
 //!
-//! Owns the findings about registrations, claims and nodes. Pure. What the token of Nomad does not show is never taken for
-//! absent: a volume may be claimed in a namespace that is not seen.
+//! Owns the findings about registrations, claims and nodes. Pure. What the token of Nomad does not show is never
+//! taken for absent: a volume may be claimed in a namespace that is not seen.
 
 use std::collections::BTreeMap;
 
@@ -44,7 +44,8 @@ impl ClaimingAllocation {
     }
 }
 
-/// What does not agree. `volumes` are all of the account that the token shows, `driver` is the CSI name of this plugin. Pure.
+/// What does not agree. `volumes` are all of the account that the token shows, `driver` is the CSI name of this
+/// plugin. Pure.
 #[must_use]
 pub fn diagnose_claims(volumes: &[Volume], claims: &Claims, driver: &str) -> Vec<Finding> {
     let of_cloud = volumes.iter().flat_map(|volume| diagnose_volume(volume, claims, driver));
@@ -89,7 +90,8 @@ fn diagnose_volume(volume: &Volume, claims: &Claims, driver: &str) -> Vec<Findin
     findings
 }
 
-/// An attachment that nothing in Nomad explains. Only a volume that is registered counts: any other may be in use outside of Nomad.
+/// An attachment that nothing in Nomad explains. Only a volume that is registered counts: any other may be in use
+/// outside of Nomad.
 fn leaked(
     subject: &Subject,
     volume: &Volume,

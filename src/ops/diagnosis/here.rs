@@ -1,7 +1,7 @@
 //! What is wrong with a volume on the droplet that this runs on.
 //!
-//! Owns the findings about its disk, its file system and its mounts. Pure: `host/inventory.rs` has looked, or the call that knows the
-//! volume's path.
+//! Owns the findings about its disk, its file system and its mounts. Pure: `host/inventory.rs` has looked, or the
+//! call that knows the volume's path.
 
 use std::time::Duration;
 
@@ -13,8 +13,8 @@ use crate::ops::diagnosis::{Finding, Reason, Severity, Subject};
 
 /// How full a file system is, in percent of what users may take, when it is nearly full.
 pub const NEARLY_FULL: u64 = 90;
-/// How much of its disk a file system covers at least when it has grown with it, in percent. What a file system needs for itself
-/// is less than the rest.
+/// How much of its disk a file system covers at least when it has grown with it, in percent. What a file system needs
+/// for itself is less than the rest.
 const COVERED: u64 = 80;
 /// How long a disk may be here unused: a task that was just placed comes within seconds.
 const UNUSED_FOR: Duration = Duration::from_secs(300);
@@ -132,7 +132,8 @@ fn diagnose_usage(subject: &Subject, usage: &Usage) -> Option<Finding> {
 }
 
 impl Counts {
-    /// How much is used of what an ordinary user may take, in percent and rounded up as df(1) does; `None` where there is nothing.
+    /// How much is used of what an ordinary user may take, in percent and rounded up as df(1) does; `None` where
+    /// there is nothing.
     #[must_use]
     pub fn percent_used(&self) -> Option<u64> {
         let all = self.used.checked_add(self.available).filter(|all| *all > 0)?;

@@ -1,8 +1,9 @@
 //! What is wrong with a volume, a droplet, this node, the account or the cluster, and what ends it.
 //!
-//! Owns the findings: one type, one list of reasons, and the functions that make them of facts which somebody else has read.
-//! Everything in it is pure. Whatever shows the state of something to a person or to a program shows these findings: the
-//! health calls of CSI, metrics, the page, `volumes` and `doctor`. So there is one answer to one question.
+//! Owns the findings: one type, one list of reasons, and the functions that make them of facts which somebody else
+//! has read. Everything in it is pure. Whatever shows the state of something to a person or to a program shows these
+//! findings: the health calls of CSI, metrics, the page, `volumes` and `doctor`. So there is one answer to one
+//! question.
 //!
 //! | module | the facts are about |
 //! |---|---|
@@ -236,7 +237,8 @@ impl fmt::Display for Subject {
 /// A cure that cannot lose data, so that a program may do it when it is asked to.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Repair {
-    /// Detach a volume from a droplet that cannot use it, or on which nothing uses it. Whoever does it looks again first.
+    /// Detach a volume from a droplet that cannot use it, or on which nothing uses it. Whoever does it looks again
+    /// first.
     Detach {
         /// The volume.
         volume: VolumeId,
@@ -275,8 +277,8 @@ impl Finding {
         Finding { repair: Some(repair), ..self }
     }
 
-    /// As an object of JSON. What a program reads of it stays as it is: `severity`, `reason`, `volume`, `name`, `droplet`,
-    /// `message`, `cure`, `safe_to_repair`.
+    /// As an object of JSON. What a program reads of it stays as it is: `severity`, `reason`, `volume`, `name`,
+    /// `droplet`, `message`, `cure`, `safe_to_repair`.
     #[must_use]
     pub fn json(&self) -> Value {
         let mut object = json!({
