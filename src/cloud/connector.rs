@@ -1,8 +1,8 @@
 //! Finding and connecting to a server, so that a failure up to there can be told from one after it.
 //!
-//! Owns that one distinction, and which of a server's addresses is tried first. What fails here has certainly not carried a
-//! request; the HTTP library reports both kinds with the same errors, and guessing from their wording would be wrong sooner or
-//! later.
+//! Owns that distinction, and which of a server's addresses is tried first. A connection that fails here has certainly
+//! carried no request. The HTTP library reports both kinds with the same errors, and a guess from their wording would
+//! sometimes be wrong.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -35,7 +35,8 @@ pub(super) fn agent(config: Config, proxy: Option<&Proxy>) -> Agent {
 
 /// Whether the request of this failure was certainly not sent.
 ///
-/// The library may add kinds of errors; those count as sent, which costs a look at the state and is never wrong.
+/// The library may add kinds of errors. New ones count as sent: that costs one more request for the state, and is never
+/// wrong.
 pub(super) fn is_before_sending(error: &Error) -> bool {
     if let Error::Other(inner) = error {
         return inner.is::<NeverConnected>();
@@ -44,7 +45,7 @@ pub(super) fn is_before_sending(error: &Error) -> bool {
     matches!(error, Error::BadUri(_) | Error::Http(_))
 }
 
-/// Why the server's certificate is not believed, and what to do about it, if that is what failed. Asking again does not help.
+/// Why the server's certificate is not trusted, and what to do about it, if that is what failed. A retry does not help.
 pub(super) fn distrust(error: &Error) -> Option<&'static str> {
     let inner = if let Error::Other(inner) = error { &inner.downcast_ref::<NeverConnected>()?.error } else { error };
     let of_tls = if let Error::Rustls(of_tls) = inner {
@@ -100,7 +101,7 @@ struct NeverConnected {
 
 impl NeverConnected {
     fn mark(error: Error, via: &Via) -> Error {
-        // The way to a proxy is a connection by itself, and its failure comes by here twice.
+        // The connection to a proxy is one of its own, so its failure passes here twice.
         if is_before_sending(&error) {
             return error;
         }

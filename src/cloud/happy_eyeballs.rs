@@ -1,8 +1,8 @@
 //! Which of a host's addresses to connect to, where some may be black holes.
 //!
-//! Owns the race of RFC 8305: a droplet may have an address of IPv6 and no way to the world with it, and packets that nobody
-//! answers cost seconds at each connection. It starts no thread. Whoever wins is remembered by the caller and asked first from
-//! then on; the connection of the race itself is only the proof that there is an answer, and is closed.
+//! Owns the race of RFC 8305: a droplet may have an IPv6 address but no IPv6 route to the world, and packets without an
+//! answer cost seconds at each connection. It starts no thread. The caller remembers the winner and tries it first from
+//! then on. The connection of the race only proves that there is an answer, and is closed.
 
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};

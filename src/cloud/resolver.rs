@@ -1,7 +1,8 @@
-//! Looking up the address of a name, in a time that is the caller's.
+//! Looking up the address of a name, within the caller's time.
 //!
-//! Owns the threads that look names up: one for a name at a time, whoever waits for it, and none for what is an address
-//! already. The library's own resolver starts a thread for each look-up, and panics when the system gives none.
+//! Owns the threads that look names up: at most one for each name, no matter how many callers wait for it, and none for
+//! what is already an address. The library's own resolver starts a thread for each look-up, and panics if the system
+//! gives none.
 
 use std::collections::HashMap;
 use std::io;

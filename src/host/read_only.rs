@@ -18,7 +18,7 @@ use crate::sync::volume_lock::VolumeGuard;
 /// It is one ioctl.
 const BUDGET: Duration = Duration::from_secs(5);
 
-/// A disk as far as its read-only flag goes: its node, and its directory in sysfs.
+/// What is needed for a disk's read-only flag: its node, and its directory in sysfs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Flagged {
     node: PathBuf,
@@ -50,12 +50,12 @@ impl Flagged {
 /// [`Error::Io`] when sysfs cannot be read, or does not say.
 pub(crate) fn observe_is_protected(disk: &Flagged) -> Result<bool> {
     let file = disk.sysfs.join("ro");
-    // Every disk has it: one that has not is no longer there.
+    // Every disk has this attribute. A disk without it is no longer there.
     let unsaid = || Error::io("reading", &file)(std::io::ErrorKind::NotFound.into());
     read_attribute(&file)?.map(|text| text != "0").ok_or_else(unsaid)
 }
 
-/// Makes a disk refuse writes, or take them again, and sees that it does.
+/// Makes a disk read-only or writable again, and checks the result.
 ///
 /// A second call changes nothing.
 ///

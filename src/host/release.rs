@@ -1,8 +1,8 @@
-//! Whether the kernel has let go of a disk after its last mount was taken away.
+//! Whether the kernel has released a disk after its last mount was removed.
 //!
-//! Owns what has to be remembered of the disk under a mount to look at it when the mount is gone, and that look: the kernel
-//! gives a disk to one who wants it alone only when no file system, no device made of it and no swap space has it, in
-//! whatever mount namespace. Who has it is found by `holders.rs`.
+//! Owns what must be remembered of the disk under a mount to examine it when the mount is gone, and that examination:
+//! the kernel lets a disk be opened exclusively only if no file system, no device made of it and no swap space has it,
+//! in any mount namespace. `holders` finds out who has it.
 
 use std::fs::{Metadata, OpenOptions};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
@@ -44,7 +44,7 @@ pub(crate) enum Claim {
     Free,
     /// Something has it.
     Taken,
-    /// It is no more, or another one by now.
+    /// It is gone, or has become another disk.
     Gone,
 }
 
@@ -120,7 +120,7 @@ impl DiskUnder {
         Sought::read(&self.sysfs, nodes, &self.all)
     }
 
-    /// Looks whether anything has it.
+    /// Finds out whether anything has it.
     ///
     /// # Errors
     /// [`Error::Io`] when that cannot be seen.
@@ -153,13 +153,13 @@ impl DiskUnder {
         }
     }
 
-    /// Opens it as one who wants it alone, and gives what was opened.
+    /// Opens it exclusively, and returns the open file.
     fn open_alone(&self) -> std::io::Result<Metadata> {
         let flags = OFlag::O_EXCL | OFlag::O_CLOEXEC | OFlag::O_NOCTTY;
         OpenOptions::new().read(true).custom_flags(flags.bits()).open(&self.node)?.metadata()
     }
 
-    /// Whether sysfs shows it no more, or another disk in its place.
+    /// Whether sysfs no longer shows it, or shows another disk in its place.
     fn is_gone(&self) -> Result<bool> {
         let number = read_attribute(&self.sysfs.join("dev"))?.and_then(|text| DeviceNumber::parse(&text));
         Ok(number != Some(self.number) || read_attribute(&self.sysfs.join("diskseq"))? != self.sequence)

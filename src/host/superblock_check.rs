@@ -1,8 +1,9 @@
 //! What a file system on a disk asks of the kernel by its own superblock, and which of it is refused.
 //!
-//! Owns the list. Whoever could write to a disk while it was detached has chosen what stands there: another device as journal, log or
-//! member, mount options of its own, and what the kernel does about an error. What a mount option can take back is taken back
-//! (`ext_options`); what none can is refused by name before anything reads further, e2fsck too.
+//! Owns the list. An attacker who could write to the detached disk has chosen what is in the superblock: another device
+//! as journal, log or member, mount options of its own, and what the kernel does on an error. What a mount option can
+//! override is overridden (`ext_options`). Everything else is refused by name before anything reads further, e2fsck
+//! included.
 
 use std::os::unix::fs::FileExt;
 
@@ -14,7 +15,8 @@ use crate::host::probe::superblock::{BTRFS_SUPERBLOCK, EXT_SUPERBLOCK, bytes_at}
 /// How much of a superblock is judged.
 const LENGTH: usize = 1024;
 
-/// Refuses a disk with a file system that asks for what no volume may have. Reads one block; the disk is not written to.
+/// Refuses a disk with a file system that asks for something that no volume may have. Reads one block and writes
+/// nothing.
 ///
 /// # Errors
 /// [`Error::Unfinished`] with what was found and what to do, [`Error::Io`] when the disk cannot be read.

@@ -40,7 +40,7 @@ const FEATURES: [Feature; 5] = [
 /// [`Error::NotAsReported`] when its answer is not understood.
 pub(super) fn observe_arguments(runner: &dyn Runner) -> Result<Vec<&'static str>> {
     let text = fs::read_to_string(KERNEL_RELEASE).map_err(Error::io("reading", KERNEL_RELEASE))?;
-    // A kernel whose version is not understood may be any: what the oldest one mounts, all do.
+    // If the kernel's version is not understood, it may be any version. All kernels mount what the oldest one mounts.
     let kernel = parse(&text).unwrap_or_default();
     if missing(kernel).next().is_none() {
         return Ok(Vec::new());

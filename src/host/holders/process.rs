@@ -1,8 +1,9 @@
 //! Single processes, as procfs shows them: who they are, what they have open, and in which mount namespace they live.
 //!
-//! Owns the files of `/proc/PID` and their formats. A process may end at any moment, so what is gone is nothing that anybody
-//! fails for; what could not be seen for another reason is kept in mind, for those who take it that nothing was there. Nothing here asks a file system that may not answer, as NFS: files are known by the
-//! kernel's own words about them.
+//! Owns the files of `/proc/PID` and their formats. A process may end at any moment, so a process that is gone is no
+//! error. If something could not be seen for another reason, that is recorded, for callers who need to know that
+//! nothing was missed. Nothing here asks a file system that may not answer, such as NFS: what the kernel says about a
+//! file is enough.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -133,8 +134,8 @@ impl<'a> Proc<'a> {
         Proc { root, unseen: RefCell::new(None) }
     }
 
-    /// What a look has shown; `None` when there is nothing to see any more, or may nothing be seen: where a process is hidden
-    /// from this one it is so for good, as in a container. Any other failure is kept in mind.
+    /// What was seen; `None` if there is nothing to see any more, or nothing may be seen: a process that is hidden from
+    /// this one stays hidden, as in a container. Any other failure is recorded.
     pub(super) fn seen<T>(&self, path: &Path, looked: io::Result<T>) -> Option<T> {
         let is_gone = |err: &io::Error| {
             // A process that has ended and is not yet waited for answers EINVAL when it is asked for its mounts.
@@ -150,7 +151,7 @@ impl<'a> Proc<'a> {
         }
     }
 
-    /// Keeps in mind that something was not seen.
+    /// Records that something was not seen.
     pub(super) fn missed(&self, err: Error) {
         self.unseen.borrow_mut().get_or_insert(err);
     }
