@@ -140,8 +140,8 @@ struct Flags {
     /// CSI name of this driver
     #[arg(help_heading = SERVICE, long, default_value = DRIVER_NAME)]
     driver_name: String,
-    /// Address such as :9810 or 0.0.0.0:9810 to answer GET /livez, /readyz, /health and /metrics on; without a host only
-    /// this machine is answered (the official driver: everybody)
+    /// Address such as :9810 or 0.0.0.0:9810 to answer GET /livez, /readyz, /health, /metrics and / (a page) on; without a
+    /// host only this machine is answered (the official driver: everybody)
     #[arg(help_heading = SERVICE, long, default_value = "", hide_default_value = true)]
     debug_addr: String,
     /// Page size of ListVolumes when the request names none; 0: everything

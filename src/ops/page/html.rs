@@ -26,6 +26,23 @@ impl<T: fmt::Display> fmt::Display for Text<T> {
     }
 }
 
+/// A text in which what stands between backticks is a command, as messages have it: that is shown as code. Where a backtick has no
+/// other, it is a letter.
+#[derive(Debug)]
+pub(super) struct WithCode<'a>(pub(super) &'a str);
+
+impl fmt::Display for WithCode<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0.matches('`').count() % 2 == 1 {
+            return Text(self.0).fmt(f);
+        }
+        self.0.split('`').enumerate().try_for_each(|(number, part)| {
+            let part = Text(part);
+            if number % 2 == 1 { write!(f, "<code>{part}</code>") } else { write!(f, "{part}") }
+        })
+    }
+}
+
 /// A number of bytes as people say it.
 pub(super) fn size(bytes: u64) -> String {
     const STEP: u64 = 1024;
@@ -74,6 +91,17 @@ mod tests {
     fn nothing_that_is_put_in_is_ever_markup() {
         assert_eq!(Text("<b a=\"1\" c='2'>&\u{1b}\n").to_string(), "&lt;b a=&quot;1&quot; c=&#39;2&#39;&gt;&amp;  ");
         assert_eq!(Text("Grüße").to_string(), "Grüße");
+    }
+
+    #[test]
+    fn commands_in_a_message_are_code_and_no_markup_either() {
+        for (text, want) in [
+            ("run `a <b>` or `c`", "run <code>a &lt;b&gt;</code> or <code>c</code>"),
+            ("nothing & none", "nothing &amp; none"),
+            ("one ` alone <", "one ` alone &lt;"),
+        ] {
+            assert_eq!(WithCode(text).to_string(), want);
+        }
     }
 
     #[test]

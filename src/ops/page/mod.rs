@@ -13,7 +13,7 @@ use crate::metrics::events::{Event, EventKind};
 use crate::metrics::running::RunningCall;
 use crate::ops::diagnosis::{Finding, Severity};
 use crate::ops::figures::{Figures, Space};
-use crate::ops::page::html::{Text, moment, percent, size, span};
+use crate::ops::page::html::{Text, WithCode, moment, percent, size, span};
 
 const STYLE: &str = include_str!("page.css");
 /// From which fill a bar has another colour.
@@ -126,7 +126,7 @@ fn findings(out: &mut String, all: &[Finding]) -> fmt::Result {
                 Severity::Warning => "warn",
                 Severity::Notice => "soft",
             };
-            let (message, cure) = (Text(message), Text(cure));
+            let (message, cure) = (WithCode(message), WithCode(cure));
             write!(out, "<li><span class=\"tag {class}\">{severity}</span> <b>{reason}</b> {message}")?;
             writeln!(out, "<p class=\"soft\">{cure}</p></li>")?;
         }
