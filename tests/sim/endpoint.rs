@@ -49,16 +49,20 @@ pub enum Endpoint {
     GetDroplet,
     /// `POST /v2/tags`
     CreateTag,
+    /// `GET /v2/tags`
+    ListTags,
     /// `GET /v2/tags/{tag}`
     GetTag,
     /// `POST /v2/tags/{tag}/resources`
     TagResources,
     /// `DELETE /v2/tags/{tag}/resources`
     UntagResources,
+    /// `GET /v2/regions`
+    ListRegions,
 }
 
 /// The routes, literal segments before parameters (openapi issues 49, 51, 52 and 54 show the real patterns).
-const TABLE: [(Endpoint, &str, &str); 25] = [
+const TABLE: [(Endpoint, &str, &str); 27] = [
     (Endpoint::ListVolumes, "GET", "/v2/volumes"),
     (Endpoint::CreateVolume, "POST", "/v2/volumes"),
     (Endpoint::DeleteVolumeByName, "DELETE", "/v2/volumes"),
@@ -81,9 +85,11 @@ const TABLE: [(Endpoint, &str, &str); 25] = [
     (Endpoint::ListDroplets, "GET", "/v2/droplets"),
     (Endpoint::GetDroplet, "GET", "/v2/droplets/{droplet_id}"),
     (Endpoint::CreateTag, "POST", "/v2/tags"),
+    (Endpoint::ListTags, "GET", "/v2/tags"),
     (Endpoint::GetTag, "GET", "/v2/tags/{tag}"),
     (Endpoint::TagResources, "POST", "/v2/tags/{tag}/resources"),
     (Endpoint::UntagResources, "DELETE", "/v2/tags/{tag}/resources"),
+    (Endpoint::ListRegions, "GET", "/v2/regions"),
 ];
 
 /// A request's endpoint with the parameters of its path.

@@ -25,7 +25,7 @@ pub fn volume(volume: &Volume, switches: &Switches) -> Value {
     json!({
         "id": volume.id,
         "name": volume.name,
-        "region": region(&volume.region),
+        "region": region(&volume.region, true),
         "size_gigabytes": volume.listed_gigabytes,
         "description": volume.description,
         "filesystem_type": volume.filesystem_type,
@@ -57,7 +57,7 @@ pub fn action(action: &Action, switches: &Switches) -> Value {
         "completed_at": action.completed_at.filter(|_| action.status != ActionStatus::InProgress).map(rfc3339),
         "resource_id": if switches.resource_id_is_zero { json!(0) } else { Value::Null },
         "resource_type": if switches.resource_type_is_volume { "volume" } else { "backend" },
-        "region": region(&action.region),
+        "region": region(&action.region, true),
         "region_slug": action.region,
     })
 }
@@ -108,7 +108,7 @@ pub fn droplet(droplet: &Droplet, volume_ids: &[String]) -> Value {
         "status": status,
         "locked": false,
         "volume_ids": volume_ids,
-        "region": region(&droplet.region),
+        "region": region(&droplet.region, true),
         "tags": [],
         "memory": 1024,
         "vcpus": 1,
@@ -177,7 +177,7 @@ pub fn page(key: &str, items: &[Value], paging: Paging, total: usize, path: &str
 }
 
 /// A region (`region.yml`). Known slugs have their real names, others get a made-up one.
-fn region(slug: &str) -> Value {
+pub fn region(slug: &str, has_storage: bool) -> Value {
     let name = match slug {
         "fra1" => "Frankfurt 1",
         "nyc1" => "New York 1",
@@ -186,11 +186,15 @@ fn region(slug: &str) -> Value {
         "sgp1" => "Singapore 1",
         other => other,
     };
+    let features: Vec<&str> = ["private_networking", "backups", "ipv6", "metadata"]
+        .into_iter()
+        .chain(has_storage.then_some("storage"))
+        .collect();
     json!({
         "name": name,
         "slug": slug,
         "sizes": ["s-1vcpu-1gb"],
-        "features": ["private_networking", "backups", "ipv6", "metadata", "storage"],
+        "features": features,
         "available": true,
     })
 }

@@ -72,7 +72,9 @@ impl Call<'_> {
             Endpoint::ListDroplets => self.list_droplets(),
             Endpoint::GetDroplet => self.get_droplet(),
             Endpoint::CreateTag => self.create_tag(),
+            Endpoint::ListTags => self.list_tags(),
             Endpoint::GetTag => self.get_tag(),
+            Endpoint::ListRegions => self.list_regions(),
             Endpoint::TagResources => self.tag_resources(Cloud::tag_volumes),
             Endpoint::UntagResources => self.tag_resources(Cloud::untag_volumes),
         }
@@ -263,6 +265,19 @@ impl Call<'_> {
         }
         let name = self.cloud.create_tag(&name);
         ok(201, json!({"tag": json::tag(&name, self.cloud.tagged(&name)?)}))
+    }
+
+    fn list_tags(&self) -> Answered {
+        self.check_tag_scopes(false)?;
+        let tag = |name: &String| Ok(json::tag(name, self.cloud.tagged(name)?));
+        let items = self.cloud.tags().map(tag).collect::<Result<Vec<Value>, Refusal>>()?;
+        self.page_of("tags", &items, items.len())
+    }
+
+    /// All of them, those without block storage too, which say so by their features (`regions_list.yml`).
+    fn list_regions(&self) -> Answered {
+        let items: Vec<Value> = self.cloud.known_regions().map(|(slug, stores)| json::region(slug, stores)).collect();
+        self.page_of("regions", &items, items.len())
     }
 
     fn get_tag(&self) -> Answered {

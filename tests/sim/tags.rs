@@ -25,6 +25,11 @@ impl Cloud {
         })
     }
 
+    /// Every tag, in order.
+    pub fn tags(&self) -> impl Iterator<Item = &String> {
+        self.tags.iter()
+    }
+
     /// How much carries a tag.
     ///
     /// # Errors

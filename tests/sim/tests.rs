@@ -385,3 +385,23 @@ fn compare(at: &str, emitted: &Value, sample: &Value) {
         (emitted, sample) => panic!("at {at:?}: {emitted} is not of the kind of {sample}"),
     }
 }
+
+#[test]
+fn tags_and_regions_are_listed_as_clients_ask_for_them() {
+    let config = SimConfig { regions_without_storage: vec!["ams2".to_owned()], ..SimConfig::default() };
+    let sim = Sim::start(config).expect("the simulator starts");
+    created(&sim);
+    assert_eq!(call(&sim, "POST", "/v2/tags", r#"{"name":"unused"}"#).status, 201);
+    let tags = call(&sim, "GET", "/v2/tags?per_page=1", "").json();
+    assert_eq!((&tags["meta"]["total"], &tags["tags"][0]["name"]), (&json!(2), &json!("nomad")));
+    let whole = call(&sim, "GET", "/v2/tags", "").json();
+    let sample: Value = serde_json::from_str(include_str!("../fixtures/api/tag.json")).expect("a sample");
+    assert_same_shape(&json!({"tag": whole["tags"][0]}), &sample.to_string());
+    assert_eq!(whole["tags"][0]["resources"]["volumes"]["count"], 1);
+    let regions = call(&sim, "GET", "/v2/regions", "").json();
+    let stores = |index: usize| {
+        let features = regions["regions"][index]["features"].as_array().expect("features");
+        (regions["regions"][index]["slug"].clone(), features.contains(&json!("storage")))
+    };
+    assert_eq!((stores(0), stores(1)), ((json!("fra1"), true), (json!("ams2"), false)));
+}

@@ -59,6 +59,12 @@ impl NewVolume {
 }
 
 impl Cloud {
+    /// Every region, and whether it has block storage, in order.
+    pub fn known_regions(&self) -> impl Iterator<Item = (&str, bool)> {
+        let with = self.regions.iter().map(|slug| (slug.as_str(), true));
+        with.chain(self.regions_without_storage.iter().map(|slug| (slug.as_str(), false)))
+    }
+
     /// Creates a volume and gives its id.
     ///
     /// # Errors
