@@ -41,7 +41,7 @@ RUN apt-get update \
 COPY --from=program /build/target/release/do-csi-plugin /usr/bin/do-csi-plugin
 COPY tests/image/collect /collect
 RUN /collect /image do-csi-plugin \
-    blkid blockdev fsfreeze mkfs.xfs xfs_growfs mke2fs e2fsck resize2fs mkfs.btrfs btrfs cryptsetup dmsetup
+    blkid blockdev fsfreeze mkfs.xfs xfs_growfs mke2fs e2fsck resize2fs mkfs.btrfs btrfs cryptsetup dmsetup sync
 COPY LICENSE /image/usr/share/doc/do-csi-plugin/copyright
 
 FROM scratch

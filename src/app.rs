@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crossbeam::channel::{Receiver, bounded, never};
+use crossbeam::channel::{Receiver, Sender, bounded, never};
 use grpcio::Service;
 use log::{info, warn};
 use nix::sys::prctl;
@@ -50,6 +50,7 @@ use crate::rpc::identity::IdentityService;
 use crate::rpc::node::NodeService;
 use crate::rpc::socket::SocketFile;
 use crate::rpc::worker::Pool;
+use crate::upkeep::{BringBack, Unused, Upkeep, await_end};
 
 /// Serves until SIGTERM or SIGINT, then lets running calls finish, for which a second signal ends the wait. Nothing is
 /// unmounted or detached at the end. What other signals ask for is done meanwhile.
@@ -70,13 +71,15 @@ pub fn run(mut config: Config) -> Result<(), String> {
     let cloud = token.filter(|_| config.mode.has_controller()).map(|token| cloud(&config, token, Arc::clone(&quota)));
     let health = Arc::new(health(&config, cloud.as_ref(), &droplet_identity));
     let findings = start_debug_server(&config, &health, &droplet_identity)?;
-    let (services, insight) = services(&config, cloud, quota, &droplet_identity, findings.as_ref())?;
+    let Parts { services, insight, node, unused } = parts(&config, cloud, quota, &droplet_identity, findings.as_ref())?;
     // Not before: who cannot start says why in one line and nothing else.
     if config.mode_is_for_want_of_token {
         warn!("{NO_TOKEN}");
     }
     let server = Server::start(socket, config.socket_mode, services)?;
     health.reach(Stage::Serving);
+    let start = |node: &Arc<Node>| Upkeep::start(Arc::clone(node), config.allocations.clone(), unused);
+    let upkeep = node.as_ref().map(start).transpose().map_err(no_thread)?;
     info!(version = env!("CARGO_PKG_VERSION"), driver = config.driver_name.as_str(), mode:? = config.mode; "started");
     if needs_metadata(&config) {
         droplet_identity.find_out(Metadata::new(config.metadata_url.clone())).map_err(no_thread)?;
@@ -96,7 +99,13 @@ pub fn run(mut config: Config) -> Result<(), String> {
     info!("{signal}: no new calls, waiting for the running ones");
     droplet_identity.stop_waiting();
     health.reach(Stage::Stopping);
-    server.shut_down(config::DRAIN_BUDGET, &second_end(signals));
+    let enough = second_end(signals);
+    let looked = upkeep.map(Upkeep::stop);
+    // At once, as the caller may not wait for the running calls: what tasks write after this reaches the disk in its time.
+    let flushed = node.as_ref().and_then(flush_meanwhile);
+    server.shut_down(config::DRAIN_BUDGET, &enough);
+    let deadline = Instant::now() + config::UPKEEP_END;
+    looked.iter().chain(&flushed).for_each(|ended| await_end(ended, deadline, &enough));
     info!("stopped; mounts and attachments stay as they are");
     Ok(())
 }
@@ -116,6 +125,19 @@ fn about_endpoint(line: String, config: &Config) -> String {
 /// the token has in an hour.
 const FIRST_LOOK: Duration = Duration::from_secs(30);
 const LOOK_PERIOD: Duration = Duration::from_secs(600);
+
+/// Writes what is in memory to the disks, on a thread of its own; tells when that has ended. Without a thread it is not done.
+fn flush_meanwhile(node: &Arc<Node>) -> Option<Receiver<()>> {
+    let (ending, ended) = bounded::<()>(0);
+    let node = Arc::clone(node);
+    let flush = move || {
+        node.flush_all();
+        drop(ending);
+    };
+    let started = thread::Builder::new().name("flush-all".to_owned()).spawn(flush);
+    started.inspect_err(|err| warn!("the system gives no thread to write what is in memory: {err}")).ok()?;
+    Some(ended)
+}
 
 /// What is said to who gave no token and did not ask for a mode either, as it may be an oversight.
 const NO_TOKEN: &str = "no DigitalOcean token is given, so only the node service is offered, and volumes are neither created \
@@ -181,12 +203,14 @@ fn refuse_dumps() {
 fn second_end(signals: Signals) -> Receiver<()> {
     let (arrived, arrival) = bounded(1);
     let wait = move || {
-        while let Ok((_, asked)) = signals.next() {
-            if asked == Asked::End {
-                let _nobody_waits_any_more = arrived.send(()).is_err();
+        loop {
+            match signals.next() {
+                // Closed, it tells everybody who waits, and who will.
+                Ok((_, Asked::End)) => return drop::<Sender<()>>(arrived),
+                Ok((_, Asked::Reload | Asked::Report | Asked::ToggleDebug)) => {}
+                Err(_) => thread::park(),
             }
         }
-        thread::park();
     };
     match thread::Builder::new().name("signals".to_owned()).spawn(wait) {
         Ok(_) => arrival,
@@ -275,15 +299,24 @@ fn cloud(config: &Config, token: Token, quota: Arc<RateLimit>) -> Cloud {
     Cloud::new(config.api_url.clone(), config.route.clone(), token, quota, budgets)
 }
 
-fn services(
+/// What a run consists of.
+struct Parts {
+    services: Vec<Service>,
+    insight: Insight,
+    node: Option<Arc<Node>>,
+    unused: Option<Unused>,
+}
+
+fn parts(
     config: &Arc<Config>,
     cloud: Option<Cloud>,
     quota: Arc<RateLimit>,
     droplet_identity: &Arc<DropletIdentity>,
     findings: Option<&Arc<Findings>>,
-) -> Result<(Vec<Service>, Insight), String> {
+) -> Result<Parts, String> {
     let mut services = vec![create_identity(IdentityService::new(Arc::clone(config)))];
     let mut insight = Insight { cloud: None, quota, pools: Vec::new() };
+    let (mut node, mut own) = (None, None);
     if let Some(cloud) = cloud {
         insight.cloud = Some(cloud.clone());
         let controller = Arc::new(Controller::new(config, cloud, Arc::clone(droplet_identity)));
@@ -292,18 +325,31 @@ fn services(
         let list = Pool::new("list", config::LISTERS, config::QUEUE_LENGTH);
         let pools = Pools { change: pool("controller"), unpublish: pool("unpublish"), look: pool("look"), list };
         insight.pools.extend([&pools.change, &pools.unpublish, &pools.look, &pools.list].map(Pool::clone));
-        services.push(create_controller(ControllerService::new(config, controller, pools)));
+        services.push(create_controller(ControllerService::new(config, Arc::clone(&controller), pools)));
+        own = Some(controller);
     }
     if config.mode.has_node() {
         let tools = find_tools().map_err(|missing| missing.to_string())?;
         check_is_sysfs(&config.sys_dir).map_err(|err| format!("--sys-dir: {}", Chain(&err)))?;
         info!(encrypted_volumes = tools.can_encrypt(); "this droplet has {}", observe_abilities());
         tell_when_nothing_reaches();
-        let node = Arc::new(Node::new(config, Box::new(SystemRunner::new(tools))));
-        node.close_left_open().map_err(no_thread)?;
-        let service = NodeService::new(config, Arc::clone(droplet_identity), node);
+        let made = Node::new(config, Box::new(SystemRunner::new(tools)));
+        let made = Arc::new(match own.as_ref().filter(|_| config.release_unused.is_some()) {
+            None => made,
+            Some(controller) => {
+                made.bringing_back(Box::new(BringBack::new(Arc::clone(controller))), controller.activity())
+            }
+        });
+        made.close_left_open().map_err(no_thread)?;
+        let service = NodeService::new(config, Arc::clone(droplet_identity), Arc::clone(&made));
+        node = Some(made);
         insight.pools.extend(service.pools());
         services.push(create_node(service));
     }
-    Ok((services, insight))
+    let releases = config.release_unused.zip(own).filter(|_| node.is_some());
+    if config.release_unused.is_some() && releases.is_none() {
+        warn!("--release-unused has no effect: it needs the node service and the token in one process");
+    }
+    let unused = releases.map(|(after, controller)| Unused::new(controller, after));
+    Ok(Parts { services, insight, node, unused })
 }

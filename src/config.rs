@@ -6,10 +6,11 @@
 pub mod command;
 mod log;
 mod parse;
+mod upkeep;
 
 use std::ffi::OsString;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::error::{ContextKind, ContextValue};
@@ -20,11 +21,13 @@ use crate::cloud::http::Route;
 use crate::cloud::proxy::ProxyVariables;
 use crate::cloud::request::BaseUrl;
 use crate::cloud::tag::Tag;
-use crate::cloud::token::{Secret, Token};
+use crate::cloud::token::Token;
 use crate::config::parse::{
-    if_given, parse_bool, parse_debug_addr, parse_driver_name, parse_endpoint, parse_max_size, parse_number,
-    parse_rate, parse_seconds, parse_socket_mode,
+    double_dashes, if_given, parse_bool, parse_debug_addr, parse_driver_name, parse_endpoint, parse_max_size,
+    parse_number, parse_rate, parse_release_unused, parse_seconds, parse_socket_mode, token_source,
 };
+use crate::config::upkeep::plan_allocations;
+pub use crate::config::upkeep::{ATTACH_BUDGET, Allocations, FLUSH_BUDGET, RELEASE_UNUSED_BUDGET, UPKEEP_END};
 use crate::fs::FsKind;
 use crate::host::mount_options::{DefaultFlags, SelinuxLabel};
 use crate::id::DropletId;
@@ -168,6 +171,15 @@ struct Flags {
     /// Form of the log's lines; all forms have the same keys (not in the official driver)
     #[arg(help_heading = LOG, long, env = "CSI_LOG_FORMAT", value_enum, default_value = "text")]
     log_format: LogFormat,
+    /// How long a volume of this cluster (--do-tag) may be attached to this droplet and used by nobody before it is detached,
+    /// such as 2m; for orchestrators that forget attachments, as Nomad does. Needs the token and the node service in one
+    /// process (not in the official driver)
+    #[arg(help_heading = NODE, long, env = "DO_CSI_RELEASE_UNUSED", default_value = "", hide_default_value = true)]
+    release_unused: String,
+    /// Directory in which Nomad has a directory for each allocation, as this program sees it; with raw_exec it is known (not in
+    /// the official driver)
+    #[arg(help_heading = NODE, long, env = "DO_CSI_NOMAD_ALLOCATIONS")]
+    nomad_allocations: Option<PathBuf>,
     /// Seconds in which a controller call ends; Nomad gives up after 120. Every wait inside a call is a part of it (not in
     /// the official driver; for tests)
     #[arg(help_heading = TESTS, long, default_value = "100")]
@@ -277,6 +289,10 @@ pub struct Config {
     pub api_rate_limit: f64,
     /// Whether a volume is taken also from a droplet that is running.
     pub takeover: bool,
+    /// How long a volume may be on this droplet unused before it is detached; none: for ever.
+    pub release_unused: Option<Duration>,
+    /// Where Nomad keeps the directories of its allocations, where that can be seen from here for certain.
+    pub allocations: Option<Allocations>,
     /// How long a controller call may take, all its waits included.
     pub call_budget: Duration,
     /// How long one request to DigitalOcean may take.
@@ -370,6 +386,8 @@ impl Flags {
             token.current().map_err(|err| format!("--token-file {}: {err}", file.display()))?;
         }
         parse_bool("--validate-attachment", &self.validate_attachment)?;
+        let tag = if_given("--do-tag", &self.do_tag, Tag::parse)?;
+        let release_unused = parse_release_unused(&self.release_unused, tag.is_some())?;
         let api_url = BaseUrl::parse(&self.url).map_err(|bad| format!("--url: {bad}"))?;
         // Who does not ask the API needs no way to it.
         let proxies = ProxyVariables::read(variable);
@@ -388,7 +406,7 @@ impl Flags {
             metadata_url: BaseUrl::parse(&self.metadata_url).map_err(|bad| format!("--metadata-url: {bad}"))?,
             region: if_given("--region", &self.region, Region::parse)?,
             droplet_id: if_given("--droplet-id", &self.droplet_id, DropletId::parse)?,
-            tag: if_given("--do-tag", &self.do_tag, Tag::parse)?,
+            tag,
             debug_addr: parse_debug_addr(&self.debug_addr)?,
             default_page_size: Some(parse_number(
                 "--default-volumes-page-size",
@@ -398,6 +416,8 @@ impl Flags {
             .filter(|size| *size > 0),
             api_rate_limit: parse_rate(&self.do_api_rate_limit)?,
             takeover: parse_bool("--takeover", &self.takeover)?,
+            release_unused,
+            allocations: plan_allocations(self.nomad_allocations, |name| std::env::var(name).ok()),
             call_budget: parse_seconds("--call-budget", &self.call_budget)?,
             api_timeout: parse_seconds("--api-timeout", &self.api_timeout)?,
             volume_limit: parse_number("--volume-limit", &self.volume_limit, u32::MAX)?,
@@ -421,18 +441,6 @@ impl Flags {
 fn without_empty_variable(arg: Arg) -> Arg {
     let is_empty = arg.get_env().and_then(std::env::var_os).is_some_and(|value| value.is_empty());
     if is_empty { arg.env(None::<&'static str>) } else { arg }
-}
-
-/// Go's flag package takes one dash or two; clap takes `-endpoint` for a bundle of one-letter flags.
-fn double_dashes(args: impl IntoIterator<Item = OsString>) -> impl Iterator<Item = OsString> {
-    args.into_iter().enumerate().map(|(position, arg)| match arg.to_str() {
-        Some(text) if position > 0 && is_single_dash_flag(text) => format!("-{text}").into(),
-        Some(_) | None => arg,
-    })
-}
-
-fn is_single_dash_flag(text: &str) -> bool {
-    text.strip_prefix('-').is_some_and(|name| name.len() > 1 && name.starts_with(|c: char| c.is_ascii_alphabetic()))
 }
 
 /// What a command line that clap does not take ends with; `args` is that line.
@@ -466,19 +474,6 @@ fn switch_before_value(args: &[OsString]) -> Option<String> {
         args.iter().zip(args.iter().skip(1)).filter_map(|(flag, value)| Some((flag.to_str()?, value.to_str()?)));
     let mut meant = pairs.filter(|(flag, value)| is_switch(flag) && parse_bool(flag, value).is_ok());
     meant.next().map(|(flag, value)| format!("{flag}={value}"))
-}
-
-fn token_source(token: &str, origin: &'static str, file: Option<&Path>) -> Result<Option<Token>, String> {
-    let token = token.trim();
-    match file.filter(|path| !path.as_os_str().is_empty()) {
-        Some(_) if !token.is_empty() => Err("--token and --token-file are both given; give one".to_owned()),
-        Some(path) => Ok(Some(Token::file(path))),
-        None if token.is_empty() => Ok(None),
-        None => {
-            let secret = Secret::parse(token).map_err(|bad| format!("--token: {bad}"))?;
-            Ok(Some(Token::fixed(secret, origin)))
-        }
-    }
 }
 
 fn plan_mode(asked: Option<Mode>, has_token: bool) -> Result<Mode, String> {
@@ -545,7 +540,7 @@ mod tests {
 
     #[test]
     fn a_wrong_setting_is_one_line_that_names_the_flag() {
-        let table: [(&[&str], &str); 16] = [
+        let table: [(&[&str], &str); 19] = [
             (&["--nonsense"], "--nonsense"),
             (&["--endpoint=tcp://1"], "--endpoint"),
             (&["--url=ftp://x"], "--url"),
@@ -562,6 +557,9 @@ mod tests {
             (&["--default-fs-type=ntfs"], "--default-fs-type"),
             (&["--selinux-label=x"], "--selinux-label"),
             (&["--default-mount-flags=nosuid,discard"], "--default-mount-flags"),
+            (&["--release-unused=2m"], "--do-tag"),
+            (&["--release-unused=soon", "--do-tag=x"], "--release-unused"),
+            (&["--release-unused=999h", "--do-tag=x"], "--release-unused"),
         ];
         for (args, flag) in table {
             let line = refusal(args);

@@ -13,6 +13,7 @@
 //!
 //! # The map, in reading order
 //! - [`app`]: the order of start and stop
+//! - [`upkeep`]: what the program looks after by itself: mounts that were left behind, attachments that nobody uses
 //! - [`ops`]: what an operator sees: the log, the answers on `--debug-addr`, what is wrong and what ends it
 //! - [`commands`]: the commands for people, `volumes` and `doctor`
 //! - [`rpc`]: the gRPC server and what stands before it, its worker threads, status codes; the three CSI services, each a thin
@@ -34,14 +35,15 @@
 //! What is above uses what is below, never the other way round; a test reads the imports.
 //!
 //! # Invariants
-//! - The node side never talks to DigitalOcean's API, and the controller side never touches a disk.
+//! - The node side never talks to DigitalOcean's API, and the controller side never touches a disk. Where volumes that nobody
+//!   uses are detached (`upkeep`), the node side asks for them to be brought back, through [`node::Attach`].
 //! - Nothing is kept on disk: every call starts from what DigitalOcean, the mount table and the disk say. Which id belongs to
 //!   which volume's name is kept in `/dev`, and no longer than the mounts are.
 //! - A disk is formatted only when it has been read and is blank; what is not known is never taken for blank.
 //! - What cannot be read is never taken for absent (`host/presence.rs`), and no mount that is in use is torn away before two
 //!   looks agree that it is dead (`host/mount_health.rs`).
 //! - No error text is ever taken for success.
-//! - Ending the program unmounts and detaches nothing.
+//! - Ending the program unmounts and detaches nothing; it writes what is in memory to the disks.
 
 #![cfg_attr(
     test,
@@ -78,5 +80,6 @@ pub mod rpc;
 pub mod size;
 pub mod spelling;
 pub mod sync;
+pub mod upkeep;
 
 pub use app::run;

@@ -2,12 +2,14 @@
 //!
 //! Owns what a flag may say, and the line that tells what is wrong with it. Pure, but for the look-up of a host's name.
 
+use std::ffi::OsString;
 use std::fmt::Display;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
+use crate::cloud::token::{Secret, Token};
 use crate::config::DRIVER_NAME;
 use crate::size::{Gib, SizeLimits};
 
@@ -102,6 +104,24 @@ pub(super) fn parse_seconds(flag: &str, text: &str) -> Result<Duration, String> 
         .ok_or_else(|| format!("{flag}: {text:?} is not a number of seconds from 0.1 to 600, written without a unit"))
 }
 
+/// Reads a time such as `90s`, `2m` or `1h`, from a second to a day; `None` when there is none.
+pub(super) fn parse_release_unused(text: &str, has_owner: bool) -> Result<Option<Duration>, String> {
+    match if_given("--release-unused", text, parse_time)? {
+        Some(_) if !has_owner => {
+            Err("--release-unused needs --do-tag: only the owner's tag says which volumes are this cluster's"
+                .to_owned())
+        }
+        after => Ok(after),
+    }
+}
+
+fn parse_time(text: &str) -> Result<Duration, String> {
+    let units = [("s", 1), ("m", 60), ("h", 3600)];
+    let read = |(unit, seconds): (&str, u64)| text.strip_suffix(unit)?.parse::<u64>().ok()?.checked_mul(seconds);
+    let seconds = units.into_iter().find_map(read).filter(|seconds| (1..=24 * 3600).contains(seconds));
+    seconds.map(Duration::from_secs).ok_or_else(|| format!("{text:?} is no time from 1s to 24h, such as 2m"))
+}
+
 pub(super) fn parse_max_size(text: &str) -> Result<Gib, String> {
     let least = SizeLimits::DIGITALOCEAN.min;
     text.parse().ok().map(Gib).filter(|size| *size >= least).ok_or_else(|| {
@@ -114,5 +134,31 @@ pub(super) fn parse_bool(flag: &str, text: &str) -> Result<bool, String> {
         "true" | "t" | "1" => Ok(true),
         "false" | "f" | "0" => Ok(false),
         other => Err(format!("{flag}: {other:?} is neither true nor false")),
+    }
+}
+
+/// Go's flag package takes one dash or two; clap takes `-endpoint` for a bundle of one-letter flags.
+pub(super) fn double_dashes(args: impl IntoIterator<Item = OsString>) -> impl Iterator<Item = OsString> {
+    args.into_iter().enumerate().map(|(position, arg)| match arg.to_str() {
+        Some(text) if position > 0 && is_single_dash_flag(text) => format!("-{text}").into(),
+        Some(_) | None => arg,
+    })
+}
+
+fn is_single_dash_flag(text: &str) -> bool {
+    text.strip_prefix('-').is_some_and(|name| name.len() > 1 && name.starts_with(|c: char| c.is_ascii_alphabetic()))
+}
+
+/// Reads where the token comes from.
+pub(super) fn token_source(token: &str, origin: &'static str, file: Option<&Path>) -> Result<Option<Token>, String> {
+    let token = token.trim();
+    match file.filter(|path| !path.as_os_str().is_empty()) {
+        Some(_) if !token.is_empty() => Err("--token and --token-file are both given; give one".to_owned()),
+        Some(path) => Ok(Some(Token::file(path))),
+        None if token.is_empty() => Ok(None),
+        None => {
+            let secret = Secret::parse(token).map_err(|bad| format!("--token: {bad}"))?;
+            Ok(Some(Token::fixed(secret, origin)))
+        }
     }
 }

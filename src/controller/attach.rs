@@ -29,7 +29,9 @@ use crate::cloud::action::Action;
 use crate::cloud::droplet::Droplet;
 use crate::cloud::volume::Volume;
 use crate::controller::api_failure::{ApiFailure, plan_failure};
-use crate::controller::attachment::{AttachFacts, AttachHistory, AttachPlan, Doubt, Place, Record, plan_attach};
+use crate::controller::attachment::{
+    AttachFacts, AttachHistory, AttachPlan, Doubt, Place, Purpose, Record, plan_attach,
+};
 use crate::controller::context::CallContext;
 use crate::controller::overtaken::{Moment, Unpublishes};
 use crate::controller::owner::Owner;
@@ -93,12 +95,12 @@ struct AttachWaits {
 
 impl Attacher {
     /// As [`crate::controller::Controller::publish`], but for the error of a call that used up its time.
-    pub(super) fn publish(&self, ctx: &CallContext, want: &Publish) -> Result<Volume> {
+    pub(super) fn publish(&self, ctx: &CallContext, want: &Publish, purpose: Purpose) -> Result<Volume> {
         let key = VolumeKey::Id(want.volume.to_string());
         let full = |why| VolumeBusy::new(key.clone(), why);
         let _place = self.publishing.enter(want.volume.clone(), MAX_QUEUE).map_err(full)?;
         let (came, mut is_first) = (self.unpublishes.now(), true);
-        let mut history = AttachHistory::new(ctx.patience, self.takeover);
+        let mut history = AttachHistory::new(ctx.patience, self.takeover, purpose);
         let mut waits = AttachWaits {
             pauses: ctx.retry_backoff(),
             looks: ctx.poll_backoff(),
@@ -151,7 +153,7 @@ impl Attacher {
                     // An attach that outlasted its own call.
                     self.runner.got_through(&[want.droplet]);
                 }
-                self.finish(guard, ctx, want, facts.volume, by)
+                self.finish(guard, ctx, want, facts.volume, by, history)
             }
             AttachPlan::Attach { despite } => {
                 if let Place::Held { holder, .. } = facts.place {
@@ -183,9 +185,15 @@ impl Attacher {
         want: &Publish,
         volume: Volume,
         by: Option<ActionId>,
+        history: &AttachHistory,
     ) -> Result<AttachStep> {
-        self.publish_modes.settle(guard, want, &volume, by)?;
-        self.tagger.apply_tag(guard, ctx, &volume);
+        match history.purpose {
+            Purpose::Publish => {
+                self.publish_modes.settle(guard, want, &volume, by)?;
+                self.tagger.apply_tag(guard, ctx, &volume);
+            }
+            Purpose::Return => {}
+        }
         Ok(AttachStep::Done(volume))
     }
 
@@ -244,7 +252,7 @@ impl Attacher {
             let is_listed = !volume.droplets.is_empty() && volume.droplets.iter().all(|it| *it == want.droplet);
             let is_late = since.elapsed() > ctx.patience.propagation();
             if is_listed || is_late && ctx.has_volume(want.droplet, &want.volume)? {
-                return self.finish(guard, ctx, want, volume, Some(action));
+                return self.finish(guard, ctx, want, volume, Some(action), history);
             }
             let why = format!("DigitalOcean's attach action {action} completed, but the attachment does not show");
             if is_late {

@@ -17,6 +17,15 @@ use crate::error::{Error, Result};
 use crate::id::{ActionId, DropletId};
 use crate::request::attachment::Publish;
 
+/// What a volume is attached for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// A call of the orchestrator wants it.
+    Publish,
+    /// It is brought back to where this program has detached it: it is taken from nowhere, and nothing is learned of its use.
+    Return,
+}
+
 /// What is known of a volume's attachment. What decides nothing is not asked, as every answer costs a request.
 #[derive(Debug)]
 pub(super) struct AttachFacts {
@@ -98,6 +107,7 @@ impl Record {
 pub(super) struct AttachHistory {
     patience: Timeouts,
     takeover: bool,
+    pub(super) purpose: Purpose,
     /// An attach, this call's or another's, may be on its way.
     pub(super) is_contested: bool,
     /// How the last attach was refused; it holds if the next look shows the volume as free as before.
@@ -248,10 +258,11 @@ impl CallContext {
 
 impl AttachHistory {
     /// Nothing so far; with `takeover`, a volume is taken from whatever droplet has it.
-    pub(super) fn new(patience: Timeouts, takeover: bool) -> AttachHistory {
+    pub(super) fn new(patience: Timeouts, takeover: bool, purpose: Purpose) -> AttachHistory {
         AttachHistory {
             patience,
             takeover,
+            purpose,
             is_contested: false,
             refusal: None,
             nothing_on: None,
@@ -313,6 +324,9 @@ pub(super) fn plan_attach(facts: &AttachFacts, wanting: DropletId, history: &Att
         Place::Nowhere { last_action } => plan_free(facts.at, last_action.as_ref(), None, history),
         Place::Here { last_action, is_known, record } => {
             plan_here(facts.at, last_action, *is_known, record, wanting, history)
+        }
+        Place::HeldLately { holder } | Place::Held { holder, .. } if history.purpose == Purpose::Return => {
+            AttachPlan::RefuseHeld(*holder)
         }
         Place::HeldLately { holder } => AttachPlan::Retry(Doubt::Held(*holder)),
         Place::Held { last_action: LastAction::Running(action), .. } => AttachPlan::WaitFor(action.clone()),
@@ -474,7 +488,7 @@ mod tests {
     }
 
     fn history(change: impl FnOnce(&mut AttachHistory)) -> AttachHistory {
-        let mut history = AttachHistory::new(Timeouts::of(Duration::from_secs(100)), false);
+        let mut history = AttachHistory::new(Timeouts::of(Duration::from_secs(100)), false, Purpose::Publish);
         change(&mut history);
         history
     }

@@ -9,6 +9,7 @@
 //! | `restore`, `clone_snapshot` | volumes that begin with content |
 //! | `attach`, `detach` | attachments come and go |
 //! | `attachment`, `takeover`, `last_action` | where a volume is, and what that calls for |
+//! | [`unused`] | volumes that nobody uses where they are |
 //! | `publish_mode` | how a volume was published |
 //! | `expand`, `modify` | volumes become larger, or get other tags |
 //! | `snapshot`, `snapshot_names` | snapshots come and go, each with a name of its own |
@@ -55,6 +56,7 @@ mod snapshot;
 pub mod snapshot_names;
 mod tag_scope;
 mod takeover;
+pub mod unused;
 pub mod whole_list;
 
 use std::sync::Arc;
@@ -64,6 +66,7 @@ use crate::cloud::Cloud;
 use crate::cloud::volume::Volume;
 use crate::config::Config;
 use crate::controller::attach::Attacher;
+use crate::controller::attachment::Purpose;
 use crate::controller::clone_snapshot::Sweeper;
 use crate::controller::context::{CallContext, Timeouts};
 use crate::controller::detach::Detacher;
@@ -80,6 +83,7 @@ use crate::error::{Error, Result};
 use crate::id::VolumeId;
 use crate::request::attachment::{Publish, Unpublish};
 use crate::size::SizeLimits;
+use crate::sync::activity::Activity;
 use crate::sync::caller::Caller;
 use crate::sync::fifo_lock::FifoLocks;
 use crate::sync::volume_lock::{VolumeGuard, VolumeKey, VolumeLocks};
@@ -101,6 +105,7 @@ pub struct Controller {
     taken_names: TakenNames,
     volume_lists: VolumeLists,
     sweeper: Sweeper,
+    activity: Activity,
 }
 
 impl Controller {
@@ -144,6 +149,7 @@ impl Controller {
             runner,
             taken_names: TakenNames::default(),
             volume_lists: VolumeLists::default(),
+            activity: Activity::default(),
         }
     }
 
@@ -156,7 +162,16 @@ impl Controller {
     /// droplet has it, [`Error::OtherRegion`], [`Error::Mismatch`] when it is there for another use, [`Error::AttachLimit`],
     /// [`Error::NotYet`] when the call's time was used up by waiting.
     pub fn publish(&self, ctx: &CallContext, want: &Publish) -> Result<Volume> {
-        self.attacher.publish(ctx, want).map_err(Error::or_not_yet)
+        // A call that wants the volume elsewhere is none that uses it here.
+        let is_here = ctx.own == Some(want.droplet);
+        let _active = is_here.then(|| self.activity.enter([VolumeKey::Id(want.volume.to_string())]));
+        self.attacher.publish(ctx, want, Purpose::Publish).map_err(Error::or_not_yet)
+    }
+
+    /// Where the calls that attach volumes to this droplet are noted.
+    #[must_use]
+    pub fn activity(&self) -> Activity {
+        self.activity.clone()
     }
 
     /// Detaches a volume from a droplet, or from wherever it is. Attached elsewhere, it is left alone.

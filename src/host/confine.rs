@@ -97,6 +97,8 @@ fn needed(tool: Tool) -> CapabilitySet {
             CapabilitySet::SYS_ADMIN
         }
         Tool::Resize2fs => CapabilitySet::SYS_ADMIN | CapabilitySet::SYS_RESOURCE,
+        // The root directory of a volume may be somebody else's.
+        Tool::Sync => CapabilitySet::DAC_READ_SEARCH,
         Tool::Cryptsetup | Tool::Dmsetup => {
             CapabilitySet::SYS_ADMIN
                 | CapabilitySet::IPC_LOCK
@@ -110,7 +112,7 @@ fn needed(tool: Tool) -> CapabilitySet {
 
 fn memory(tool: Tool) -> u64 {
     match tool {
-        Tool::Blkid | Tool::Blockdev | Tool::Fsfreeze | Tool::Dmsetup => LITTLE_MEMORY,
+        Tool::Blkid | Tool::Blockdev | Tool::Fsfreeze | Tool::Dmsetup | Tool::Sync => LITTLE_MEMORY,
         Tool::Cryptsetup
         | Tool::E2fsck
         | Tool::Mke2fs

@@ -4,6 +4,7 @@
 //! A volume that nothing uses is not counted: whether CSI is going to use it cannot be seen.
 
 use std::collections::BTreeSet;
+use std::ffi::OsString;
 use std::fs::OpenOptions;
 use std::io::ErrorKind;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
@@ -16,6 +17,7 @@ use crate::host::device::number::DeviceNumber;
 use crate::host::device::{DevicePlaces, LINK_PREFIX};
 use crate::host::mountinfo::{Mount, MountTable};
 use crate::host::presence::{observe_if_there, observe_is_there, observe_metadata, observe_names, observe_real};
+use crate::id::VolumeName;
 
 /// What was seen of one volume's disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,6 +45,16 @@ pub(crate) fn observe_foreign(places: &DevicePlaces, mounts: &MountTable) -> Res
         }
     }
     Ok(count)
+}
+
+/// The names of all volumes to which a link leads, whatever is behind it.
+///
+/// # Errors
+/// [`crate::error::Error::Io`] when the links cannot be listed.
+pub(crate) fn observe_linked_names(places: &DevicePlaces) -> Result<Vec<VolumeName>> {
+    let names = observe_names(&places.links)?.unwrap_or_default();
+    let name = |file: &OsString| VolumeName::parse(file.to_str()?.strip_prefix(LINK_PREFIX)?).ok();
+    Ok(names.iter().filter_map(name).collect())
 }
 
 /// The disks behind all links of volumes, each once. Partitions have links of their own and count with their disk.
@@ -126,7 +138,7 @@ fn is_of_nomad(target: &Path) -> bool {
 }
 
 /// Whether it is what Nomad calls a way of using a volume, such as `rw-file-system-single-node-writer`.
-fn is_usage(part: &str) -> bool {
+pub(crate) fn is_usage(part: &str) -> bool {
     let rest = part.strip_prefix("rw-").or_else(|| part.strip_prefix("ro-"));
     rest.is_some_and(|rest| rest.starts_with("file-system-") || rest.starts_with("block-device-"))
 }

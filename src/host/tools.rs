@@ -35,6 +35,8 @@ pub enum Tool {
     Resize2fs,
     /// `btrfs`, which grows btrfs.
     Btrfs,
+    /// `sync`, which writes what is in memory to one file system.
+    Sync,
     /// `cryptsetup`, for encrypted volumes; whoever has none can do without it.
     Cryptsetup,
     /// `dmsetup`, which shows what the kernel was told of an encrypted volume; it comes with cryptsetup.
@@ -43,7 +45,7 @@ pub enum Tool {
 
 impl Tool {
     /// Every program that must be there, in the order in which they are looked for.
-    pub const NEEDED: [Tool; 10] = [
+    pub const NEEDED: [Tool; 11] = [
         Tool::Blkid,
         Tool::Blockdev,
         Tool::Fsfreeze,
@@ -54,6 +56,7 @@ impl Tool {
         Tool::XfsGrowfs,
         Tool::Resize2fs,
         Tool::Btrfs,
+        Tool::Sync,
     ];
 
     /// The program's file name.
@@ -70,6 +73,7 @@ impl Tool {
             Tool::XfsGrowfs => "xfs_growfs",
             Tool::Resize2fs => "resize2fs",
             Tool::Btrfs => "btrfs",
+            Tool::Sync => "sync",
             Tool::Cryptsetup => "cryptsetup",
             Tool::Dmsetup => "dmsetup",
         }
@@ -88,6 +92,7 @@ impl Tool {
             Tool::MkfsXfs | Tool::XfsGrowfs => "xfsprogs",
             Tool::Mke2fs | Tool::E2fsck | Tool::Resize2fs => "e2fsprogs",
             Tool::MkfsBtrfs | Tool::Btrfs => "btrfs-progs",
+            Tool::Sync => "coreutils",
             Tool::Cryptsetup => "cryptsetup-bin",
             Tool::Dmsetup => "dmsetup",
         }
@@ -108,7 +113,8 @@ impl Tool {
             | Tool::E2fsck
             | Tool::XfsGrowfs
             | Tool::Resize2fs
-            | Tool::Btrfs => None,
+            | Tool::Btrfs
+            | Tool::Sync => None,
         }
     }
 }

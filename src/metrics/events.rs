@@ -30,18 +30,21 @@ pub enum EventKind {
     Formatted,
     /// A volume is taken from a droplet that no longer needs it.
     TakenOver,
+    /// A volume that nobody used is detached from its droplet.
+    Released,
     /// A call that was to change something has failed.
     Failed,
 }
 
 impl EventKind {
     /// All of them.
-    pub const ALL: [EventKind; 6] = [
+    pub const ALL: [EventKind; 7] = [
         EventKind::Attached,
         EventKind::Detached,
         EventKind::Resized,
         EventKind::Formatted,
         EventKind::TakenOver,
+        EventKind::Released,
         EventKind::Failed,
     ];
 
@@ -54,6 +57,7 @@ impl EventKind {
             EventKind::Resized => "resized",
             EventKind::Formatted => "formatted",
             EventKind::TakenOver => "taken_over",
+            EventKind::Released => "released",
             EventKind::Failed => "failed",
         }
     }

@@ -8,10 +8,12 @@ mod block;
 mod expand;
 mod filesystem;
 mod health;
+mod leftover;
 mod limit;
 mod luks;
 mod mount_point;
 mod mount_state;
+mod nomad_place;
 mod ownership;
 mod plan;
 mod publish;
@@ -20,10 +22,13 @@ mod scratch_mount;
 mod stage;
 pub mod stats;
 mod take_down;
+pub mod unused;
 mod whose;
 
+use std::collections::BTreeSet;
+use std::fmt;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::activity::learn_name;
@@ -35,13 +40,27 @@ use crate::host::inventory::{Inventory, LOOK_BUDGET};
 use crate::host::mount_options::{DefaultFlags, SelinuxLabel};
 use crate::id::VolumeName;
 use crate::node::filesystem::FsTools;
+pub use crate::node::leftover::MountsSeen;
 use crate::node::release::LeftDisks;
+use crate::sync::activity::{Active, Activity};
 use crate::sync::caller::Caller;
 use crate::sync::semaphore::Semaphore;
 use crate::sync::volume_lock::{Queued, VolumeGuard, VolumeKey, VolumeLocks};
 
 /// How many calls may be ahead of one in the line for a volume or a path.
 const MAX_QUEUE: usize = 8;
+
+/// Asks for a volume to be attached to this droplet, where the program may do so by itself.
+///
+/// Volumes that nobody used are detached by this program (`--release-unused`), also when an orchestrator was told a moment before
+/// that the volume is here. Its next call is the one for the node, and that one has to get the volume back.
+pub trait Attach: fmt::Debug + Send + Sync {
+    /// Sees that the volume of this name is attached to this droplet, and takes it from no other.
+    ///
+    /// # Errors
+    /// As a ControllerPublishVolume that may not take the volume from anywhere.
+    fn ensure_attached(&self, name: &VolumeName, budget: Duration) -> Result<()>;
+}
 
 /// The node side of the driver.
 #[derive(Debug)]
@@ -56,6 +75,11 @@ pub struct Node {
     default_flags: DefaultFlags,
     left: LeftDisks,
     inventory: Arc<Inventory>,
+    activity: Activity,
+    /// The volumes that this process has detached for being unused, until they are asked for.
+    released: Mutex<BTreeSet<VolumeName>>,
+    /// None: volumes are attached by the orchestrator's calls alone, and nothing is detached or unstaged but by them.
+    attach: Option<Box<dyn Attach>>,
 }
 
 /// A call that has come and waits for its volume.
@@ -80,6 +104,7 @@ struct NodeCall<'a> {
     guard: VolumeGuard,
     runner: Until<'a>,
     places: &'a DevicePlaces,
+    _active: Active,
 }
 
 impl NodeCall<'_> {
@@ -114,6 +139,9 @@ impl Node {
             label: config.selinux_label.clone(),
             default_flags: config.default_mount_flags.clone(),
             left: LeftDisks::default(),
+            activity: Activity::default(),
+            released: Mutex::default(),
+            attach: None,
         }
     }
 
@@ -121,6 +149,17 @@ impl Node {
     #[must_use]
     pub fn inventory(&self) -> Arc<Inventory> {
         Arc::clone(&self.inventory)
+    }
+
+    /// The same, for a program that detaches volumes which nobody uses, and so has to bring them back; `activity` is where calls
+    /// are noted.
+    #[must_use]
+    pub fn bringing_back(self, attach: Box<dyn Attach>, activity: Activity) -> Node {
+        Node { attach: Some(attach), activity, ..self }
+    }
+
+    fn released(&self) -> MutexGuard<'_, BTreeSet<VolumeName>> {
+        self.released.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Puts a call that has come in line for its volume. Whichever thread gets to it, and when: those for one volume are worked
@@ -158,7 +197,9 @@ impl Node {
         let held = queued.hold_with(others, MAX_QUEUE, by(LOCK_PATIENCE));
         let guard = held.map_err(|locked| locked.asked_for(volume))?;
         let runner = Until::new(self.runner.as_ref(), came + NODE_BUDGET).asked_by(caller, by(NODE_BUDGET));
-        let call = NodeCall { guard, runner, places: &self.places };
+        let named = name.map(|name| VolumeKey::Name(name.to_string()));
+        let active = self.activity.enter([VolumeKey::Id(volume.to_owned())].into_iter().chain(named));
+        let call = NodeCall { guard, runner, places: &self.places, _active: active };
         call.check_caller()?;
         Ok(call)
     }

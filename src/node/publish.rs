@@ -26,7 +26,6 @@ use crate::node::plan::{
     MountPointPlan, MountPointState, plan_exclusive_use, plan_mount_point, plan_mounted, plan_target,
 };
 use crate::node::scratch_mount::{Copied, apply_copied};
-use crate::node::stage::await_disk;
 use crate::node::take_down::{apply_clear, ensure_not_dead};
 use crate::node::whose::remember;
 use crate::node::{Arrival, Node, NodeCall};
@@ -79,7 +78,7 @@ impl Node {
         };
         match &stage.capability.access {
             Access::Block => {
-                let device = await_disk(&call, stage)?;
+                let device = self.await_disk(&call, stage)?;
                 let source = device.path().to_owned();
                 let shown = PublishedMount { device: &device, want, target, source, shape: Shape::File, options: None };
                 ensure_shown(&call, &mounts, &shown)
@@ -116,8 +115,8 @@ impl Node {
         let staging =
             match mount_point::observe_real_path(&stage.staging)?.filter(|staging| mounts.at(staging).is_some()) {
                 Some(staging) => staging,
-                // The key may come only now.
-                None if stage.settings.is_encrypted && stage.key.is_some() => {
+                // The key may come only now. And what nobody used this program unstages: Nomad may have seen it staged just before.
+                None if self.attach.is_some() || stage.settings.is_encrypted && stage.key.is_some() => {
                     mount_point::ensure_place(&call.guard, &stage.staging, Shape::Directory)?
                 }
                 None => return Err(not_staged(stage)),
@@ -138,7 +137,7 @@ impl Node {
                 return Ok((device, staging, mounts));
             }
         }
-        let disk = await_disk(call, stage)?;
+        let disk = self.await_disk(call, stage)?;
         let Access::Mount { fs, flags } = &stage.capability.access else { return Err(not_staged(stage)) };
         let device = self.ensure_staged(call, stage, *fs, flags, disk)?.ok_or_else(|| not_staged(stage))?;
         // Staging may have taken minutes.

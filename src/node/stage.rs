@@ -5,10 +5,11 @@
 //! mount of its own of the same file system.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use log::{info, warn};
 
-use crate::config::{DEVICE_BUDGET, MOUNT_BUDGET};
+use crate::config::{ATTACH_BUDGET, DEVICE_BUDGET, MOUNT_BUDGET};
 use crate::error::{Chain, Error, Result};
 use crate::fs::FsKind;
 use crate::host::CLAIM_BUDGET;
@@ -20,6 +21,7 @@ use crate::host::mount_options::{MountOptions, NO_UUID};
 use crate::host::mountinfo::{Mount, MountTable};
 use crate::host::presence::observe_is_there;
 use crate::host::propagation::check_reaches_host;
+use crate::host::release_mark::{apply_unmark, observe_is_marked};
 use crate::node::block::{check_staged_raw, ensure_protection};
 use crate::node::filesystem::{WantedFs, formatting};
 use crate::node::luks::open::{Unlocked, ensure_marked_used};
@@ -36,6 +38,9 @@ use crate::node::{Arrival, Node, NodeCall};
 use crate::request::capability::Access;
 use crate::request::node::Stage;
 
+/// How soon the disk of a volume that was attached is there; it takes one or two seconds.
+const SOON: Duration = Duration::from_secs(5);
+
 impl Node {
     /// Makes a volume ready on this droplet.
     ///
@@ -46,7 +51,7 @@ impl Node {
     /// Everything that can be wrong with the disk or the path, each with its own variant; nothing stays half mounted.
     pub fn stage(&self, want: &Stage, arrival: Arrival) -> Result<()> {
         let call = self.begin(arrival, &want.volume, Some(&want.attached.name), &[&want.staging])?;
-        let disk = await_disk(&call, want)?;
+        let disk = self.await_disk(&call, want)?;
         match &want.capability.access {
             Access::Block => check_staged_raw(&call, &disk, &want.staging),
             Access::Mount { fs, flags } => {
@@ -56,6 +61,37 @@ impl Node {
                 Ok(())
             }
         }
+    }
+
+    /// Waits for the volume's disk, and keeps in mind which volume it is. Where this program may have detached it, it is asked
+    /// for: at once when that is known, otherwise when the disk does not come as soon as it mostly does.
+    pub(super) fn await_disk(&self, call: &NodeCall<'_>, want: &Stage) -> Result<Device> {
+        let (name, size) = (&want.attached.name, want.attached.size);
+        let wait = |budget| await_device(&call.guard, call.places, name, size, call.cap(budget));
+        let disk = match &self.attach {
+            None => wait(DEVICE_BUDGET)?,
+            Some(attach) if self.released().remove(name) || observe_is_marked(call.places, name)? => {
+                info!("volume={} is asked for anew, as it was to be detached for being used by nobody", want.volume);
+                attach.ensure_attached(name, call.cap(ATTACH_BUDGET))?;
+                apply_unmark(&call.guard, call.places, name)?;
+                wait(DEVICE_BUDGET)?
+            }
+            Some(attach) => match wait(SOON) {
+                Err(Error::DeviceMissing { .. }) => {
+                    match attach.ensure_attached(name, call.cap(ATTACH_BUDGET)) {
+                        Ok(()) => {}
+                        Err(err @ (Error::AttachedElsewhere { .. } | Error::NotFound(_))) => return Err(err),
+                        Err(err) => {
+                            warn!("volume={} has no disk here, and asking for it failed: {}", want.volume, Chain(&err))
+                        }
+                    }
+                    wait(DEVICE_BUDGET)?
+                }
+                disk => disk?,
+            },
+        };
+        remember(call, &want.volume, name);
+        Ok(disk)
     }
 
     /// The steps of staging a file system, with the lock held and the disk there. The mount table is read once, and once more
@@ -195,14 +231,6 @@ impl Node {
             Some(_) | None => Ok(options),
         }
     }
-}
-
-/// Waits for the volume's disk, and keeps in mind which volume it is.
-pub(super) fn await_disk(call: &NodeCall<'_>, want: &Stage) -> Result<Device> {
-    let (name, size) = (&want.attached.name, want.attached.size);
-    let disk = await_device(&call.guard, call.places, name, size, call.cap(DEVICE_BUDGET))?;
-    remember(call, &want.volume, name);
-    Ok(disk)
 }
 
 /// Reads the mount table when what a killed call has left beside a path is gone: it would pass for a mount of somebody who

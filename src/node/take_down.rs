@@ -83,23 +83,29 @@ impl Node {
     /// [`Error::InUse`] when it stays in use, or its disk does after its last mount is gone; [`Error::Io`] when it cannot be
     /// unmounted; [`Error::TargetTaken`] when something is mounted there that this plugin never mounts.
     pub fn unpublish(&self, want: &Unpublish, arrival: Arrival) -> Result<()> {
-        let (call, volume) = (self.begin(arrival, &want.volume, None, &[&want.target])?.seen_through(), &want.volume);
+        let call = self.begin(arrival, &want.volume, None, &[&want.target])?.seen_through();
+        self.ensure_unpublished(&call, want)
+    }
+
+    /// As [`Node::unpublish`], with the locks held.
+    pub(super) fn ensure_unpublished(&self, call: &NodeCall<'_>, want: &Unpublish) -> Result<()> {
+        let volume = &want.volume;
         let Some(target) = mount_point::observe_real_path(&want.target)? else {
-            return self.left.ensure_let_go(&call, volume, Step::Unpublish, observe_mounts()?);
+            return self.left.ensure_let_go(call, volume, Step::Unpublish, observe_mounts()?);
         };
-        let (removed, mounts) = take_all_down(&call, &target, |mounts, mount| {
-            let health = check_ours(&call, volume, mount)?;
-            apply_take_down(&call, &self.left, volume, mounts, mount, health)?;
+        let (removed, mounts) = take_all_down(call, &target, |mounts, mount| {
+            let health = check_ours(call, volume, mount)?;
+            apply_take_down(call, &self.left, volume, mounts, mount, health)?;
             Ok(mount.clone())
         })?;
         for node in removed.iter().filter(|mount| mount.is_node()) {
-            apply_unprotect_after(&call, &mounts, node);
+            apply_unprotect_after(call, &mounts, node);
         }
         mount_point::apply_remove_place(&call.guard, &target)?;
         if !removed.is_empty() {
             tell_change(Change::Unpublished, "unpublished", About::default().with("path", target.display()));
         }
-        self.left.ensure_let_go(&call, volume, Step::Unpublish, mounts)
+        self.left.ensure_let_go(call, volume, Step::Unpublish, mounts)
     }
 
     /// Lets go of a volume on this droplet: what is still in memory is written, then the staging path is unmounted, and an
@@ -112,12 +118,17 @@ impl Node {
     /// As [`Node::unpublish`].
     pub fn unstage(&self, want: &Unstage, arrival: Arrival) -> Result<()> {
         let call = self.begin(arrival, &want.volume, None, &[&want.staging])?.seen_through();
+        self.ensure_unstaged(&call, want)
+    }
+
+    /// As [`Node::unstage`], with the locks held.
+    pub(super) fn ensure_unstaged(&self, call: &NodeCall<'_>, want: &Unstage) -> Result<()> {
         let mounts = match mount_point::observe_real_path(&want.staging)? {
-            Some(staging) => self.apply_unstage(&call, &want.volume, &staging)?,
+            Some(staging) => self.apply_unstage(call, &want.volume, &staging)?,
             None => observe_mounts()?,
         };
         self.ensure_none_left_open(&call.runner);
-        self.left.ensure_let_go(&call, &want.volume, Step::Unstage, mounts)
+        self.left.ensure_let_go(call, &want.volume, Step::Unstage, mounts)
     }
 
     /// Gives the mount table as it is then.

@@ -3,6 +3,7 @@
 //!
 //! Knows nothing of volumes but their names, and starts no thread.
 
+pub mod activity;
 pub mod caller;
 pub mod fifo_lock;
 pub mod semaphore;

@@ -153,6 +153,11 @@ impl NodeHarness {
         self.plugin = Some(self.launch());
     }
 
+    /// Ends the plugin as an orchestrator does.
+    pub fn stop(&mut self) -> std::process::ExitStatus {
+        self.plugin.take().unwrap().stop().unwrap()
+    }
+
     /// As [`NodeHarness::restart`], with these flags from now on.
     pub fn restart_with(&mut self, args: &[&str]) {
         self.args = args.iter().map(|arg| (*arg).to_owned()).collect();

@@ -5,9 +5,10 @@ use std::fs;
 use std::path::Path;
 
 /// The modules from top to bottom. Those of one row use nothing of each other.
-const ROWS: [&[&str]; 12] = [
+const ROWS: [&[&str]; 13] = [
     &["main"],
     &["app", "commands"],
+    &["upkeep"],
     &["rpc"],
     &["controller", "node"],
     &["ops"],

@@ -152,7 +152,7 @@ fn a_wrong_flag_is_answered_with_the_one_that_was_meant() {
 }
 
 /// A value for each flag that cannot work, where the others are right.
-const WRONG_VALUES: [(&str, &str); 27] = [
+const WRONG_VALUES: [(&str, &str); 28] = [
     ("endpoint", "tcp://1"),
     ("socket-mode", "rw"),
     ("mode", "both"),
@@ -175,14 +175,16 @@ const WRONG_VALUES: [(&str, &str); 27] = [
     ("default-fs-type", "ntfs"),
     ("selinux-label", "container_file_t"),
     ("default-mount-flags", "noexecc"),
+    ("release-unused", "soon"),
     ("call-budget", "5m"),
     ("api-timeout", "20s"),
     ("metadata-url", "169.254.169.254"),
     ("log-level", "verbose"),
     ("log-format", "xml"),
 ];
-/// Flags that take whatever stands there: where disks are looked for need not exist yet, and sysfs is looked at later.
-const FREE_VALUES: [&str; 2] = ["device-dir", "sys-dir"];
+/// Flags that take whatever stands there: where disks are looked for need not exist yet, and sysfs is looked at later, as the
+/// allocations are.
+const FREE_VALUES: [&str; 3] = ["device-dir", "sys-dir", "nomad-allocations"];
 
 #[test]
 fn every_flag_refuses_a_wrong_value_in_one_line_that_names_it() {
@@ -729,7 +731,7 @@ fn chroot_without(solo: &SinglePlugin, missing: Option<&str>) -> Command {
 }
 
 /// The programs that the node service needs, with the Debian packages that have them.
-const TOOLS: [(&str, &str); 10] = [
+const TOOLS: [(&str, &str); 11] = [
     ("blkid", "util-linux"),
     ("blockdev", "util-linux"),
     ("fsfreeze", "util-linux"),
@@ -740,6 +742,7 @@ const TOOLS: [(&str, &str); 10] = [
     ("xfs_growfs", "xfsprogs"),
     ("resize2fs", "e2fsprogs"),
     ("btrfs", "btrfs-progs"),
+    ("sync", "coreutils"),
 ];
 
 #[test]

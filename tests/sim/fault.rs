@@ -4,7 +4,7 @@
 //! `sim.faults().add(Fault::lost_reply().on("POST", "/v2/volumes").times(2))`.
 //! Faults that are lasting properties of the cloud (limits, texts, lags for everything) are in `config.rs`.
 
-use std::sync::Mutex;
+use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::endpoint;
@@ -25,6 +25,50 @@ enum Course {
     Instead(Delivery),
     /// It has its effect, and the true reply is delivered so.
     Afterwards(Manner),
+    /// It has its effect when the gate is opened.
+    Held(Gate),
+    /// It has its effect at once, and the true reply is delivered when the gate is opened.
+    ReplyHeld(Gate),
+}
+
+/// A place where a request stops until a test lets it go on.
+#[derive(Debug, Clone, Default)]
+pub struct Gate(Arc<(Mutex<GateState>, Condvar)>);
+
+#[derive(Debug, Default)]
+struct GateState {
+    is_reached: bool,
+    is_open: bool,
+}
+
+impl PartialEq for Gate {
+    fn eq(&self, other: &Gate) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl Eq for Gate {}
+
+impl Gate {
+    /// Lets every request go on, those that stop here and those that come later.
+    pub fn open(&self) {
+        lock(&self.0.0).is_open = true;
+        self.0.1.notify_all();
+    }
+
+    /// Waits until a request stops here; says whether one did in time.
+    pub fn is_reached_within(&self, patience: Duration) -> bool {
+        let state = lock(&self.0.0);
+        let waited = self.0.1.wait_timeout_while(state, patience, |state| !state.is_reached);
+        waited.expect("nobody panics while holding this lock").0.is_reached
+    }
+
+    fn pass(&self) {
+        let mut state = lock(&self.0.0);
+        state.is_reached = true;
+        self.0.1.notify_all();
+        drop(self.0.1.wait_while(state, |state| !state.is_open).expect("nobody panics while holding this lock"));
+    }
 }
 
 /// How the true reply, after the effect, is delivered.
@@ -52,6 +96,16 @@ impl Fault {
     /// The request is refused with this status, id and message, and has no effect.
     pub fn refused(refusal: Refusal) -> Fault {
         Fault::new(Course::Refuse { refusal, headers: Vec::new() })
+    }
+
+    /// The request has its effect only when the gate is opened.
+    pub fn held(gate: &Gate) -> Fault {
+        Fault::new(Course::Held(gate.clone()))
+    }
+
+    /// The request has its effect, and is answered only when the gate is opened.
+    pub fn reply_held(gate: &Gate) -> Fault {
+        Fault::new(Course::ReplyHeld(gate.clone()))
     }
 
     /// The request is answered with this status and body, and has no effect.
@@ -377,6 +431,15 @@ pub(super) fn deliver(
             Delivery::Send(reply)
         }
         Course::Instead(delivery) => delivery,
+        Course::Held(gate) => {
+            gate.pass();
+            Delivery::Send(answer())
+        }
+        Course::ReplyHeld(gate) => {
+            let reply = answer();
+            gate.pass();
+            Delivery::Send(reply)
+        }
         Course::Afterwards(manner) => {
             let reply = answer();
             match manner {

@@ -51,7 +51,7 @@ use std::time::Duration;
 use tempfile::TempDir;
 
 pub use config::{Backing, DropletSpec, Limits, RateWindow, Rules, SimConfig, Switches, Times};
-pub use fault::{ActionFault, Fault, Faults};
+pub use fault::{ActionFault, Fault, Faults, Gate};
 pub use refusal::Refusal;
 pub use service::Calls;
 pub use state::{Action, ActionKind, ActionStatus, Droplet, DropletStatus, Snapshot, Volume};

@@ -228,11 +228,15 @@ impl Device {
     /// # Errors
     /// As [`Device::open`]; [`Error::InUse`] when it stays in use.
     pub fn check_is_free(&self, what: &str, budget: Duration) -> Result<()> {
-        retry_while_busy(budget, || self.claim_for_reading()).map_err(or_in_use(self, what))
+        retry_while_busy(budget, || self.claim_for_reading().map(drop)).map_err(or_in_use(self, what))
     }
 
-    fn claim_for_reading(&self) -> Result<()> {
-        self.open_with(OpenOptions::new().read(true), OFlag::O_EXCL).map(drop)
+    /// Opens it as one who wants it alone, at once: nothing can mount it before what this gives is dropped.
+    ///
+    /// # Errors
+    /// As [`Device::open`]; "Device or resource busy" when it is in use.
+    pub fn claim_for_reading(&self) -> Result<File> {
+        self.open_with(OpenOptions::new().read(true), OFlag::O_EXCL)
     }
 
     fn open_with(&self, options: &mut OpenOptions, flags: OFlag) -> Result<File> {

@@ -288,7 +288,7 @@ fn events(out: &mut String, events: &[Event]) -> fmt::Result {
         for Event { at, kind, text } in events {
             let class = match kind {
                 EventKind::Failed => "bad",
-                EventKind::TakenOver => "warn",
+                EventKind::TakenOver | EventKind::Released => "warn",
                 EventKind::Attached | EventKind::Detached | EventKind::Resized | EventKind::Formatted => "good",
             };
             let word = kind.as_str().replace('_', " ");

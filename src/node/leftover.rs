@@ -1,0 +1,354 @@
+//! Mounts that nobody takes away: those of a task that ended while no plugin ran here.
+//!
+//! Owns the look at all of this plugin's own mounts, and taking away those that certainly serve nobody: whose disk is gone, or
+//! whose allocation is. What is own has to be certain: it lies in Nomad's layout, and either its disk is a volume's, or, where
+//! the disk is gone, it was seen to be before, or the directory is one in which such mounts are.
+
+use std::collections::{HashMap, HashSet};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread;
+use std::time::Instant;
+
+use crossbeam::channel::bounded;
+use log::{error, info, warn};
+
+use crate::config::{Allocations, FLUSH_BUDGET, NODE_BUDGET};
+use crate::error::{Chain, Result};
+use crate::host::command::Until;
+use crate::host::device::number::DeviceNumber;
+use crate::host::flush::apply_flush_apart;
+use crate::host::id_link::observe_ids_of;
+use crate::host::mount::observe_mounts;
+use crate::host::mount_health::{Health, observe_health};
+use crate::host::mountinfo::{Mount, MountTable};
+use crate::host::owner::{Owner, UnderMount, observe_disk, observe_owner};
+use crate::host::presence::{observe_is_there, observe_names};
+use crate::id::VolumeName;
+use crate::node::mount_state::is_of_our_making;
+use crate::node::nomad_place::{NomadPlace, Purpose};
+use crate::node::take_down::apply_clear;
+use crate::node::{Node, NodeCall, mount_point};
+use crate::request::node::Unpublish;
+use crate::sync::volume_lock::VolumeKey;
+
+/// What earlier looks have shown.
+#[derive(Debug, Default)]
+pub struct MountsSeen {
+    /// The mounts that were a volume's while its disk was there, by the numbers that the kernel gives them.
+    volumes: HashMap<u64, DeviceNumber>,
+    /// The directories in which such mounts were.
+    bases: HashSet<PathBuf>,
+    /// What was said of a mount.
+    told: HashMap<u64, String>,
+}
+
+/// Whether Nomad still has an allocation's directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Allocation {
+    /// It has, or it cannot be told.
+    MayBeThere,
+    /// The directory of all allocations was read, and this one's is not in it.
+    Gone,
+}
+
+/// What is known of one mount in Nomad's layout.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct MountFacts {
+    health: Health,
+    /// The disk under it is a volume's.
+    is_volumes: bool,
+    /// It was a volume's, or others in the same directory are.
+    is_known: bool,
+    allocation: Allocation,
+}
+
+/// What follows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum MountStep {
+    /// It is not this plugin's, or is as it should be.
+    Leave,
+    /// A person has to look.
+    Tell,
+    /// Nothing can be written to it any more.
+    Clear,
+    /// Its allocation is gone: take it away in the usual way, which fails when anything uses it.
+    Unpublish,
+}
+
+/// Decides about a mount in Nomad's layout. Pure.
+fn plan_leftover(facts: MountFacts) -> MountStep {
+    match (facts.health, facts.allocation) {
+        (Health::DiskGone, Allocation::MayBeThere | Allocation::Gone) if facts.is_known => MountStep::Clear,
+        // Whoever has a node open whose number another disk may have writes to some disk; and a file system that was shut
+        // down has its disk, so a task may still read what it has.
+        (Health::DiskGone | Health::NodeGone | Health::ShutDown, Allocation::MayBeThere | Allocation::Gone) => {
+            MountStep::Tell
+        }
+        (Health::Alive, Allocation::Gone) if facts.is_volumes => MountStep::Unpublish,
+        (Health::Alive, Allocation::MayBeThere | Allocation::Gone) => MountStep::Leave,
+    }
+}
+
+impl Node {
+    /// Looks at every mount of this plugin's own, names those that are not as they should be, and takes away those that certainly
+    /// serve nobody. `allocations` is where Nomad has the directories of its allocations, where that is known for certain.
+    ///
+    /// A second look says nothing twice.
+    pub fn tidy_mounts(&self, seen: &mut MountsSeen, allocations: Option<&Allocations>) {
+        let mounts = match observe_mounts() {
+            Ok(mounts) => mounts,
+            Err(err) => return warn!("cannot look for mounts that were left behind: {}", Chain(&err)),
+        };
+        seen.forget_all_but(&mounts);
+        // Those that live say which directories are this plugin's, so they are looked at first.
+        let names: HashMap<u64, Option<String>> =
+            placed(&mounts).map(|(mount, place)| (mount.id, self.learn(seen, mount, place))).collect();
+        for (mount, place) in placed(&mounts) {
+            let name = names.get(&mount.id).and_then(Option::as_ref);
+            if let Err(err) = self.tidy_mount(seen, &mounts, (mount, &place, name), allocations) {
+                seen.tell_once(mount, "cannot be judged", || Chain(&err).to_string());
+            }
+        }
+    }
+
+    fn tidy_mount(
+        &self,
+        seen: &mut MountsSeen,
+        mounts: &MountTable,
+        (mount, place, name): (&Mount, &NomadPlace, Option<&String>),
+        allocations: Option<&Allocations>,
+    ) -> Result<()> {
+        // What another one hides is looked at when that is gone.
+        if mounts.at(&mount.target).is_none_or(|topmost| topmost.id != mount.id) {
+            return Ok(());
+        }
+        let health = observe_health(&self.places, mount)?;
+        let is_mount_point = || mounts.at(&place.base).is_some();
+        let facts = MountFacts {
+            health,
+            is_volumes: name.is_some(),
+            is_known: seen.volumes.contains_key(&mount.id) || seen.bases.contains(&place.base) || is_mount_point(),
+            allocation: observe_allocation(&place.purpose, allocations)?,
+        };
+        match plan_leftover(facts) {
+            MountStep::Leave => {
+                if let Some(name) = name {
+                    seen.tell_in_use(mount, name);
+                }
+                Ok(())
+            }
+            MountStep::Tell => {
+                seen.tell_once(mount, "was left behind", || health.to_string());
+                Ok(())
+            }
+            MountStep::Clear => self.apply_clear_leftover(mount, place, health),
+            MountStep::Unpublish => self.apply_unpublish_leftover(mount, name),
+        }
+    }
+
+    /// Keeps in mind what a volume's mount shows; gives the volume's name. What cannot be seen is no volume's.
+    fn learn(&self, seen: &mut MountsSeen, mount: &Mount, place: NomadPlace) -> Option<String> {
+        let name = self.observe_volume_under(mount).ok().flatten()?;
+        seen.volumes.insert(mount.id, mount.device);
+        seen.bases.insert(place.base);
+        Some(name)
+    }
+
+    /// The volume whose disk is under a mount, by a name of its own or by its link; `None`: no volume's, or it cannot be told.
+    fn observe_volume_under(&self, mount: &Mount) -> Result<Option<String>> {
+        let UnderMount::Disk(disk) = observe_disk(&self.places, mount)? else { return Ok(None) };
+        Ok(match observe_owner(&self.places, disk, None)? {
+            Owner::Some(names) => Some(names.join(" or ")),
+            Owner::This | Owner::Other(_) | Owner::Nameless => None,
+        })
+    }
+
+    /// Takes away a mount whose disk is gone, unless a call is at work there.
+    fn apply_clear_leftover(&self, mount: &Mount, place: &NomadPlace, health: Health) -> Result<()> {
+        let Some(call) = self.hold_now([VolumeKey::Path(mount.target.clone())]) else { return Ok(()) };
+        // With the lock held it is looked at again: it may be another one by now.
+        let mounts = observe_mounts()?;
+        let is_same = mounts.at(&mount.target).is_some_and(|now| now.id == mount.id);
+        if !is_same || observe_health(&self.places, mount)? != health {
+            return Ok(());
+        }
+        warn!(
+            "taking away a mount that was left behind when its disk went: a task ended, or a disk was detached, while no plugin \
+             ran on this droplet path={}",
+            mount.target.display()
+        );
+        apply_clear(&call, &mount.target, health)?;
+        match place.purpose {
+            Purpose::Staging => Ok(()),
+            Purpose::Target { .. } => mount_point::apply_remove_place(&call.guard, &mount.target),
+        }
+    }
+
+    /// Does what the call would have done that nobody made when the allocation ended.
+    fn apply_unpublish_leftover(&self, mount: &Mount, name: Option<&String>) -> Result<()> {
+        let names = name.and_then(|name| VolumeName::parse(name).ok());
+        let ids = names.as_ref().map_or_else(|| Ok(Vec::new()), |name| observe_ids_of(&self.places, name))?;
+        let volume = ids.first().or(name).cloned().unwrap_or_default();
+        let keys = ids.into_iter().map(VolumeKey::Id).chain([VolumeKey::Path(mount.target.clone())]);
+        let Some(call) = self.hold_now(keys) else { return Ok(()) };
+        warn!(
+            "taking away a mount whose allocation is gone, which ended while no plugin ran on this droplet volume={volume} path={}",
+            mount.target.display()
+        );
+        self.ensure_unpublished(&call, &Unpublish { volume, target: mount.target.clone() })
+    }
+
+    /// Locks all of these, if nobody else wants any of them at this moment.
+    pub(super) fn hold_now(&self, keys: impl IntoIterator<Item = VolumeKey>) -> Option<NodeCall<'_>> {
+        let guard = self.locks.hold_all(keys, 0, Instant::now()).ok()?;
+        let runner = Until::new(self.runner.as_ref(), Instant::now() + NODE_BUDGET);
+        Some(NodeCall { guard, runner, places: &self.places, _active: self.activity.enter([]) })
+    }
+
+    /// Writes what is in memory to every volume that is mounted in Nomad's layout, all at once, and waits no longer than the
+    /// budget, whatever a disk does. An orchestrator may have a volume detached under its mount while no plugin runs.
+    pub fn flush_all(self: &Arc<Self>) {
+        let mounts = match observe_mounts() {
+            Ok(mounts) => mounts,
+            Err(err) => return error!("cannot see what is mounted, so nothing is written out: {}", Chain(&err)),
+        };
+        let deadline = Instant::now() + FLUSH_BUDGET;
+        let (done, ended) = bounded(0);
+        let mut waiting = HashSet::new();
+        for (device, target) in flushable(&mounts) {
+            if waiting.contains(&target) || !self.is_worth_a_flush(device) {
+                continue;
+            }
+            let (node, done, at) = (Arc::clone(self), done.clone(), target.clone());
+            let flush = move || {
+                if let Err(err) = apply_flush_apart(node.runner.as_ref(), &at, FLUSH_BUDGET) {
+                    error!("could not write everything that is in memory: {}", Chain(&err));
+                }
+                // Who has stopped waiting does not need to know.
+                let _is_heard = done.send(at).is_ok();
+            };
+            match thread::Builder::new().name("flush".to_owned()).spawn(flush) {
+                Ok(_) => drop(waiting.insert(target)),
+                Err(err) => error!("the system gives no thread to write what is in memory: {err}"),
+            }
+        }
+        while !waiting.is_empty() {
+            match ended.recv_deadline(deadline) {
+                Ok(target) => drop(waiting.remove(&target)),
+                Err(_) => {
+                    let paths: Vec<String> = waiting.iter().map(|path| path.display().to_string()).collect();
+                    return error!(
+                        "not all that is in memory is written after {} s, a disk does not answer: {}",
+                        FLUSH_BUDGET.as_secs(),
+                        paths.join(", ")
+                    );
+                }
+            }
+        }
+    }
+
+    /// Whether a disk is there that could take anything; what cannot be seen may be.
+    fn is_worth_a_flush(&self, device: DeviceNumber) -> bool {
+        let is_listed = || observe_is_there(&self.places.sysfs.join(format!("dev/block/{device}")));
+        // btrfs gives numbers of its own.
+        device.major == 0 || is_listed().unwrap_or(true)
+    }
+}
+
+/// Every mount of our making in Nomad's layout, with its place.
+fn placed(mounts: &MountTable) -> impl Iterator<Item = (&Mount, NomadPlace)> {
+    let ours = mounts.iter().filter(|mount| is_of_our_making(mount));
+    ours.filter_map(|mount| Some((mount, NomadPlace::parse(&mount.target)?)))
+}
+
+/// One mount of each file system that is writable in Nomad's layout; the disk of a raw volume has nothing in memory of ours.
+fn flushable(mounts: &MountTable) -> Vec<(DeviceNumber, PathBuf)> {
+    let mut found: Vec<(DeviceNumber, PathBuf)> = Vec::new();
+    for (mount, _) in placed(mounts).filter(|(mount, _)| !mount.is_node() && !mount.is_super_read_only()) {
+        if !found.iter().any(|(device, _)| *device == mount.device) {
+            found.push((mount.device, mount.target.clone()));
+        }
+    }
+    found
+}
+
+fn observe_allocation(purpose: &Purpose, allocations: Option<&Allocations>) -> Result<Allocation> {
+    let (Purpose::Target { allocation }, Some(all)) = (purpose, allocations) else { return Ok(Allocation::MayBeThere) };
+    // Without the directory of all of them nothing is known of one, and one without this program's own is another.
+    let names = observe_names(&all.directory)?.unwrap_or_default();
+    let is_listed = |allocation: &str| names.iter().any(|name| name == allocation);
+    let is_gone = is_listed(&all.own) && !is_listed(allocation);
+    Ok(if is_gone { Allocation::Gone } else { Allocation::MayBeThere })
+}
+
+impl MountsSeen {
+    /// Forgets mounts that are no more: the kernel gives their numbers to others.
+    fn forget_all_but(&mut self, mounts: &MountTable) {
+        let there: HashMap<u64, DeviceNumber> = mounts.iter().map(|mount| (mount.id, mount.device)).collect();
+        self.volumes.retain(|id, device| there.get(id) == Some(device));
+        self.told.retain(|id, _| there.contains_key(id));
+    }
+
+    fn tell_in_use(&mut self, mount: &Mount, name: &str) {
+        if self.told.insert(mount.id, name.to_owned()).is_none() {
+            info!("mounted here name={name} path={}", mount.target.display());
+        }
+    }
+
+    fn tell_once(&mut self, mount: &Mount, how: &str, why: impl FnOnce() -> String) {
+        let text = format!("a mount {how}: {} path={}", why(), mount.target.display());
+        if self.told.insert(mount.id, text.clone()).as_ref() != Some(&text) {
+            warn!("{text}");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_certainly_serves_nobody_is_taken_away() {
+        use Allocation::{Gone, MayBeThere};
+        use MountStep::{Clear, Leave, Tell, Unpublish};
+        // (health, allocation, what follows where it is: nobody's, known from before, a volume's)
+        for (health, allocation, want) in [
+            (Health::Alive, MayBeThere, [Leave, Leave, Leave]),
+            (Health::Alive, Gone, [Leave, Leave, Unpublish]),
+            (Health::DiskGone, MayBeThere, [Tell, Clear, Clear]),
+            (Health::DiskGone, Gone, [Tell, Clear, Clear]),
+            (Health::ShutDown, MayBeThere, [Tell, Tell, Tell]),
+            (Health::ShutDown, Gone, [Tell, Tell, Tell]),
+            (Health::NodeGone, MayBeThere, [Tell, Tell, Tell]),
+            (Health::NodeGone, Gone, [Tell, Tell, Tell]),
+        ] {
+            for ((is_known, is_volumes), want) in [(false, false), (true, false), (true, true)].into_iter().zip(want) {
+                let facts = MountFacts { health, is_volumes, is_known, allocation };
+                assert_eq!(plan_leftover(facts), want, "{facts:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn an_allocation_is_gone_only_when_the_directory_of_all_of_them_was_read() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("1-2")).unwrap();
+        std::fs::create_dir(dir.path().join("own")).unwrap();
+        let all = |directory: PathBuf, own: &str| Some(Allocations { directory, own: own.to_owned() });
+        let of = |allocation: &str| Purpose::Target { allocation: allocation.to_owned() };
+        for (purpose, all, want) in [
+            (of("1-2"), all(dir.path().to_owned(), "own"), Allocation::MayBeThere),
+            (of("3-4"), all(dir.path().to_owned(), "own"), Allocation::Gone),
+            (of("3-4"), all(dir.path().to_owned(), "another"), Allocation::MayBeThere),
+            (of("3-4"), None, Allocation::MayBeThere),
+            (of("3-4"), all(dir.path().join("none"), "own"), Allocation::MayBeThere),
+            (Purpose::Staging, all(dir.path().to_owned(), "own"), Allocation::MayBeThere),
+        ] {
+            assert_eq!(observe_allocation(&purpose, all.as_ref()).unwrap(), want, "{purpose:?} {all:?}");
+        }
+        let file = dir.path().join("file");
+        std::fs::write(&file, "").unwrap();
+        assert!(observe_allocation(&of("3-4"), all(file, "own").as_ref()).is_err(), "it cannot be read");
+    }
+}
