@@ -75,9 +75,8 @@ job "do-csi-plugin" {
         image      = var.image
         privileged = true
         # Volumes carry this name, so that no other cluster takes them for its own or deletes them.
-        # A volume that nobody has used on its client for two minutes is detached: Nomad forgets attachments.
         # Volumes carry files from one task to another: none is a device node, and none gives its caller its owner's rights.
-        args = ["--do-tag=${var.owner}", "--default-mount-flags=nosuid,nodev", "--release-unused=2m"]
+        args = ["--do-tag=${var.owner}", "--default-mount-flags=nosuid,nodev"]
       }
 
       # nomad var put nomad/jobs/do-csi-plugin token=dop_v1_...
