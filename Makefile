@@ -90,9 +90,9 @@ monitoring-test: rust own compiler ## Check and try the alerts with Prometheus, 
 figures: root rust own compiler disk-tools ## Measure what the node's calls cost, against their aims (as root)
 	exec unshare --mount --propagation private cargo test $(SHIPPED) --test it -- --ignored --nocapture --test-threads=1 root_figures
 
-# FAULTS=every plays also those faults that are the same as others. FAULTS=sample plays every 300th fault, beginning with another one each day; what is printed as FAULTS=K/N plays the same
-# ones again, and CASE="Publish xfs" only those of the cases that have this in their names. IN=programs plays those of mkfs,
-# blkid and the like instead of the plugin's own.
+# FAULTS=every plays also those faults that are the same as others. FAULTS=sample plays every 300th fault, beginning with another
+# one each day; what is printed as FAULTS=K/N plays the same ones again, and CASE="Publish xfs" only those of the cases that have
+# this in their names. IN=programs plays those of mkfs, blkid and the like instead of the plugin's own.
 FAULTS ?= all
 test-faults: root rust own compiler disk-tools strace ## Let each system call of the node calls fail once (as root, FAULTS=sample)
 	cargo test $(FAST) --test it --no-run

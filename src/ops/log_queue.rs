@@ -161,7 +161,9 @@ mod tests {
             queue.put(line(number).into_bytes());
         }
         assert!(!queue.drain(Duration::from_millis(10)));
-        assert!(queue.shared.lock().lost > 0 && queue.shared.lock().bytes <= MAX_WAITING);
+        // The pipe takes less than the other half, so the rest was dropped. How many were is told with the first line that is
+        // written, which may be before or after this.
+        assert!(queue.shared.lock().bytes <= MAX_WAITING);
         let mut lines = BufReader::new(reader).lines();
         for number in 0..MAX_WAITING / line(0).len() {
             assert_eq!(lines.next().unwrap().unwrap() + "\n", line(number));

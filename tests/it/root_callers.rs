@@ -77,13 +77,13 @@ fn root_a_format_that_was_begun_is_finished_and_nothing_more_is_begun_for_a_call
     fs::copy("/usr/sbin/mkfs.ext4", &real).unwrap();
     fs::write(
         &stand_in,
-        format!("#!/bin/sh\nsleep 4\nexec -a mkfs.ext4 {} \"$@\"\n", real.display())
+        format!("#!/bin/sh\nsleep 12\nexec -a mkfs.ext4 {} \"$@\"\n", real.display())
             .replace("#!/bin/sh", "#!/bin/bash"),
     )
     .unwrap();
     fs::set_permissions(&stand_in, fs::Permissions::from_mode(0o755)).unwrap();
     rig.run("mount", &["--bind", &stand_in.to_string_lossy(), "/usr/sbin/mkfs.ext4"]);
-    let refusal = rig.client().stage_within(&vol.csi, &rig.staging(&vol), Duration::from_secs(2)).unwrap_err();
+    let refusal = rig.client().stage_within(&vol.csi, &rig.staging(&vol), Duration::from_secs(10)).unwrap_err();
     assert_eq!(refusal.code, RpcStatusCode::DEADLINE_EXCEEDED, "{refusal}");
     wait_for(LIMIT, || (ended(&rig, "NodeStageVolume") == 1).then_some(())).unwrap();
     assert_eq!(rig.mount_at(&rig.staging(&vol)), None);
@@ -91,7 +91,7 @@ fn root_a_format_that_was_begun_is_finished_and_nothing_more_is_begun_for_a_call
     assert!(made.contains("TYPE=ext4"), "{made}");
     rig.stage(&vol).unwrap();
     let log = rig.plugin().log();
-    assert_eq!(log.matches("formatting volume=").count(), 1, "{log}");
+    assert_eq!(log.matches("formatting name=").count(), 1, "{log}");
     rig.unstage(&vol).unwrap();
     rig.close();
 }
