@@ -176,7 +176,7 @@ fn root_another_volume_or_anything_else_at_a_path_is_left_alone() {
     fs::write(rig.target(&vol, "file"), "mine").unwrap_err();
     fs::create_dir_all(rig.target(&vol, "file").parent().unwrap()).unwrap();
     fs::write(rig.target(&vol, "file"), "mine").unwrap();
-    refused(rig.publish(&vol, "file"), PRECONDITION, &["no directory"]);
+    refused(rig.publish(&vol, "file"), PRECONDITION, &["not a directory"]);
     rig.unpublish(&vol, "file").unwrap();
     assert_eq!(fs::read_to_string(rig.target(&vol, "file")).unwrap(), "mine");
     rig.unpublish(&other, "alloc").unwrap();
@@ -800,7 +800,7 @@ fn root_a_refused_publish_leaves_nothing_behind() {
     fs::create_dir_all(full.parent().unwrap()).unwrap();
     fs::write(&full, "mine").unwrap();
     let mounts = mounts_of(&rig);
-    refused(rig.publish_as(&vol, "full", true), PRECONDITION, &["no empty file"]);
+    refused(rig.publish_as(&vol, "full", true), PRECONDITION, &["not an empty file"]);
     assert!(!is_protected());
     // A node that is in no devtmpfs would not be known again, and so could never be taken down.
     let node = rig.node(&vol).to_string_lossy().into_owned();
