@@ -42,11 +42,14 @@ pub struct CommandLine {
     pub config: Config,
 }
 
+/// What both commands say of Nomad.
+const WITH_NOMAD: &str = "With NOMAD_ADDR (and NOMAD_TOKEN, NOMAD_NAMESPACE, NOMAD_CACERT, ...) also Nomad's claims.";
+
 #[derive(Debug, Parser)]
 #[command(
     name = "do-csi-plugin volumes",
     about = "Show every volume of the region: where it is, who uses it, how full it is, what is wrong with it",
-    after_help = "With NOMAD_ADDR (and NOMAD_TOKEN, NOMAD_NAMESPACE, NOMAD_CACERT, ...) also Nomad's claims."
+    after_help = WITH_NOMAD
 )]
 struct VolumesArguments {
     /// Print JSON
@@ -63,7 +66,7 @@ struct VolumesArguments {
 #[command(
     name = "do-csi-plugin doctor",
     about = "Say what is wrong, and the command that ends it. Exit code 0: nothing, 1: something, 2: could not look",
-    after_help = "With NOMAD_ADDR (and NOMAD_TOKEN, NOMAD_NAMESPACE, NOMAD_CACERT, ...) also Nomad's claims."
+    after_help = WITH_NOMAD
 )]
 struct DoctorArguments {
     /// Only what is wrong with this volume: its id, its name, or its id in Nomad
