@@ -337,7 +337,7 @@ fn parts(
         let made = Arc::new(match own.as_ref().filter(|_| config.release_unused.is_some()) {
             None => made,
             Some(controller) => {
-                made.bringing_back(Box::new(BringBack::new(Arc::clone(controller))), controller.activity())
+                made.bringing_back(Box::new(BringBack::new(Arc::clone(controller))), controller.recent_calls())
             }
         });
         made.close_left_open().map_err(no_thread)?;

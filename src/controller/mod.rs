@@ -83,9 +83,9 @@ use crate::error::{Error, Result};
 use crate::id::VolumeId;
 use crate::request::attachment::{Publish, Unpublish};
 use crate::size::SizeLimits;
-use crate::sync::activity::Activity;
 use crate::sync::caller::Caller;
 use crate::sync::fifo_lock::FifoLocks;
+use crate::sync::recent_calls::RecentCalls;
 use crate::sync::volume_lock::{VolumeGuard, VolumeKey, VolumeLocks};
 
 /// The controller side of the driver.
@@ -105,7 +105,7 @@ pub struct Controller {
     taken_names: TakenNames,
     volume_lists: VolumeLists,
     sweeper: Sweeper,
-    activity: Activity,
+    recent_calls: RecentCalls,
 }
 
 impl Controller {
@@ -149,7 +149,7 @@ impl Controller {
             runner,
             taken_names: TakenNames::default(),
             volume_lists: VolumeLists::default(),
-            activity: Activity::default(),
+            recent_calls: RecentCalls::default(),
         }
     }
 
@@ -164,14 +164,14 @@ impl Controller {
     pub fn publish(&self, ctx: &CallContext, want: &Publish) -> Result<Volume> {
         // A call that wants the volume elsewhere is none that uses it here.
         let is_here = ctx.own == Some(want.droplet);
-        let _active = is_here.then(|| self.activity.enter([VolumeKey::Id(want.volume.to_string())]));
+        let _running = is_here.then(|| self.recent_calls.enter([VolumeKey::Id(want.volume.to_string())]));
         self.attacher.publish(ctx, want, Purpose::Publish).map_err(Error::or_not_yet)
     }
 
     /// Where the calls that attach volumes to this droplet are noted.
     #[must_use]
-    pub fn activity(&self) -> Activity {
-        self.activity.clone()
+    pub fn recent_calls(&self) -> RecentCalls {
+        self.recent_calls.clone()
     }
 
     /// Detaches a volume from a droplet, or from wherever it is. Attached elsewhere, it is left alone.

@@ -203,7 +203,7 @@ impl Node {
     pub(super) fn hold_now(&self, keys: impl IntoIterator<Item = VolumeKey>) -> Option<NodeCall<'_>> {
         let guard = self.locks.hold_all(keys, 0, Instant::now()).ok()?;
         let runner = Until::new(self.runner.as_ref(), Instant::now() + NODE_BUDGET);
-        Some(NodeCall { guard, runner, places: &self.places, _active: self.activity.enter([]) })
+        Some(NodeCall { guard, runner, places: &self.places, _running: self.recent_calls.enter([]) })
     }
 
     /// Writes what is in memory to every volume that is mounted in Nomad's layout, all at once, and waits no longer than the

@@ -42,8 +42,8 @@ use crate::id::VolumeName;
 use crate::node::filesystem::FsTools;
 pub use crate::node::leftover::MountsSeen;
 use crate::node::release::LeftDisks;
-use crate::sync::activity::{Active, Activity};
 use crate::sync::caller::Caller;
+use crate::sync::recent_calls::{RecentCalls, RunningCall};
 use crate::sync::semaphore::Semaphore;
 use crate::sync::volume_lock::{Queued, VolumeGuard, VolumeKey, VolumeLocks};
 
@@ -75,7 +75,7 @@ pub struct Node {
     default_flags: DefaultFlags,
     left: LeftDisks,
     inventory: Arc<Inventory>,
-    activity: Activity,
+    recent_calls: RecentCalls,
     /// The volumes that this process has detached for being unused, until they are asked for.
     released: Mutex<BTreeSet<VolumeName>>,
     /// None: volumes are attached by the orchestrator's calls alone, and nothing is detached or unstaged but by them.
@@ -104,7 +104,7 @@ struct NodeCall<'a> {
     guard: VolumeGuard,
     runner: Until<'a>,
     places: &'a DevicePlaces,
-    _active: Active,
+    _running: RunningCall,
 }
 
 impl NodeCall<'_> {
@@ -139,7 +139,7 @@ impl Node {
             label: config.selinux_label.clone(),
             default_flags: config.default_mount_flags.clone(),
             left: LeftDisks::default(),
-            activity: Activity::default(),
+            recent_calls: RecentCalls::default(),
             released: Mutex::default(),
             attach: None,
         }
@@ -151,11 +151,11 @@ impl Node {
         Arc::clone(&self.inventory)
     }
 
-    /// The same, for a program that detaches volumes which nobody uses, and so has to bring them back; `activity` is where calls
+    /// The same, for a program that detaches volumes which nobody uses, and so has to bring them back; `recent_calls` is where calls
     /// are noted.
     #[must_use]
-    pub fn bringing_back(self, attach: Box<dyn Attach>, activity: Activity) -> Node {
-        Node { attach: Some(attach), activity, ..self }
+    pub fn bringing_back(self, attach: Box<dyn Attach>, recent_calls: RecentCalls) -> Node {
+        Node { attach: Some(attach), recent_calls, ..self }
     }
 
     fn released(&self) -> MutexGuard<'_, BTreeSet<VolumeName>> {
@@ -198,8 +198,8 @@ impl Node {
         let guard = held.map_err(|locked| locked.asked_for(volume))?;
         let runner = Until::new(self.runner.as_ref(), came + NODE_BUDGET).asked_by(caller, by(NODE_BUDGET));
         let named = name.map(|name| VolumeKey::Name(name.to_string()));
-        let active = self.activity.enter([VolumeKey::Id(volume.to_owned())].into_iter().chain(named));
-        let call = NodeCall { guard, runner, places: &self.places, _active: active };
+        let active = self.recent_calls.enter([VolumeKey::Id(volume.to_owned())].into_iter().chain(named));
+        let call = NodeCall { guard, runner, places: &self.places, _running: active };
         call.check_caller()?;
         Ok(call)
     }

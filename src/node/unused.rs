@@ -115,13 +115,13 @@ impl Node {
     pub fn is_called_for(&self, disk: &SeenDisk, within: Duration) -> bool {
         let ids = disk.ids.iter().cloned().map(VolumeKey::Id);
         let mut keys = ids.chain([VolumeKey::Name(disk.name.to_string())]);
-        keys.any(|key| self.activity.is_recent(&key, within))
+        keys.any(|key| self.recent_calls.is_recent(&key, within))
     }
 
     /// The same of the id that DigitalOcean gives the volume; calls of the controller count too.
     #[must_use]
     pub fn is_id_called_for(&self, id: &VolumeId, within: Duration) -> bool {
-        self.activity.is_recent(&VolumeKey::Id(id.to_string()), within)
+        self.recent_calls.is_recent(&VolumeKey::Id(id.to_string()), within)
     }
 
     /// Locks a volume and the paths where it is staged; `None` when a call of this program wants any of them.

@@ -3,9 +3,9 @@
 //!
 //! Knows nothing of volumes but their names, and starts no thread.
 
-pub mod activity;
 pub mod caller;
 pub mod fifo_lock;
+pub mod recent_calls;
 pub mod semaphore;
 pub mod shared_read;
 pub mod volume_lock;

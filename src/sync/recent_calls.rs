@@ -22,19 +22,19 @@ struct Calls {
 
 /// The calls of this process, by what they are about.
 #[derive(Debug, Clone, Default)]
-pub struct Activity(Arc<Mutex<HashMap<VolumeKey, Calls>>>);
+pub struct RecentCalls(Arc<Mutex<HashMap<VolumeKey, Calls>>>);
 
 /// A call that runs, until this is dropped.
 #[derive(Debug)]
-pub struct Active {
-    activity: Activity,
+pub struct RunningCall {
+    recent_calls: RecentCalls,
     keys: Vec<VolumeKey>,
 }
 
-impl Activity {
+impl RecentCalls {
     /// Counts a call as running for all of these until what this gives is dropped.
     #[must_use]
-    pub fn enter(&self, keys: impl IntoIterator<Item = VolumeKey>) -> Active {
+    pub fn enter(&self, keys: impl IntoIterator<Item = VolumeKey>) -> RunningCall {
         let keys: Vec<VolumeKey> = keys.into_iter().collect();
         let mut table = self.lock();
         for key in &keys {
@@ -43,7 +43,7 @@ impl Activity {
             *calls = Calls { running: calls.running.saturating_add(1), last: now };
         }
         drop(table);
-        Active { activity: self.clone(), keys }
+        RunningCall { recent_calls: self.clone(), keys }
     }
 
     /// Whether a call for this runs, or has ended within this time.
@@ -69,9 +69,9 @@ impl Activity {
     }
 }
 
-impl Drop for Active {
+impl Drop for RunningCall {
     fn drop(&mut self) {
-        self.keys.iter().for_each(|key| self.activity.end(key));
+        self.keys.iter().for_each(|key| self.recent_calls.end(key));
     }
 }
 
@@ -85,24 +85,24 @@ mod tests {
 
     #[test]
     fn a_call_counts_while_it_runs_and_for_a_while_after_it_has_ended() {
-        let activity = Activity::default();
-        assert!(!activity.is_recent(&key("a"), Duration::MAX));
-        let (first, second) = (activity.enter([key("a"), key("b")]), activity.enter([key("a")]));
+        let recent_calls = RecentCalls::default();
+        assert!(!recent_calls.is_recent(&key("a"), Duration::MAX));
+        let (first, second) = (recent_calls.enter([key("a"), key("b")]), recent_calls.enter([key("a")]));
         drop(first);
-        assert!(activity.is_recent(&key("a"), Duration::ZERO), "one of two runs");
-        assert!(!activity.is_recent(&key("b"), Duration::ZERO) && activity.is_recent(&key("b"), Duration::MAX));
+        assert!(recent_calls.is_recent(&key("a"), Duration::ZERO), "one of two runs");
+        assert!(!recent_calls.is_recent(&key("b"), Duration::ZERO) && recent_calls.is_recent(&key("b"), Duration::MAX));
         drop(second);
-        assert!(!activity.is_recent(&key("a"), Duration::ZERO));
+        assert!(!recent_calls.is_recent(&key("a"), Duration::ZERO));
     }
 
     #[test]
     fn the_memory_is_bounded_and_forgets_no_call_that_runs() {
-        let activity = Activity::default();
-        let _running = activity.enter([key("first")]);
+        let recent_calls = RecentCalls::default();
+        let _running = recent_calls.enter([key("first")]);
         for number in 0..2 * MOST {
-            drop(activity.enter([key(&number.to_string())]));
+            drop(recent_calls.enter([key(&number.to_string())]));
         }
-        assert!(activity.lock().len() <= MOST + 1);
-        assert!(activity.is_recent(&key("first"), Duration::ZERO));
+        assert!(recent_calls.lock().len() <= MOST + 1);
+        assert!(recent_calls.is_recent(&key("first"), Duration::ZERO));
     }
 }
