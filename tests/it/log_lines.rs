@@ -131,7 +131,9 @@ fn each_change_is_one_line_with_who_asked_for_it() {
 fn debug_lines_are_switched_also_where_less_than_info_is_logged() {
     let solo = SinglePlugin::new(PROGRAM);
     let plugin = solo.launch(&["--log-level=warn"]).start().unwrap();
-    assert_eq!(plugin.log(), "");
+    // A machine whose mounts are private, as one without systemd, is told of by an error.
+    let told = plugin.log();
+    assert!(!told.contains(" INFO ") && !told.contains(" DEBUG "), "{told}");
     plugin.signal(Signal::SIGUSR2).unwrap();
     until("debug is on", || plugin.log().contains("debug lines are switched on=true"));
     plugin.client.probe().unwrap();
