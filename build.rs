@@ -1,5 +1,7 @@
 //! Owns the step from `protos/csi.proto` to Rust: the messages and the service stubs, both written to `OUT_DIR`.
 //!
+//! It also has the program carry the C++ library of the core with it, where the compiler has that library as an archive.
+//!
 //! Does not own where that code appears in the crate or which lints it may break: that is `src/proto.rs`.
 //! No `protoc` is run. rust-protobuf parses the file and writes the messages. The stubs are written here: grpcio's own
 //! compiler needs rust-protobuf 2, which is no longer maintained.
@@ -9,6 +11,7 @@ use std::error::Error;
 use std::fmt::{Display, Write as _};
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use protobuf::descriptor::{MethodDescriptorProto, ServiceDescriptorProto};
 use protobuf_codegen::{Codegen, Customize};
@@ -25,7 +28,28 @@ fn main() -> Result<()> {
     let out = env::var_os("OUT_DIR").ok_or("OUT_DIR is not set; cargo sets it for build scripts")?;
     let out = PathBuf::from(out);
     write_messages(&proto, &out)?;
-    write_stubs(&proto, &out)
+    write_stubs(&proto, &out)?;
+    link_cxx_library(&out)
+}
+
+/// Puts the archive of the C++ library where the linker looks first, so that it is linked into the program: of the shared library,
+/// 2 MB on its own, the core uses little. Without the archive the program needs the shared one.
+fn link_cxx_library(out: &Path) -> Result<()> {
+    const ARCHIVE: &str = "libstdc++.a";
+    println!("cargo::rerun-if-env-changed=CXX");
+    let compiler = env::var_os("CXX").unwrap_or_else(|| "c++".into());
+    let printed = Command::new(compiler).arg(format!("-print-file-name={ARCHIVE}")).output();
+    let printed = printed.map_err(while_doing("asking the C++ compiler for its library"))?.stdout;
+    let archive = PathBuf::from(String::from_utf8(printed)?.trim());
+    // Of what it does not have, the compiler prints the bare name.
+    if !archive.is_absolute() {
+        return Ok(());
+    }
+    let directory = out.join("cxx");
+    fs::create_dir_all(&directory)?;
+    fs::copy(archive, directory.join(ARCHIVE)).map_err(while_doing("copying the C++ library"))?;
+    println!("cargo::rustc-link-search=native={}", directory.display());
+    Ok(())
 }
 
 /// Writes `csi.rs`: a struct per message, an enum per enum.
