@@ -204,8 +204,8 @@ droplet-test: root plugin sim disk-tools ## Run what e2e-droplet runs on a simul
 e2e-droplet: root plugin sim disk-tools ## Run a volume's life on this very droplet (as root, with a token)
 	exec "$(SIM)" droplet "$(PLUGIN)"
 
-# What a release consists of, in dist/: a tar.gz, a Debian package, the list of parts, and sums.
-dist: plugin packagers ## Build the archive, the Debian package, the list of parts and their sums into dist/
+# What a release consists of, in dist/: a tar.gz, a Debian and an RPM package, the list of parts, and sums.
+dist: plugin packagers ## Build the archive, the packages, the list of parts and their sums into dist/
 	@pages=$$(mktemp -d)
 	trap 'rm -rf "$$pages"' EXIT
 	cargo run $(FAST) --quiet --example do-pages dist "$$pages"
@@ -281,7 +281,7 @@ strace:
 	@$(call need,strace:strace)
 
 packagers:
-	@$(call need,dpkg-deb:dpkg dpkg-shlibdeps:dpkg-dev)
+	@$(call need,dpkg-deb:dpkg dpkg-shlibdeps:dpkg-dev rpmbuild:rpm)
 
 # Installed by its version from source, checked by Go's own sums. One that is found has to be that version too, which Go
 # writes into its programs; csi-sanity itself says "(dev)".

@@ -41,6 +41,7 @@ use crate::ops::findings::{FindingCollector, Findings};
 use crate::ops::health::{Health, Stage};
 use crate::ops::logging;
 use crate::ops::logging::RunningLog;
+use crate::ops::service_manager::{ServiceState, tell_service_manager};
 use crate::ops::signals::{Asked, Signals};
 use crate::proto::csi_grpc::{create_controller, create_identity, create_node};
 use crate::request::query::Page;
@@ -81,6 +82,7 @@ pub fn run(mut config: Config) -> Result<(), String> {
     let start = |node: &Arc<Node>| Upkeep::start(Arc::clone(node), config.allocations.clone(), unused);
     let upkeep = node.as_ref().map(start).transpose().map_err(no_thread)?;
     info!(version = env!("CARGO_PKG_VERSION"), driver = config.driver_name.as_str(), mode:? = config.mode; "started");
+    tell_service_manager(ServiceState::Ready);
     if needs_metadata(&config) {
         droplet_identity.find_out(Metadata::new(config.metadata_url.clone())).map_err(no_thread)?;
     }
@@ -97,6 +99,7 @@ pub fn run(mut config: Config) -> Result<(), String> {
         }
     };
     info!("{signal}: no new calls, waiting for the running ones");
+    tell_service_manager(ServiceState::Stopping);
     droplet_identity.stop_waiting();
     health.reach(Stage::Stopping);
     let enough = second_end(signals);

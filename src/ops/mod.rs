@@ -13,4 +13,5 @@ mod log_line;
 mod log_queue;
 pub mod logging;
 mod page;
+pub mod service_manager;
 pub mod signals;

@@ -2,8 +2,9 @@
 
 use std::fs;
 use std::net::TcpListener;
+use std::os::linux::net::SocketAddrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::{SocketAddr, UnixDatagram, UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::thread;
@@ -651,6 +652,43 @@ fn a_second_signal_ends_the_wait_for_a_call_that_hangs() {
     until("it has ended", || plugin.has_ended());
     assert!(plugin.wait().unwrap().success());
     assert!(call.join().unwrap().is_err());
+}
+
+#[test]
+fn systemd_is_told_when_the_plugin_answers_and_when_it_ends() {
+    let solo = SinglePlugin::new(PROGRAM);
+    let abstract_name = format!("do-csi-test-{}", std::process::id());
+    let sockets = [
+        (solo.path("notify").display().to_string(), UnixDatagram::bind(solo.path("notify")).unwrap()),
+        (
+            format!("@{abstract_name}"),
+            UnixDatagram::bind_addr(&SocketAddr::from_abstract_name(&abstract_name).unwrap()).unwrap(),
+        ),
+    ];
+    for (name, socket) in sockets {
+        socket.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        let told = || {
+            let mut message = [0; 64];
+            let length = socket.recv(&mut message).unwrap();
+            String::from_utf8_lossy(&message[..length]).into_owned()
+        };
+        let mut launch = solo.launch(&[]);
+        launch.command.env("NOTIFY_SOCKET", name);
+        let plugin = launch.start().unwrap();
+        assert_eq!(told(), "READY=1");
+        assert!(plugin.stop().unwrap().success());
+        assert_eq!(told(), "STOPPING=1");
+    }
+}
+
+#[test]
+fn a_service_manager_that_is_not_there_keeps_nobody_from_the_plugin() {
+    let solo = SinglePlugin::new(PROGRAM);
+    let mut launch = solo.launch(&[]);
+    launch.command.env("NOTIFY_SOCKET", solo.path("nobody"));
+    let plugin = launch.start().unwrap();
+    until("it is said", || plugin.log().contains("systemd could not be told READY=1"));
+    assert!(plugin.stop().unwrap().success());
 }
 
 #[test]
