@@ -27,7 +27,9 @@ use crate::config::parse::{
     parse_number, parse_rate, parse_release_unused, parse_seconds, parse_socket_mode, token_source,
 };
 use crate::config::upkeep::plan_allocations;
-pub use crate::config::upkeep::{ATTACH_BUDGET, Allocations, FLUSH_BUDGET, RELEASE_UNUSED_BUDGET, UPKEEP_END};
+pub use crate::config::upkeep::{
+    ATTACH_BUDGET, Allocations, DETACH_IN_FLIGHT, FLUSH_BUDGET, RELEASE_UNUSED_BUDGET, UPKEEP_END,
+};
 use crate::fs::FsKind;
 use crate::host::mount_options::{DefaultFlags, SelinuxLabel};
 use crate::id::DropletId;

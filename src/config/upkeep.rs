@@ -10,6 +10,9 @@ use std::time::Duration;
 pub const ATTACH_BUDGET: Duration = Duration::from_secs(50);
 /// How long detaching a volume that nobody uses may take. Node calls for it wait meanwhile, no longer than [`LOCK_PATIENCE`](crate::config::LOCK_PATIENCE).
 pub const RELEASE_UNUSED_BUDGET: Duration = Duration::from_secs(30);
+/// For how long a detach may still be carried out after it was sent, when its answer was lost: nobody begins to use the disk before.
+/// A request is given up here after 20 s, and servers on the way commonly give one up after 30 to 60 s. It leaves a node call enough of [`NODE_BUDGET`](crate::config::NODE_BUDGET) for its own work.
+pub const DETACH_IN_FLIGHT: Duration = Duration::from_secs(60);
 /// How long the end of the program waits for what it does by itself, when the calls have ended.
 pub const UPKEEP_END: Duration = Duration::from_secs(10);
 /// How long writing what is in memory to the disks may take at start and at the end. Clients of Nomad allow a task 5 s by default,

@@ -5,11 +5,13 @@
 //! mount of its own of the same file system.
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use log::{info, warn};
 
-use crate::config::{ATTACH_BUDGET, DEVICE_BUDGET, MOUNT_BUDGET};
+use crate::activity::wait_for;
+use crate::backoff::{Backoff, look_until};
+use crate::config::{ATTACH_BUDGET, DETACH_IN_FLIGHT, DEVICE_BUDGET, MOUNT_BUDGET};
 use crate::error::{Chain, Error, Result};
 use crate::fs::FsKind;
 use crate::host::CLAIM_BUDGET;
@@ -21,7 +23,8 @@ use crate::host::mount_options::{MountOptions, NO_UUID};
 use crate::host::mountinfo::{Mount, MountTable};
 use crate::host::presence::observe_is_there;
 use crate::host::propagation::check_reaches_host;
-use crate::host::release_mark::{apply_unmark, observe_is_marked};
+use crate::host::release_mark::{apply_unmark, observe_mark};
+use crate::id::VolumeName;
 use crate::node::block::{check_staged_raw, ensure_protection};
 use crate::node::filesystem::{WantedFs, formatting};
 use crate::node::luks::open::{Unlocked, ensure_marked_used};
@@ -40,6 +43,8 @@ use crate::request::node::Stage;
 
 /// How soon the disk of a volume that was attached is there; it takes one or two seconds.
 const SOON: Duration = Duration::from_secs(5);
+/// The pauses between two looks whether a detach may still come.
+const DETACH_PAUSES: Backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(1));
 
 impl Node {
     /// Makes a volume ready on this droplet.
@@ -67,10 +72,11 @@ impl Node {
     /// for: at once when that is known, otherwise when the disk does not come as soon as it mostly does.
     pub(super) fn await_disk(&self, call: &NodeCall<'_>, want: &Stage) -> Result<Device> {
         let (name, size) = (&want.attached.name, want.attached.size);
+        let may_have_gone = await_detach_over(call, &want.volume, name)?;
         let wait = |budget| await_device(&call.guard, call.places, name, size, call.cap(budget));
         let disk = match &self.attach {
             None => wait(DEVICE_BUDGET)?,
-            Some(attach) if self.released().remove(name) || observe_is_marked(call.places, name)? => {
+            Some(attach) if self.released().remove(name) || may_have_gone => {
                 info!("volume={} is asked for anew, as it was to be detached for being used by nobody", want.volume);
                 attach.ensure_attached(name, call.cap(ATTACH_BUDGET))?;
                 apply_unmark(&call.guard, call.places, name)?;
@@ -231,6 +237,32 @@ impl Node {
             Some(_) | None => Ok(options),
         }
     }
+}
+
+/// Waits until no detach that this program sent can still be carried out; gives whether there may have been one. Its answer was
+/// lost, or the program was killed before it came. Until then neither a disk that is here nor a detach that was seen means
+/// anything: the one that was seen may be another's, and the disk of a volume that was attached again would be taken from its user.
+fn await_detach_over(call: &NodeCall<'_>, volume: &str, name: &VolumeName) -> Result<bool> {
+    let look = || {
+        call.check_caller()?;
+        observe_mark(call.places, name)
+    };
+    let may_come = |seen: &Option<Duration>| seen.is_some_and(|age| age < DETACH_IN_FLIGHT);
+    let first = look()?;
+    if !may_come(&first) {
+        return Ok(first.is_some());
+    }
+    let why = "a detach of it was sent for being used by nobody, and it is not known what came of it";
+    info!("volume={volume} is not used before it is certain that it stays: {why}");
+    let _wait = wait_for(format!("waiting until no detach of volume {name} can come any more"), why);
+    let (began, budget) = (Instant::now(), call.cap(DETACH_IN_FLIGHT));
+    let seen = look_until(began + budget, DETACH_PAUSES, look, |seen| !seen.as_ref().is_ok_and(may_come))?;
+    // Whatever the clock was set to meanwhile, the whole time has passed.
+    if may_come(&seen) && budget < DETACH_IN_FLIGHT {
+        let (doing, waited_s) = (format!("bringing volume {name} back"), began.elapsed().as_secs());
+        return Err(Error::TimedOut { doing, waited_s, waited_for: why.to_owned() });
+    }
+    Ok(true)
 }
 
 /// Reads the mount table when what a killed call has left beside a path is gone: it would pass for a mount of somebody who

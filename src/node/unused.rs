@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use log::{debug, info};
 
 use crate::backoff::{Backoff, look_until};
+use crate::config::DETACH_IN_FLIGHT;
 use crate::error::{Chain, Result};
 use crate::host::device::Device;
 use crate::host::device::busy::is_busy;
@@ -21,7 +22,7 @@ use crate::host::luks::mapper::DiskHolder;
 use crate::host::mount::observe_mounts;
 use crate::host::mountinfo::{Mount, MountTable};
 use crate::host::release::{Claim, DiskUnder};
-use crate::host::release_mark::{apply_unmark, ensure_marked};
+use crate::host::release_mark::{apply_unmark, ensure_marked, observe_mark};
 use crate::id::{VolumeId, VolumeName};
 use crate::node::nomad_place::{NomadPlace, Purpose};
 use crate::node::whose::observe_named;
@@ -194,6 +195,14 @@ impl HeldDisk<'_> {
         // A raw volume may have been shown meanwhile by another plugin on this droplet.
         let is_shown = observe_mounts()?.of_device(&disk).next().is_some();
         Ok((!is_shown).then_some(claim))
+    }
+
+    /// Whether an earlier detach may still be carried out: a second one beside it would leave nobody knowing which of them was.
+    ///
+    /// # Errors
+    /// [`crate::error::Error::Io`] when that cannot be seen.
+    pub fn is_detach_in_flight(&self) -> Result<bool> {
+        Ok(observe_mark(&self.node.places, &self.name)?.is_some_and(|age| age < DETACH_IN_FLIGHT))
     }
 
     /// Marks that the disk may go at any moment.

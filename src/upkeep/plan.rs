@@ -51,6 +51,7 @@ pub(super) enum Reason {
     NotByAttach,
     AgeUnknown,
     TooYoung,
+    DetachUnclear,
 }
 
 impl fmt::Display for Reason {
@@ -68,6 +69,7 @@ impl fmt::Display for Reason {
             Reason::NotByAttach => f.write_str("its last action is no attach"),
             Reason::AgeUnknown => f.write_str("DigitalOcean does not say when it was attached"),
             Reason::TooYoung => f.write_str("DigitalOcean has done something to it lately"),
+            Reason::DetachUnclear => f.write_str("it is not known yet what came of an earlier detach"),
         }
     }
 }

@@ -12,6 +12,8 @@
 //! - **A call to another process**, a controller elsewhere that says "is here already" a moment before the volume is detached, is
 //!   followed by NodeStageVolume on this droplet, and that one brings the volume back. Where it finds the disk still there, the
 //!   mark tells it that the disk may go; so it does after this process was killed.
+//! - **A detach whose answer is lost** may be carried out later. As long as it may ([`DETACH_IN_FLIGHT`](crate::config::DETACH_IN_FLIGHT)),
+//!   the mark keeps NodeStageVolume waiting, and no second detach is sent.
 //! - **A volume that went elsewhere** is not touched: the detach names this droplet, is sent once, and a volume that is brought
 //!   back is taken from nowhere.
 
@@ -157,6 +159,9 @@ fn try_release(
 ) -> Result<Tried> {
     let busy = || Ok(Tried::Kept(Plan::Keep(Reason::CalledFor)));
     let Some(mut held) = node.hold_unused(seen) else { return busy() };
+    if held.is_detach_in_flight()? {
+        return Ok(Tried::Kept(Plan::Keep(Reason::DetachUnclear)));
+    }
     let look = |held: &HeldDisk<'_>| -> Result<Option<(SeenDisk, Plan)>> {
         let disk = held.observe()?.filter(|disk| disk.is_same_disk(seen));
         Ok(disk.map(|disk| {
@@ -215,8 +220,11 @@ fn try_release(
             held.unmark()?;
             Ok(Tried::Failed(why))
         }
-        // The mark stays: whoever uses the disk next asks first.
-        ReleaseOutcome::Unclear(why) => Ok(Tried::Failed(why)),
+        // The mark stays: whoever uses the disk next waits, and asks. It was made before the request had its turn.
+        ReleaseOutcome::Unclear(why) => {
+            held.mark()?;
+            Ok(Tried::Failed(why))
+        }
     }
 }
 
