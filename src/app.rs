@@ -41,6 +41,7 @@ use crate::ops::findings::{FindingCollector, Findings};
 use crate::ops::health::{Health, Stage};
 use crate::ops::logging;
 use crate::ops::logging::RunningLog;
+use crate::ops::scheduled_snapshots::{ScheduledCollector, ScheduledSnapshots};
 use crate::ops::service_manager::{ServiceState, tell_service_manager};
 use crate::ops::signals::{Asked, Signals};
 use crate::proto::csi_grpc::{create_controller, create_identity, create_node};
@@ -71,8 +72,8 @@ pub fn run(mut config: Config) -> Result<(), String> {
     let quota = Arc::new(RateLimit::new(config.api_rate_limit));
     let cloud = token.filter(|_| config.mode.has_controller()).map(|token| cloud(&config, token, Arc::clone(&quota)));
     let health = Arc::new(health(&config, cloud.as_ref(), &droplet_identity));
-    let findings = start_debug_server(&config, &health, &droplet_identity)?;
-    let Parts { services, insight, node, unused } = parts(&config, cloud, quota, &droplet_identity, findings.as_ref())?;
+    let seen = start_debug_server(&config, &health, &droplet_identity)?;
+    let Parts { services, insight, node, unused } = parts(&config, cloud, quota, &droplet_identity, seen.as_ref())?;
     // Not before: who cannot start says why in one line and nothing else.
     if config.mode_is_for_want_of_token {
         warn!("{NO_TOKEN}");
@@ -246,7 +247,7 @@ fn start_debug_server(
     config: &Config,
     health: &Arc<Health>,
     droplet_identity: &Arc<DropletIdentity>,
-) -> Result<Option<Arc<Findings>>, String> {
+) -> Result<Option<Seen>, String> {
     let Some(address) = config.debug_addr else { return Ok(None) };
     metrics::start(word(config.mode));
     metrics::add_collector(health.collector());
@@ -260,6 +261,8 @@ fn start_debug_server(
     };
     let findings = Arc::new(Findings::new(figures.clone()));
     metrics::add_collector(Box::new(FindingCollector(Arc::clone(&findings))));
+    let snapshots = Arc::new(ScheduledSnapshots::default());
+    metrics::add_collector(Box::new(ScheduledCollector(Arc::clone(&snapshots))));
     let endpoint = Endpoint {
         findings: Arc::clone(&findings),
         health: Arc::clone(health),
@@ -269,12 +272,19 @@ fn start_debug_server(
         figures,
     };
     endpoint::start(address, endpoint)?;
-    Ok(Some(findings))
+    Ok(Some(Seen { findings, snapshots }))
 }
 
-/// Looks now and then which volumes of the region are not well, for the page and the metrics.
-fn watch_region(controller: &Arc<Controller>, findings: &Arc<Findings>) -> Result<(), String> {
-    let (controller, findings) = (Arc::clone(controller), Arc::clone(findings));
+/// What was seen last, for the page and the metrics.
+#[derive(Debug, Clone)]
+struct Seen {
+    findings: Arc<Findings>,
+    snapshots: Arc<ScheduledSnapshots>,
+}
+
+/// Looks now and then which volumes of the region are not well, and how old their snapshots are.
+fn watch_region(controller: &Arc<Controller>, seen: &Seen) -> Result<(), String> {
+    let (controller, Seen { findings, snapshots }) = (Arc::clone(controller), seen.clone());
     let work = move || {
         thread::sleep(FIRST_LOOK);
         loop {
@@ -282,6 +292,11 @@ fn watch_region(controller: &Arc<Controller>, findings: &Arc<Findings>) -> Resul
             match controller.list_abnormal(&ctx, &Page { max_entries: None, start: None }) {
                 Ok(listed) => findings.replace_region(listed.items.into_iter().flat_map(|one| one.findings).collect()),
                 Err(err) => warn!("what is wrong in the region is as old as it was: {}", Chain(&err)),
+            }
+            let ctx = controller.context_of_call(Instant::now(), Arc::default());
+            match controller.list_newest_scheduled(&ctx) {
+                Ok(newest) => snapshots.replace(newest.unwrap_or_default()),
+                Err(err) => warn!("how old the snapshots are is not known anew: {}", Chain(&err)),
             }
             thread::sleep(LOOK_PERIOD);
         }
@@ -315,7 +330,7 @@ fn parts(
     cloud: Option<Cloud>,
     quota: Arc<RateLimit>,
     droplet_identity: &Arc<DropletIdentity>,
-    findings: Option<&Arc<Findings>>,
+    seen: Option<&Seen>,
 ) -> Result<Parts, String> {
     let mut services = vec![create_identity(IdentityService::new(Arc::clone(config)))];
     let mut insight = Insight { cloud: None, quota, pools: Vec::new() };
@@ -323,7 +338,7 @@ fn parts(
     if let Some(cloud) = cloud {
         insight.cloud = Some(cloud.clone());
         let controller = Arc::new(Controller::new(config, cloud, Arc::clone(droplet_identity)));
-        findings.map_or(Ok(()), |findings| watch_region(&controller, findings))?;
+        seen.map_or(Ok(()), |seen| watch_region(&controller, seen))?;
         let pool = |name| Pool::new(name, config::CONTROLLER_WORKERS, config::QUEUE_LENGTH);
         let list = Pool::new("list", config::LISTERS, config::QUEUE_LENGTH);
         let pools = Pools { change: pool("controller"), unpublish: pool("unpublish"), look: pool("look"), list };

@@ -4,6 +4,7 @@
 //! arguments. The flags are those of DigitalOcean's own driver, under the same names; those added here say so.
 
 pub mod command;
+pub mod keep;
 mod log;
 mod parse;
 mod upkeep;
@@ -94,7 +95,7 @@ const TOKEN_VARIABLE: &str = "DIGITALOCEAN_ACCESS_TOKEN";
     name = "do-csi-plugin",
     version,
     about = "CSI driver for DigitalOcean block storage volumes",
-    after_help = "Commands for people instead of flags: volumes, doctor (each has --help).\n\
+    after_help = "Commands instead of flags: volumes, doctor, snapshot (each has --help).\n\
                   Flags may also be written with one dash (-endpoint=...).",
     disable_help_subcommand = true
 )]

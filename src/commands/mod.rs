@@ -1,8 +1,8 @@
 //! The commands for people: what they read, and what they print.
 //!
 //! Owns the way from arguments to an exit code. What is wrong is said by `ops/diagnosis`, as everywhere. The commands
-//! ask the same questions as the plugin, with the same settings, and change nothing but what `doctor --fix` was told
-//! to.
+//! ask the same questions as the plugin, with the same settings. Two of them change something: `doctor --fix` what it was
+//! told to, `snapshot` the snapshots that it takes.
 //!
 //! | module | holds |
 //! |---|---|
@@ -11,11 +11,13 @@
 //! | `doctor` | the findings, in the order in which they matter |
 //! | `checks` | what `doctor` looks at besides the volumes |
 //! | `repair` | what `doctor --fix` does |
+//! | `snapshot` | a snapshot now, and those before it that are kept |
 //! | `terminal` | tables and colours |
 
 mod checks;
 mod doctor;
 mod repair;
+mod snapshot;
 mod terminal;
 mod volumes;
 mod world;
@@ -23,8 +25,9 @@ mod world;
 use std::io::{self, Write};
 use std::process::ExitCode;
 
+use crate::commands::world::{CloudAccess, Source};
 use crate::config::command::{CommandLine, Subcommand};
-use crate::config::variable;
+use crate::config::{Config, variable};
 use crate::nomad::{Nomad, NomadVariables};
 
 /// Exit code when nothing could be looked at.
@@ -36,15 +39,21 @@ const COULD_NOT_LOOK: u8 = 2;
 /// One line: nothing could be looked at, which is exit code 2.
 pub fn run(line: CommandLine) -> Result<ExitCode, String> {
     let CommandLine { subcommand, mut config } = line;
-    let nomad = Nomad::new(&NomadVariables::read(variable))?;
-    let cloud = config.token.take().map(|token| world::CloudAccess::new(&config, token));
-    let source = world::Source { config, cloud, nomad };
+    let cloud = config.token.take().map(|token| CloudAccess::new(&config, token));
     match subcommand {
-        Subcommand::Volumes { is_json, watch } => volumes::run(&source, is_json, watch),
+        Subcommand::Volumes { is_json, watch } => volumes::run(&source(config, cloud)?, is_json, watch),
         Subcommand::Doctor { volume, is_json, fix, yes } => {
-            doctor::run(&source, &doctor::Wish { volume, is_json, fix, yes })
+            doctor::run(&source(config, cloud)?, &doctor::Wish { volume, is_json, fix, yes })
+        }
+        Subcommand::Snapshot { volume, keep, is_dry } => {
+            snapshot::run(&config, cloud.as_ref(), &snapshot::Wish { volume, keep, is_dry })
         }
     }
+}
+
+fn source(config: Config, cloud: Option<CloudAccess>) -> Result<Source, String> {
+    let nomad = Nomad::new(&NomadVariables::read(variable))?;
+    Ok(Source { config, cloud, nomad })
 }
 
 /// Writes to standard output. Whoever closes it has seen enough.

@@ -62,6 +62,11 @@ impl CloudAccess {
         }
     }
 
+    /// The API, for who sees to the time of each piece of work.
+    pub(super) fn whole(&self) -> Cloud {
+        self.cloud.clone()
+    }
+
     /// The API, for so long from now.
     pub(super) fn within(&self, budget: Duration) -> Cloud {
         self.cloud.until(Instant::now().checked_add(budget).unwrap_or_else(Instant::now))

@@ -1,4 +1,4 @@
-//! The commands for people: `volumes` and `doctor`.
+//! The commands: `volumes` and `doctor` for people, `snapshot` for a periodic job.
 //!
 //! Owns their arguments. The settings beside these are the plugin's own, by the same flags and variables, so that
 //! what a command says is of the plugin beside which it runs. Without a command the program is the plugin.
@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use clap::{CommandFactory, FromArgMatches, Parser};
 
+use crate::config::keep::Keep;
 use crate::config::{Config, Early, Flags, SWITCHES, as_switch, double_dashes, early, without_empty_variable};
 
 /// What a command shows.
@@ -31,6 +32,15 @@ pub enum Subcommand {
         /// Without asking.
         yes: bool,
     },
+    /// A snapshot now, and which of those before it are kept.
+    Snapshot {
+        /// The volume, by its id or its name.
+        volume: String,
+        /// Which are kept.
+        keep: Keep,
+        /// Only tell what would be done.
+        is_dry: bool,
+    },
 }
 
 /// A command with its settings.
@@ -42,7 +52,7 @@ pub struct CommandLine {
     pub config: Config,
 }
 
-/// What both commands say of Nomad.
+/// What the commands that read only say of Nomad.
 const WITH_NOMAD: &str = "With NOMAD_ADDR (and NOMAD_TOKEN, NOMAD_NAMESPACE, NOMAD_CACERT, ...) also Nomad's claims.";
 
 #[derive(Debug, Parser)]
@@ -84,6 +94,41 @@ struct DoctorArguments {
     flags: Flags,
 }
 
+/// What `snapshot` says of its rules.
+const OF_SNAPSHOTS: &str = "Kept is the newest of each of so many hours, days, weeks or months that have one, in UTC. Deleted is only what \
+                            this command has taken of this volume, known by the tag do-csi-scheduled.";
+
+#[derive(Debug, Parser)]
+#[command(
+    name = "do-csi-plugin snapshot",
+    about = "Take a snapshot of a volume, and delete those before it that are not to be kept. Exit code 0: all is done, 1: not \
+             all, 2: nothing",
+    after_help = OF_SNAPSHOTS
+)]
+struct SnapshotArguments {
+    /// The volume: its id, or its name in this region
+    #[arg(long, value_name = "VOLUME")]
+    volume: String,
+    /// How many to keep, 24 at most: daily=7,weekly=4 (hourly, daily, weekly, monthly)
+    #[arg(long, value_name = "RULES")]
+    keep: Keep,
+    /// Only tell what would be done
+    #[arg(long)]
+    dry_run: bool,
+    #[command(flatten)]
+    flags: Flags,
+}
+
+/// The commands, for pages and completions.
+#[must_use]
+pub fn subcommands() -> [clap::Command; 3] {
+    [
+        command::<VolumesArguments>().name("volumes"),
+        command::<DoctorArguments>().name("doctor"),
+        command::<SnapshotArguments>().name("snapshot"),
+    ]
+}
+
 impl CommandLine {
     /// Reads the arguments of a command; `None`: they name none, so the program is the plugin.
     ///
@@ -103,6 +148,11 @@ impl CommandLine {
                 let ((volume, is_json, fix, yes), config) = read(rest(), settings)?;
                 Ok(Some(CommandLine { subcommand: Subcommand::Doctor { volume, is_json, fix, yes }, config }))
             }
+            Some("snapshot") => {
+                let settings = |SnapshotArguments { volume, keep, dry_run, flags }| ((volume, keep, dry_run), flags);
+                let ((volume, keep, is_dry), config) = read(rest(), settings)?;
+                Ok(Some(CommandLine { subcommand: Subcommand::Snapshot { volume, keep, is_dry }, config }))
+            }
             Some(_) | None => Ok(None),
         }
     }
@@ -112,7 +162,7 @@ fn read<T: CommandFactory + FromArgMatches, A>(
     args: impl Iterator<Item = OsString>,
     settings: impl FnOnce(T) -> (A, Flags),
 ) -> Result<(A, Config), Early> {
-    let command = SWITCHES.into_iter().fold(T::command(), |command, flag| command.mut_arg(flag, as_switch));
+    let command = command::<T>();
     let args: Vec<OsString> = double_dashes(args).collect();
     let refused = |err: clap::Error| early(&err, &args);
     let matches = command.mut_args(without_empty_variable).try_get_matches_from(&args).map_err(refused)?;
@@ -121,4 +171,8 @@ fn read<T: CommandFactory + FromArgMatches, A>(
     // Which services the plugin offers does not matter: what can be asked is asked.
     flags.mode = None;
     Ok((arguments, flags.check().map_err(Early::Refusal)?))
+}
+
+fn command<T: CommandFactory>() -> clap::Command {
+    SWITCHES.into_iter().fold(T::command(), |command, flag| command.mut_arg(flag, as_switch))
 }

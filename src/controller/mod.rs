@@ -13,6 +13,7 @@
 //! | `publish_mode` | how a volume was published |
 //! | `expand`, `modify` | volumes become larger, or get other tags |
 //! | `snapshot`, `snapshot_names` | snapshots come and go, each with a name of its own |
+//! | [`keep`] | snapshots that are taken again and again |
 //! | [`list`], [`whole_list`] | pages of volumes and of snapshots, read without losing an entry |
 //! | [`condition`], [`capacity`] | whether a volume is well, and whether there is room for one more |
 //! | [`context`] | one call's budget and the waits in it, and asking again within it |
@@ -41,6 +42,7 @@ mod detach_backoff;
 mod expand;
 mod gone;
 pub mod health;
+pub mod keep;
 mod last_action;
 pub mod list;
 mod modify;

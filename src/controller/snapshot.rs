@@ -24,7 +24,7 @@ use crate::request::snapshot::CreateSnapshot;
 use crate::sync::volume_lock::{VolumeGuard, VolumeKey};
 
 /// How many of a volume's snapshots DigitalOcean keeps at most. Source: product documentation, "Snapshots", limits.
-const MOST_OF_A_VOLUME: usize = 25;
+pub(super) const MOST_OF_A_VOLUME: usize = 25;
 
 /// A snapshot to be taken.
 #[derive(Debug, Clone, Copy)]

@@ -13,5 +13,6 @@ mod log_line;
 mod log_queue;
 pub mod logging;
 mod page;
+pub mod scheduled_snapshots;
 pub mod service_manager;
 pub mod signals;

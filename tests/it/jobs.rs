@@ -238,7 +238,7 @@ fn every_job_says_where_it_runs_by_a_variable() {
         assert!(attribute(&job.body, "node_pool").is_none(), "{name}");
         count += 1;
     }
-    assert_eq!(count, 8);
+    assert_eq!(count, 9);
 }
 
 #[test]
@@ -283,8 +283,8 @@ type Version = (u8, u8, u8);
 ///
 /// Source: hashicorp/nomad v0.11.8, jobspec/parse_job.go, parse_group.go, parse_task.go, parse.go (lists of valid keys),
 /// api/tasks.go and api/csi.go (what is decoded without a list), drivers/docker/config.go.
-const KEYS_OF_0_11: [(&str, &[&str]); 23] = [
-    ("job", &["constraint", "datacenters", "group", "type", "update", "namespace", "priority", "meta"]),
+const KEYS_OF_0_11: [(&str, &[&str]); 24] = [
+    ("job", &["constraint", "datacenters", "group", "type", "update", "namespace", "periodic", "priority", "meta"]),
     (
         "group",
         &[
@@ -323,6 +323,7 @@ const KEYS_OF_0_11: [(&str, &[&str]); 23] = [
     ("reschedule", &["attempts", "interval", "unlimited", "delay", "max_delay", "delay_function"]),
     ("update", &["max_parallel", "stagger", "canary", "healthy_deadline"]),
     ("constraint", &["attribute", "operator", "value"]),
+    ("periodic", &["cron", "prohibit_overlap", "time_zone"]),
     ("volume", &["type", "source", "read_only", "mount_options"]),
     ("volume_mount", &["volume", "destination", "read_only"]),
     ("mount_options", &["fs_type", "mount_flags"]),
@@ -374,7 +375,7 @@ fn every_file_says_from_which_nomad_on_it_can_be_used() {
         assert!(guide.contains(&row), "the guide has no row {row:?}");
         count += 1;
     }
-    assert_eq!(count, 19);
+    assert_eq!(count, 20);
 }
 
 #[test]
@@ -426,4 +427,34 @@ fn the_legacy_service_is_the_same_service() {
     assert_eq!(text(&old.body, "stop_after_client_disconnect"), limit);
     let directory = |group: &Block| text(&blocks(&group.body, "env")[0].body, "PGDATA").unwrap();
     assert_eq!(directory(&new), directory(&old), "another version would not find its data");
+}
+
+#[test]
+fn the_backup_job_runs_what_the_program_takes_and_gives_it_the_token_by_a_file() {
+    let files = files();
+    let (_, body) = files.iter().find(|(name, _)| name == "backup.nomad.hcl").unwrap();
+    let [config] = blocks(body, "config")[..] else { panic!("one task") };
+    let arguments = attribute(&config.body, "args").unwrap().to_string();
+    let given = |name: &str| {
+        let variables = blocks(body, "variable");
+        let variable = variables.iter().find(|block| block.labels()[0].as_str() == name).unwrap();
+        text(&variable.body, "default").unwrap_or_else(|| "one".to_owned())
+    };
+    let mut command = bare(Path::new(PROGRAM));
+    for word in arguments.split('"').skip(1).step_by(2) {
+        let word = ["volume", "keep", "owner"]
+            .iter()
+            .fold(word.to_owned(), |word, name| word.replace(&format!("${{var.{name}}}"), &given(name)));
+        assert!(!word.contains("${"), "{word}");
+        command.arg(word);
+    }
+    // It takes all of it, and then has no token.
+    let output = run_to_end(command).unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.code() == Some(2) && said.contains("it takes a token"), "{said}");
+    assert_eq!(text(&config.body, "image").as_deref(), Some("var.image"));
+    assert_eq!(given("image"), format!("do-csi-plugin:{}", env!("CARGO_PKG_VERSION")));
+    let environment = &blocks(body, "env")[0].body;
+    let template = &blocks(body, "template")[0].body;
+    assert_eq!(text(environment, "DIGITALOCEAN_ACCESS_TOKEN_FILE"), text(template, "destination"));
 }

@@ -87,6 +87,7 @@ mod root_whose;
 mod root_written;
 mod server;
 mod snapshot_clone;
+mod snapshot_keeper;
 mod stale_reads;
 mod terraform;
 mod tidy;

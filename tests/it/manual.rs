@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::Path;
 
+use do_csi_plugin::config::command::subcommands;
 use tempfile::TempDir;
 
 use crate::dist::write_dist;
@@ -39,6 +40,27 @@ fn every_flag_is_in_the_manual_page_and_in_each_completion() {
 }
 
 #[test]
+fn every_command_is_in_the_manual_page_and_in_each_completion_with_its_own_flags() {
+    let dir = written();
+    let page = fs::read_to_string(dir.path().join("do-csi-plugin.8")).unwrap();
+    let parts: Vec<&str> = page.split(".SH \"COMMAND ").skip(1).collect();
+    assert_eq!(parts.len(), subcommands().len(), "{page}");
+    for (command, part) in subcommands().iter().zip(parts) {
+        assert!(part.starts_with(&command.get_name().to_uppercase()), "{part}");
+        let shared = flags();
+        for flag in command.get_arguments().filter_map(|arg| arg.get_long()) {
+            let is_shared = shared.iter().any(|known| known == flag);
+            let shown = format!("\\-\\-{}", flag.replace('-', "\\-"));
+            assert!(is_shared || flag == "help" || part.contains(&shown), "{} {flag}: {part}", command.get_name());
+            for file in ["do-csi-plugin.bash", "do-csi-plugin.fish", "_do-csi-plugin"] {
+                let text = fs::read_to_string(dir.path().join(file)).unwrap();
+                assert!(text.contains(command.get_name()) && text.contains(flag), "{file}: {flag}");
+            }
+        }
+    }
+}
+
+#[test]
 fn bash_completes_a_flag_and_the_values_of_one() {
     let dir = written();
     let script = r#"
@@ -54,6 +76,9 @@ fn bash_completes_a_flag_and_the_values_of_one() {
         complete_word --token-f
         complete_word --mode c
         complete_word --log-format ""
+        complete_word doct
+        complete_word doctor --fi
+        complete_word snapshot --keep daily=7 --dry
     "#;
     let output = bare(Path::new("bash"))
         .args(["-c", script, "bash"])
@@ -61,7 +86,11 @@ fn bash_completes_a_flag_and_the_values_of_one() {
         .output()
         .unwrap();
     let said = String::from_utf8(output.stdout.clone()).unwrap();
-    assert_eq!(said.lines().collect::<Vec<_>>(), ["--token-file", "controller", "text logfmt json"], "{output:?}");
+    assert_eq!(
+        said.lines().collect::<Vec<_>>(),
+        ["--token-file", "controller", "text logfmt json", "doctor", "--fix", "--dry-run"],
+        "{output:?}"
+    );
 }
 
 #[test]

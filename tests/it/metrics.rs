@@ -1,7 +1,7 @@
 //! What `GET /metrics` says after real calls, requests and failures.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use nix::sys::signal::Signal;
 
@@ -95,6 +95,8 @@ fn a_controller_finds_what_is_wrong_in_its_region() {
     let client = &debugged.plugin.client;
     let id = client.create(&new_volume("blog", 1 << 30)).unwrap().volume_id;
     publish(client, &id, DROPLET).unwrap();
+    let taken = solo.sim.create_tagged_snapshot(&id, "nightly", &["do-csi-scheduled"]).unwrap();
+    solo.sim.backdate_snapshot(&taken, Duration::from_secs(86_400));
     solo.sim.set_droplet_status(DROPLET, DropletStatus::Off);
     let dead = "do_csi_findings{reason=\"AttachedToDeadDroplet\",severity=\"warning\"}";
     assert_eq!(scrape(&debugged).get(dead), Some(&0.0));
@@ -102,6 +104,11 @@ fn a_controller_finds_what_is_wrong_in_its_region() {
     let is_found = || (scrape(&debugged).get(dead) == Some(&1.0)).then_some(());
     assert!(wait_for(Duration::from_secs(60), is_found).is_some(), "{}", debugged.plugin.log());
     assert!(scrape(&debugged)["do_csi_region_findings_age_seconds"] < 60.0);
+    let newest = format!("do_csi_scheduled_snapshot_timestamp_seconds{{volume=\"{id}\",name=\"blog\"}}");
+    let is_told = || scrape(&debugged).get(&newest).copied();
+    let told = wait_for(Duration::from_secs(30), is_told).unwrap_or_else(|| panic!("{}", debugged.plugin.log()));
+    let age = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs_f64() - told;
+    assert!((86_300.0..86_700.0).contains(&age), "{age}");
     let (_, page) = debugged.get("/");
     let command = format!("doctl compute volume-action detach {id} {DROPLET}");
     assert!(page.contains("AttachedToDeadDroplet") && page.contains(&command), "{page}");

@@ -265,6 +265,22 @@ impl Scenario<'_> {
             ensure(listed.contains("postgres") || listed.contains(&made.id[..8]), || listed.clone())?;
             Ok((made.id.clone(), format!("cloud: snapshot {} of {}", made.id, made.name)))
         })?;
+        self.step("the periodic job takes one and keeps it", |cloud, nomad| {
+            cloud.sim.advance(SNAPSHOT_PAUSE);
+            nomad.guide(
+                "nomad var put nomad/jobs/backup-postgres token=DIGITALOCEAN_ACCESS_TOKEN",
+                &[("DIGITALOCEAN_ACCESS_TOKEN", super::cloud::TOKEN)],
+            )?;
+            nomad.guide("nomad job run backup.nomad.hcl", &[])?;
+            nomad.guide("nomad job periodic force backup-postgres", &[])?;
+            let taken = nomad.until("the snapshot is there", || {
+                let all = cloud.sim.snapshots();
+                Ok(all.into_iter().find(|snapshot| snapshot.tags.iter().any(|tag| tag == "do-csi-scheduled")))
+            })?;
+            nomad.run(&["job", "stop", "-purge", "backup-postgres"])?;
+            nomad.run(&["volume", "snapshot", "delete", "digitalocean", &taken.id])?;
+            Ok(((), format!("cloud: snapshot {} with tags {:?}", taken.name, taken.tags)))
+        })?;
         self.step("restored into a larger volume, and a copy of the volume", |cloud, nomad| {
             edit(&nomad.file("restore.volume.hcl"), NO_ID, &snapshot)?;
             edit(&nomad.file("restore.volume.hcl"), "\"10GiB\"", "\"12GiB\"")?;
