@@ -143,6 +143,10 @@ struct Flags {
     /// bear another cluster's are neither taken for this one's nor deleted
     #[arg(help_heading = CLOUD, long, default_value = "", hide_default_value = true)]
     do_tag: String,
+    /// Tag without which no volume and no snapshot is touched, that is attached, detached, deleted, grown, changed, copied or
+    /// restored, whoever names it; what is made here gets it (not in the official driver)
+    #[arg(help_heading = CLOUD, long, env = "DO_CSI_ONLY_TAG", default_value = "", hide_default_value = true)]
+    only_tag: String,
     /// CSI name of this driver
     #[arg(help_heading = SERVICE, long, default_value = DRIVER_NAME)]
     driver_name: String,
@@ -284,6 +288,8 @@ pub struct Config {
     pub droplet_id: Option<DropletId>,
     /// Tag for every volume that is created or attached, and the owner's name.
     pub tag: Option<Tag>,
+    /// Tag of everything that may be touched at all.
+    pub only_tag: Option<Tag>,
     /// Where to answer health checks.
     pub debug_addr: Option<SocketAddr>,
     /// Entries on a page of ListVolumes when the request names none.
@@ -410,6 +416,7 @@ impl Flags {
             region: if_given("--region", &self.region, Region::parse)?,
             droplet_id: if_given("--droplet-id", &self.droplet_id, DropletId::parse)?,
             tag,
+            only_tag: if_given("--only-tag", &self.only_tag, Tag::parse)?,
             debug_addr: parse_debug_addr(&self.debug_addr)?,
             default_page_size: Some(parse_number(
                 "--default-volumes-page-size",
@@ -606,5 +613,41 @@ mod tests {
         let config = parse(&["--token=dop_v1_secret"]).unwrap();
         assert!(!format!("{config:?}").contains("secret"));
         assert!(refusal(&["--token=a", "--token-file=/x"]).contains("--token-file"));
+    }
+
+    #[test]
+    fn fuzz_flags_are_taken_whole_or_refused_in_a_line() {
+        let seeds: [&[u8]; 4] = [
+            b"--region=fra1\n--token=t\n--call-budget=100\n--do-tag=prod\n--release-unused=2m",
+            b"--mode\nnode\n--volume-limit=15\n--socket-mode=0600\n-endpoint=unix:///csi/csi.sock",
+            b"--debug-addr=:9810\n--do-api-rate-limit=2.5\n--max-volume-size=16384\n--log-level=info,do_csi_plugin::rpc=debug",
+            b"--default-mount-flags=nosuid,nodev\n--selinux-label=a:b:c:s0\n--url=http://a/b\n--metadata-url=http://[::1]:1",
+        ];
+        let words: [&[u8]; 10] = [
+            b"--",
+            b"-",
+            b"=",
+            b"\n",
+            b"NaN",
+            b"inf",
+            b"--token-file=/dev/null",
+            b"unix://",
+            b"--only-tag=x",
+            b"\xc3\xbc",
+        ];
+        crate::fuzz::fuzz("flags", &seeds, &words, |bytes| {
+            use std::os::unix::ffi::OsStringExt;
+
+            let args = bytes.split(|byte| *byte == b'\n').map(|arg| OsString::from_vec(arg.to_vec()));
+            match Config::parse(std::iter::once("do-csi-plugin".into()).chain(args)) {
+                Ok(config) => {
+                    assert!(config.call_budget > Duration::ZERO && config.api_timeout > Duration::ZERO);
+                    assert!(config.api_rate_limit.is_finite() && config.max_volume_size.0 > 0);
+                    let _size = config.max_volume_size.bytes();
+                }
+                Err(Early::Refusal(line)) => assert!(!line.is_empty() && !line.contains('\n'), "{line:?}"),
+                Err(Early::Answer(_) | Early::Probe(_)) => {}
+            }
+        });
     }
 }

@@ -83,3 +83,15 @@ pub mod sync;
 pub mod upkeep;
 
 pub use app::run;
+
+#[cfg(test)]
+#[path = "../tests/support/fuzz.rs"]
+#[allow(
+    dead_code,
+    unreachable_pub,
+    clippy::print_stdout,
+    clippy::indexing_slicing,
+    clippy::expect_used,
+    reason = "the whole-program tests use it, too, and a test prints what it did"
+)]
+mod fuzz;

@@ -114,6 +114,7 @@ impl Attacher {
             }
             let known = self.publish_modes.attached_by(&want.volume, want.droplet);
             let facts = ctx.observe_attachment(want, known, &history)?;
+            self.owner.check_use(&facts.volume, "attached")?;
             history.note(&facts);
             let plan = plan_attach(&facts, want.droplet, &history);
             let step = self.apply_step(&guard, ctx, want, facts, plan, &mut history)?;

@@ -51,6 +51,7 @@ impl Controller {
         name: &str,
     ) -> Result<Snapshot> {
         let mut tags = vec![Tag::parse(TAG).map_err(|bad| Error::Bug(bad.to_string()))?];
+        tags.extend(self.owner.only().cloned());
         let asked_tags = tags.clone();
         tags.extend(self.owner.snapshot_mark());
         // Nobody finds these by their name alone, and a clone of the same name may have been tried from another volume.
@@ -71,7 +72,7 @@ impl Controller {
         match ctx.observe_snapshots_of(volume) {
             Ok(all) => {
                 all.iter()
-                    .filter(|found| found.name == name)
+                    .filter(|found| found.name == name && self.owner.check_snapshot_use(found, "deleted").is_ok())
                     .for_each(|found| self.clear_temporary(guard, ctx, &found.id));
             }
             // The source is gone; its snapshots are the sweeper's.

@@ -52,7 +52,8 @@ impl Controller {
         let name = VolumeName::parse(&name).map_err(|bad| Error::Bug(bad.to_string()))?;
         let text = want.parameters.description.as_deref();
         let description = plan_description(&want.name, &name, want.source.as_ref(), self.owner.name(), text);
-        Ok(NewVolume { name, size, region, description, tags: plan_tags(self.owner.tag(), want), snapshot: None })
+        let tags = plan_tags(self.owner.only(), self.owner.tag(), want);
+        Ok(NewVolume { name, size, region, description, tags, snapshot: None })
     }
 
     /// Compares what is there with what was asked, but for the size.
@@ -72,7 +73,7 @@ impl Controller {
     ) -> Result<Volume> {
         let doing = format!("creating volume {} in {}", new.name, new.region);
         let mut pauses = ctx.backoff();
-        let asked_tags = plan_tags(None, want);
+        let asked_tags = plan_tags(self.owner.only(), None, want);
         let mut new = new.clone();
         ctx.ensure_awaited()?;
         loop {
@@ -127,10 +128,10 @@ impl Controller {
     }
 }
 
-/// The operator's tag, the class's tags and the volume's, each once.
-fn plan_tags(owner: Option<&Tag>, want: &CreateVolume) -> Vec<Tag> {
+/// The allow-list's tag, the operator's, the class's and the volume's, each once.
+fn plan_tags(only: Option<&Tag>, owner: Option<&Tag>, want: &CreateVolume) -> Vec<Tag> {
     let mut tags: Vec<Tag> = Vec::new();
-    for tag in owner.into_iter().chain(&want.parameters.tags).chain(&want.mutable.put) {
+    for tag in only.into_iter().chain(owner).chain(&want.parameters.tags).chain(&want.mutable.put) {
         if !tags.iter().any(|have| tag.is(have.as_str())) {
             tags.push(tag.clone());
         }

@@ -277,4 +277,24 @@ mod tests {
             plan_description(&csi, &name(&csi), sources()[1].as_ref(), Some(&owner), Some(&"x".repeat(400)));
         assert!(described.len() <= 1024, "{}", described.len());
     }
+
+    #[test]
+    fn fuzz_a_description_names_an_owner_only_in_the_place_for_it() {
+        let seeds: Vec<String> = sources()
+            .into_iter()
+            .map(|source| plan_description("redis[0]", &name("redis[0]"), source.as_ref(), Some("k8s:a"), Some("text")))
+            .collect();
+        let seeds: Vec<&[u8]> = seeds.iter().map(String::as_bytes).collect();
+        crate::fuzz::fuzz(
+            "descriptions",
+            &seeds,
+            &[b"\"", b"\\u{110000}", b" for ", b" from volume ", b": ", b"\\"],
+            |bytes| {
+                let text = String::from_utf8_lossy(bytes);
+                let (made, source) = (made_by(&text), source_of(&text));
+                assert!(text.starts_with(BEGINNING) || (made.is_none() && source.is_none()), "{text}");
+                let _same = is_made_for("redis[0]", &name("redis[0]"), &text);
+            },
+        );
+    }
 }

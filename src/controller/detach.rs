@@ -182,6 +182,7 @@ impl Detacher {
         let key = VolumeKey::Id(want.volume.to_string());
         let guard = self.locks.acquire_queued(key, usize::MAX, ctx.deadline())?;
         let outcome = match droplet {
+            Some(droplet) if self.observe_untouchable(&ctx, &want.volume, droplet)? => Ok(()),
             Some(droplet) => self.ensure_detached(&guard, &ctx, &want.volume, droplet),
             None => self.ensure_detached_everywhere(&guard, &ctx, &want.volume),
         };
@@ -216,6 +217,22 @@ impl Detacher {
                 Err(ctx
                     .timed_out(&doing, format!("it is tried again in {rest_s} s at the earliest, as it failed: {why}")))
             }
+        }
+    }
+
+    /// Whether a volume may not be touched, and is not on the droplet: what the caller wants is so already.
+    ///
+    /// # Errors
+    /// [`Error::NotOurs`](crate::error::Error::NotOurs) when it may not be touched, and is there.
+    fn observe_untouchable(&self, ctx: &CallContext, id: &VolumeId, droplet: DropletId) -> Result<bool> {
+        if self.owner.only().is_none() {
+            return Ok(false);
+        }
+        let Some(volume) = ctx.observe_volume_if_there(id)? else { return Ok(true) };
+        match self.owner.check_use(&volume, &format!("detached from droplet {droplet}")) {
+            Ok(()) => Ok(false),
+            Err(refusal) if volume.droplets.contains(&droplet) => Err(refusal),
+            Err(_not_there) => Ok(true),
         }
     }
 

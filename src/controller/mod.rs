@@ -22,7 +22,7 @@
 //! | `overtaken` | attaches that a later detach has overtaken |
 //! | `api_failure` | what a failed API call calls for |
 //! | `tag_scope` | the owner's tag, and whether the token may put it on |
-//! | `owner` | whose a volume or a snapshot is |
+//! | `owner` | whose a volume or a snapshot is, and whether it may be touched |
 //! | `gone` | what has to be known before something counts as gone |
 //! | `naming`, [`description`] | CSI names into DigitalOcean names, and what a description keeps |
 
@@ -115,7 +115,7 @@ impl Controller {
     #[must_use]
     pub fn new(config: &Config, cloud: Cloud, droplet_identity: Arc<DropletIdentity>) -> Controller {
         let patience = Timeouts::of(config.call_budget);
-        let owner = Owner::new(config.tag.clone());
+        let owner = Owner::new(config.tag.clone(), config.only_tag.clone());
         let locks = VolumeLocks::new();
         let runner = Arc::new(ActionRunner::new(patience));
         let publish_modes = Arc::new(PublishModes::new(config.mixed_access));
@@ -200,6 +200,14 @@ impl Controller {
     pub fn context_of_call(&self, came: Instant, caller: Arc<Caller>) -> CallContext {
         let own = self.droplet_identity.facts().ok().filter(|_| self.is_on_own_droplet).map(|facts| facts.id);
         CallContext::since(came, &self.cloud, self.patience).on_droplet(own).answering(caller)
+    }
+
+    /// Sees that a volume may be touched. Without `--only-tag` each may, and nothing is asked.
+    fn check_use_of(&self, ctx: &CallContext, id: &VolumeId, done: &str) -> Result<()> {
+        match self.owner.only() {
+            Some(_) => self.owner.check_use(&ctx.observe_volume(id)?, done),
+            None => Ok(()),
+        }
     }
 
     /// Locks a volume for a call whose caller is better off asking again than waiting long.

@@ -13,6 +13,9 @@
 //!   `--do-tag`.
 //!
 //! No moment passes between a create and its mark, so a plugin that is killed knows its own volume again.
+//!
+//! Owns the allow-list, too: with `--only-tag` nothing is touched that does not carry that tag, whoever asks for it. That is a
+//! tag of its own, as the plugin puts the owner's on whatever it attaches, and reads the list as it is at each call.
 
 use crate::cloud::snapshot::Snapshot;
 use crate::cloud::tag::Tag;
@@ -52,9 +55,14 @@ pub(super) enum Claim {
     },
 }
 
-/// The owner that this plugin works for; none: every volume that no owner's mark is on is its own.
+/// The owner that this plugin works for, and what it may touch at all.
 #[derive(Debug, Clone)]
-pub(super) struct Owner(Option<Tag>);
+pub(super) struct Owner {
+    /// None: every volume that no owner's mark is on is its own.
+    tag: Option<Tag>,
+    /// None: everything of the account may be touched.
+    only: Option<Tag>,
+}
 
 /// Decides whose something is. `made` is `None` for what no CSI driver made.
 ///
@@ -115,6 +123,16 @@ fn plan_change(claim: &Claim, own: Option<&Tag>) -> Option<String> {
     }
 }
 
+/// Why something is not touched at all; none: it may be.
+fn plan_use(tags: &[String], only: Option<&Tag>) -> Option<String> {
+    let only = only.filter(|only| !tags.iter().any(|tag| only.is(tag)))?.as_str();
+    let have = match tags {
+        [] => "it has none that the access token may read (tag:read)".to_owned(),
+        [_, ..] => format!("its tags are {}", tags.join(", ")),
+    };
+    Some(format!("this plugin touches only what has the tag {only:?} (--only-tag), and {have}"))
+}
+
 fn foreign(owner: &str, own: Option<&Tag>) -> String {
     match own {
         Some(own) => format!("it is {owner:?}'s, and this plugin works for {:?} (--do-tag)", own.as_str()),
@@ -135,14 +153,38 @@ fn unclaimed(tags: &[String], own: &Tag) -> String {
 }
 
 impl Owner {
-    /// The owner of this name.
-    pub(super) fn new(tag: Option<Tag>) -> Owner {
-        Owner(tag)
+    /// The owner of this name, who may touch only what has the other tag.
+    pub(super) fn new(tag: Option<Tag>, only: Option<Tag>) -> Owner {
+        Owner { tag, only }
     }
 
     /// The tag that says so.
     pub(super) fn tag(&self) -> Option<&Tag> {
-        self.0.as_ref()
+        self.tag.as_ref()
+    }
+
+    /// The tag that everything has which may be touched.
+    pub(super) fn only(&self) -> Option<&Tag> {
+        self.only.as_ref()
+    }
+
+    /// Sees that a volume may be touched; `done` says what is not done otherwise, as a participle.
+    ///
+    /// # Errors
+    /// [`Error::NotOurs`].
+    pub(super) fn check_use(&self, volume: &Volume, done: &str) -> Result<()> {
+        let Some(why) = plan_use(&volume.tags, self.only()) else { return Ok(()) };
+        Err(not_ours(volume, done, why, self.cure_of_use(&of_volume(volume))))
+    }
+
+    /// The same for a snapshot.
+    ///
+    /// # Errors
+    /// [`Error::NotOurs`].
+    pub(super) fn check_snapshot_use(&self, snapshot: &Snapshot, done: &str) -> Result<()> {
+        let Some(why) = plan_use(&snapshot.tags, self.only()) else { return Ok(()) };
+        let cure = self.cure_of_use(&of_snapshot(snapshot));
+        Err(Error::NotOurs { thing: shown(snapshot), done: done.to_owned(), why, cure })
     }
 
     /// The owner's name.
@@ -205,17 +247,21 @@ impl Owner {
     /// # Errors
     /// [`Error::NotAdopted`].
     pub(super) fn check_adoption(&self, volume: &Volume) -> Result<()> {
+        if let Some(why) = plan_use(&volume.tags, self.only()) {
+            let cure = self.cure_of_use(&of_volume(volume));
+            return Err(Error::NotAdopted { thing: shown_volume(volume), why, cure });
+        }
         let claim = self.claim(volume);
         if is_of_kubernetes(volume.name.as_str(), PROVISIONER) && matches!(claim, Claim::Unclaimed { .. }) {
             return Ok(());
         }
         let Some(why) = plan_adoption(&claim, self.tag()) else { return Ok(()) };
-        let (name, id) = (&volume.name, &volume.id);
+        let id = &volume.id;
         let cure = format!(
             "to use it here, register it instead (`nomad volume register`, with external_id = \"{id}\"); to have a volume \
              of your own, choose another name"
         );
-        Err(Error::NotAdopted { thing: format!("volume {name} ({id})"), why, cure })
+        Err(Error::NotAdopted { thing: shown_volume(volume), why, cure })
     }
 
     /// The same for a snapshot. One that Kubernetes named is known by that name alone.
@@ -223,6 +269,10 @@ impl Owner {
     /// # Errors
     /// [`Error::NotAdopted`].
     pub(super) fn check_snapshot_adoption(&self, snapshot: &Snapshot) -> Result<()> {
+        if let Some(why) = plan_use(&snapshot.tags, self.only()) {
+            let cure = self.cure_of_use(&of_snapshot(snapshot));
+            return Err(Error::NotAdopted { thing: shown(snapshot), why, cure });
+        }
         let claim = self.claim_snapshot(snapshot);
         if is_of_kubernetes(&snapshot.name, SNAPSHOTTER) && plan_change(&claim, self.tag()).is_none() {
             return Ok(());
@@ -240,6 +290,7 @@ impl Owner {
     /// # Errors
     /// [`Error::NotOurs`].
     pub(super) fn check_deletion(&self, volume: &Volume) -> Result<()> {
+        self.check_use(volume, "deleted")?;
         let claim = self.claim(volume);
         let Some(why) = plan_deletion(&claim, self.tag()) else { return Ok(()) };
         let id = &volume.id;
@@ -260,6 +311,7 @@ impl Owner {
     /// # Errors
     /// [`Error::NotOurs`].
     pub(super) fn check_change(&self, volume: &Volume, done: &str) -> Result<()> {
+        self.check_use(volume, done)?;
         let Some((why, cure)) = self.foreign(volume) else { return Ok(()) };
         Err(not_ours(volume, done, why, cure))
     }
@@ -269,10 +321,17 @@ impl Owner {
     /// # Errors
     /// [`Error::NotOurs`].
     pub(super) fn check_snapshot_deletion(&self, snapshot: &Snapshot) -> Result<()> {
+        self.check_snapshot_use(snapshot, "deleted")?;
         let claim = self.claim_snapshot(snapshot);
         let Some(why) = plan_change(&claim, self.tag()) else { return Ok(()) };
-        let cure = self.cure(&claim, &format!("do:volume_snapshot:{}", snapshot.id));
+        let cure = self.cure(&claim, &of_snapshot(snapshot));
         Err(Error::NotOurs { thing: shown(snapshot), done: "deleted".to_owned(), why, cure })
+    }
+
+    /// How to let this plugin touch something. Who may name what is the plugin's to touch is whoever may put tags on it.
+    fn cure_of_use(&self, resource: &str) -> String {
+        let only = self.only().map(Tag::as_str).unwrap_or_default();
+        format!("if this plugin may touch it, {}", putting_on(only, resource))
     }
 
     /// How to hand something over to this plugin's owner. A tag has to be known before it is put on anything, and the
@@ -292,26 +351,42 @@ impl Owner {
                 }
             };
         };
-        let put_on = format!("`doctl compute tag create {own} && doctl compute tag apply {own} --resource {resource}`");
+        let put_on = commands(own, resource);
         match claim {
             Claim::Foreign(owner) => format!(
                 "if it is to be this cluster's, put that tag on it ({put_on}), take the other one off (`doctl compute tag \
                  remove {owner} --resource {resource}`) and try again"
             ),
             Claim::Ours | Claim::Unclaimed { .. } | Claim::Unmarked | Claim::HandedOver { .. } => {
-                format!("if it is to be this cluster's, put that tag on it ({put_on}) and try again")
+                format!("if it is to be this cluster's, {}", putting_on(own, resource))
             }
         }
     }
+}
+
+/// The commands that put a tag on something, in one line.
+fn commands(tag: &str, resource: &str) -> String {
+    format!("`doctl compute tag create {tag} && doctl compute tag apply {tag} --resource {resource}`")
+}
+
+fn putting_on(tag: &str, resource: &str) -> String {
+    format!("put that tag on it ({}) and try again", commands(tag, resource))
 }
 
 fn of_volume(volume: &Volume) -> String {
     format!("do:volume:{}", volume.id)
 }
 
+fn of_snapshot(snapshot: &Snapshot) -> String {
+    format!("do:volume_snapshot:{}", snapshot.id)
+}
+
 fn not_ours(volume: &Volume, done: &str, why: String, cure: String) -> Error {
-    let thing = format!("volume {} ({})", volume.name, volume.id);
-    Error::NotOurs { thing, done: done.to_owned(), why, cure }
+    Error::NotOurs { thing: shown_volume(volume), done: done.to_owned(), why, cure }
+}
+
+fn shown_volume(volume: &Volume) -> String {
+    format!("volume {} ({})", volume.name, volume.id)
 }
 
 fn shown(snapshot: &Snapshot) -> String {
@@ -424,10 +499,26 @@ mod tests {
     }
 
     #[test]
+    fn what_lacks_the_tag_of_the_allow_list_is_not_touched() {
+        let only = Tag::parse("nomad").unwrap();
+        for (names, only, may) in [
+            (&[][..], None, true),
+            (&["x"], None, true),
+            (&[], Some(&only), false),
+            (&["x", "nomad2", "nomad:x"], Some(&only), false),
+            (&["x", "nomad"], Some(&only), true),
+            // DigitalOcean takes capitals for the same.
+            (&["NOMAD"], Some(&only), true),
+        ] {
+            assert_eq!(plan_use(&tags(names), only).is_none(), may, "{names:?} {only:?}");
+        }
+    }
+
+    #[test]
     fn a_snapshots_mark_is_a_tag_with_the_owners_name() {
-        let owner = |name: &str| Owner::new(Some(Tag::parse(name).unwrap()));
+        let owner = |name: &str| Owner::new(Some(Tag::parse(name).unwrap()), None);
         assert_eq!(owner("k8s:a").snapshot_mark(), Tag::parse("do-csi:k8s:a").ok());
-        assert_eq!(Owner::new(None).snapshot_mark(), Tag::parse("do-csi").ok());
+        assert_eq!(Owner::new(None, None).snapshot_mark(), Tag::parse("do-csi").ok());
         assert_eq!(owner(&"x".repeat(255)).snapshot_mark(), None);
         let (a, mark) = (owner("a"), tags(&["do-csi-temporary", "do-csi:a"]));
         assert_eq!(a.claim_snapshot(&tagged(mark.clone())), Claim::Ours);

@@ -31,6 +31,7 @@ impl Controller {
             let restored = observe_named(ctx, &new)?.ok_or_else(|| Error::NotFound(Thing::Snapshot(id.to_string())))?;
             return self.ensure_asked_size(guard, ctx, want, self.compare(want, restored)?);
         };
+        self.owner.check_snapshot_use(&snapshot, "restored")?;
         plan_copy_size(&want.range, &self.limits, snapshot.min_size).map_err(Error::SizeOutOfRange)?;
         if !snapshot.regions.contains(&new.region) {
             return Err(elsewhere(&snapshot.regions, &format!("snapshot {id}"), &new.region));
@@ -55,6 +56,7 @@ impl Controller {
             return Ok(volume);
         }
         let source = ctx.observe_volume(id)?;
+        self.owner.check_use(&source, "cloned")?;
         plan_copy_size(&want.range, &self.limits, source.size).map_err(Error::SizeOutOfRange)?;
         if let Some(region) = source.region.filter(|region| *region != new.region) {
             return Err(elsewhere(&[region], &format!("volume {id}"), &new.region));

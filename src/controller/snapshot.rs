@@ -118,6 +118,15 @@ impl SnapshotProgress {
     }
 }
 
+fn each_once<'a>(tags: impl Iterator<Item = &'a Tag>) -> Vec<Tag> {
+    tags.fold(Vec::new(), |mut all: Vec<Tag>, tag| {
+        if !all.iter().any(|have| have.is(tag.as_str())) {
+            all.push(tag.clone());
+        }
+        all
+    })
+}
+
 /// Whether it is the ten-minute rule.
 fn is_too_soon(err: &ApiError) -> bool {
     matches!(err.kind(), ApiErrorKind::SnapshotRateLimit { .. })
@@ -134,11 +143,11 @@ impl Controller {
         self.check_region(ctx, want)?;
         let guard = self.hold(ctx, VolumeKey::Name(format!("{} (a snapshot)", want.name)))?;
         let name = plan_name(&want.name);
-        let mut tags = self.owner.snapshot_tags();
-        let is_new = |tag: &&Tag| !self.owner.snapshot_tags().iter().any(|own| own.is(tag.as_str()));
-        tags.extend(want.tags.iter().filter(is_new).cloned());
-        let (volume, asked_tags) = (&want.source, want.tags.as_slice());
-        let new = NewSnapshot { volume, name: &name, tags: &tags, asked_tags, may_share_name: false };
+        let volume = &want.source;
+        self.check_use_of(ctx, volume, "copied into a snapshot")?;
+        let asked_tags = each_once(self.owner.only().into_iter().chain(&want.tags));
+        let tags = each_once(self.owner.snapshot_tags().iter().chain(&asked_tags));
+        let new = NewSnapshot { volume, name: &name, tags: &tags, asked_tags: &asked_tags, may_share_name: false };
         let check = |found: &Snapshot, is_open| self.check_found(ctx, volume, found, is_open);
         self.ensure_snapshot(&guard, ctx, new, |found, is_open| check(found, is_open).map(|()| true))
     }
@@ -164,7 +173,7 @@ impl Controller {
     /// can put no mark on any, if the volume is this plugin's: then nothing tells it from what a repetition has to find.
     fn check_found(&self, ctx: &CallContext, volume: &VolumeId, found: &Snapshot, is_open: bool) -> Result<()> {
         let Err(refusal) = self.owner.check_snapshot_adoption(found) else { return Ok(()) };
-        if !self.owner.is_unmarked(found) {
+        if !self.owner.is_unmarked(found) || self.owner.check_snapshot_use(found, "adopted").is_err() {
             return Err(refusal);
         }
         let is_own =

@@ -158,6 +158,9 @@ impl Controller {
         if let Some((why, _)) = self.owner.foreign(volume) {
             return Mark::NotOwners(why);
         }
+        if let Err(refusal) = self.owner.check_use(volume, "detached") {
+            return Mark::NotOwners(refusal.to_string());
+        }
         let is_tagged = self.owner.tag().is_some_and(|own| volume.tags.iter().any(|tag| own.is(tag)));
         match self.owner.claim(volume) {
             Claim::Ours if self.owner.tag().is_some() => Mark::Owners,

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use grpcio::RpcStatusCode;
 
 use crate::PROGRAM;
-use crate::sim::{ActionFault, ActionKind, DropletSpec, Fault, Refusal, SimConfig};
+use crate::sim::{ActionFault, ActionKind, DropletSpec, DropletStatus, Fault, Refusal, SimConfig};
 use crate::support::client::{Outcome, publish, unpublish};
 use crate::support::controllers::{A, ACTION, B, ControllerHarness};
 use crate::support::plugin::Plugin;
@@ -115,6 +115,56 @@ fn a_volume_that_the_list_has_is_not_gone() {
         fleet.sim.faults().clear();
         assert_eq!(fleet.sim.attached_to(&id), Some(A));
         publish(&plugin.client, &id, A).unwrap();
+    }
+}
+
+#[test]
+fn a_gateway_that_has_lost_every_route_makes_nothing_gone_and_changes_nothing() {
+    let bodies = [
+        ("application/json", r#"{"message":"no Route matched with those values"}"#),
+        ("text/html", "<html><head><title>404 Not Found</title></head><body>nginx</body></html>"),
+        ("text/plain", ""),
+        ("application/json", r#"{"id":"not_found"}"#),
+        ("application/json", r#"{"error":{"id":"not_found","message":"The resource could not be found."}}"#),
+    ];
+    for (content_type, body) in bodies {
+        let fleet = ControllerHarness::with_actions(ACTION);
+        let plugin = fleet.controller(Path::new(PROGRAM), "one", &["--call-budget=3"]);
+        let volumes =
+            ["published", "unpublished", "anywhere", "deleted", "taken", "grown"].map(|name| fleet.volume_on(name, A));
+        let free = fleet.volume("free");
+        let snapshot = fleet.sim.create_snapshot(&volumes[0], "nightly").unwrap();
+        // One that is off loses its volumes at the next attach; whether it is, nobody can tell now.
+        fleet.sim.set_droplet_status(A, DropletStatus::Off);
+        fleet.sim.faults().add(Fault::answered(404, content_type, body).always());
+        let (actions, client) = (fleet.sim.actions().len(), &plugin.client);
+        let [published, unpublished, anywhere, deleted, taken, grown] = &volumes;
+        let calls: [Box<dyn FnOnce() -> Outcome<()> + Send>; 10] = [
+            Box::new(|| publish(client, published, B)),
+            Box::new(|| publish(client, &free, B)),
+            Box::new(|| unpublish(client, unpublished, A)),
+            Box::new(|| client.controller_unpublish(anywhere, "")),
+            Box::new(|| client.delete_volume(deleted)),
+            Box::new(|| client.delete_volume(GONE)),
+            Box::new(|| client.delete_snapshot(&snapshot)),
+            Box::new(|| client.create_snapshot("new", taken).map(drop)),
+            Box::new(|| client.expand(grown, 2 << 30).map(drop)),
+            Box::new(|| client.get_volume(GONE).map(drop)),
+        ];
+        std::thread::scope(|scope| {
+            let running: Vec<_> = calls.into_iter().map(|call| scope.spawn(call)).collect();
+            for (number, call) in running.into_iter().enumerate() {
+                let refusal = call.join().unwrap().unwrap_err();
+                // A publish is answered so that Nomad comes again.
+                let wanted = if number < 2 { RpcStatusCode::FAILED_PRECONDITION } else { RpcStatusCode::UNAVAILABLE };
+                assert_eq!(refusal.code, wanted, "{number}, {body:?}: {refusal}");
+                assert!(refusal.message.contains("gave up waiting"), "{number}, {body:?}: {refusal}");
+            }
+        });
+        fleet.sim.faults().clear();
+        assert!(volumes.iter().all(|id| fleet.sim.attached_to(id) == Some(A)), "{body:?}");
+        assert_eq!((fleet.sim.actions().len(), fleet.sim.volumes().len()), (actions, 7), "{body:?}");
+        assert_eq!(fleet.sim.snapshots().len(), 1, "{body:?}");
     }
 }
 

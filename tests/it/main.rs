@@ -28,6 +28,7 @@ mod sim;
 #[path = "../support/mod.rs"]
 mod support;
 
+mod allow_list;
 mod bad_input;
 mod busy;
 mod callers;
@@ -66,6 +67,8 @@ mod root_expand;
 mod root_faults;
 mod root_figures;
 mod root_frozen;
+mod root_fuzz_calls;
+mod root_fuzz_disks;
 mod root_grow;
 mod root_health;
 mod root_holders;

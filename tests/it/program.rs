@@ -91,7 +91,7 @@ fn kill(mut child: std::process::Child) {
 #[test]
 fn a_flag_that_cannot_work_is_one_line_and_exit_code_2() {
     let solo = SinglePlugin::new(PROGRAM);
-    let table: [(&[&str], &str); 30] = [
+    let table: [(&[&str], &str); 31] = [
         (&["--nonsense"], "--nonsense"),
         (&["-nonsense=1"], "--nonsense"),
         (&["stray"], "stray"),
@@ -122,6 +122,7 @@ fn a_flag_that_cannot_work_is_one_line_and_exit_code_2() {
         (&["--mode=controller"], "token"),
         (&["--region=../fra1"], "--region"),
         (&["--do-tag=no tag"], "--do-tag"),
+        (&["--only-tag=no tag"], "--only-tag"),
     ];
     for (args, named) in table {
         let line = refused(&solo, args, &[]);
@@ -153,7 +154,7 @@ fn a_wrong_flag_is_answered_with_the_one_that_was_meant() {
 }
 
 /// A value for each flag that cannot work, where the others are right.
-const WRONG_VALUES: [(&str, &str); 28] = [
+const WRONG_VALUES: [(&str, &str); 29] = [
     ("endpoint", "tcp://1"),
     ("socket-mode", "rw"),
     ("mode", "both"),
@@ -165,6 +166,7 @@ const WRONG_VALUES: [(&str, &str); 28] = [
     ("ca-file", "/no/such/file"),
     ("region", "Fra 1"),
     ("do-tag", "no tag"),
+    ("only-tag", "no tag"),
     ("do-api-rate-limit", "5/s"),
     ("default-volumes-page-size", "all"),
     ("max-volume-size", "0"),

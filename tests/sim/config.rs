@@ -227,6 +227,15 @@ pub struct Switches {
     pub token_lacks_tags: bool,
     /// The token has no `block_storage:update`: no tag is put on a volume that is there, nor taken off.
     pub token_lacks_volume_update: bool,
+    /// The scopes that the token has, when it has not all of them.
+    pub scopes: Option<super::scope::Scopes>,
     /// The link below `by-id` keeps only so many characters of the volume's name.
     pub link_name_cut_at: Option<usize>,
+}
+
+impl Switches {
+    /// Whether replies show tags to the token.
+    pub fn shows_tags(&self) -> bool {
+        !self.token_lacks_tags && self.scopes.as_ref().is_none_or(|scopes| scopes.contains("tag:read"))
+    }
 }

@@ -201,7 +201,7 @@ pub fn region(slug: &str, has_storage: bool) -> Value {
 
 /// The tags, as far as the token may read them (`tags_array_read.yml`).
 fn tags(tags: &[String], switches: &Switches) -> Value {
-    let shown = tags.iter().filter(|_| !switches.token_lacks_tags).map(|tag| json!(tag)).collect();
+    let shown = tags.iter().filter(|_| switches.shows_tags()).map(|tag| json!(tag)).collect();
     array(shown, switches)
 }
 

@@ -10,6 +10,7 @@
 //! | `refusal.rs` | every error text |
 //! | `endpoint.rs`, `route.rs`, `json.rs` | path to endpoint, endpoint to answer, answer to JSON |
 //! | `limit.rs` | the request rate limit |
+//! | `scope.rs` | what a token may do that has not every scope |
 //! | `fault.rs` | what a test wants to go wrong |
 //! | `http.rs` | connections |
 //! | `metadata.rs` | the metadata service |
@@ -31,6 +32,7 @@ pub mod metadata;
 pub mod qmp;
 pub mod refusal;
 pub mod route;
+pub mod scope;
 pub mod service;
 pub mod slots;
 pub mod snapshots;
@@ -348,6 +350,11 @@ impl Sim {
     /// Counts calls from zero again.
     pub fn reset_calls(&self) {
         self.service.reset_calls();
+    }
+
+    /// The scopes for want of which requests were refused.
+    pub fn lacked_scopes(&self) -> scope::Scopes {
+        self.service.lacked_scopes()
     }
 
     /// How many requests were refused for the rate limit.

@@ -20,6 +20,7 @@ use super::http::{Delivery, Handler, Reply, Request};
 use super::limit::{Allowance, RateLimit, Verdict};
 use super::refusal::Refusal;
 use super::route::{Answer, Call};
+use super::scope::{self, Scopes};
 use super::state::Cloud;
 use super::{Result, SimError, json, lock, metadata};
 
@@ -70,6 +71,7 @@ pub struct Service {
     changed: Condvar,
     rate: Mutex<RateLimit>,
     calls: Mutex<Calls>,
+    lacked: Mutex<Scopes>,
     requests: AtomicU64,
 }
 
@@ -87,6 +89,7 @@ impl Service {
             changed: Condvar::new(),
             rate: Mutex::new(RateLimit::default()),
             calls: Mutex::new(Calls::default()),
+            lacked: Mutex::default(),
             requests: AtomicU64::new(0),
         }
     }
@@ -174,6 +177,7 @@ impl Service {
             return Err(Refusal::RATE_LIMIT);
         }
         let matched = matched.ok_or(Refusal::NO_ROUTE)?;
+        self.check_scopes(matched.endpoint, request)?;
         let answer = |cloud: &mut Cloud, now| Call { cloud, now, faults: &self.faults, request, matched }.answer();
         if is_others {
             return answer(&mut lock(&self.other), self.clock.now());
@@ -184,6 +188,24 @@ impl Service {
         } else {
             self.with_cloud(answer)
         }
+    }
+
+    /// Refuses what the token has not every scope for, and remembers what it lacked.
+    fn check_scopes(&self, endpoint: Endpoint, request: &Request) -> std::result::Result<(), Refusal> {
+        let Some(scopes) = lock(&self.cloud).rules_mut().switches.scopes.clone() else { return Ok(()) };
+        let is_create = matches!(endpoint, Endpoint::CreateVolume | Endpoint::CreateSnapshot);
+        let body: serde_json::Value = serde_json::from_slice(&request.body).unwrap_or_default();
+        let has_tags = is_create && body["tags"].as_array().is_some_and(|tags| !tags.is_empty());
+        let lacked: Vec<_> =
+            scope::needed(endpoint, has_tags).into_iter().filter(|one| !scopes.contains(one)).collect();
+        let is_refused = !lacked.is_empty();
+        lock(&self.lacked).extend(lacked);
+        if is_refused { Err(Refusal::FORBIDDEN) } else { Ok(()) }
+    }
+
+    /// The scopes for want of which requests were refused.
+    pub fn lacked_scopes(&self) -> Scopes {
+        lock(&self.lacked).clone()
     }
 
     fn answer(&self, request: &Request, matched: Option<&Matched>, request_id: &str) -> Reply {

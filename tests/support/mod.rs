@@ -12,6 +12,7 @@ pub mod droplet;
 pub mod encryption;
 pub mod facts;
 pub mod fake_nomad;
+pub mod fuzz;
 pub mod guest;
 pub mod network;
 pub mod nomad;
