@@ -72,6 +72,11 @@ job "do-csi-controller" {
         image = var.image
         # Volumes carry this name, so that no other cluster takes them for its own or deletes them.
         args = ["--mode=controller", "--region=${var.region}", "--do-tag=${var.owner}"]
+        # "--only-tag=${var.owner}-volumes" among these: only what carries that tag is touched, whoever registers a volume.
+        # It needs nothing of the machine but its socket, whose directory is root's and closed to all others.
+        cap_drop        = ["all"]
+        security_opt    = ["no-new-privileges"]
+        readonly_rootfs = true
       }
 
       # nomad var put nomad/jobs/do-csi-controller token=dop_v1_...

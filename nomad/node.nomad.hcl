@@ -56,7 +56,19 @@ job "do-csi-node" {
         image      = var.image
         # Volumes carry files from one task to another: none is a device node, and none gives its caller its owner's rights.
         args       = ["--mode=node", "--default-mount-flags=nosuid,nodev"]
+        # Only a privileged container may open disks that come after its start. The plugin gives up what it does not use of that.
         privileged = true
+        # Nothing of the image is written to. cryptsetup makes a lock in /run.
+        readonly_rootfs = true
+
+        mount {
+          type   = "tmpfs"
+          target = "/run"
+
+          tmpfs_options {
+            size = 1000000
+          }
+        }
       }
 
       env {

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, Sender, bounded, never};
 use grpcio::Service;
-use log::{info, warn};
+use log::{debug, info, warn};
 use nix::sys::prctl;
 use nix::sys::resource::{Resource, setrlimit};
 
@@ -26,6 +26,7 @@ use crate::config::{Config, Mode};
 use crate::controller::Controller;
 use crate::droplet_identity::{DropletIdentity, Given};
 use crate::error::Chain;
+use crate::host::capabilities::apply_least;
 use crate::host::command::{SystemRunner, find_tools};
 use crate::host::device::DevicePlaces;
 use crate::host::device::sysfs::check_is_sysfs;
@@ -61,8 +62,13 @@ use crate::upkeep::{BringBack, Unused, Upkeep, await_end};
 /// One line that says why the program cannot start.
 pub fn run(mut config: Config) -> Result<(), String> {
     let signals = Signals::block()?;
+    // A thread keeps what it was started with.
+    let least = apply_least(config.mode.has_node());
     // Dropped last, so that the lines of the end are written.
     let log = logging::start(config.log_levels.clone(), config.log_format)?;
+    if let Err(err) = least {
+        debug!("this process keeps what it was started with of root's power: {err}");
+    }
     activity::set_call_budget(config.call_budget);
     refuse_dumps();
     let socket = SocketFile::plan(&config.socket).map_err(|line| about_endpoint(line, &config))?;

@@ -4,6 +4,7 @@
 //! volume's guard first. What ought to be done is decided by the caller.
 
 pub mod bind;
+pub mod capabilities;
 pub(crate) mod capture;
 pub mod command;
 mod confine;

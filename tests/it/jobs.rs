@@ -141,6 +141,16 @@ fn plugin_jobs_use_settings_that_the_program_has_and_keep_the_token_out_of_argum
         let is_privileged = text(&config.body, "privileged").is_some_and(|value| value == "true");
         let is_in_docker = text(&task.body, "driver").unwrap() == "docker";
         assert_eq!(is_privileged, is_in_docker && kind != "controller", "{name}");
+        // A privileged container has every capability, whatever is dropped; one that is not needs none.
+        let has = |name: &str, value: &str| text(&config.body, name).is_some_and(|found| found.contains(value));
+        if is_in_docker {
+            assert!(has("readonly_rootfs", "true"), "{name}");
+            assert_eq!(has("cap_drop", "all"), !is_privileged, "{name}");
+            assert_eq!(has("security_opt", "no-new-privileges"), !is_privileged, "{name}");
+            // The image has nothing that can be written to, and cryptsetup makes a lock.
+            let run = blocks(&config.body, "mount").iter().any(|mount| text(&mount.body, "target").unwrap() == "/run");
+            assert_eq!(run, is_privileged, "{name}");
+        }
         assert_eq!(blocks(&task.body, "template").len(), usize::from(kind != "node"), "{name}");
         assert_eq!(text(&task.body, "kill_timeout").unwrap(), "100s", "{name}");
         // Who checks file systems needs room for it, or the kernel kills the check and the next node begins it anew.
@@ -255,9 +265,11 @@ fn plugin_jobs_let_the_operator_choose_the_level_of_the_log() {
 ///
 /// Source: hashicorp/nomad, the job parsers of 0.11.8, 1.0.18, 1.1.18, 1.3.16, 1.7.7 and 2.0.5 (jobspec, jobspec2, api/tasks.go,
 /// api/csi.go, api/services.go), command/volume_register_csi.go for volume files.
-const SINCE: [(&str, &str, Version); 18] = [
+const SINCE: [(&str, &str, Version); 19] = [
     ("", "variable", (1, 0, 0)),
     ("variable", "validation", (1, 0, 0)),
+    // As blocks; before there was a list of them.
+    ("config", "mount", (1, 0, 1)),
     ("volume", "access_mode", (1, 1, 0)),
     ("volume", "attachment_mode", (1, 1, 0)),
     ("volume", "per_alloc", (1, 1, 0)),
@@ -283,7 +295,7 @@ type Version = (u8, u8, u8);
 ///
 /// Source: hashicorp/nomad v0.11.8, jobspec/parse_job.go, parse_group.go, parse_task.go, parse.go (lists of valid keys),
 /// api/tasks.go and api/csi.go (what is decoded without a list), drivers/docker/config.go.
-const KEYS_OF_0_11: [(&str, &[&str]); 24] = [
+const KEYS_OF_0_11: [(&str, &[&str]); 26] = [
     ("job", &["constraint", "datacenters", "group", "type", "update", "namespace", "periodic", "priority", "meta"]),
     (
         "group",
@@ -316,7 +328,12 @@ const KEYS_OF_0_11: [(&str, &[&str]); 24] = [
             "volume_mount",
         ],
     ),
-    ("config", &["image", "command", "args", "privileged", "volumes", "ports"]),
+    (
+        "config",
+        &["image", "command", "args", "privileged", "volumes", "ports", "cap_drop", "security_opt", "readonly_rootfs"],
+    ),
+    ("mount", &["type", "target", "tmpfs_options"]),
+    ("tmpfs_options", &["size"]),
     ("csi_plugin", &["id", "type", "mount_dir"]),
     ("resources", &["cpu", "memory"]),
     ("restart", &["attempts", "interval", "delay", "mode"]),

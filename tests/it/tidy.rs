@@ -149,7 +149,7 @@ fn the_page_of_flags_is_what_the_program_says() {
 }
 
 /// Flags of other programs that the pages name.
-const FOREIGN_FLAGS: [&str; 1] = ["--resource"];
+const FOREIGN_FLAGS: [&str; 2] = ["--resource", "--device-cgroup-rule"];
 
 #[test]
 fn a_flag_that_a_page_names_exists() {

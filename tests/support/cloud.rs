@@ -127,7 +127,7 @@ impl Machine {
         Launch { command, args: self.args.clone(), socket: self.socket(), log, container }
     }
 
-    /// The container as Nomad makes it for a privileged `csi_plugin` task: the host's devices, and directories whose mounts
+    /// The container as Nomad makes it for a privileged `csi_plugin` task: a root that nobody writes to, devices, and directories whose mounts
     /// reach the host.
     fn docker_run(&self, image: &str) -> (std::process::Command, Option<Container>) {
         let engine = self.engine.as_ref().expect("a droplet with Docker");
@@ -136,7 +136,8 @@ impl Machine {
         drop(fs::remove_file(&id_file));
         let mut command = engine.docker();
         command
-            .args(["run", "--rm", "--privileged", "--env=DIGITALOCEAN_ACCESS_TOKEN", "--volume=/dev:/dev"])
+            .args(["run", "--rm", "--privileged", "--read-only", "--tmpfs=/run", "--volume=/dev:/dev"])
+            .arg("--env=DIGITALOCEAN_ACCESS_TOKEN")
             .arg(format!("--volume={home}:{home}:rshared"))
             .arg(format!("--env=CSI_ENDPOINT=unix://{}", self.socket().display()))
             .arg(format!("--add-host={}", network::api_host()))

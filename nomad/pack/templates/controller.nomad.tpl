@@ -28,6 +28,9 @@ job "do-csi-controller" {
 [[- else ]]
         args  = ["--mode=controller", "--region=[[ var "do_region" . ]]", "--do-tag=[[ var "owner" . ]]"]
 [[- end ]]
+        cap_drop        = ["all"]
+        security_opt    = ["no-new-privileges"]
+        readonly_rootfs = true
       }
 
       # nomad var put nomad/jobs/do-csi-controller token=dop_v1_...

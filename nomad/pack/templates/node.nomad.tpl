@@ -34,6 +34,16 @@ job "do-csi-node" {
         args       = ["--mode=node", "--default-mount-flags=nosuid,nodev"]
 [[- end ]]
         privileged = true
+        readonly_rootfs = true
+
+        mount {
+          type   = "tmpfs"
+          target = "/run"
+
+          tmpfs_options {
+            size = 1000000
+          }
+        }
       }
 
       env {

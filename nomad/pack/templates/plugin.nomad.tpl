@@ -34,6 +34,16 @@ job "do-csi-plugin" {
 [[- else ]]
         args       = ["--do-tag=[[ var "owner" . ]]", "--default-mount-flags=nosuid,nodev"]
 [[- end ]]
+        readonly_rootfs = true
+
+        mount {
+          type   = "tmpfs"
+          target = "/run"
+
+          tmpfs_options {
+            size = 1000000
+          }
+        }
       }
 
       # nomad var put nomad/jobs/do-csi-plugin token=dop_v1_...
