@@ -43,8 +43,9 @@ plugin: rust own compiler
 	@cargo build $(SHIPPED) --bin do-csi-plugin
 	strip -o "$(PLUGIN)" "$$CARGO_TARGET_DIR/release/do-csi-plugin"
 
-pages: rust own compiler ## Write the flags into docs/flags.md
+pages: rust own compiler ## Write the flags into docs/flags.md, and the licences of what is linked into packaging/
 	cargo run $(FAST) --quiet --example do-pages flags docs/flags.md
+	$(PARTS) | cargo run $(FAST) --quiet --example do-pages licenses packaging/third-party.txt
 
 sim: rust own compiler
 	@cargo build $(FAST) --example do-sim
@@ -54,6 +55,10 @@ check: rust lints own compiler ## Check format, lints, documentation and the lic
 	cargo fmt --check
 	cargo clippy $(FAST) --all-targets -- -D warnings
 	cargo rustdoc $(FAST) --lib -- --document-private-items -D warnings
+	licenses=$$(mktemp)
+	trap 'rm -f "$$licenses"' EXIT
+	$(PARTS) | cargo run $(FAST) --quiet --example do-pages licenses "$$licenses"
+	cmp "$$licenses" packaging/third-party.txt || { echo "what is linked has changed: make pages" >&2; exit 1; }
 	unchecked() { echo "NOT CHECKED: $$1" >&2; }
 	cargo deny --version >/dev/null 2>&1 || { unchecked "licences, sources, advisories of dependencies: no cargo-deny"; exit 0; }
 	cargo deny --locked --offline check licenses bans sources
@@ -84,6 +89,14 @@ monitoring-test: rust own compiler ## Check and try the alerts with Prometheus, 
 	promtool check config "$$scrape/prometheus.yml"
 	cd ../..
 	cargo test $(FAST) --test it -- --ignored prometheus_
+
+# What is found is kept in a file, which the failed test names; tests/support/fuzz.rs says what becomes of it.
+SECONDS ?= 10
+fuzz: root rust own compiler disk-tools ## Try random input for SECONDS=10 each: every parser, calls, disks (as root)
+	cargo test $(FAST) --lib --test it --no-run
+	export FUZZ_SECONDS=$(SECONDS)
+	cargo test $(FAST) --lib -- --nocapture fuzz_
+	exec unshare --mount --propagation private cargo test $(FAST) --test it -- --ignored --nocapture --test-threads=1 root_fuzz_
 
 # Measured alone, with no other test beside it, and with the plugin as it is shipped. No part of continuous integration, as it
 # fails on a machine that is busy with something else.
@@ -204,13 +217,15 @@ droplet-test: root plugin sim disk-tools ## Run what e2e-droplet runs on a simul
 e2e-droplet: root plugin sim disk-tools ## Run a volume's life on this very droplet (as root, with a token)
 	exec "$(SIM)" droplet "$(PLUGIN)"
 
+# The crates that are linked into the program, with their licences.
+PARTS = cargo tree --locked --edges normal,no-proc-macro --prefix none --format '{p}|{l}'
+
 # What a release consists of, in dist/: a tar.gz, a Debian and an RPM package, the list of parts, and sums.
 dist: plugin packagers ## Build the archive, the packages, the list of parts and their sums into dist/
 	@pages=$$(mktemp -d)
 	trap 'rm -rf "$$pages"' EXIT
 	cargo run $(FAST) --quiet --example do-pages dist "$$pages"
-	cargo tree --locked --edges normal,no-proc-macro --prefix none --format '{p}|{l}' |
-		cargo run $(FAST) --quiet --example do-pages sbom "$$pages/sbom.cdx.json"
+	$(PARTS) | cargo run $(FAST) --quiet --example do-pages sbom "$$pages/sbom.cdx.json"
 	packaging/build "$(PLUGIN)" "$$pages" $(VERSION) dist
 
 # A target directory chosen by the user may hold other projects, so there only our own package goes.

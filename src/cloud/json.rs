@@ -291,4 +291,46 @@ mod tests {
         }
         assert!(serde_json::from_str::<VolumesReply>(r#"{"volumes":7}"#).is_err());
     }
+
+    #[test]
+    fn fuzz_what_is_read_of_a_reply_is_what_it_says() {
+        let seeds: [&[u8]; 6] = [
+            include_bytes!("../../tests/fixtures/api/volumes.json"),
+            include_bytes!("../../tests/fixtures/api/volume.json"),
+            include_bytes!("../../tests/fixtures/api/action.json"),
+            include_bytes!("../../tests/fixtures/api/snapshot.json"),
+            include_bytes!("../../tests/fixtures/api/account.json"),
+            include_bytes!("../../tests/fixtures/api/tag.json"),
+        ];
+        let words: [&[u8]; 10] = [
+            b"null",
+            b"\"droplet_ids\":",
+            b"\"volumes\":[",
+            b"[[[[[[[[",
+            b"{}",
+            b"\"size_gigabytes\":",
+            b"?page=",
+            b"\"",
+            b"1e309",
+            b"\\u0000",
+        ];
+        crate::fuzz::fuzz("api-replies", &seeds, &words, |bytes| {
+            if let Ok(reply) = serde_json::from_slice::<VolumeReply>(bytes)
+                && let Ok(volume) = crate::cloud::volume::Volume::try_from(reply.volume)
+            {
+                assert!(volume.droplets.iter().all(|droplet| droplet.get() > 0));
+                let _size = volume.size.bytes();
+            }
+            if let Ok(reply) = serde_json::from_slice::<VolumesReply>(bytes) {
+                let _volumes: Vec<_> = reply.volumes.into_iter().map(crate::cloud::volume::Volume::try_from).collect();
+            }
+            if let Ok(reply) = serde_json::from_slice::<SnapshotReply>(bytes)
+                && let Ok(snapshot) = crate::cloud::snapshot::Snapshot::try_from(reply.snapshot)
+            {
+                let _about = (snapshot.min_size.bytes(), snapshot.taken_at());
+            }
+            let _actions =
+                (serde_json::from_slice::<ActionReply>(bytes), serde_json::from_slice::<ActionsReply>(bytes));
+        });
+    }
 }

@@ -253,4 +253,15 @@ mod tests {
             assert_eq!(is_smaller(Bytes(size), &device), want, "{size}");
         }
     }
+
+    #[test]
+    fn fuzz_a_geometry_is_one_that_is_written_there() {
+        let seed = include_bytes!("../../tests/fixtures/grow/xfs_growfs-n.txt").as_slice();
+        crate::fuzz::fuzz("xfs-geometry", &[seed], &[b"data ", b"bsize=", b"blocks=", b"\n", b","], |bytes| {
+            let text = String::from_utf8_lossy(bytes);
+            let (size, status) = (parse_geometry(&text), has_capability(&text));
+            assert!(size.is_none() || text.contains("data ") && text.contains("bsize"), "{text}");
+            assert_eq!(status, None, "{text}");
+        });
+    }
 }

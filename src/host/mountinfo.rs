@@ -475,4 +475,16 @@ mod tests {
             drop(MountTable { mounts }.at(Path::new(&path)).cloned());
         }
     }
+
+    #[test]
+    fn fuzz_a_table_has_no_more_mounts_than_lines_and_questions_about_it_end() {
+        let words: [&[u8]; 7] = [b" - ", b"\\040", b"\\134", b"\n", b" shared:1", b"0:0", b" / / "];
+        crate::fuzz::fuzz("mountinfo", &[NODE], &words, |bytes| {
+            let Ok(table) = MountTable::parse(bytes) else { return };
+            assert!(table.iter().count() <= bytes.split(|byte| *byte == b'\n').count());
+            for mount in table.iter() {
+                assert!(table.at(&mount.target).is_none_or(|top| top.target == mount.target));
+            }
+        });
+    }
 }

@@ -170,4 +170,26 @@ mod tests {
         harmless[512..527].copy_from_slice(b"acl,discard\0x,y");
         assert_eq!(plan_superblock(FsKind::Ext4, &harmless), None);
     }
+
+    #[test]
+    fn fuzz_no_superblock_is_taken_that_names_another_device() {
+        let seeds = [fixture!("ext4"), fixture!("ext3"), fixture!("xfs"), fixture!("btrfs")];
+        crate::fuzz::fuzz(
+            "superblock-wishes",
+            &seeds,
+            &[b"errors=panic", b",", b"journal_path=/dev/sda", b"acl"],
+            |bytes| {
+                if plan_superblock(FsKind::Btrfs, bytes).is_none() {
+                    assert_eq!(bytes[136..144], 1_u64.to_le_bytes());
+                }
+                if plan_superblock(FsKind::Xfs, bytes).is_none() {
+                    assert!(bytes[16..24] == [0; 8] && bytes[48..56] != [0; 8]);
+                }
+                for fs in [FsKind::Ext4, FsKind::Ext3] {
+                    let found = plan_superblock(fs, bytes).map(|refused| refused.what).unwrap_or_default();
+                    assert!(found.chars().all(|c| !c.is_control()), "{found:?}");
+                }
+            },
+        );
+    }
 }

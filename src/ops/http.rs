@@ -406,4 +406,18 @@ mod tests {
         assert!(!open.make_room());
         drop(clients);
     }
+
+    #[test]
+    fn fuzz_a_request_is_answered_or_waited_for_and_names_a_path() {
+        let seeds: [&[u8]; 3] = [
+            b"GET /metrics?x=1 HTTP/1.1\r\nHost: a\r\n\r\n",
+            b"HEAD http://a/health HTTP/1.0\r\n\r\n",
+            b"CONNECT a:1 HTTP/1.1\r\n\r\n",
+        ];
+        crate::fuzz::fuzz("debug-requests", &seeds, &[b"\r\n", b"://", b"a: b\r\n", b"#", b"?"], |bytes| {
+            if let Some(Asked::Path { path, with_body }) = parse_head(bytes) {
+                assert!(path.starts_with('/') && !path.contains(['?', '#', '\r', '\n', ' ']), "{path:?} {with_body}");
+            }
+        });
+    }
 }

@@ -115,4 +115,113 @@ mod tests {
         assert!(matches!(volume_id("volume_id", "fake-vol-id-1".into()), Err(Error::NotFound(Thing::Volume(_)))));
         assert!(matches!(droplet_id("node_id", "fake-node-id-1".into()), Err(Error::NotFound(Thing::Droplet(_)))));
     }
+
+    /// Each request, as bytes that gRPC hands over: what is taken of it leads nowhere else.
+    #[test]
+    fn fuzz_no_request_leads_anywhere_but_where_it_says() {
+        use protobuf::{EnumOrUnknown, Message};
+
+        use crate::proto::csi::{self, volume_capability as capability};
+        use crate::request::publish_context::ContextKeys;
+        use crate::request::{attachment, node, query, snapshot, volume, volume_change};
+
+        const ID: &str = "1b2c3d4e-8f00-11f0-9a11-0a58ac14d1e2";
+        let keys = ContextKeys::new("our.name");
+        let map = |pairs: &[(&str, &str)]| pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+        let mount = capability::MountVolume {
+            fs_type: "ext4".into(),
+            mount_flags: vec!["noatime".into(), "ro".into()],
+            ..Default::default()
+        };
+        let mode = capability::AccessMode {
+            mode: EnumOrUnknown::new(capability::access_mode::Mode::SINGLE_NODE_WRITER),
+            ..Default::default()
+        };
+        let wanted = csi::VolumeCapability {
+            access_type: Some(capability::Access_type::Mount(mount)),
+            access_mode: Some(mode).into(),
+            ..Default::default()
+        };
+        let range = csi::CapacityRange { required_bytes: 1 << 30, limit_bytes: 1 << 31, ..Default::default() };
+        let publish = csi::NodePublishVolumeRequest {
+            volume_id: ID.into(),
+            publish_context: map(&[("our.name/volume-name", "blog"), ("our.name/size-gigabytes", "7")]),
+            staging_target_path: "/csi/staging/blog".into(),
+            target_path: "/csi/per-alloc/blog".into(),
+            volume_capability: Some(wanted.clone()).into(),
+            secrets: map(&[("encryption-passphrase", "sesame")]),
+            volume_context: map(&[("our.name/noformat", "true"), ("our.name/mode", "0770")]),
+            ..Default::default()
+        };
+        let create = csi::CreateVolumeRequest {
+            name: "blog".into(),
+            capacity_range: Some(range).into(),
+            volume_capabilities: vec![wanted],
+            parameters: map(&[("tags", "a,b"), ("description", "x"), ("our.name/owner", "70:70")]),
+            ..Default::default()
+        };
+        let list = csi::ListSnapshotsRequest {
+            max_entries: 7,
+            starting_token: "40:300:a".into(),
+            snapshot_id: ID.into(),
+            ..Default::default()
+        };
+        let seeds = [publish.write_to_bytes(), create.write_to_bytes(), list.write_to_bytes()].map(Result::unwrap);
+        let words: [&[u8]; 12] = [
+            b"/../",
+            b"/",
+            b"\0",
+            b"our.name/",
+            b"true",
+            b"xfs",
+            ID.as_bytes(),
+            b"loop",
+            b"bind",
+            b",",
+            b"\x0a\x04",
+            b"18446744073709551615",
+        ];
+        let is_straight = |path: &std::path::Path| {
+            let text = path.to_str().unwrap();
+            path.is_absolute() && text != "/" && !text.contains('\0') && !text.split('/').any(|part| part == "..")
+        };
+        crate::fuzz::fuzz("requests", &seeds.each_ref().map(Vec::as_slice), &words, |bytes| {
+            macro_rules! parse {
+                ($request:ident, $parse:expr) => {
+                    csi::$request::parse_from_bytes(bytes).ok().and_then(|wire| $parse(wire).ok())
+                };
+            }
+            if let Some(stage) = parse!(NodeStageVolumeRequest, |wire| node::Stage::parse(wire, &keys)) {
+                assert!(is_straight(&stage.staging), "{stage:?}");
+                let _size = stage.attached.size.map(|size| size.bytes());
+            }
+            if let Some(publish) = parse!(NodePublishVolumeRequest, |wire| node::Publish::parse(wire, &keys)) {
+                assert!(is_straight(&publish.target) && is_straight(&publish.stage.staging), "{publish:?}");
+                assert!(!publish.target.starts_with(&publish.stage.staging), "{publish:?}");
+            }
+            if let Some(unstage) = parse!(NodeUnstageVolumeRequest, node::Unstage::parse) {
+                assert!(is_straight(&unstage.staging));
+            }
+            if let Some(unpublish) = parse!(NodeUnpublishVolumeRequest, node::Unpublish::parse) {
+                assert!(is_straight(&unpublish.target));
+            }
+            if let Some(create) = parse!(CreateVolumeRequest, |wire| volume::CreateVolume::parse(wire, &keys)) {
+                assert!(!create.name.is_empty() && !create.name.contains('\0'));
+                let _size = crate::size::plan_size(&create.range, &crate::size::SizeLimits::DIGITALOCEAN);
+            }
+            let _others = (
+                parse!(NodeGetVolumeStatsRequest, node::Stats::parse),
+                parse!(NodeGetVolumeHealthRequest, node::Health::parse),
+                parse!(NodeExpandVolumeRequest, node::Expand::parse),
+                parse!(ControllerPublishVolumeRequest, attachment::Publish::try_from),
+                parse!(ControllerUnpublishVolumeRequest, attachment::Unpublish::parse),
+                parse!(ControllerExpandVolumeRequest, volume_change::Expand::try_from),
+                parse!(ControllerModifyVolumeRequest, volume_change::Modify::try_from),
+                parse!(CreateSnapshotRequest, snapshot::CreateSnapshot::try_from),
+                parse!(ListSnapshotsRequest, |wire| snapshot::ListSnapshots::parse(&wire)),
+                parse!(GetCapacityRequest, query::Capacity::parse),
+                parse!(ValidateVolumeCapabilitiesRequest, |wire| query::Validate::parse(&wire, &keys)),
+            );
+        });
+    }
 }

@@ -184,4 +184,15 @@ mod tests {
         }
         assert!(matches!(Page::parse(-1, ""), Err(Error::Invalid { .. })));
     }
+
+    #[test]
+    fn fuzz_every_token_that_is_taken_is_one_that_is_given_out() {
+        let good = ListStart { offset: 40, total: Some(300), after: "1b2c3d4e-8f00".to_owned() }.to_string();
+        crate::fuzz::fuzz("page-token", &[good.as_bytes(), b"7::a"], &[b":", b"+", b" ", b"\0"], |bytes| {
+            let token = String::from_utf8_lossy(bytes);
+            if let Ok(Page { start: Some(start), .. }) = Page::parse(0, &token) {
+                assert_eq!(start.to_string(), token);
+            }
+        });
+    }
 }

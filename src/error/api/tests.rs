@@ -195,6 +195,36 @@ fn a_body_that_is_not_digitaloceans_is_a_failure_on_the_way_or_too_many_calls() 
 }
 
 #[test]
+fn a_404_means_gone_only_in_digitaloceans_own_words() {
+    let gone = "The resource you requested could not be found.";
+    for (body, kind) in [
+        (serde_json::json!({ "id": "not_found", "message": gone, "request_id": "4851a473" }), ApiErrorKind::NotFound),
+        // Without a request id, as old replies are; and in other words than those that were seen.
+        (serde_json::json!({ "id": "not_found", "message": gone }), ApiErrorKind::NotFound),
+        (serde_json::json!({ "id": "NOT_FOUND", "message": "no such action" }), ApiErrorKind::NotFound),
+        // Kong, AWS, Spring, Envoy, nginx' own JSON, and what is cut off or put into something else.
+        (serde_json::json!({ "message": "no Route matched with those values" }), ApiErrorKind::BadReply),
+        (serde_json::json!({ "message": "Not Found" }), ApiErrorKind::BadReply),
+        (serde_json::json!({ "message": gone }), ApiErrorKind::BadReply),
+        (serde_json::json!({ "id": "not_found" }), ApiErrorKind::BadReply),
+        (serde_json::json!({ "id": "not_found", "message": "" }), ApiErrorKind::BadReply),
+        (serde_json::json!({ "id": "not_found", "message": null }), ApiErrorKind::BadReply),
+        (serde_json::json!({ "id": "", "message": gone }), ApiErrorKind::BadReply),
+        (serde_json::json!({ "id": "route_not_found", "message": gone }), ApiErrorKind::BadReply),
+        (serde_json::json!({ "id": 404, "message": gone }), ApiErrorKind::BadReply),
+        (serde_json::json!({ "status": 404, "error": "Not Found", "path": "/v2/volumes/x" }), ApiErrorKind::BadReply),
+        (serde_json::json!({ "error": { "id": "not_found", "message": gone } }), ApiErrorKind::BadReply),
+        (serde_json::json!([{ "id": "not_found", "message": gone }]), ApiErrorKind::BadReply),
+        (serde_json::json!("not_found"), ApiErrorKind::BadReply),
+    ] {
+        assert_eq!(read(404, &body.to_string()).kind(), kind, "{body}");
+    }
+    for body in [r#"{"id":"not_found","message":"The res"#, "404 page not found\n", "default backend - 404"] {
+        assert_eq!(read(404, body).kind(), ApiErrorKind::BadReply, "{body}");
+    }
+}
+
+#[test]
 fn what_is_shown_is_one_bounded_line() {
     let error = read(502, "<html>\r\n<title>502 Bad Gateway</title>\r\n</html>");
     assert_eq!(
@@ -239,4 +269,23 @@ fn a_rate_limit_carries_the_wait_of_its_headers() {
     let facts = ReplyFacts { request_id: None, wait: Some(Duration::from_secs(29)) };
     let body = br#"{"id":"too_many_requests","message":"API Rate limit exceeded."}"#;
     assert_eq!(ApiError::from_reply(429, body, facts).wait(), Some(Duration::from_secs(29)));
+}
+
+#[test]
+fn fuzz_no_reply_is_shown_with_more_than_a_line_and_none_is_gone_in_other_words() {
+    let seeds: Vec<Vec<u8>> = SEEN
+        .iter()
+        .map(|(_, id, message, ..)| serde_json::json!({ "id": id, "message": message }).to_string().into_bytes())
+        .collect();
+    let seeds: Vec<&[u8]> = seeds.iter().map(Vec::as_slice).collect();
+    let words: [&[u8]; 6] = [b"not_found", b"\"id\":", b"\"message\":", b"one request per ", b"attached", b"null"];
+    crate::fuzz::fuzz("api-errors", &seeds, &words, |bytes| {
+        for status in [301, 400, 401, 403, 404, 409, 418, 422, 429, 500, 503, 999] {
+            let error = ApiError::from_reply(status, bytes, ReplyFacts::default());
+            let text = error.to_string();
+            assert!(text.len() < 2000 && !text.contains(char::is_control), "{text:?}");
+            let is_gone = error.kind() == ApiErrorKind::NotFound;
+            assert!(!is_gone || String::from_utf8_lossy(bytes).to_lowercase().contains("not_found"), "{text}");
+        }
+    });
 }

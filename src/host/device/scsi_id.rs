@@ -301,4 +301,17 @@ mod tests {
             drop((parse_names(&page(0x83, &bytes)), parse_serial(&page(0x80, &bytes))));
         }
     }
+
+    #[test]
+    fn fuzz_pages_give_only_what_is_in_them() {
+        let body =
+            [designator(2, 0, b"blog"), designator(1, 3, &[0x60; 8]), designator(2, 1, b"DO      blog")].concat();
+        let (names, serial) = (page(0x83, &body), page(0x80, b"blog"));
+        crate::fuzz::fuzz("vpd-pages", &[&names, &serial], &[b"DO      ", b"\x02\x00\x00\x04"], |bytes| {
+            let found = parse_names(bytes).into_iter().chain(parse_serial(bytes));
+            for name in found {
+                assert!(!name.is_empty() && bytes.windows(name.len()).any(|part| part == name.as_bytes()), "{name:?}");
+            }
+        });
+    }
 }

@@ -377,4 +377,61 @@ mod tests {
             assert!(told.contains(words), "{bad}: {told}");
         }
     }
+
+    /// Judged a second time, by what must not be in a header, and not by what has to be.
+    #[test]
+    fn fuzz_no_header_is_taken_that_would_open_in_clear() {
+        let made = include_bytes!("../../../tests/fixtures/luks/made.json").as_slice();
+        let plain = include_bytes!("../../../tests/fixtures/luks/plain.json").as_slice();
+        let pbkdf2 = include_bytes!("../../../tests/fixtures/luks/pbkdf2.json").as_slice();
+        let words: [&[u8]; 12] = [
+            b"\"cipher_null-ecb\"",
+            b"\"linear\"",
+            b"\"crypt\"",
+            b"\"encryption\":",
+            b"\"segments\":{",
+            b"\"0\":",
+            b"\"1\":",
+            b"{}",
+            b"null",
+            b"\"tokens\":{\"0\":{\"type\":\"x\"}},",
+            b"\"integrity\":{},",
+            b"\"mandatory\":[\"x\"]",
+        ];
+        crate::fuzz::fuzz("luks-header", &[made, plain, pbkdf2], &words, |bytes| {
+            if why_not_header(bytes).is_some() {
+                return;
+            }
+            // Where a name is there twice, cryptsetup takes the last, and so does this reader.
+            // Texts that are of no interest may be none.
+            let Ok(header) = serde_json::from_slice::<Value>(bytes) else { return };
+            let segments = header["segments"].as_object().unwrap();
+            assert_eq!(segments.len(), 1);
+            assert_eq!((&segments["0"]["type"], &segments["0"]["encryption"]), (&json!("crypt"), &json!(CIPHER)));
+            assert!(segments["0"].get("integrity").is_none_or(Value::is_null));
+            assert!(header.get("tokens").and_then(Value::as_object).is_none_or(serde_json::Map::is_empty));
+            for slot in header["keyslots"].as_object().unwrap().values() {
+                assert_eq!((&slot["type"], &slot["area"]["encryption"]), (&json!("luks2"), &json!(CIPHER)));
+            }
+        });
+    }
+
+    #[test]
+    fn fuzz_no_table_is_taken_that_does_not_encrypt_on_this_disk() {
+        let good = format!("0 2064384 crypt aes-xts-plain64 {} 0 8:16 32768 1 allow_discards\n", "0".repeat(128));
+        let keyring = "0 9 crypt aes-xts-plain64 :64:logon:cryptsetup:x-d0 0 8:16 32768 1 sector_size:4096\n";
+        let words: [&[u8]; 8] =
+            [b"cipher_null-ecb", b" linear ", b"\n", b" 8:32 ", b"-", b":0:logon:", b"integrity:28:aead", b"\x0b"];
+        crate::fuzz::fuzz("dm-table", &[good.as_bytes(), keyring.as_bytes()], &words, |bytes| {
+            let text = String::from_utf8_lossy(bytes);
+            if why_not_table(&text, DISK).is_none() {
+                let words: Vec<&str> = text.split_ascii_whitespace().collect();
+                assert_eq!((words[0], words[2], words[3], words[6]), ("0", "crypt", CIPHER, "8:16"), "{text}");
+                assert!(
+                    !text.trim().contains('\n') && !words.iter().any(|word| word.starts_with("integrity")),
+                    "{text}"
+                );
+            }
+        });
+    }
 }

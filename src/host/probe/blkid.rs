@@ -142,4 +142,27 @@ mod tests {
             prop_assert!(says_so || !matches!(parse_export(&text), Signature::Filesystem(_)));
         }
     }
+
+    #[test]
+    fn fuzz_no_output_is_a_file_system_without_saying_so() {
+        let seeds: [&[u8]; 6] = [
+            include_bytes!("../../../tests/fixtures/blkid/ext4.txt"),
+            include_bytes!("../../../tests/fixtures/blkid/xfs.txt"),
+            include_bytes!("../../../tests/fixtures/blkid/btrfs.txt"),
+            include_bytes!("../../../tests/fixtures/blkid/luks2-subsystem.txt"),
+            include_bytes!("../../../tests/fixtures/blkid/gpt.txt"),
+            include_bytes!("../../../tests/fixtures/blkid/xfs-over-ext4.txt"),
+        ];
+        let words: [&[u8]; 6] =
+            [b"\nTYPE=", b"\nPTTYPE=dos", b"\nUSAGE=filesystem", b"crypto_LUKS", b"\\", b"\nAMBIVALENT="];
+        crate::fuzz::fuzz("blkid", &seeds, &words, |bytes| {
+            let text = String::from_utf8_lossy(bytes);
+            let has = |start: &str| text.lines().any(|line| line.starts_with(start));
+            match parse_export(&text) {
+                Signature::Filesystem(_) => assert!(has("TYPE=") && has("USAGE=") && !has("PTTYPE="), "{text}"),
+                Signature::Encrypted(_) => assert!(has("TYPE=") && !has("PTTYPE="), "{text}"),
+                Signature::Other { .. } | Signature::Several { .. } => {}
+            }
+        });
+    }
 }

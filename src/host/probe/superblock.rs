@@ -273,4 +273,25 @@ mod tests {
         assert_eq!(map_start(&[0; 24]), None);
         assert_eq!(map_start(&[]), None);
     }
+
+    #[test]
+    fn fuzz_superblocks_are_judged_without_harm() {
+        let seeds: [&[u8]; 6] = [
+            include_bytes!("../../../tests/fixtures/superblock/ext4.bin"),
+            include_bytes!("../../../tests/fixtures/superblock/ext3.bin"),
+            include_bytes!("../../../tests/fixtures/superblock/ext4-copy.bin"),
+            include_bytes!("../../../tests/fixtures/superblock/xfs.bin"),
+            include_bytes!("../../../tests/fixtures/superblock/xfs-unfinished.bin"),
+            include_bytes!("../../../tests/fixtures/superblock/btrfs.bin"),
+        ];
+        crate::fuzz::fuzz("superblocks", &seeds, &[b"XFSB", b"\x53\xef", b"_BHRfS_M"], |bytes| {
+            let placed = [&[0; 1024], bytes].concat();
+            let sizes = [xfs_size(bytes), ext_size(&placed), ext_size(bytes), btrfs_size(&btrfs_head(bytes))];
+            assert!(sizes[0].is_none() || bytes.starts_with(b"XFSB"));
+            let _judged = (why_ext_needs_check(bytes), has_ext_errors(bytes), map_start(bytes));
+            if let Some(found) = ExtSuper::parse(bytes) {
+                let _size = found.size();
+            }
+        });
+    }
 }

@@ -432,4 +432,37 @@ mod tests {
             assert_eq!(done, [1, 3]);
         }
     }
+
+    /// Whatever comes, in whatever pieces it comes, the verdict is one, and no more is kept than is bounded.
+    #[test]
+    fn fuzz_frames_are_judged_alike_in_whatever_pieces_they_come() {
+        let call =
+            [frame(4, 0, 0, &[]), frame(HEADERS, END_HEADERS, 1, LIMIT), frame(DATA, END_STREAM, 1, b"body")].concat();
+        let cut =
+            [frame(HEADERS, END_STREAM, 1, &LIMIT[..5]), frame(CONTINUATION, END_HEADERS, 1, &LIMIT[5..])].concat();
+        let back = [frame(HEADERS, END_HEADERS, 3, LIMIT), frame(RST_STREAM, 0, 3, &[0; 4])].concat();
+        let heads = [frame(HEADERS, 0xff, 5, &[]), frame(CONTINUATION, 0, 5, &[]), frame(8, 0, 0, &[0; 4])].concat();
+        crate::fuzz::fuzz(
+            "frames",
+            &[&call, &cut, &back, &heads],
+            &[&[0, 0, 0], &[0xff; 3], &[0x80, 0, 0, 1]],
+            |bytes| {
+                let now = Instant::now();
+                let verdicts = [1, 7, usize::MAX].map(|size| {
+                    let (mut requests, mut out) = (greeted(), Vec::new());
+                    let ended = bytes
+                        .chunks(size.min(bytes.len().max(1)))
+                        .try_for_each(|piece| requests.take(piece, &mut out, now));
+                    assert!(requests.pending.len() <= HEAD + MAX_FRAME);
+                    assert!(requests.block.as_ref().is_none_or(|block| block.bytes.len() <= MAX_HEADERS));
+                    assert!(requests.open.len() <= MAX_OPEN);
+                    let mut answers = Answers::default();
+                    let done: Vec<u32> =
+                        bytes.chunks(size.min(bytes.len().max(1))).flat_map(|piece| answers.look(piece)).collect();
+                    (ended, requests.open.keys().copied().collect::<Vec<_>>(), done)
+                });
+                assert!(verdicts[0] == verdicts[1] && verdicts[1] == verdicts[2], "{verdicts:?}");
+            },
+        );
+    }
 }

@@ -310,4 +310,25 @@ mod tests {
             }
         }
     }
+
+    #[test]
+    fn fuzz_headers_never_take_more_room_than_the_table_has() {
+        let first = hex("8286 8441 8cf1 e3c2 e5f2 3a6b a0ab 90f4 ff");
+        let (second, limit) = (hex("8286 84be 5886 a8eb 1064 9cbf"), literal(0x40, b"grpc-timeout", b"10S"));
+        let both = [second.as_slice(), &limit].concat();
+        crate::fuzz::fuzz(
+            "hpack",
+            &[&first, &second, &limit, &both],
+            &[b"\x20", b"\x3f\xe1\x1f", b"\xbe", b"\x7f\xff\xff\xff\x7f"],
+            |bytes| {
+                let mut reader = HeaderReader::new();
+                // Two blocks, so that the second finds what the first has left.
+                for block in [bytes, bytes.get(bytes.len() / 2..).unwrap_or_default()] {
+                    let _read = reader.read(block);
+                    assert!(reader.size <= MAX_TABLE);
+                    assert_eq!(reader.size, reader.table.iter().map(Entry::size).sum::<usize>());
+                }
+            },
+        );
+    }
 }
