@@ -43,6 +43,8 @@ COPY tests/image/collect /collect
 RUN /collect /image do-csi-plugin \
     blkid blockdev fsfreeze mkfs.xfs xfs_growfs mke2fs e2fsck resize2fs mkfs.btrfs btrfs cryptsetup dmsetup sync
 COPY LICENSE /image/usr/share/doc/do-csi-plugin/copyright
+# Of everything that is linked into the program.
+COPY packaging/third-party.txt /image/usr/share/doc/do-csi-plugin/third-party.txt
 
 FROM scratch
 ARG VERSION=unknown

@@ -1,13 +1,13 @@
 //! Writes what is made of the command line: `do-pages flags PAGE` brings the page of flags up to date, `do-pages dist DIRECTORY`
-//! writes the manual page and the completions of three shells, `do-pages sbom FILE` the list of parts (CycloneDX), from what
-//! `cargo tree --prefix none --format '{p}|{l}'` prints to it.
+//! writes the manual page and the completions of three shells, `do-pages sbom FILE` the list of parts (CycloneDX), and
+//! `do-pages licenses FILE` the texts of their licences, both from what `cargo tree --prefix none --format '{p}|{l}'` prints to it.
 
 #![allow(clippy::expect_used, clippy::print_stderr, reason = "a tool of the build may fail loudly")]
 
 mod dist;
 mod flags;
+mod licenses;
 
-use std::collections::BTreeSet;
 use std::error::Error;
 use std::fs;
 use std::io::read_to_string;
@@ -32,7 +32,8 @@ fn main() -> ExitCode {
         ["flags", page] => write_flags(Path::new(page)),
         ["dist", directory] => dist::write_dist(Path::new(directory)),
         ["sbom", file] => write_sbom(Path::new(file)),
-        _ => Err("usage: do-pages flags PAGE | dist DIRECTORY | sbom FILE".into()),
+        ["licenses", file] => write_licenses(Path::new(file)),
+        _ => Err("usage: do-pages flags PAGE | dist DIRECTORY | sbom FILE | licenses FILE".into()),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -48,18 +49,17 @@ fn write_flags(page: &Path) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
+fn write_licenses(file: &Path) -> Result<(), Box<dyn Error>> {
+    fs::write(file, licenses::text(&read_to_string(std::io::stdin())?)?)?;
+    Ok(())
+}
+
 /// Writes the parts without a serial number and a time, so that two builds write the same bytes.
 fn write_sbom(file: &Path) -> Result<(), Box<dyn Error>> {
     let tree = read_to_string(std::io::stdin())?;
-    let lines: BTreeSet<&str> = tree.lines().filter(|line| !line.is_empty()).collect();
-    let crates = lines.into_iter().filter_map(|line| {
-        let (package, license) = line.split_once('|')?;
-        let mut words = package.split(' ');
-        let (name, version) = (words.next()?, words.next()?.trim_start_matches('v'));
-        let license = license.trim_end_matches(" (*)").replace('/', " OR ");
-        (name != env!("CARGO_PKG_NAME"))
-            .then(|| part(name, version, &license, Some(format!("pkg:cargo/{name}@{version}"))))
-    });
+    let crates = licenses::crates(&tree)
+        .into_iter()
+        .map(|(name, version, license)| part(&name, &version, &license, Some(format!("pkg:cargo/{name}@{version}"))));
     let parts: Vec<Value> =
         crates.chain(IN_CPP.map(|(name, version, license)| part(name, version, license, None))).collect();
     let itself = part(env!("CARGO_PKG_NAME"), env!("CARGO_PKG_VERSION"), env!("CARGO_PKG_LICENSE"), None);
