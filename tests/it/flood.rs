@@ -113,6 +113,7 @@ fn time_of_probe(solo: &SinglePlugin) -> Duration {
 fn assert_unharmed(plugin: &Plugin, solo: &SinglePlugin) {
     let took = time_of_probe(solo);
     let peak = plugin.peak_memory_kb().unwrap();
+    println!("a new caller waited {took:?}; the plugin had {peak} kB at most");
     assert!(took < BACK_TO_NORMAL, "a new caller waited {took:?}");
     assert!(peak < MAX_MEMORY_KB, "it had {peak} kB");
     assert!(plugin.client.probe().unwrap().ready.value);

@@ -77,6 +77,8 @@ struct Open {
     _place: Place,
     began: Instant,
     is_complete: bool,
+    /// Bytes that have come of it.
+    bytes: usize,
 }
 
 /// Headers of which more comes.
@@ -100,6 +102,10 @@ pub(super) struct Requests {
     reader: Option<HeaderReader>,
     last_stream: u32,
     open: BTreeMap<u32, Open>,
+    /// From how many open calls on no other one is begun.
+    most_open: usize,
+    /// What came from the beginning of such a call on.
+    held: Vec<u8>,
     taken_back: u32,
     forgiven: Instant,
 }
@@ -114,6 +120,8 @@ impl Requests {
             reader: Some(HeaderReader::new()),
             last_stream: 0,
             open: BTreeMap::new(),
+            most_open: usize::MAX,
+            held: Vec::new(),
             taken_back: 0,
             forgiven: now,
         }
@@ -143,6 +151,27 @@ impl Requests {
         Ok(())
     }
 
+    /// How many calls are open.
+    pub(super) fn open_calls(&self) -> usize {
+        self.open.len()
+    }
+
+    /// Begins no other call as long as so many are open.
+    pub(super) fn limit_open_calls(&mut self, most: usize) {
+        self.most_open = most;
+    }
+
+    /// Whether a call has come that was not begun; then nothing more is to be read.
+    pub(super) fn is_held(&self) -> bool {
+        !self.held.is_empty()
+    }
+
+    /// Goes on with what was held.
+    pub(super) fn resume(&mut self, out: &mut Vec<u8>, now: Instant) -> Result<(), Cut> {
+        let held = std::mem::take(&mut self.held);
+        self.take(&held, out, now)
+    }
+
     /// Fills what is pending up to a length, and gives what is left.
     fn fill<'a>(&mut self, length: usize, bytes: &'a [u8]) -> &'a [u8] {
         let wanted = length.saturating_sub(self.pending.len()).min(bytes.len());
@@ -157,6 +186,12 @@ impl Requests {
         if self.block.as_ref().is_some_and(|block| head.kind != CONTINUATION || head.stream != block.stream) {
             return Err(Cut::NotHttp2);
         }
+        let is_new = head.kind == HEADERS && head.stream > self.last_stream;
+        if is_new && self.open.len() >= self.most_open {
+            self.held.append(&mut self.pending);
+            self.held.extend_from_slice(rest);
+            return Ok(&[]);
+        }
         match head.kind {
             HEADERS | CONTINUATION => {
                 if head.length > MAX_FRAME {
@@ -170,7 +205,14 @@ impl Requests {
                 return Ok(rest);
             }
             RST_STREAM if self.open.remove(&head.stream).is_some() => self.count_taken_back(now)?,
-            DATA if head.has(END_STREAM) => self.complete(head.stream),
+            DATA => {
+                if let Some(open) = self.open.get_mut(&head.stream) {
+                    open.bytes = open.bytes.saturating_add(head.length);
+                }
+                if head.has(END_STREAM) {
+                    self.complete(head.stream);
+                }
+            }
             // Whatever else there is concerns the connection, and gRPC.
             _ => {}
         }
@@ -213,7 +255,7 @@ impl Requests {
             self.last_stream = block.stream;
             let place = Place::take(limit.and_then(|limit| now.checked_add(limit)));
             block.bytes.extend(place.header());
-            self.open.insert(block.stream, Open { _place: place, began: now, is_complete: false });
+            self.open.insert(block.stream, Open { _place: place, began: now, is_complete: false, bytes: 0 });
         }
         if block.ends_stream {
             self.complete(block.stream);
@@ -261,10 +303,16 @@ impl Requests {
         self.open.values().any(|open| !open.is_complete)
     }
 
+    /// How much has come of requests that have not come to their end, and that gRPC keeps until then.
+    pub(super) fn unfinished_bytes(&self) -> usize {
+        self.open.values().filter(|open| !open.is_complete).map(|open| open.bytes).fold(0, usize::saturating_add)
+    }
+
     /// Fails when a request takes too long to come.
     pub(super) fn check_time(&self, now: Instant) -> Result<(), Cut> {
         let is_late = |open: &Open| !open.is_complete && now.saturating_duration_since(open.began) > UNFINISHED;
-        if self.open.values().any(is_late) { Err(Cut::Unfinished) } else { Ok(()) }
+        // The rest of it may be among what is held here.
+        if !self.is_held() && self.open.values().any(is_late) { Err(Cut::Unfinished) } else { Ok(()) }
     }
 }
 
@@ -385,6 +433,33 @@ mod tests {
     }
 
     #[test]
+    fn a_call_beyond_the_limit_is_held_until_another_one_is_over() {
+        let calls: Vec<u8> = [1, 3, 5]
+            .map(|id| [frame(HEADERS, END_HEADERS, id, LIMIT), frame(DATA, END_STREAM, id, b"x")].concat())
+            .concat();
+        for size in [1, 20, calls.len()] {
+            let (mut requests, now) = (greeted(), Instant::now());
+            requests.limit_open_calls(2);
+            let mut rest = calls.chunks(size);
+            let mut out = Vec::new();
+            while !requests.is_held() {
+                requests.take(rest.next().unwrap(), &mut out, now).unwrap();
+            }
+            assert_eq!((requests.open_calls(), requests.is_unfinished()), (2, false));
+            requests.resume(&mut out, now).unwrap();
+            assert!(requests.is_held() && requests.check_time(now + UNFINISHED * 2).is_ok());
+            requests.answered(1);
+            requests.resume(&mut out, now).unwrap();
+            rest.for_each(|piece| requests.take(piece, &mut out, now).unwrap());
+            assert!(!requests.is_held());
+            assert_eq!(requests.open.keys().copied().collect::<Vec<_>>(), [3, 5]);
+            assert!(requests.is_waiting() && !requests.is_unfinished());
+            let begun = Answers::default().look(&out[..]);
+            assert_eq!(begun, [1, 3, 5], "all passed on, in order");
+        }
+    }
+
+    #[test]
     fn a_caller_may_take_calls_back_but_not_without_end() {
         let mut requests = greeted();
         let start = Instant::now();
@@ -410,10 +485,12 @@ mod tests {
         let mut requests = greeted();
         take(&mut requests, &frame(HEADERS, END_HEADERS, 1, LIMIT)).unwrap();
         assert!(requests.is_unfinished());
+        take(&mut requests, &frame(DATA, 0, 1, &[7; 50])).unwrap();
+        assert_eq!(requests.unfinished_bytes(), 50);
         let late = Instant::now() + UNFINISHED + Duration::from_secs(1);
         assert_eq!((requests.check_time(Instant::now()), requests.check_time(late)), (Ok(()), Err(Cut::Unfinished)));
         take(&mut requests, &frame(DATA, END_STREAM, 1, b"")).unwrap();
-        assert_eq!(requests.check_time(late), Ok(()));
+        assert_eq!((requests.check_time(late), requests.unfinished_bytes()), (Ok(()), 0));
     }
 
     #[test]

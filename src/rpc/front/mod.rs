@@ -27,6 +27,14 @@ use crate::rpc::front::frames::{Answers, Cut, Requests};
 
 /// Most connections at a time. An orchestrator has one or two, and each health check one for a moment.
 const MAX_CONNECTIONS: usize = 128;
+/// Calls that are open on all connections from which on none gets more than its share of them: those that come from new callers
+/// must not wait behind thousands. gRPC answers a call that cannot be served in a fraction of a millisecond.
+const MANY_CALLS: usize = 256;
+/// Open calls that each connection may have then.
+const SHARE: usize = 8;
+/// Most bytes of requests that have not come to their end, on all connections: sixteen of the largest that gRPC takes. It has room
+/// for four times as much, and when that is full it reads nothing of anybody.
+const MAX_UNFINISHED: usize = 4 << 20;
 /// Most bytes for one side of a connection that it has not taken yet; until it does, the other side is not read.
 const MAX_BACKLOG: usize = 64 << 10;
 /// How often connections are looked at on which a request has begun to come.
@@ -139,18 +147,36 @@ impl Relay {
                 match what {
                     Ready::Told => self.listener = None,
                     Ready::Listener => is_pausing = !self.accept(now),
-                    Ready::Client(id) => self.step(id, |connection| connection.read_client(now)),
+                    Ready::Client(id) => self.step_with_share(id, |connection| connection.read_client(now)),
                     Ready::Server(id) => self.step(id, Connection::read_server),
                 }
+            }
+            let held = self.all.iter().filter(|(_, connection)| connection.requests.is_held());
+            for id in held.map(|(id, _)| *id).collect::<Vec<_>>() {
+                self.step_with_share(id, |connection| connection.resume(now));
             }
             for id in self.all.keys().copied().collect::<Vec<_>>() {
                 self.step(id, |connection| connection.requests.check_time(now).map_err(End::Cut));
             }
+            self.bound_unfinished();
             *self.open.count.lock().unwrap_or_else(PoisonError::into_inner) = self.all.len();
             self.open.changed.notify_all();
             if self.listener.is_none() && self.all.is_empty() {
                 return;
             }
+        }
+    }
+
+    /// Closes connections, those first of whose requests the most has come, until there is room for the requests of others.
+    fn bound_unfinished(&mut self) {
+        let bytes = |connection: &Connection| connection.requests.unfinished_bytes();
+        let mut all = self.all.values().map(bytes).fold(0, usize::saturating_add);
+        while all > MAX_UNFINISHED {
+            let largest = self.all.iter().max_by_key(|(_, connection)| bytes(connection));
+            let Some((id, of_it)) = largest.map(|(id, connection)| (*id, bytes(connection))) else { return };
+            warn!("a connection is closed: {of_it} bytes have come of requests that do not come to their end");
+            self.all.remove(&id);
+            all = all.saturating_sub(of_it);
         }
     }
 
@@ -168,14 +194,15 @@ impl Relay {
         }
         for (id, connection) in &self.all {
             what.extend([Ready::Client(*id), Ready::Server(*id)]);
-            let interest = |incoming: &Vec<u8>, outgoing: &Vec<u8>| {
-                let read = if incoming.len() < MAX_BACKLOG { PollFlags::POLLIN } else { PollFlags::empty() };
+            let interest = |is_read: bool, outgoing: &Vec<u8>| {
+                let read = if is_read { PollFlags::POLLIN } else { PollFlags::empty() };
                 read | if outgoing.is_empty() { PollFlags::empty() } else { PollFlags::POLLOUT }
             };
             let (to_server, to_client) = (&connection.to_server, &connection.to_client);
-            let from_client = if connection.is_ending { PollFlags::POLLOUT } else { interest(to_server, to_client) };
+            let is_read = to_server.len() < MAX_BACKLOG && !connection.requests.is_held();
+            let from_client = if connection.is_ending { PollFlags::POLLOUT } else { interest(is_read, to_client) };
             files.push(PollFd::new(connection.client.as_fd(), from_client));
-            files.push(PollFd::new(connection.server.as_fd(), interest(to_client, to_server)));
+            files.push(PollFd::new(connection.server.as_fd(), interest(to_client.len() < MAX_BACKLOG, to_server)));
             if connection.is_ending {
                 // It would be ready for ever.
                 what.pop();
@@ -221,9 +248,13 @@ impl Relay {
 
     fn welcome(&mut self, client: UnixStream, now: Instant) -> io::Result<()> {
         if self.all.len() >= MAX_CONNECTIONS {
-            // The one that has been silent for the longest time, and waits for no answer.
+            // The one that has been silent for the longest time, and waits for no answer; or else one that wants more than its
+            // share of the calls, and has the most.
             let idle = self.all.iter().filter(|(_, connection)| !connection.requests.is_waiting());
-            let Some(id) = idle.min_by_key(|(_, connection)| connection.heard).map(|(id, _)| *id) else {
+            let idle = idle.min_by_key(|(_, connection)| connection.heard).map(|(id, _)| *id);
+            let greedy = self.all.iter().filter(|(_, connection)| connection.requests.is_held());
+            let greedy = greedy.max_by_key(|(_, connection)| connection.requests.open_calls()).map(|(id, _)| *id);
+            let Some(id) = idle.or(greedy) else {
                 warn!("a connection is not taken: all {MAX_CONNECTIONS} others wait for answers");
                 return Ok(());
             };
@@ -235,6 +266,17 @@ impl Relay {
         self.all.insert(self.next, Connection::new(client, server, now));
         self.next += 1;
         Ok(())
+    }
+
+    /// A step in which calls may be begun: as many as there is room for, and in any case up to the connection's share.
+    fn step_with_share(&mut self, id: u64, act: impl FnOnce(&mut Connection) -> Result<(), End>) {
+        let open: usize = self.all.values().map(|connection| connection.requests.open_calls()).sum();
+        let room = MANY_CALLS.saturating_sub(open);
+        self.step(id, |connection| {
+            let own = connection.requests.open_calls();
+            connection.requests.limit_open_calls(own.saturating_add(room).max(SHARE));
+            act(connection)
+        });
     }
 
     fn step(&mut self, id: u64, act: impl FnOnce(&mut Connection) -> Result<(), End>) {
@@ -295,7 +337,7 @@ impl Connection {
     }
 
     fn read_client(&mut self, now: Instant) -> Result<(), End> {
-        if self.to_server.len() >= MAX_BACKLOG || self.is_ending {
+        if self.to_server.len() >= MAX_BACKLOG || self.is_ending || self.requests.is_held() {
             // It is here to be written to, or because it is gone.
             return if is_gone(&self.client) { Err(End::Closed) } else { Ok(()) };
         }
@@ -308,6 +350,13 @@ impl Connection {
             }
             None => Ok(()),
         }
+    }
+
+    fn resume(&mut self, now: Instant) -> Result<(), End> {
+        if self.is_ending {
+            return Ok(());
+        }
+        self.requests.resume(&mut self.to_server, now).map_err(End::Cut)
     }
 
     fn read_server(&mut self) -> Result<(), End> {
