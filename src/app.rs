@@ -86,7 +86,8 @@ pub fn run(mut config: Config) -> Result<(), String> {
     }
     let server = Server::start(socket, config.socket_mode, services)?;
     health.reach(Stage::Serving);
-    let start = |node: &Arc<Node>| Upkeep::start(Arc::clone(node), config.allocations.clone(), unused);
+    let findings = seen.as_ref().map(|seen| Arc::clone(&seen.findings));
+    let start = |node: &Arc<Node>| Upkeep::start(Arc::clone(node), config.allocations.clone(), unused, findings);
     let upkeep = node.as_ref().map(start).transpose().map_err(no_thread)?;
     info!(version = env!("CARGO_PKG_VERSION"), driver = config.driver_name.as_str(), mode:? = config.mode; "started");
     tell_service_manager(ServiceState::Ready);

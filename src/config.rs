@@ -7,6 +7,7 @@ pub mod command;
 pub mod keep;
 mod log;
 mod parse;
+mod running;
 mod upkeep;
 
 use std::ffi::OsString;

@@ -137,6 +137,17 @@ struct Seen {
     good: Option<Instant>,
     /// Why the last request got no reply, and when; none: it got one.
     unanswered: Option<(Instant, ApiError)>,
+    /// What time it was in the last reply that said so.
+    clock: Option<ClockReading>,
+}
+
+/// What time it was for DigitalOcean and for this machine when a reply came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ClockReading {
+    /// By the reply, in whole seconds.
+    pub theirs: SystemTime,
+    /// By this machine's clock.
+    pub ours: SystemTime,
 }
 
 impl Http {
@@ -221,8 +232,10 @@ impl Http {
         count_call(call, started, &outcome);
         match outcome {
             Ok(answer) => {
+                let clock = answer.clock;
                 let reply = account(&place, answer);
                 let mut seen = self.seen();
+                seen.clock = clock.or(seen.clock);
                 seen.unanswered = None;
                 if reply.is_ok() {
                     seen.good = Some(Instant::now());
@@ -292,6 +305,10 @@ impl Http {
         self.seen().good
     }
 
+    pub(super) fn last_clock(&self) -> Option<ClockReading> {
+        self.seen().clock
+    }
+
     fn seen(&self) -> MutexGuard<'_, Seen> {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -342,11 +359,13 @@ struct Answer {
     is_cut: bool,
     rate: RateHeaders,
     request_id: Option<String>,
+    clock: Option<ClockReading>,
 }
 
 impl Answer {
     fn read(response: Response<Body>) -> ApiResult<Answer> {
         let (parts, body) = response.into_parts();
+        let ours = SystemTime::now();
         let status = parts.status.as_u16();
         let most = if parts.status.is_success() { MAX_REPLY } else { MAX_ERROR_REPLY };
         let mut bytes = Vec::new();
@@ -368,7 +387,8 @@ impl Answer {
         log::trace!("reply body: {}", String::from_utf8_lossy(&bytes));
         let rate = rate_headers(&parts.headers, SystemTime::now());
         let request_id = header(&parts.headers, "x-request-id").map(str::to_owned);
-        Ok(Answer { status, body: bytes, is_cut, rate, request_id })
+        let clock = header(&parts.headers, "date").and_then(http_date).map(|theirs| ClockReading { theirs, ours });
+        Ok(Answer { status, body: bytes, is_cut, rate, request_id, clock })
     }
 
     fn into_reply(self) -> ApiResult<Reply> {
@@ -380,6 +400,11 @@ impl Answer {
         let facts = ReplyFacts { request_id: self.request_id, wait: self.rate.wait() };
         ApiError::from_reply(self.status, &self.body, facts)
     }
+}
+
+/// Reads a time such as `Sun, 06 Nov 1994 08:49:37 GMT`. Source: RFC 9110, 5.6.7.
+fn http_date(text: &str) -> Option<SystemTime> {
+    jiff::fmt::rfc2822::DateTimeParser::new().parse_timestamp(text).ok().map(SystemTime::from)
 }
 
 fn rate_headers(headers: &HeaderMap, now: SystemTime) -> RateHeaders {

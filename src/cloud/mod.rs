@@ -41,7 +41,7 @@ mod tests;
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::cloud::http::{Http, HttpBudgets, Reply, Route};
+use crate::cloud::http::{ClockReading, Http, HttpBudgets, Reply, Route};
 use crate::cloud::rate_limit::RateLimit;
 use crate::cloud::request::{ApiRequest, BaseUrl};
 use crate::cloud::token::Token;
@@ -79,6 +79,12 @@ impl Cloud {
     #[must_use]
     pub fn last_good_reply(&self) -> Option<Instant> {
         self.http.last_good_reply()
+    }
+
+    /// What time it was in the last reply; none: no reply has said so.
+    #[must_use]
+    pub fn last_clock(&self) -> Option<ClockReading> {
+        self.http.last_clock()
     }
 
     /// Reads the token again where it comes from a file, also when the file looks unchanged; running calls keep theirs.

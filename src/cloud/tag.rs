@@ -90,7 +90,11 @@ impl Cloud {
         Ok(tag.resources.volume_snapshots.and_then(|counted| counted.count))
     }
 
-    fn put_tag(&self, volume: &VolumeId, tag: &Tag) -> ApiResult<()> {
+    /// Puts a tag on a volume, and does not create it.
+    ///
+    /// # Errors
+    /// `NotFound` when there is no such tag or volume.
+    pub fn put_tag(&self, volume: &VolumeId, tag: &Tag) -> ApiResult<()> {
         let path = format_args!("tags/{}/resources", tag.as_str());
         self.send(&ApiRequest::new(Method::Post, path, Class::Essential).json(&resources(volume)))?.nothing()
     }

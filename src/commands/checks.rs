@@ -1,38 +1,38 @@
-//! What `doctor` looks at besides the volumes: the token's scopes, the account, this node, Nomad.
+//! What `doctor` looks at besides the volumes: the token's scopes, the account, the clock, the proxy, this node, Nomad.
 //!
-//! Owns the looks. A scope for a change is found out by asking for one that cannot be: of a volume that does not exist.
+//! Owns the order of the looks, and the questions about scopes. A scope for a change is found out by asking for one that cannot be: of a volume that does not exist.
 
-use std::fs;
-use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use crate::cloud::page::Page;
+use crate::cloud::tag::Tag;
+use crate::cloud::volume::NewVolume;
 use crate::cloud::{ApiResult, Cloud};
 use crate::commands::world::{CloudAccess, Source, World};
-use crate::error::api::ApiErrorKind;
-use crate::error::{Chain, Error};
-use crate::fs::FsKind;
-use crate::host::command::find_tools;
-use crate::host::device::sysfs::check_is_sysfs;
-use crate::host::mount_table::observe_mounts;
-use crate::host::mountable::observe_missing_file_systems;
+use crate::config::Config;
+use crate::error::Chain;
+use crate::error::api::{ApiError, ApiErrorKind};
+use crate::host::inventory::VolumeHere;
 use crate::host::propagation::observe_nothing_reaches;
-use crate::id::{DropletId, SnapshotId, VolumeId};
-use crate::nomad::Plugin;
-use crate::ops::diagnosis::account::{diagnose_account, diagnose_refusal, diagnose_snapshots};
+use crate::id::{DropletId, SnapshotId, VolumeId, VolumeName};
+use crate::ops::diagnosis::account::{
+    diagnose_account, diagnose_clock, diagnose_proxy, diagnose_refusal, diagnose_snapshots,
+};
+use crate::ops::diagnosis::cluster::diagnose_plugin;
 use crate::ops::diagnosis::here::diagnose_reach;
-use crate::ops::diagnosis::machine::{Machine, diagnose_machine};
-use crate::ops::diagnosis::{Finding, Reason, Subject};
+use crate::ops::diagnosis::machine::diagnose_machine;
+use crate::ops::diagnosis::{Finding, Reason};
+use crate::ops::machine::observe_machine;
+use crate::region::Region;
 use crate::rpc::probe::probe;
+use crate::size::Gib;
 
 /// How long the questions about scopes may take together.
 const BUDGET: Duration = Duration::from_secs(30);
 /// An id that no volume and no snapshot has.
 const NOBODY: &str = "00000000-0000-0000-0000-000000000000";
-/// The capability that mounting takes. Source: capabilities(7), `CAP_SYS_ADMIN`.
-const CAP_SYS_ADMIN: u64 = 21;
-/// The rule of DigitalOcean's images.
-const AUTOMOUNT_RULE: &str = "/etc/udev/rules.d/99-digitalocean-automount.rules";
+/// A region that does not exist, and a volume's name for it.
+const NOWHERE: (&str, &str) = ("none0", "do-csi-doctor");
 
 /// What one look has brought.
 #[derive(Debug)]
@@ -64,10 +64,16 @@ impl Check {
 
 /// Looks at everything besides the volumes.
 pub(super) fn look(source: &Source, world: &World) -> Vec<Check> {
-    let mut checks = match &source.cloud {
-        Some(access) => look_at_cloud(access, world),
-        None => vec![Check { name: "token", outcome: Outcome::Skipped(NO_TOKEN.to_owned()) }],
-    };
+    let mut checks = Vec::new();
+    if !source.taken_over.is_empty() {
+        let flags = source.taken_over.join(" ");
+        checks
+            .push(Check { name: "flags", outcome: Outcome::Well(format!("{flags}, as the running plugin has them")) });
+    }
+    match &source.cloud {
+        Some(access) => checks.extend(look_at_cloud(&source.config, access, world)),
+        None => checks.push(Check { name: "token", outcome: Outcome::Skipped(NO_TOKEN.to_owned()) }),
+    }
     checks.push(Check { name: "region", outcome: look_at_region(source, world) });
     checks.push(look_at_machine(source, world));
     checks.push(look_at_nomad(source, world));
@@ -76,7 +82,7 @@ pub(super) fn look(source: &Source, world: &World) -> Vec<Check> {
 
 const NO_TOKEN: &str = "none is given (DIGITALOCEAN_ACCESS_TOKEN, --token-file), so only this node is looked at";
 
-fn look_at_cloud(access: &CloudAccess, world: &World) -> Vec<Check> {
+fn look_at_cloud(config: &Config, access: &CloudAccess, world: &World) -> Vec<Check> {
     let cloud = access.within(BUDGET);
     let origin = &access.token_origin;
     let mut account = Vec::new();
@@ -87,14 +93,25 @@ fn look_at_cloud(access: &CloudAccess, world: &World) -> Vec<Check> {
     let is_refused =
         account.iter().any(|finding| matches!(finding.reason, Reason::TokenRejected | Reason::ApiUnreachable));
     let token: Vec<Finding> = account.extract_if(.., |finding| is_of_token(finding.reason)).collect();
+    let is_unreachable = token.iter().any(|finding| finding.reason == Reason::ApiUnreachable);
     let mut checks = vec![Check::new("token", token, format!("DigitalOcean takes the one from {origin}"))];
+    checks.push(look_at_proxy(config, is_unreachable));
+    checks.extend(
+        cloud
+            .last_clock()
+            .map(|reading| Check::new("clock", diagnose_clock(&reading).into_iter().collect(), "that of DigitalOcean")),
+    );
     // Each of the others would only say the same again.
     if is_refused {
         return checks;
     }
     checks.push(Check::new("account", account, format!("active, with {} volumes", world.volumes.len())));
     let mut scopes: Vec<Finding> = world.refusals.clone();
-    scopes.extend(missing_scopes(&cloud).into_iter().map(|(scope, err)| diagnose_refusal(&err, scope, origin)));
+    scopes.extend(
+        missing_scopes(&cloud, config.tag.as_ref())
+            .into_iter()
+            .map(|(scope, err)| diagnose_refusal(&err, scope, origin)),
+    );
     checks.push(Check::new("scopes", scopes, "all that can be asked about without a change"));
     let snapshots = match cloud.list_snapshots(Page::first()) {
         Ok(page) => {
@@ -109,23 +126,45 @@ fn look_at_cloud(access: &CloudAccess, world: &World) -> Vec<Check> {
     checks
 }
 
+fn look_at_proxy(config: &Config, is_unreachable: bool) -> Check {
+    let name = "proxy";
+    match &config.route.proxy {
+        None => Check { name, outcome: Outcome::Well("none".to_owned()) },
+        Some(proxy) if is_unreachable => Check::new(name, vec![diagnose_proxy(proxy, config.api_url.as_str())], ""),
+        Some(proxy) => Check { name, outcome: Outcome::Well(proxy.to_string()) },
+    }
+}
+
 fn is_of_token(reason: Reason) -> bool {
     matches!(reason, Reason::TokenRejected | Reason::ApiUnreachable | Reason::RequestsUsedUp | Reason::ScopeMissing)
 }
 
-/// The scopes that the token lacks, with the refusals. Nothing that is asked for here can be done.
-fn missing_scopes(cloud: &Cloud) -> Vec<(&'static str, crate::error::api::ApiError)> {
-    let (Ok(volume), Ok(snapshot), Some(droplet)) =
-        (VolumeId::parse(NOBODY), SnapshotId::parse(NOBODY), DropletId::new(1))
-    else {
+/// The scopes that the token lacks, with the refusals. Nothing that is asked for here can be done: it is of a volume that does
+/// not exist, or of no size in a region that does not. Tags are asked about where volumes get the owner's.
+fn missing_scopes(cloud: &Cloud, owner: Option<&Tag>) -> Vec<(&'static str, ApiError)> {
+    let (Ok(volume), Ok(snapshot), Some(droplet), Ok(region), Ok(name)) = (
+        VolumeId::parse(NOBODY),
+        SnapshotId::parse(NOBODY),
+        DropletId::new(1),
+        Region::parse(NOWHERE.0),
+        VolumeName::parse(NOWHERE.1),
+    ) else {
         return Vec::new();
     };
-    let questions: [(&str, ApiResult<()>); 4] = [
+    let description = String::new();
+    let nothing = NewVolume { name, size: Gib(0), region, description, tags: Vec::new(), snapshot: None };
+    let mut questions: Vec<(&str, ApiResult<()>)> = vec![
+        ("block_storage:create", cloud.create_volume(&nothing).map(drop)),
+        ("block_storage_snapshot:create", cloud.create_snapshot(&volume, NOWHERE.1, &[]).map(drop)),
         ("block_storage_action:read", cloud.newest_actions(&volume).map(drop)),
         ("block_storage_action:create", cloud.detach(&volume, droplet).map(drop)),
         ("block_storage:delete", cloud.delete_volume(&volume)),
         ("block_storage_snapshot:delete", cloud.delete_snapshot(&snapshot)),
     ];
+    if let Some(owner) = owner {
+        // The owner's tag is what a volume would be given anyway; of a volume that does not exist it changes nothing.
+        questions.push(("tag:create and block_storage:update", cloud.put_tag(&volume, owner)));
+    }
     let refused = |(scope, outcome): (&'static str, ApiResult<()>)| {
         outcome.err().filter(|err| err.kind() == ApiErrorKind::Forbidden).map(|err| (scope, err))
     };
@@ -150,43 +189,17 @@ fn look_at_machine(source: &Source, world: &World) -> Check {
         let why = format!("this is no droplet, and no plugin serves {}", source.config.socket.display());
         return Check { name, outcome: Outcome::Skipped(why) };
     }
-    let mut findings = diagnose_machine(&observe_machine(source, world, has_plugin));
+    let silent = if has_plugin { probe(&source.config.socket).err() } else { None };
+    let needs_metadata = source.config.droplet_id.is_none() || source.config.region.is_none();
+    let metadata = world.metadata.clone().filter(|_| needs_metadata);
+    let here: Vec<&VolumeHere> =
+        world.only_here.iter().chain(world.volumes.iter().filter_map(|known| known.here.as_ref())).collect();
+    let mut findings = diagnose_machine(&observe_machine(&source.config, &here, silent, metadata));
     match observe_nothing_reaches() {
         Ok(nothing_reaches) => findings.extend(diagnose_reach(nothing_reaches)),
         Err(err) => return Check { name, outcome: Outcome::Blind(Chain(&err).to_string()) },
     }
     Check::new(name, findings, "rights, /dev, /sys, programs, kernel, mounts")
-}
-
-fn observe_machine(source: &Source, world: &World, has_plugin: bool) -> Machine {
-    let config = &source.config;
-    let volumes = world.only_here.len() + world.volumes.iter().filter(|known| known.here.is_some()).count();
-    let metadata = world.metadata.clone().filter(|_| config.droplet_id.is_none() || config.region.is_none());
-    Machine {
-        may_mount: observe_may_mount(),
-        sysfs: check_is_sysfs(&config.sys_dir).err().map(|err: Error| Chain(&err).to_string()),
-        has_devices: observe_mounts()
-            .ok()
-            .map(|mounts| mounts.holding(Path::new("/dev")).is_some_and(|mount| mount.fstype == "devtmpfs")),
-        missing_tool: find_tools().err().map(|missing| missing.to_string()),
-        missing_file_systems: observe_missing_file_systems().into_iter().map(FsKind::name).collect(),
-        is_selinux_enforced: fs::read_to_string(config.sys_dir.join("fs/selinux/enforce"))
-            .is_ok_and(|text| text.trim() == "1"),
-        has_label: config.selinux_label.is_some(),
-        automount_rule: Some(PathBuf::from(AUTOMOUNT_RULE)).filter(|rule| rule.exists()),
-        has_device_mapper: Path::new("/dev/mapper/control").exists(),
-        volumes,
-        silent_plugin: if has_plugin { probe(&config.socket).err() } else { None },
-        metadata,
-    }
-}
-
-/// Whether this process has the capability that mounting takes; `None`: the system does not tell.
-fn observe_may_mount() -> Option<bool> {
-    let status = fs::read_to_string("/proc/self/status").ok()?;
-    let set = status.lines().find_map(|line| line.strip_prefix("CapEff:"))?;
-    let set = u64::from_str_radix(set.trim(), 16).ok()?;
-    Some(set & (1 << CAP_SYS_ADMIN) != 0)
 }
 
 fn look_at_nomad(source: &Source, world: &World) -> Check {
@@ -201,44 +214,4 @@ fn look_at_nomad(source: &Source, world: &World) -> Check {
     let findings = world.plugins.iter().flat_map(diagnose_plugin).collect();
     let seen = if claims.sees_all { "every claim is seen" } else { "claims in some namespaces may not be seen" };
     Check::new(name, findings, format!("{}: {} volumes registered, {seen}", nomad.address(), claims.volumes.len()))
-}
-
-/// What is wrong with a plugin, by what Nomad says of it. Pure.
-fn diagnose_plugin(plugin: &Plugin) -> Option<Finding> {
-    let find = |what: &str, healthy: u64, expected: u64| {
-        let message = format!("Nomad's plugin {:?} has {healthy} of {expected} healthy {what}", plugin.id);
-        let cure = format!(
-            "look at it with `nomad plugin status -verbose {}` and at its log with `nomad alloc logs -stderr ALLOC_ID`",
-            plugin.id
-        );
-        Finding::new(Reason::PluginUnhealthy, &Subject::Nomad, message, cure)
-    };
-    let controllers = (plugin.controllers_healthy, plugin.controllers_expected);
-    let nodes = (plugin.nodes_healthy, plugin.nodes_expected);
-    match (controllers, nodes) {
-        ((0, expected), _) if expected > 0 => Some(find("controllers", 0, expected)),
-        (_, (healthy, expected)) if healthy < expected => Some(find("nodes", healthy, expected)),
-        ((_, _), (_, _)) => None,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_plugin_is_unhealthy_without_a_controller_or_with_a_node_that_does_not_answer() {
-        let plugin = |controllers, nodes| Plugin {
-            id: "digitalocean".to_owned(),
-            controllers_healthy: controllers,
-            controllers_expected: 2,
-            nodes_healthy: nodes,
-            nodes_expected: 3,
-            ..Plugin::default()
-        };
-        for (controllers, nodes, is_found) in [(2, 3, false), (1, 3, false), (0, 3, true), (2, 2, true), (0, 0, true)] {
-            assert_eq!(diagnose_plugin(&plugin(controllers, nodes)).is_some(), is_found, "{controllers} {nodes}");
-        }
-        assert_eq!(diagnose_plugin(&Plugin::default()), None);
-    }
 }

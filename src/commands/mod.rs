@@ -38,12 +38,12 @@ const COULD_NOT_LOOK: u8 = 2;
 /// # Errors
 /// One line: nothing could be looked at, which is exit code 2.
 pub fn run(line: CommandLine) -> Result<ExitCode, String> {
-    let CommandLine { subcommand, mut config } = line;
+    let CommandLine { subcommand, mut config, taken_over } = line;
     let cloud = config.token.take().map(|token| CloudAccess::new(&config, token));
     match subcommand {
-        Subcommand::Volumes { is_json, watch } => volumes::run(&source(config, cloud)?, is_json, watch),
+        Subcommand::Volumes { is_json, watch } => volumes::run(&source(config, cloud, taken_over)?, is_json, watch),
         Subcommand::Doctor { volume, is_json, fix, yes } => {
-            doctor::run(&source(config, cloud)?, &doctor::Wish { volume, is_json, fix, yes })
+            doctor::run(&source(config, cloud, taken_over)?, &doctor::Wish { volume, is_json, fix, yes })
         }
         Subcommand::Snapshot { volume, keep, is_dry } => {
             snapshot::run(&config, cloud.as_ref(), &snapshot::Wish { volume, keep, is_dry })
@@ -51,9 +51,9 @@ pub fn run(line: CommandLine) -> Result<ExitCode, String> {
     }
 }
 
-fn source(config: Config, cloud: Option<CloudAccess>) -> Result<Source, String> {
+fn source(config: Config, cloud: Option<CloudAccess>, taken_over: Vec<String>) -> Result<Source, String> {
     let nomad = Nomad::new(&NomadVariables::read(variable))?;
-    Ok(Source { config, cloud, nomad })
+    Ok(Source { config, cloud, nomad, taken_over })
 }
 
 /// Writes to standard output. Whoever closes it has seen enough.

@@ -42,6 +42,8 @@ pub(super) struct Source {
     pub(super) config: Config,
     pub(super) cloud: Option<CloudAccess>,
     pub(super) nomad: Option<Nomad>,
+    /// Flags that are as the running plugin has them.
+    pub(super) taken_over: Vec<String>,
 }
 
 /// DigitalOcean's API, and where its token is from.

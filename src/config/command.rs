@@ -6,9 +6,11 @@
 use std::ffi::OsString;
 use std::time::Duration;
 
-use clap::{CommandFactory, FromArgMatches, Parser};
+use clap::parser::ValueSource;
+use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser};
 
 use crate::config::keep::Keep;
+use crate::config::running::observe_running_flags;
 use crate::config::{Config, Early, Flags, SWITCHES, as_switch, double_dashes, early, without_empty_variable};
 
 /// What a command shows.
@@ -50,6 +52,8 @@ pub struct CommandLine {
     pub subcommand: Subcommand,
     /// The settings.
     pub config: Config,
+    /// Those of them that are as the plugin has them that serves the socket, as its arguments.
+    pub taken_over: Vec<String>,
 }
 
 /// What the commands that read only say of Nomad.
@@ -139,38 +143,81 @@ impl CommandLine {
         match args.get(1).and_then(|word| word.to_str()) {
             Some("volumes") => {
                 let settings = |VolumesArguments { json, watch, flags }| ((json, watch), flags);
-                let ((is_json, watch), config) = read(rest(), settings)?;
+                let ((is_json, watch), settings) = read(rest(), settings)?;
                 let watch = watch.map(|seconds: u64| Duration::from_secs(seconds.max(1)));
-                Ok(Some(CommandLine { subcommand: Subcommand::Volumes { is_json, watch }, config }))
+                Ok(Some(settings.with(Subcommand::Volumes { is_json, watch })))
             }
             Some("doctor") => {
                 let settings = |DoctorArguments { volume, json, fix, yes, flags }| ((volume, json, fix, yes), flags);
-                let ((volume, is_json, fix, yes), config) = read(rest(), settings)?;
-                Ok(Some(CommandLine { subcommand: Subcommand::Doctor { volume, is_json, fix, yes }, config }))
+                let ((volume, is_json, fix, yes), settings) = read(rest(), settings)?;
+                Ok(Some(settings.with(Subcommand::Doctor { volume, is_json, fix, yes })))
             }
             Some("snapshot") => {
                 let settings = |SnapshotArguments { volume, keep, dry_run, flags }| ((volume, keep, dry_run), flags);
-                let ((volume, keep, is_dry), config) = read(rest(), settings)?;
-                Ok(Some(CommandLine { subcommand: Subcommand::Snapshot { volume, keep, is_dry }, config }))
+                let ((volume, keep, is_dry), settings) = read(rest(), settings)?;
+                Ok(Some(settings.with(Subcommand::Snapshot { volume, keep, is_dry })))
             }
             Some(_) | None => Ok(None),
         }
     }
 }
 
+/// The settings of a command, and those that the running plugin has lent it.
+struct Settings {
+    config: Config,
+    taken_over: Vec<String>,
+}
+
+impl Settings {
+    fn with(self, subcommand: Subcommand) -> CommandLine {
+        CommandLine { subcommand, config: self.config, taken_over: self.taken_over }
+    }
+}
+
 fn read<T: CommandFactory + FromArgMatches, A>(
     args: impl Iterator<Item = OsString>,
-    settings: impl FnOnce(T) -> (A, Flags),
-) -> Result<(A, Config), Early> {
-    let command = command::<T>();
+    settings: impl Fn(T) -> (A, Flags),
+) -> Result<(A, Settings), Early> {
     let args: Vec<OsString> = double_dashes(args).collect();
-    let refused = |err: clap::Error| early(&err, &args);
-    let matches = command.mut_args(without_empty_variable).try_get_matches_from(&args).map_err(refused)?;
+    let (arguments, config, given) = read_once(&args, &settings)?;
+    let running = observe_running_flags(&config.socket).into_iter().filter(|flag| !given.has(flag.name));
+    let running: Vec<OsString> = running.map(|flag| flag.argument).collect();
+    if !running.is_empty() {
+        // What the plugin has and this process cannot have, such as a file in the plugin's container, is left out.
+        let all: Vec<OsString> = args.iter().chain(&running).cloned().collect();
+        if let Ok((arguments, config, _)) = read_once(&all, &settings) {
+            let taken_over = running.iter().map(|argument| argument.to_string_lossy().into_owned()).collect();
+            return Ok((arguments, Settings { config, taken_over }));
+        }
+    }
+    Ok((arguments, Settings { config, taken_over: Vec::new() }))
+}
+
+/// Which flags were given.
+struct Given(ArgMatches);
+
+impl Given {
+    /// Whether the flag was, or what goes before it: by whoever gives a token, no other is looked for.
+    fn has(&self, name: &str) -> bool {
+        let source = |name: &str| self.0.value_source(&name.replace('-', "_"));
+        let is_of_token = name == "token-file";
+        let is_given = |source| source == Some(ValueSource::CommandLine);
+        let is_set = |source| matches!(source, Some(ValueSource::CommandLine | ValueSource::EnvVariable));
+        is_given(source(name)) || (is_of_token && (is_set(source("token")) || is_set(source("token-file"))))
+    }
+}
+
+fn read_once<T: CommandFactory + FromArgMatches, A>(
+    args: &[OsString],
+    settings: &impl Fn(T) -> (A, Flags),
+) -> Result<(A, Config, Given), Early> {
+    let refused = |err: clap::Error| early(&err, args);
+    let matches = command::<T>().mut_args(without_empty_variable).try_get_matches_from(args).map_err(refused)?;
     let (arguments, mut flags) = settings(T::from_arg_matches(&matches).map_err(refused)?);
     flags.note_sources(&matches);
     // Which services the plugin offers does not matter: what can be asked is asked.
     flags.mode = None;
-    Ok((arguments, flags.check().map_err(Early::Refusal)?))
+    Ok((arguments, flags.check().map_err(Early::Refusal)?, Given(matches)))
 }
 
 fn command<T: CommandFactory>() -> clap::Command {

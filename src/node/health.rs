@@ -31,7 +31,8 @@ impl Node {
     pub fn storage_health(&self) -> Result<Vec<Finding>> {
         let volumes = self.inventory.observe()?;
         let reach = diagnose_reach(observe_nothing_reaches()?);
-        Ok(reach.into_iter().chain(volumes.iter().flat_map(diagnose_here)).collect())
+        let here = volumes.iter().flat_map(diagnose_here);
+        Ok(reach.into_iter().chain(here).chain(self.left_mounts()).collect())
     }
 }
 

@@ -6,7 +6,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::thread;
 use std::time::Instant;
 
@@ -29,6 +29,8 @@ use crate::node::mount_state::is_of_our_making;
 use crate::node::nomad_place::{NomadPlace, Purpose};
 use crate::node::take_down::apply_clear;
 use crate::node::{Node, NodeCall, mount_point};
+use crate::ops::diagnosis::Finding;
+use crate::ops::diagnosis::here::diagnose_left;
 use crate::request::node::Unpublish;
 use crate::sync::volume_lock::VolumeKey;
 
@@ -101,15 +103,26 @@ impl Node {
             Err(err) => return warn!("cannot look for mounts that were left behind: {}", Chain(&err)),
         };
         seen.forget_all_but(&mounts);
+        let mut left = Vec::new();
         // Those that live say which directories are this plugin's, so they are looked at first.
         let names: HashMap<u64, Option<String>> =
             placed(&mounts).map(|(mount, place)| (mount.id, self.learn(seen, mount, place))).collect();
         for (mount, place) in placed(&mounts) {
             let name = names.get(&mount.id).and_then(Option::as_ref);
             if let Err(err) = self.tidy_mount(seen, &mounts, (mount, &place, name), allocations) {
-                seen.tell_once(mount, "cannot be judged", || Chain(&err).to_string());
+                let why = Chain(&err).to_string();
+                left.push(diagnose_left(&mount.target, &why));
+                seen.tell_once(mount, "cannot be judged", || why);
             }
         }
+        *self.left_mounts.lock().unwrap_or_else(PoisonError::into_inner) = left;
+    }
+
+    /// What the last look at the mounts could not end: the others that are dead are told of by [`Node::storage_health`] as they
+    /// are.
+    #[must_use]
+    pub fn left_mounts(&self) -> Vec<Finding> {
+        self.left_mounts.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     fn tidy_mount(

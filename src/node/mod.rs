@@ -42,6 +42,7 @@ use crate::id::VolumeName;
 use crate::node::filesystem::FsTools;
 pub use crate::node::leftover::MountsSeen;
 use crate::node::release::LeftDisks;
+use crate::ops::diagnosis::Finding;
 use crate::sync::caller::Caller;
 use crate::sync::recent_calls::{RecentCalls, RunningCall};
 use crate::sync::semaphore::Semaphore;
@@ -75,6 +76,8 @@ pub struct Node {
     default_flags: DefaultFlags,
     left: LeftDisks,
     inventory: Arc<Inventory>,
+    /// What the last look at all mounts could not end.
+    left_mounts: Mutex<Vec<Finding>>,
     recent_calls: RecentCalls,
     /// The volumes that this process has detached for being unused, until they are asked for.
     released: Mutex<BTreeSet<VolumeName>>,
@@ -139,6 +142,7 @@ impl Node {
             label: config.selinux_label.clone(),
             default_flags: config.default_mount_flags.clone(),
             left: LeftDisks::default(),
+            left_mounts: Mutex::default(),
             recent_calls: RecentCalls::default(),
             released: Mutex::default(),
             attach: None,

@@ -3,16 +3,22 @@
 //! Owns asking Nomad's API, as a person's `nomad` command does and by the same variables. It only reads, and only the
 //! two commands for people ask: the plugin itself never does.
 
+mod server_name;
 mod unix;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use ureq::Agent;
 use ureq::tls::{Certificate, ClientCert, PemItem, PrivateKey, RootCerts, TlsConfig, parse_pem};
-use ureq::{Agent, unversioned::resolver::DefaultResolver};
+use ureq::unversioned::resolver::DefaultResolver;
+use ureq::unversioned::transport::DefaultConnector;
 
+use crate::nomad::server_name::{Named, OneAddress};
 use crate::nomad::unix::UnixConnector;
 
 /// How long one answer may take.
@@ -35,10 +41,13 @@ pub struct NomadVariables {
     ca_file: Option<PathBuf>,
     client_cert: Option<PathBuf>,
     client_key: Option<PathBuf>,
+    ca_directory: Option<PathBuf>,
+    server_name: Option<String>,
+    http_auth: Option<Redacted>,
     is_unverified: bool,
 }
 
-/// A token that is never printed.
+/// A token or a password that is never printed.
 #[derive(Clone, PartialEq, Eq)]
 struct Redacted(String);
 
@@ -64,6 +73,9 @@ impl NomadVariables {
             ca_file: get("NOMAD_CACERT").map(PathBuf::from),
             client_cert: get("NOMAD_CLIENT_CERT").map(PathBuf::from),
             client_key: get("NOMAD_CLIENT_KEY").map(PathBuf::from),
+            ca_directory: get("NOMAD_CAPATH").map(PathBuf::from),
+            server_name: get("NOMAD_TLS_SERVER_NAME"),
+            http_auth: get("NOMAD_HTTP_AUTH").map(Redacted),
             is_unverified: get("NOMAD_SKIP_VERIFY")
                 .is_some_and(|value| matches!(value.as_str(), "1" | "t" | "T" | "true" | "TRUE" | "True")),
         }
@@ -85,6 +97,10 @@ pub struct Nomad {
     base: String,
     shown: String,
     token: Option<Redacted>,
+    /// The whole value of the header `authorization`.
+    authorization: Option<Redacted>,
+    /// The host of `NOMAD_ADDR`, where the certificate is for another name.
+    host: Option<String>,
     namespace: String,
     region: Option<String>,
 }
@@ -208,16 +224,24 @@ impl Nomad {
             .proxy(None)
             .tls_config(tls(variables)?)
             .build();
-        let (agent, base) = match address.strip_prefix("unix://") {
-            Some(socket) => {
+        let url = address.trim_end_matches('/').to_owned();
+        let named = variables.server_name.as_deref().map(|name| Named::parse(&url, name)).transpose()?.flatten();
+        let (agent, base, host) = match (address.strip_prefix("unix://"), named) {
+            (Some(socket), _) => {
                 let connector = UnixConnector { socket: socket.into() };
-                (Agent::with_parts(config, connector, DefaultResolver::default()), "http://127.0.0.1".to_owned())
+                let agent = Agent::with_parts(config, connector, DefaultResolver::default());
+                (agent, "http://127.0.0.1".to_owned(), None)
             }
-            None => (Agent::new_with_config(config), address.trim_end_matches('/').to_owned()),
+            (None, Some(Named { url, host, address })) => {
+                let resolver = OneAddress { address, inner: DefaultResolver::default() };
+                (Agent::with_parts(config, DefaultConnector::default(), resolver), url, Some(host))
+            }
+            (None, None) => (Agent::new_with_config(config), url, None),
         };
         let namespace = variables.namespace.clone().unwrap_or_else(|| "*".to_owned());
         let (token, region) = (variables.token.clone(), variables.region.clone());
-        Ok(Some(Nomad { agent, base, shown: address.clone(), token, namespace, region }))
+        let authorization = variables.http_auth.as_ref().map(basic);
+        Ok(Some(Nomad { agent, base, shown: address.clone(), token, authorization, host, namespace, region }))
     }
 
     /// Where it is, for messages.
@@ -290,6 +314,12 @@ impl Nomad {
         if let Some(token) = &self.token {
             request = request.header("x-nomad-token", &token.0);
         }
+        if let Some(authorization) = &self.authorization {
+            request = request.header("authorization", &authorization.0);
+        }
+        if let Some(host) = &self.host {
+            request = request.header("host", host);
+        }
         let failed = |why: String, status| NomadError { what: format!("Nomad at {}: {why}", self.shown), status };
         let mut reply = request.call().map_err(|err| failed(err.to_string(), None))?;
         let status = reply.status().as_u16();
@@ -317,10 +347,19 @@ fn encode(text: &str) -> String {
     encoded
 }
 
+/// The header of a user and a password. Without a colon it is a user without a password, as for Nomad's own command.
+fn basic(auth: &Redacted) -> Redacted {
+    let colon = if auth.0.contains(':') { "" } else { ":" };
+    Redacted(format!("Basic {}", BASE64_STANDARD.encode(format!("{}{colon}", auth.0))))
+}
+
 fn tls(variables: &NomadVariables) -> Result<TlsConfig, String> {
     let mut tls = TlsConfig::builder().disable_verification(variables.is_unverified);
+    // The file goes before the directory. Source: `LoadCACerts` in hashicorp/go-rootcerts.
     if let Some(path) = &variables.ca_file {
         tls = tls.root_certs(RootCerts::new_with_certs(&certificates("NOMAD_CACERT", path)?));
+    } else if let Some(directory) = &variables.ca_directory {
+        tls = tls.root_certs(RootCerts::new_with_certs(&certificates_in(directory)?));
     }
     if let (Some(cert), Some(key)) = (&variables.client_cert, &variables.client_key) {
         let chain = certificates("NOMAD_CLIENT_CERT", cert)?;
@@ -343,6 +382,20 @@ fn certificates(variable: &str, path: &Path) -> Result<Vec<Certificate<'static>>
     Ok(found)
 }
 
+/// The certificates of all files in a directory.
+fn certificates_in(directory: &Path) -> Result<Vec<Certificate<'static>>, String> {
+    let bad = |why: String| format!("NOMAD_CAPATH {}: {why}", directory.display());
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(directory).map_err(|err| bad(err.to_string()))? {
+        let path = entry.map_err(|err| bad(err.to_string()))?.path();
+        // Through links: directories of certificates are full of them.
+        if path.is_file() {
+            found.extend(certificates("NOMAD_CAPATH", &path)?);
+        }
+    }
+    if found.is_empty() { Err(bad("it has no certificate in PEM".to_owned())) } else { Ok(found) }
+}
+
 fn private_key(path: &Path) -> Result<PrivateKey<'static>, String> {
     let text = std::fs::read(path).map_err(|err| format!("NOMAD_CLIENT_KEY {}: {err}", path.display()))?;
     PrivateKey::from_pem(&text)
@@ -351,6 +404,15 @@ fn private_key(path: &Path) -> Result<PrivateKey<'static>, String> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::{BufRead, BufReader, Write};
+    use std::net::TcpListener;
+    use std::sync::Arc;
+    use std::thread::JoinHandle;
+
+    use rustls::pki_types::pem::PemObject;
+    use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+    use rustls::{ServerConfig, ServerConnection, StreamOwned};
+
     use super::*;
 
     fn read(variables: &[(&str, &str)]) -> NomadVariables {
@@ -374,8 +436,9 @@ mod tests {
     }
 
     #[test]
-    fn a_token_is_never_printed() {
-        let variables = read(&[("NOMAD_ADDR", "http://n"), ("NOMAD_TOKEN", "hidden")]);
+    fn a_token_and_a_password_are_never_printed() {
+        let variables =
+            read(&[("NOMAD_ADDR", "http://n"), ("NOMAD_TOKEN", "hidden"), ("NOMAD_HTTP_AUTH", "me:hidden")]);
         let nomad = Nomad::new(&variables).unwrap();
         assert!(!format!("{variables:?} {nomad:?}").contains("hidden"));
     }
@@ -384,5 +447,62 @@ mod tests {
     fn what_a_person_chose_is_written_so_that_it_stays_one_part() {
         assert_eq!(encode("blog[0]"), "blog%5B0%5D");
         assert_eq!(encode("a/b?c&d *"), "a%2Fb%3Fc%26d%20*");
+    }
+
+    const TLS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/tls");
+
+    /// A Nomad without nodes, with a certificate for `localhost`, that is asked once; gives its port and the head of the request.
+    fn serve_once() -> (u16, JoinHandle<Option<String>>) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let file = |name: &str| std::fs::read(Path::new(TLS).join(name)).unwrap();
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config = ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+        let chain = vec![CertificateDer::from_pem_slice(&file("server.pem")).unwrap()];
+        let key = PrivateKeyDer::from_pem_slice(&file("server.key")).unwrap();
+        let config = config.with_no_client_auth().with_single_cert(chain, key).unwrap();
+        let server = std::thread::spawn(move || {
+            let connection = ServerConnection::new(Arc::new(config)).unwrap();
+            let mut reader = BufReader::new(StreamOwned::new(connection, listener.accept().unwrap().0));
+            let mut head = String::new();
+            while !head.ends_with("\r\n\r\n") {
+                reader.read_line(&mut head).ok().filter(|length| *length > 0)?;
+            }
+            reader.get_mut().write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n[]").unwrap();
+            reader.get_mut().flush().unwrap();
+            Some(head.to_lowercase())
+        });
+        (port, server)
+    }
+
+    #[test]
+    fn the_certificates_name_its_authorities_and_a_password_are_taken_from_their_variables() {
+        let authority = format!("{TLS}/authority.pem");
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::copy(&authority, directory.path().join("one.pem")).unwrap();
+        let directory = directory.path().display().to_string();
+        let name = ("NOMAD_TLS_SERVER_NAME", "localhost");
+        for (variables, is_trusted) in [
+            (vec![("NOMAD_CACERT", authority.as_str()), name], true),
+            (vec![("NOMAD_CAPATH", directory.as_str()), name], true),
+            (vec![("NOMAD_CAPATH", directory.as_str())], false),
+            (vec![name], false),
+            (vec![("NOMAD_CAPATH", directory.as_str()), ("NOMAD_TLS_SERVER_NAME", "elsewhere")], false),
+        ] {
+            let (port, server) = serve_once();
+            let address = format!("https://127.0.0.1:{port}");
+            let all = [variables.clone(), vec![("NOMAD_ADDR", &address), ("NOMAD_HTTP_AUTH", "me:secret")]].concat();
+            let nomad = Nomad::new(&read(&all)).unwrap().unwrap();
+            let nodes = nomad.nodes();
+            assert_eq!(nodes.is_ok(), is_trusted, "{variables:?}: {nodes:?}");
+            let head = server.join().unwrap();
+            assert_eq!(head.is_some(), is_trusted, "{variables:?}");
+            if let Some(head) = head {
+                assert!(head.contains(&format!("host: 127.0.0.1:{port}\r\n")), "{head}");
+                assert!(head.contains("authorization: basic bwu6c2vjcmv0"), "{head}");
+            }
+        }
+        let odd = read(&[("NOMAD_ADDR", "https://n"), ("NOMAD_CAPATH", "/nowhere")]);
+        assert!(Nomad::new(&odd).unwrap_err().starts_with("NOMAD_CAPATH /nowhere: "));
     }
 }

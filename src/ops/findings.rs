@@ -21,6 +21,8 @@ use crate::ops::figures::FigureReader;
 pub struct Findings {
     figures: Option<Arc<FigureReader>>,
     region: Mutex<Region>,
+    /// What the look at the mounts here could not end.
+    left_mounts: Mutex<Vec<Finding>>,
 }
 
 /// What was found in the region, and when.
@@ -34,7 +36,12 @@ impl Findings {
     /// Nothing but what is found on this droplet, with the node service.
     #[must_use]
     pub fn new(figures: Option<Arc<FigureReader>>) -> Findings {
-        Findings { figures, region: Mutex::default() }
+        Findings { figures, region: Mutex::default(), left_mounts: Mutex::default() }
+    }
+
+    /// Takes what was found of mounts that were left behind, in place of what was found of them before.
+    pub fn replace_left_mounts(&self, findings: Vec<Finding>) {
+        *self.left_mounts() = findings;
     }
 
     /// Takes what was found in the region in place of what was found there before.
@@ -49,9 +56,15 @@ impl Findings {
         let here = here.into_iter().flat_map(|figures| figures.findings);
         let mut all: Vec<Finding> = self.region().found.clone();
         all.extend(here);
+        all.extend(self.left_mounts().iter().cloned());
         all.sort_by(|one, other| other.severity.cmp(&one.severity).then_with(|| one.cmp(other)));
         all.dedup();
         all
+    }
+
+    fn left_mounts(&self) -> MutexGuard<'_, Vec<Finding>> {
+        // As the other.
+        self.left_mounts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn region(&self) -> MutexGuard<'_, Region> {
@@ -98,6 +111,10 @@ mod tests {
         findings.replace_region(vec![find(Reason::ListedTwice)]);
         let (notice, critical) = (find(Reason::AttachedButUnused), find(Reason::DetachKeepsFailing));
         findings.replace_region(vec![notice.clone(), critical.clone(), critical.clone()]);
-        assert_eq!(findings.all(), [critical, notice]);
+        assert_eq!(findings.all(), [critical.clone(), notice.clone()]);
+        let left = find(Reason::MountLeftBehind);
+        findings.replace_left_mounts(vec![left.clone()]);
+        findings.replace_left_mounts(vec![left.clone()]);
+        assert_eq!(findings.all(), [critical, left, notice]);
     }
 }

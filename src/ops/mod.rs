@@ -12,6 +12,7 @@ pub mod http;
 mod log_line;
 mod log_queue;
 pub mod logging;
+pub mod machine;
 mod page;
 pub mod scheduled_snapshots;
 pub mod service_manager;

@@ -69,7 +69,7 @@ fn status_of_storage(reason: Reason) -> Option<StorageHealthErrorType> {
     if reason == Reason::MountsDoNotReachTheDroplet {
         return Some(StorageHealthErrorType::STORAGE_UNREACHABLE);
     }
-    let is_of_disks = matches!(reason, Reason::DiskNotRunning | Reason::MountDoesNotAnswer);
+    let is_of_disks = matches!(reason, Reason::DiskNotRunning | Reason::MountDoesNotAnswer | Reason::MountLeftBehind);
     is_of_disks.then_some(StorageHealthErrorType::STORAGE_DEGRADED)
 }
 

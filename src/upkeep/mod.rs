@@ -16,6 +16,7 @@ use log::warn;
 
 use crate::config::Allocations;
 use crate::node::{MountsSeen, Node};
+use crate::ops::findings::Findings;
 pub use crate::upkeep::unused::{BringBack, Unused};
 
 /// How often the mounts are looked at.
@@ -32,15 +33,20 @@ pub struct Upkeep {
 
 impl Upkeep {
     /// Starts to look after this droplet: at once, and then now and again. `allocations` is where Nomad has the directories of its
-    /// allocations, where that is certain; `unused` detaches what nobody uses.
+    /// allocations, where that is certain; `unused` detaches what nobody uses; what cannot be ended goes to `findings`.
     ///
     /// # Errors
     /// The system gave no thread.
-    pub fn start(node: Arc<Node>, allocations: Option<Allocations>, unused: Option<Unused>) -> io::Result<Upkeep> {
+    pub fn start(
+        node: Arc<Node>,
+        allocations: Option<Allocations>,
+        unused: Option<Unused>,
+        findings: Option<Arc<Findings>>,
+    ) -> io::Result<Upkeep> {
         let (wanted, asked) = bounded(0);
         let (ending, ended) = bounded(0);
         let look = move || {
-            look_until_unwanted(&node, allocations, unused, &asked);
+            look_until_unwanted(&node, allocations, unused, findings.as_deref(), &asked);
             drop::<Sender<()>>(ending);
         };
         thread::Builder::new().name("upkeep".to_owned()).spawn(look)?;
@@ -69,6 +75,7 @@ fn look_until_unwanted(
     node: &Arc<Node>,
     allocations: Option<Allocations>,
     mut unused: Option<Unused>,
+    findings: Option<&Findings>,
     asked: &Receiver<()>,
 ) {
     node.flush_all();
@@ -78,6 +85,9 @@ fn look_until_unwanted(
     loop {
         if Instant::now() >= mounts_due {
             node.tidy_mounts(&mut seen, allocations.as_ref());
+            if let Some(findings) = findings {
+                findings.replace_left_mounts(node.left_mounts());
+            }
             mounts_due = Instant::now() + MOUNTS_EVERY;
         }
         if let Some(unused) = &mut unused {

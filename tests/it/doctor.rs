@@ -76,13 +76,17 @@ fn each_breakage_at_digitalocean_is_found_with_its_cure_and_exit_code_1() {
         let snapshot = fleet.sim.create_tagged_snapshot(&id, "do-csi-clone-1", &["do-csi-temporary"]).unwrap();
         fleet.sim.backdate_snapshot(&snapshot, Duration::from_secs(7200));
     };
-    let table: [(&str, Play, i32); 8] = [
+    let behind = |fleet: &ControllerHarness| fleet.sim.advance(Duration::from_secs(3600));
+    let table: [(&str, Play, i32); 11] = [
         ("AttachedToDeadDroplet", Box::new(on_dead), 1),
         ("DetachKeepsFailing", Box::new(wedged), 1),
         ("TokenRejected", Box::new(refused(Refusal::UNAUTHORIZED, "GET", "/v2/account")), 1),
         ("ScopeMissing", Box::new(refused(Refusal::FORBIDDEN, "GET", "/v2/droplets")), 1),
         ("ScopeMissing", Box::new(refused(Refusal::FORBIDDEN, "POST", "/v2/volumes/{id}/actions")), 1),
         ("ScopeMissing", Box::new(refused(Refusal::FORBIDDEN, "GET", "/v2/snapshots")), 1),
+        ("ScopeMissing", Box::new(refused(Refusal::FORBIDDEN, "POST", "/v2/volumes")), 1),
+        ("ScopeMissing", Box::new(refused(Refusal::FORBIDDEN, "POST", "/v2/volumes/{id}/snapshots")), 1),
+        ("ClockWrong", Box::new(behind), 1),
         ("QuotaExhausted", Box::new(full), 1),
         ("TemporarySnapshotLeft", Box::new(left), 0),
     ];
@@ -95,6 +99,96 @@ fn each_breakage_at_digitalocean_is_found_with_its_cure_and_exit_code_1() {
         assert!(shown.contains(want) && shown.contains("Begin with this: "), "{shown}");
         assert!(!shown.contains('\u{1b}'), "no colours where nobody sees them: {shown}");
     }
+}
+
+#[test]
+fn the_scope_for_tags_is_asked_about_where_volumes_get_one_and_no_question_changes_anything() {
+    let fleet = cloud();
+    let route = ("POST", "/v2/tags/{tag}/resources");
+    fleet.sim.faults().add(Fault::refused(Refusal::FORBIDDEN).on(route.0, route.1).always());
+    assert_eq!(doctor(&fleet, &[], None), (vec![], Some(0)));
+    assert_eq!(doctor(&fleet, &["--do-tag=prod"], None), (vec!["ScopeMissing".to_owned()], Some(1)));
+    fleet.sim.faults().clear();
+    assert_eq!(doctor(&fleet, &["--do-tag=prod"], None), (vec![], Some(0)));
+    assert!(fleet.sim.volumes().is_empty() && fleet.sim.snapshots().is_empty() && fleet.sim.actions().is_empty());
+}
+
+#[test]
+fn a_wrong_proxy_is_named_with_its_variable() {
+    let mut command = Command::new(PROGRAM);
+    command.env_clear().env("DIGITALOCEAN_ACCESS_TOKEN", "dop_v1_x").env("HTTP_PROXY", "http://127.0.0.1:1");
+    // An address on this machine needs no proxy.
+    command.args([
+        "doctor",
+        "--json",
+        "--url=http://api.digitalocean.invalid",
+        "--region=fra1",
+        "--device-dir=/nowhere",
+    ]);
+    command.args(["--endpoint=/nowhere/csi.sock", "--metadata-url=http://127.0.0.1:1"]);
+    let output = command.stdin(Stdio::null()).output().unwrap();
+    let json: Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|err| panic!("{err}: {}", text(&output)));
+    let findings = json["findings"].as_array().unwrap();
+    let proxy = findings.iter().find(|one| one["reason"] == "ProxyInTheWay").unwrap_or_else(|| panic!("{json}"));
+    assert!(proxy["message"].as_str().unwrap().contains("http://127.0.0.1:1 (HTTP_PROXY)"), "{proxy}");
+    assert!(proxy["cure"].as_str().unwrap().contains("NO_PROXY"), "{proxy}");
+    assert!(findings.iter().any(|one| one["reason"] == "ApiUnreachable"), "{json}");
+}
+
+#[test]
+fn the_running_plugins_flags_need_not_be_given_again() {
+    let fleet = cloud();
+    let _plugin = fleet.controller(Path::new(PROGRAM), "running", &["--do-tag=prod"]);
+    let socket = fleet.home.path().join("running.sock");
+    // With the endpoint alone it is the plugin's API that is asked; the plugin's token is in its environment, and stays there.
+    let ask = |more: &[&str], token: Option<&str>| {
+        let mut command = Command::new(PROGRAM);
+        command.env_clear().arg("doctor").arg(format!("--endpoint={}", socket.display())).args(more);
+        command.args(["--metadata-url=http://127.0.0.1:1", "--device-dir=/nowhere"]);
+        command.envs(token.map(|token| ("DIGITALOCEAN_ACCESS_TOKEN", token)));
+        text(&command.stdin(Stdio::null()).output().unwrap())
+    };
+    let url = format!("--url={}", fleet.sim.api_url());
+    let shown = ask(&[], Some("dop_v1_simulated"));
+    assert!(shown.contains("as the running plugin has them") && shown.contains("--do-tag=prod"), "{shown}");
+    assert!(shown.contains(&url) && shown.contains("DigitalOcean takes the one"), "{shown}");
+    // What is given goes before.
+    let shown = ask(&["--do-tag=other", "--url=http://127.0.0.1:1"], Some("dop_v1_simulated"));
+    assert!(!shown.contains("prod") && shown.contains("ApiUnreachable"), "{shown}");
+    let shown = ask(&[], None);
+    assert!(shown.contains("none is given"), "{shown}");
+}
+
+#[test]
+fn a_directory_without_its_mount_is_found_once_it_is_old_and_is_worse_with_files_in_it() {
+    let fleet = cloud();
+    let usage = "rw-file-system-single-node-writer";
+    let directories =
+        ["staging/default/blog", "per-alloc/7b1e/shop"].map(|place| fleet.home.path().join(place).join(usage));
+    directories.iter().for_each(|directory| std::fs::create_dir_all(directory).unwrap());
+    let found = || {
+        let output = run(&fleet, &["doctor", "--json", "--droplet-id=3000001"], None);
+        let json: Value = serde_json::from_slice(&output.stdout).unwrap();
+        let left = json["findings"].as_array().unwrap().iter().filter(|one| one["reason"] == "DirectoryLeftBehind");
+        left.map(|one| (one["severity"].as_str().unwrap().to_owned(), one["cure"].as_str().unwrap().to_owned()))
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(found(), [], "a mount is made within the time of a call");
+    std::fs::write(directories[1].join("data"), "of a task").unwrap();
+    for directory in &directories {
+        let status = Command::new("touch").args(["-d", "1 hour ago"]).arg(directory).status().unwrap();
+        assert!(status.success());
+    }
+    let left = found();
+    assert_eq!(
+        left.iter().map(|(severity, _)| severity.as_str()).collect::<Vec<_>>(),
+        ["warning", "notice"],
+        "{left:?}"
+    );
+    assert!(
+        left[0].1.contains("7b1e") && left[1].1.contains(&format!("rmdir {}", directories[0].display())),
+        "{left:?}"
+    );
 }
 
 #[test]

@@ -6,7 +6,9 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
+use crate::debug_server::{free_address, get};
 use crate::harness::{NodeHarness, Sysfs, Vol};
+use crate::support::client::option;
 use crate::support::wait_for;
 
 const LIMIT: Duration = Duration::from_secs(30);
@@ -73,7 +75,8 @@ fn root_a_mount_whose_allocation_has_gone_is_taken_away_unless_something_uses_it
     let directory = format!("DO_CSI_NOMAD_ALLOCATIONS={}", allocations.path().display());
     let sysfs = Sysfs::new();
     let mut rig = NodeHarness::start_within(&["env", "NOMAD_ALLOC_ID=own", &directory]);
-    rig.restart_with(&[&sysfs.flag()]);
+    let address = free_address();
+    rig.restart_with(&[&sysfs.flag(), &format!("--debug-addr={address}")]);
     let publish = |name: &str, alloc: &str| {
         let vol = rig.volume(name, "xfs");
         sysfs.show_scsi(&rig.node(&vol), name, "running\n");
@@ -90,6 +93,15 @@ fn root_a_mount_whose_allocation_has_gone_is_taken_away_unless_something_uses_it
     assert!(wait_for(LIMIT, || rig.mount_at(&gone).is_none().then_some(())).is_some(), "{}", rig.plugin().log());
     await_log(&rig, &["cannot be judged", &busy.to_string_lossy(), "in use"]);
     assert!(rig.mount_at(&kept).is_some() && rig.mount_at(&busy).is_some(), "{}", rig.plugin().log());
+    // Who looks sees it without the log.
+    let metric = "do_csi_findings{reason=\"MountLeftBehind\",severity=\"warning\"} 1";
+    let is_counted = || get(&address, "/metrics").1.contains(metric).then_some(());
+    assert!(wait_for(LIMIT, is_counted).is_some(), "{}", get(&address, "/metrics").1);
+    let page = get(&address, "/").1;
+    assert!(page.contains("MountLeftBehind") && page.contains(&*busy.to_string_lossy()), "{page}");
+    let health = rig.client().node.node_get_storage_health_opt(&Default::default(), option()).unwrap();
+    let told: Vec<&str> = health.backend_health.iter().map(|entry| entry.reason.as_str()).collect();
+    assert_eq!(told, ["MountLeftBehind"], "{health:?}");
     drop(user);
     for (vol, alloc) in [(&first, "ended"), (&second, "kept"), (&third, "ended-too")] {
         rig.unpublish(vol, alloc).unwrap();

@@ -52,6 +52,13 @@ pub fn rfc3339(moment: Moment) -> String {
     format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
 }
 
+/// Writes a moment as `Sun, 06 Nov 1994 08:49:37 GMT`, as a header has it. Source: RFC 9110, 5.6.7.
+pub fn http_date(moment: Moment) -> String {
+    let seconds = i64::try_from(moment.as_secs()).expect("a moment of this age of the world");
+    let at = jiff::Timestamp::from_second(seconds).expect("a moment of this age of the world");
+    jiff::fmt::rfc2822::DateTimePrinter::new().timestamp_to_rfc9110_string(&at).expect("a year of four digits")
+}
+
 /// Turns days since 1970-01-01 into a calendar date by walking whole 400-year cycles that begin on 1 March.
 fn civil_from_days(days: u64) -> (u64, u64, u64) {
     let shifted = days + 719_468;

@@ -27,6 +27,8 @@ pub struct Allowance {
     pub remaining: usize,
     /// `ratelimit-reset`, in seconds since the Unix epoch.
     pub reset: u64,
+    /// When that was.
+    pub now: Moment,
     /// Which limit forbids the request.
     pub verdict: Verdict,
 }
@@ -79,7 +81,7 @@ impl RateLimit {
             (Verdict::Allowed, limits.requests_per_hour - used)
         };
         let reset = oldest(used).map_or(now, |first| free_at(first, HOUR, limits.window)).as_secs();
-        Allowance { limit: limits.requests_per_hour, remaining, reset, verdict }
+        Allowance { limit: limits.requests_per_hour, remaining, reset, now, verdict }
     }
 
     /// How many requests were refused.

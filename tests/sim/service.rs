@@ -9,7 +9,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use super::clock::{Clock, Moment};
+use super::clock::{Clock, Moment, http_date};
 use super::config::SimConfig;
 use super::device::{Devices, Ticket};
 use super::endpoint;
@@ -274,6 +274,7 @@ fn refuse(refusal: &Refusal, allowance: &Allowance, request_id: &str) -> Reply {
 /// Adds the headers that every reply has; `retry-after` only goes with the burst limit (`description.yml`).
 fn dress(reply: Reply, allowance: &Allowance, request_id: &str) -> Reply {
     let reply = reply
+        .with_header("date", http_date(allowance.now))
         .with_header("ratelimit-limit", allowance.limit)
         .with_header("ratelimit-remaining", allowance.remaining)
         .with_header("ratelimit-reset", allowance.reset)

@@ -426,3 +426,12 @@ fn no_log_line_at_any_level_has_the_token_and_debug_has_the_call() {
         assert!(line.starts_with("TRACE"), "{line}");
     }
 }
+
+#[test]
+fn the_date_of_a_reply_is_read_and_nothing_else_is_taken_for_one() {
+    let read = |text| http_date(text).map(|at| at.duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs());
+    assert_eq!(read("Sun, 06 Nov 1994 08:49:37 GMT"), Some(784_111_777));
+    for odd in ["", "now", "1994-11-06T08:49:37Z"] {
+        assert_eq!(read(odd), None, "{odd}");
+    }
+}

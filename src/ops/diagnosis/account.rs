@@ -5,6 +5,8 @@
 use std::time::{Duration, SystemTime};
 
 use crate::cloud::droplet::Account;
+use crate::cloud::http::ClockReading;
+use crate::cloud::proxy::Proxy;
 use crate::cloud::snapshot::Snapshot;
 use crate::error::api::{ApiError, ApiErrorKind};
 use crate::ops::diagnosis::{Finding, Reason, Subject};
@@ -13,6 +15,8 @@ use crate::ops::diagnosis::{Finding, Reason, Subject};
 const NEARLY: u64 = 90;
 /// How long a snapshot through which a clone was made may be left: the plugin removes it after a quarter of an hour.
 const TEMPORARY_FOR: Duration = Duration::from_secs(3600);
+/// How far this machine's clock may be off: DigitalOcean tells whole seconds, and an answer takes some time.
+const CLOCK_TOLERANCE: Duration = Duration::from_secs(30);
 /// The tag of such snapshots.
 const TEMPORARY: &str = "do-csi-temporary";
 
@@ -70,6 +74,32 @@ pub fn diagnose_refusal(err: &ApiError, scope: &str, origin: &str) -> Finding {
     }
 }
 
+/// What is wrong with this machine's clock. Pure.
+#[must_use]
+pub fn diagnose_clock(reading: &ClockReading) -> Option<Finding> {
+    let (off, which) = match reading.ours.duration_since(reading.theirs) {
+        Ok(ahead) => (ahead, "ahead of"),
+        Err(behind) => (behind.duration(), "behind"),
+    };
+    (off > CLOCK_TOLERANCE).then(|| {
+        let message = format!("this machine's clock is {} s {which} DigitalOcean's", off.as_secs());
+        let cure = "set it, and have it kept right: `timedatectl set-ntp true`, then see `timedatectl status`; by a wrong clock \
+                    certificates are not valid, and actions and snapshots are older or younger than they are";
+        Finding::new(Reason::ClockWrong, &Subject::Node, message, cure.to_owned())
+    })
+}
+
+/// What is wrong with the proxy, where DigitalOcean's API at `api` cannot be reached. Pure.
+#[must_use]
+pub fn diagnose_proxy(proxy: &Proxy, api: &str) -> Finding {
+    let message = format!("DigitalOcean's API is asked through {proxy}, and that does not work");
+    let cure = format!(
+        "set that variable right, or unset it, in the plugin's job (`env`) or service; a host that needs no proxy goes into \
+         NO_PROXY: the one of {api}"
+    );
+    Finding::new(Reason::ProxyInTheWay, &Subject::Node, message, cure)
+}
+
 /// What is wrong with the account, which has so many volumes. Pure.
 #[must_use]
 pub fn diagnose_account(account: &Account, volumes: u64) -> Vec<Finding> {
@@ -114,6 +144,24 @@ pub fn diagnose_snapshots(snapshots: &[Snapshot], now: SystemTime) -> Vec<Findin
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_clock_is_wrong_when_it_is_off_by_more_than_an_answer_takes() {
+        let theirs = SystemTime::UNIX_EPOCH + Duration::from_secs(1_785_578_400);
+        for (off, is_ahead, words) in [
+            (0, true, None),
+            (30, true, None),
+            (30, false, None),
+            (31, true, Some("31 s ahead of")),
+            (3600, false, Some("3600 s behind")),
+        ] {
+            let off = Duration::from_secs(off);
+            let ours = if is_ahead { theirs + off } else { theirs - off };
+            let found = diagnose_clock(&ClockReading { theirs, ours }).map(|finding| finding.message);
+            assert_eq!(found.is_some(), words.is_some(), "{found:?}");
+            assert!(words.is_none_or(|words| found.is_some_and(|message| message.contains(words))), "{words:?}");
+        }
+    }
 
     #[test]
     fn the_state_of_the_account_has_its_findings_or_none() {

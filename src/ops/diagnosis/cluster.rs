@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use crate::cloud::volume::Volume;
 use crate::id::{DropletId, VolumeId};
-use crate::nomad::{ClaimingAllocation, NomadNode, Registered};
+use crate::nomad::{ClaimingAllocation, NomadNode, Plugin, Registered};
 use crate::ops::diagnosis::attachment::detach_command;
 use crate::ops::diagnosis::{Finding, Reason, Repair, Subject};
 
@@ -170,6 +170,26 @@ fn named(registered: &Registered) -> String {
     format!("-namespace={} {}", registered.namespace, registered.id)
 }
 
+/// What is wrong with a plugin, by what Nomad says of it. Pure.
+#[must_use]
+pub fn diagnose_plugin(plugin: &Plugin) -> Option<Finding> {
+    let find = |what: &str, healthy: u64, expected: u64| {
+        let message = format!("Nomad's plugin {:?} has {healthy} of {expected} healthy {what}", plugin.id);
+        let cure = format!(
+            "look at it with `nomad plugin status -verbose {}` and at its log with `nomad alloc logs -stderr ALLOC_ID`",
+            plugin.id
+        );
+        Finding::new(Reason::PluginUnhealthy, &Subject::Nomad, message, cure)
+    };
+    let controllers = (plugin.controllers_healthy, plugin.controllers_expected);
+    let nodes = (plugin.nodes_healthy, plugin.nodes_expected);
+    match (controllers, nodes) {
+        ((0, expected), _) if expected > 0 => Some(find("controllers", 0, expected)),
+        (_, (healthy, expected)) if healthy < expected => Some(find("nodes", healthy, expected)),
+        ((_, _), (_, _)) => None,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -259,5 +279,21 @@ mod tests {
         for status in ["complete", "failed", "lost"] {
             assert!(!claim("n1", status).is_live(), "{status}");
         }
+    }
+
+    #[test]
+    fn a_plugin_is_unhealthy_without_a_controller_or_with_a_node_that_does_not_answer() {
+        let plugin = |controllers, nodes| Plugin {
+            id: "digitalocean".to_owned(),
+            controllers_healthy: controllers,
+            controllers_expected: 2,
+            nodes_healthy: nodes,
+            nodes_expected: 3,
+            ..Plugin::default()
+        };
+        for (controllers, nodes, is_found) in [(2, 3, false), (1, 3, false), (0, 3, true), (2, 2, true), (0, 0, true)] {
+            assert_eq!(diagnose_plugin(&plugin(controllers, nodes)).is_some(), is_found, "{controllers} {nodes}");
+        }
+        assert_eq!(diagnose_plugin(&Plugin::default()), None);
     }
 }

@@ -3,6 +3,7 @@
 //! Owns the findings about its disk, its file system and its mounts. Pure: `host/inventory.rs` has looked, or the
 //! call that knows the volume's path.
 
+use std::path::Path;
 use std::time::Duration;
 
 use crate::host::inventory::{DiskHere, VolumeHere, VolumeState};
@@ -82,6 +83,16 @@ pub fn diagnose_reach(nothing_reaches: bool) -> Option<Finding> {
         let reason = Reason::MountsDoNotReachTheDroplet;
         Finding::new(reason, &Subject::Node, message.to_owned(), REACH_CURE.to_owned())
     })
+}
+
+/// What is wrong with a mount that serves nobody, or that nobody can say whether it does, and that could not be taken away. Pure.
+#[must_use]
+pub fn diagnose_left(path: &Path, why: &str) -> Finding {
+    let shown = path.display();
+    let message =
+        format!("the mount at {shown} was looked at by the plugin, which could not end what is wrong with it: {why}");
+    let cure = format!("end what uses it (`fuser -vm {shown}`); the plugin looks again every 30 s");
+    Finding::new(Reason::MountLeftBehind, &Subject::Node, message, cure)
 }
 
 /// What is wrong with the volume at a mount, by what was read there. Pure.

@@ -4,7 +4,7 @@
 
 use std::path::PathBuf;
 
-use crate::ops::diagnosis::{Finding, Reason, Subject};
+use crate::ops::diagnosis::{Finding, Reason, Severity, Subject};
 
 /// How many volumes DigitalOcean attaches to a droplet. Source: product documentation, "Volumes", limits.
 const SLOTS: usize = 15;
@@ -36,6 +36,17 @@ pub struct Machine {
     pub silent_plugin: Option<String>,
     /// Why the metadata service does not answer.
     pub metadata: Option<String>,
+    /// The directories for mounts that have none.
+    pub left_directories: Vec<LeftDirectory>,
+}
+
+/// A directory for a mount that has none, and has had none for a while.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LeftDirectory {
+    /// Where it is.
+    pub path: PathBuf,
+    /// Whether nothing is in it.
+    pub is_empty: bool,
 }
 
 /// What is wrong with the node. Pure.
@@ -104,7 +115,22 @@ pub fn diagnose_machine(machine: &Machine) -> Vec<Finding> {
                     and --region";
         found.push(find(Reason::MetadataUnreachable, message, cure));
     }
+    found.extend(machine.left_directories.iter().map(diagnose_left));
     found
+}
+
+/// What is wrong with a directory that has no mount. Files in it are on the droplet's own disk. Pure.
+fn diagnose_left(left: &LeftDirectory) -> Finding {
+    let shown = left.path.display();
+    if left.is_empty {
+        let message = format!("the directory {shown} was left behind: nothing is mounted there");
+        let cure = format!("it is in nobody's way; run `rmdir {shown}`");
+        return Finding::new(Reason::DirectoryLeftBehind, &Subject::Node, message, cure);
+    }
+    let message = format!("nothing is mounted at {shown}, and there are files in it, on the droplet's own disk");
+    let cure = format!("look whose they are (`ls -la {shown}`), save what is needed, and remove the directory");
+    let finding = Finding::new(Reason::DirectoryLeftBehind, &Subject::Node, message, cure);
+    Finding { severity: Severity::Warning, ..finding }
 }
 
 #[cfg(test)]
@@ -122,6 +148,7 @@ mod tests {
         let unknown = Machine { may_mount: None, has_devices: None, ..well() };
         assert_eq!(diagnose_machine(&unknown), [], "what is not known is no finding");
         let text = || Some("why".to_owned());
+        let left = |is_empty| vec![LeftDirectory { path: "/csi/staging/blog/rw-file-system-x".into(), is_empty }];
         let table = [
             (Machine { may_mount: Some(false), ..well() }, Reason::NotPrivileged),
             (Machine { sysfs: text(), ..well() }, Reason::SysfsMissing),
@@ -134,6 +161,8 @@ mod tests {
             (Machine { volumes: 15, ..well() }, Reason::DropletFull),
             (Machine { silent_plugin: text(), ..well() }, Reason::PluginDoesNotAnswer),
             (Machine { metadata: text(), ..well() }, Reason::MetadataUnreachable),
+            (Machine { left_directories: left(true), ..well() }, Reason::DirectoryLeftBehind),
+            (Machine { left_directories: left(false), ..well() }, Reason::DirectoryLeftBehind),
         ];
         for (machine, want) in table {
             let found = diagnose_machine(&machine);

@@ -154,6 +154,10 @@ reasons! {
     RequestsUsedUp: Warning, None;
     /// DigitalOcean's API cannot be reached, or does not answer as it should.
     ApiUnreachable: Critical, None;
+    /// The way to DigitalOcean leads through a proxy, and it cannot be reached.
+    ProxyInTheWay: Warning, None;
+    /// This machine's clock is not DigitalOcean's.
+    ClockWrong: Warning, None;
     /// The account is locked, or about to be.
     AccountNotActive: Warning, None;
     /// The account may have no more volumes.
@@ -178,6 +182,10 @@ reasons! {
     AutomountRule: Notice, None;
     /// Encrypted volumes cannot be opened.
     DeviceMapperMissing: Notice, None;
+    /// A mount that serves nobody could not be taken away.
+    MountLeftBehind: Warning, None;
+    /// A directory for a mount has none.
+    DirectoryLeftBehind: Notice, None;
     /// The droplet takes no more volumes.
     DropletFull: Warning, None;
     /// The plugin that serves the socket does not answer.
