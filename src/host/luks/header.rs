@@ -232,11 +232,11 @@ pub(super) fn why_not_table(table: &str, disk: DeviceNumber) -> Option<String> {
     let [line] = lines.as_slice() else { return Some(format!("it consists of {} parts, and not of one", lines.len())) };
     let mut words = line.split_ascii_whitespace();
     let mut next = || words.next().unwrap_or_default();
-    let (start, _length, target) = (next(), next(), next());
+    let (start, length, target) = (next(), next(), next());
     if start != "0" || target != "crypt" {
         return Some(format!("it is of type {}", shown(target)));
     }
-    let (cipher, key, _iv_offset, below, offset) = (next(), next(), next(), next(), next());
+    let (cipher, key, iv_offset, below, offset) = (next(), next(), next(), next(), next());
     if cipher != CIPHER {
         return Some(format!("it is encrypted by {}", shown(cipher)));
     }
@@ -251,7 +251,10 @@ pub(super) fn why_not_table(table: &str, disk: DeviceNumber) -> Option<String> {
     if offset.parse::<u64>().ok().is_none_or(|sectors| sectors == 0) {
         return Some(format!("its data begin at sector {}", shown(offset)));
     }
-    let _count = words.next();
+    let numbers = [Some(length), Some(iv_offset), words.next()];
+    if let Some(odd) = numbers.into_iter().flatten().find(|word| word.parse::<u64>().is_err()) {
+        return Some(format!("it has {}, where a number is", shown(odd)));
+    }
     let is_harmless = |word: &&str| HARMLESS_OPTIONS.contains(word) || word.starts_with("sector_size:");
     words.find(|word| !is_harmless(word)).map(|word| format!("it has {}", shown(word)))
 }
@@ -372,6 +375,9 @@ mod tests {
             (format!("0 9 crypt aes-xts-plain64 {keyring} 0 8:16 32768 1 integrity:28:aead\n"), "integrity"),
             (format!("0 9 crypt aes-xts-plain64 {zeros} 0 8:16 32768\n9 9 linear 8:16 40000\n"), "2 parts"),
             (format!("9 9 crypt aes-xts-plain64 {zeros} 0 8:16 32768\n"), "type"),
+            (format!("0 x crypt aes-xts-plain64 {zeros} 0 8:16 32768\n"), "\"x\""),
+            (format!("0 9 crypt aes-xts-plain64 {zeros} x 8:16 32768\n"), "\"x\""),
+            (format!("0 9 crypt aes-xts-plain64 {zeros} 0 8:16 32768 integrity:28:aead\n"), "integrity"),
         ] {
             let told = why_not_table(&bad, DISK).unwrap_or_default();
             assert!(told.contains(words), "{bad}: {told}");
