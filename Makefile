@@ -198,15 +198,21 @@ test-droplets: root plugin sim disk-tools debootstrap machines ## Run the plugin
 	exec "$(SIM)" droplets "$(PLUGIN)" \
 		"$$images" "$(DROPLET_IMAGES)/failed" $(CASE)
 
-# NOMAD=path names the program, if it is not on PATH.
+# NOMAD="path path ..." names the programs, if there is none on PATH or more than one version is to be played. The table that it
+# prints in the end is that of nomad/versions.md.
 NOMAD ?= nomad
-e2e-nomad: root nomad plugin sim disk-tools network image tasks ## Play the guide on a real Nomad (as root, NOMAD=path)
+e2e-nomad: root nomad plugin sim disk-tools network image tasks ## Play the guide on real Nomads (as root, NOMAD="path path ...")
 	@archive=$$(mktemp -d)
 	trap 'rm -rf "$$archive"' EXIT
 	trap 'exit 130' INT TERM HUP
 	tests/image/engine docker save --output="$$archive/images.tar" $(IMAGE) $(TASKS):busybox $(TASKS):postgres
-	$(APART) "$(SIM)" nomad \
-		"$(PLUGIN)" "$$archive/images.tar" "$$(command -v $(NOMAD))" nomad
+	failed=
+	for nomad in $(NOMAD); do
+		$(APART) "$(SIM)" nomad "$(PLUGIN)" "$$archive/images.tar" "$$(command -v "$$nomad")" nomad \
+			"$$archive/$$(printf %s "$$nomad" | tr / _).report" || failed="$$failed $$nomad"
+	done
+	"$(SIM)" nomad-table "$$archive"/*.report
+	[ -z "$$failed" ] || { echo "failed on:$$failed" >&2; exit 1; }
 
 # The same against the simulated DigitalOcean, on a simulated droplet.
 droplet-test: root plugin sim disk-tools ## Run what e2e-droplet runs on a simulated droplet (as root)
@@ -335,6 +341,8 @@ tasks: bases
 	done
 
 nomad:
-	@command -v $(NOMAD) >/dev/null && exit
+	@missing=
+	for nomad in $(NOMAD); do command -v "$$nomad" >/dev/null || missing=yes; done
+	[ -n "$$missing" ] || exit 0
 	echo "needs the nomad program on PATH, or NOMAD=path (https://developer.hashicorp.com/nomad/install)" >&2
 	exit 2

@@ -48,6 +48,7 @@ use support::encryption;
 use support::facts;
 use support::nomad::Nomad;
 use support::nomad_story;
+use support::nomad_story::{Report, Told};
 use support::overhead::Figures;
 use support::storm::{Lists, Return};
 use support::story::{self, Listener};
@@ -69,7 +70,8 @@ const TASK_IMAGES: [(&str, &str); 2] =
 const USAGE: &str = "usage: do-sim demo|bench|storm PLUGIN
        do-sim serve PLUGIN [COMMAND [ARGUMENT...]]
        do-sim image IMAGE ARCHIVE
-       do-sim nomad PLUGIN ARCHIVE NOMAD JOBS
+       do-sim nomad PLUGIN ARCHIVE NOMAD JOBS REPORT
+       do-sim nomad-table REPORT...
        do-sim droplet PLUGIN
        do-sim droplets PLUGIN IMAGES|loop KEPT [CASE]";
 
@@ -81,10 +83,11 @@ fn main() -> ExitCode {
         ["storm", program, what @ ..] => storm(Path::new(program), what).map(|()| ExitCode::SUCCESS),
         ["serve", program, command @ ..] => serve(Path::new(program), command),
         ["image", image, archive] => image_test(image, Path::new(archive)).map(|()| ExitCode::SUCCESS),
-        ["nomad", program, archive, nomad, jobs] => {
-            let [program, archive, nomad, jobs] = [program, archive, nomad, jobs].map(Path::new);
-            nomad_test(program, archive, nomad, jobs).map(|()| ExitCode::SUCCESS)
+        ["nomad", program, archive, nomad, jobs, report] => {
+            let [program, archive, nomad, jobs, report] = [program, archive, nomad, jobs, report].map(Path::new);
+            nomad_test(program, archive, nomad, jobs, report).map(|()| ExitCode::SUCCESS)
         }
+        ["nomad-table", reports @ ..] => print_table(reports).map(|()| ExitCode::SUCCESS),
         ["droplets", program, images, kept, case @ ..] if case.len() < 2 => {
             droplets(Path::new(program), images, Path::new(kept), case.first().copied()).map(|()| ExitCode::SUCCESS)
         }
@@ -187,8 +190,8 @@ fn image_figures(cloud: &Cloud, image: &str) -> Result<String, Box<dyn Error>> {
     ))
 }
 
-/// Plays the guide on a real Nomad with three clients, each on its own droplet.
-fn nomad_test(program: &Path, archive: &Path, nomad: &Path, jobs: &Path) -> Result<(), Box<dyn Error>> {
+/// Plays the guide on a real Nomad with three clients, each on its own droplet, and writes down what became of each step.
+fn nomad_test(program: &Path, archive: &Path, nomad: &Path, jobs: &Path, report: &Path) -> Result<(), Box<dyn Error>> {
     let (program, nomad) = (fs::canonicalize(program)?, fs::canonicalize(nomad)?);
     play(&["node-a", "node-b", "node-c"], archive, |cloud, screen| {
         // The story edits files as a reader of the guide does, so it has a copy of its own.
@@ -198,16 +201,26 @@ fn nomad_test(program: &Path, archive: &Path, nomad: &Path, jobs: &Path) -> Resu
             TASK_IMAGES.iter().try_for_each(|(ours, name)| engine.run(&["tag", ours, name]).map(drop))?;
         }
         let mut nomad = Nomad::start(&nomad, &cloud.machines, cloud.root(), jobs, &directory)?;
-        println!("{}", nomad.run(&["version"])?.lines().next().unwrap_or_default());
-        let told = nomad_story::tell(cloud, &mut nomad, &program, screen);
-        if told.is_err() {
+        println!("Nomad {}", nomad.version);
+        let mut told = Told::default();
+        let outcome = nomad_story::tell(cloud, &mut nomad, &program, screen, &mut told);
+        if outcome.is_err() {
             eprintln!("{}", nomad.last_words());
         }
+        let report_text = Report { version: nomad.version.to_string(), steps: told.steps };
+        fs::write(report, report_text.to_string())?;
         let stopped = nomad.stop();
-        let figures = told?;
+        outcome?;
         stopped?;
-        Ok(figures)
+        Ok(told.memory)
     })
+}
+
+fn print_table(reports: &[&str]) -> Result<(), Box<dyn Error>> {
+    let read = |path: &&str| -> Result<Report, Box<dyn Error>> { Report::parse(&fs::read_to_string(path)?) };
+    let reports = reports.iter().map(read).collect::<Result<Vec<_>, _>>()?;
+    println!("\n{}", nomad_story::table(&reports));
+    Ok(())
 }
 
 /// Plays something on droplets with a network and a Docker Engine each, and prints what it gives.

@@ -1,11 +1,12 @@
 //! A real Nomad: one server, a client on every droplet, and its command line, as an operator uses it.
 //!
-//! Owns the agents' processes and settings. Every command that is run through [`Nomad::guide`] stands in the guide, word
-//! for word, and [`Nomad::unused`] tells which commands of the guide were never run.
+//! Owns the agents' processes and settings, and which files of the guide a version takes. Every command that is run through
+//! [`Nomad::guide`] stands in the guide, word for word, and [`Nomad::unused`] tells which commands of the guide were never run.
 
 use std::collections::BTreeSet;
+use std::fmt;
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -28,10 +29,54 @@ pub const DATA_DIR: &str = "/opt/nomad/data";
 /// How long Nomad may take for what takes seconds on an idle machine.
 pub const PATIENCE: Duration = Duration::from_secs(240);
 
+/// Where the files for older versions say that the secrets are: each of these directories belongs to one droplet alone.
+const SECRETS: [(&str, &str); 2] = [("do-csi-plugin/token", super::cloud::TOKEN), ("postgres/password", "se#cret")];
+
+/// A version of Nomad.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Version(u32, u32, u32);
+
+/// Volumes can be created, and have capabilities; snapshots, and one volume for each allocation.
+pub const HAS_CREATE: Version = Version(1, 1, 0);
+/// A job for two allocations with one volume is refused when it is submitted.
+pub const REFUSES_COUNT: Version = Version(1, 3, 0);
+/// Variables, which job files read with `nomadVar`.
+pub const HAS_VARIABLES: Version = Version(1, 4, 0);
+/// The claim of a lost allocation is given up when its volume is created or registered again.
+pub const FREES_DEAD: Version = Version(1, 6, 0);
+/// Volumes can be grown.
+pub const CAN_GROW: Version = Version(1, 6, 3);
+/// `*` in `datacenters`.
+const HAS_WILDCARD: Version = Version(1, 5, 0);
+/// A drain leaves plugins alone by itself.
+const DRAINS_PLUGINS_LAST: Version = Version(1, 3, 0);
+/// The block `disconnect`.
+const HAS_DISCONNECT: Version = Version(1, 8, 0);
+/// A batch job that has ended gives its claim back.
+const FREES_ENDED: Version = Version(0, 12, 0);
+
+impl Version {
+    /// Reads what `nomad version` prints, such as `Nomad v1.6.10`.
+    pub fn parse(printed: &str) -> Option<Version> {
+        let version = printed.lines().next()?.split_whitespace().nth(1)?.strip_prefix('v')?;
+        let numbers = version.split(['-', '+']).next()?;
+        let mut numbers = numbers.split('.').map(|number| number.parse().ok());
+        Some(Version(numbers.next()??, numbers.next()??, numbers.next()??))
+    }
+}
+
+impl fmt::Display for Version {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}.{}", self.0, self.1, self.2)
+    }
+}
+
 /// A running cluster.
 #[derive(Debug)]
 pub struct Nomad {
     program: PathBuf,
+    /// What the program says it is.
+    pub version: Version,
     server: Child,
     /// The clients, by the number of their droplet.
     clients: Vec<Option<Child>>,
@@ -52,14 +97,9 @@ impl Nomad {
         directory: &Path,
     ) -> StepResult<Nomad> {
         let guide = commands(&pages(jobs)?);
-        fs::create_dir_all(directory)?;
-        for entry in fs::read_dir(jobs)? {
-            let entry = entry?;
-            // Files for versions that are not played are in a directory of their own.
-            if entry.file_type()?.is_file() {
-                fs::copy(entry.path(), directory.join(entry.file_name()))?;
-            }
-        }
+        let printed = Command::new(program).arg("version").output()?.stdout;
+        let version = Version::parse(&String::from_utf8_lossy(&printed)).ok_or("it does not say its version")?;
+        copy_files(version, jobs, directory)?;
         let data = root.join("server");
         fs::create_dir_all(&data)?;
         let config = data.join("server.hcl");
@@ -67,6 +107,7 @@ impl Nomad {
         let server = agent(Command::new(program), &config, &data.join("log"))?;
         let mut nomad = Nomad {
             program: program.to_owned(),
+            version,
             server,
             clients: Vec::new(),
             directory: directory.to_owned(),
@@ -99,10 +140,18 @@ impl Nomad {
         let config = machine.home().join("client.hcl");
         fs::write(&config, client_config(machine)?)?;
         let is_there = format!("[ \"$(findmnt -n -o SOURCE -T {DATA_DIR} 2>/dev/null)\" = nomad ]");
-        let script = format!("{is_there} || {{ mount -t tmpfs nomad /opt && mkdir -p {DATA_DIR}; }}");
+        let secrets = SECRETS.map(|(file, secret)| {
+            format!("install -D -m 600 /dev/null /etc/{file} && printf %s '{secret}' > /etc/{file}")
+        });
+        // The directories are the droplet's own, and go with it.
+        let script = format!(
+            "{is_there} || {{ mount -t tmpfs nomad /opt && mkdir -p {DATA_DIR} /opt/etc/upper /opt/etc/work && \
+             mount -t overlay -o lowerdir=/etc,upperdir=/opt/etc/upper,workdir=/opt/etc/work etc /etc && {}; }}",
+            secrets.join(" && ")
+        );
         let status = machine.droplet.command(Path::new("sh")).args(["-c", &script]).status()?;
         if !status.success() {
-            return Err("the client's directory cannot be made".into());
+            return Err("the client's directories cannot be made".into());
         }
         agent(machine.droplet.command(&self.program), &config, &log_of(machine))
     }
@@ -134,23 +183,64 @@ impl Nomad {
     }
 
     /// Runs a command that stands in the guide, with what the guide leaves to the reader, in capitals, filled in. A job is
-    /// also told where the simulated cloud is, which a real one does not need.
+    /// also told where the simulated cloud is, which a real one does not need, and what its version of Nomad wants to be told.
     pub fn guide(&mut self, line: &str, filled_in: &[(&str, &str)]) -> StepResult<String> {
         if !self.guide.iter().any(|known| known == line) {
             return Err(format!("the guide does not have the command: {line}").into());
         }
         self.used.insert(line.to_owned());
         let words: Vec<String> = line.split_whitespace().skip(1).map(|word| fill_in(word, filled_in)).collect();
-        let mut words: Vec<&str> = words.iter().map(String::as_str).collect();
-        let api_url = format!("-var=api_url={}", api_url());
-        if words.starts_with(&["job", "run"]) && self.asks_for_url(words.last().copied().unwrap_or_default()) {
-            words.insert(2, &api_url);
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        match words.as_slice() {
+            ["job", "run", arguments @ .., job] => self.run_job(job, arguments),
+            ["node", "drain", "-enable", rest @ ..] if self.version < DRAINS_PLUGINS_LAST => {
+                self.run(&[&["node", "drain", "-enable", "-ignore-system"], rest].concat())
+            }
+            words => self.run(words),
         }
-        self.run(&words)
     }
 
-    fn asks_for_url(&self, job: &str) -> bool {
-        fs::read_to_string(self.directory.join(job)).is_ok_and(|text| text.contains("variable \"api_url\""))
+    /// Submits a job file of the directory. What it has no variables for is written into it.
+    pub fn run_job(&self, job: &str, arguments: &[&str]) -> StepResult<String> {
+        let text = fs::read_to_string(self.file(job))?;
+        let has = |name: &str| text.contains(&format!("variable \"{name}\""));
+        let mut words = vec!["job".to_owned(), "run".to_owned()];
+        let mut written = text.clone();
+        for argument in arguments {
+            match argument.strip_prefix("-var=").and_then(|variable| variable.split_once('=')) {
+                Some(("node", node)) if !has("node") => {
+                    written = written.replace("NODE_A", node).replace("NODE_B", node);
+                }
+                Some(("log", level)) if !has("log") => {
+                    let with_level = format!("env {{\n        RUST_LOG = \"{level}\"\n      }}\n\n      csi_plugin {{");
+                    written = written.replace("csi_plugin {", &with_level);
+                }
+                Some(_) | None => words.push((*argument).to_owned()),
+            }
+        }
+        if has("api_url") {
+            words.push(format!("-var=api_url={}", api_url()));
+        } else {
+            let url = format!("\"--url={}\", \"--do-tag=", api_url());
+            written = written.replace("\"--do-tag=", &url).replace("CLUSTER_NAME", "simulated-cluster");
+        }
+        if has("datacenters") && self.version < HAS_WILDCARD {
+            words.push("-var=datacenters=[\"dc1\"]".to_owned());
+        }
+        let file = if written == text { job.to_owned() } else { format!("written-{job}") };
+        if written != text {
+            fs::write(self.file(&file), written)?;
+        }
+        words.push(file);
+        self.run(&words.iter().map(String::as_str).collect::<Vec<_>>())
+    }
+
+    /// Ends what keeps the claim of a batch job that has ended, on versions where something does.
+    pub fn give_back(&self, job: &str) -> StepResult<()> {
+        if self.version < FREES_ENDED {
+            self.run(&["job", "stop", "-purge", job])?;
+        }
+        Ok(())
     }
 
     /// A file of the directory.
@@ -163,15 +253,22 @@ impl Nomad {
         self.guide.iter().filter(|line| !self.used.contains(*line)).cloned().collect()
     }
 
-    /// Runs `nomad` with these arguments and gives what it printed.
+    /// Runs `nomad` with these arguments and gives what it printed. Whatever it asks is answered with yes.
     pub fn run(&self, arguments: &[&str]) -> StepResult<String> {
-        let output = Command::new(&self.program)
+        let mut command = Command::new(&self.program);
+        command
             .args(arguments)
             .current_dir(&self.directory)
             .env("NOMAD_ADDR", format!("http://{CLOUD}:4646"))
             .env("NO_COLOR", "1")
             .env("NOMAD_VAR_owner", "simulated-cluster")
-            .output()?;
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        let mut running = command.spawn()?;
+        // Most commands ask nothing and may have ended by now.
+        drop(running.stdin.take().map(|mut stdin| stdin.write_all(b"y\n")));
+        let output = running.wait_with_output()?;
         let printed = String::from_utf8_lossy(&output.stdout).into_owned();
         if output.status.success() {
             return Ok(printed);
@@ -185,9 +282,10 @@ impl Nomad {
         Ok(serde_json::from_str(&self.run(arguments)?)?)
     }
 
-    /// What the API answers at a path.
+    /// What the API answers at a path. The command for it is younger than volumes.
     pub fn api(&self, path: &str) -> StepResult<Value> {
-        self.json(&["operator", "api", path])
+        let mut answer = ureq::get(format!("http://{CLOUD}:4646{path}")).call()?;
+        Ok(serde_json::from_str(&answer.body_mut().read_to_string()?)?)
     }
 
     /// Waits until a look at the cluster gives something.
@@ -261,6 +359,54 @@ pub fn events(allocation: Option<&Value>) -> String {
     let states = allocation.and_then(|one| one["TaskStates"].as_object());
     let events = states.into_iter().flatten().flat_map(|(_, state)| state["Events"].as_array().into_iter().flatten());
     events.filter_map(|event| event["DisplayMessage"].as_str()).collect::<Vec<_>>().join("; ")
+}
+
+/// Copies the files of the guide, those that this version takes: what is for older ones is in a directory of its own.
+fn copy_files(version: Version, jobs: &Path, directory: &Path) -> StepResult<()> {
+    fs::create_dir_all(directory)?;
+    for entry in fs::read_dir(jobs)? {
+        let entry = entry?;
+        if entry.file_type()?.is_file() {
+            fs::copy(entry.path(), directory.join(entry.file_name()))?;
+        }
+    }
+    for (since, name) in [
+        (HAS_VARIABLES, "plugin.nomad.hcl"),
+        (HAS_DISCONNECT, "postgres.nomad.hcl"),
+        (HAS_CREATE, "blog.volume.hcl"),
+        (HAS_CREATE, "put-file.nomad.hcl"),
+        (HAS_CREATE, "get-file.nomad.hcl"),
+    ] {
+        if version < since {
+            fs::copy(jobs.join("legacy").join(name), directory.join(name))?;
+        }
+    }
+    if version < HAS_DISCONNECT {
+        // There is no Consul, as the file says.
+        let file = directory.join("postgres.nomad.hcl");
+        let text = fs::read_to_string(&file)?;
+        fs::write(&file, without_block(&text, "service"))?;
+    }
+    Ok(())
+}
+
+/// A file of a job without a block, which begins and ends with lines of the same depth.
+fn without_block(text: &str, name: &str) -> String {
+    let mut end = None;
+    let mut kept = String::new();
+    for line in text.lines() {
+        let depth = line.len() - line.trim_start().len();
+        match end {
+            Some(at) if depth == at && line.trim() == "}" => end = None,
+            Some(_) => {}
+            None if line.trim() == format!("{name} {{") => end = Some(depth),
+            None => {
+                kept.push_str(line);
+                kept.push('\n');
+            }
+        }
+    }
+    kept
 }
 
 /// All pages of the guide in a directory, one after the other.
@@ -367,6 +513,9 @@ fn client_config(machine: &Machine) -> StepResult<String> {
           config {{
             endpoint         = "{}"
             allow_privileged = true
+            volumes {{
+              enabled = true
+            }}
             gc {{
               image = false
             }}
