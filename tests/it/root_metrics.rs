@@ -1,13 +1,7 @@
 //! What `GET /metrics` and the page say of volumes that are mounted: figures that are true, also when a disk is gone.
 
 use std::collections::BTreeMap;
-use std::os::unix::process::CommandExt;
-use std::path::Path;
-use std::process::Child;
 use std::time::{Duration, Instant};
-
-use nix::sys::signal::{Signal, killpg};
-use nix::unistd::Pid;
 
 use crate::debug_server::{free_address, get};
 use crate::harness::{NodeHarness, Sysfs, Vol};
@@ -133,95 +127,5 @@ fn root_a_volume_that_can_only_be_read_after_an_error_is_found_and_shown() {
     assert!(page.contains(">read-only</span>") && page.contains("FileSystemReadOnlyByErrors"), "{page}");
     rig.unpublish(&vol, "alloc").unwrap();
     rig.unstage(&vol).unwrap();
-    rig.close();
-}
-
-/// A file system over a directory whose server never answers anything: whoever asks for something in it waits, and no signal but
-/// one that kills ends that.
-struct Hung {
-    server: Child,
-    directories: Vec<String>,
-}
-
-impl Hung {
-    fn start(rig: &NodeHarness, directories: &[&Path]) -> Hung {
-        let script = r#"
-            for directory; do
-                exec 3<>/dev/fuse
-                mount -i -t fuse -o fd=3,rootmode=40000,user_id=0,group_id=0 hung "$directory" || exit
-                # Each keeps its own connection open.
-                sleep 600 &
-            done
-            exec sleep 600
-        "#;
-        let directories: Vec<String> = directories.iter().map(|path| path.to_string_lossy().into_owned()).collect();
-        let mut command = rig.machine().droplet.command(Path::new("sh"));
-        command.args(["-c", script, "sh"]).args(&directories).process_group(0);
-        let server = command.spawn().unwrap();
-        let is_mounted = || directories.iter().all(|path| rig.mount_at(Path::new(path)).is_some());
-        until("it is mounted", is_mounted);
-        Hung { server, directories }
-    }
-
-    /// Everything that waits fails, and the directories are as before.
-    fn end(mut self, rig: &NodeHarness) {
-        self.kill();
-        for path in &self.directories {
-            rig.run("umount", &[path]);
-        }
-    }
-
-    fn kill(&mut self) {
-        // Those that hold the connections are in its group.
-        let group = Pid::from_raw(i32::try_from(self.server.id()).unwrap());
-        let _gone = killpg(group, Signal::SIGKILL);
-        let _ended = self.server.wait();
-    }
-}
-
-impl Drop for Hung {
-    fn drop(&mut self) {
-        self.kill();
-    }
-}
-
-#[test]
-#[ignore = "needs root: make test-root"]
-fn root_a_mount_that_hangs_holds_up_no_scrape_and_no_page() {
-    let (rig, address) = start();
-    let (hung, other) = (rig.volume("hung", "").fs("ext4"), rig.volume("other", "").fs("xfs"));
-    for vol in [&hung, &other] {
-        rig.stage(vol).unwrap();
-        rig.publish(vol, "alloc").unwrap();
-    }
-    until("both are seen", || {
-        let series = scrape_at(&address);
-        [&hung, &other].iter().all(|vol| of(&series, "volume_answers", vol) == Some(1.0))
-    });
-    let (staging, target) = (rig.staging(&hung), rig.target(&hung, "alloc"));
-    let dead = Hung::start(&rig, &[staging.parent().unwrap(), target.parent().unwrap()]);
-    let path = staging.to_string_lossy().into_owned();
-    let asked = rig.machine().droplet.command(Path::new("timeout")).args(["2", "stat", "-f", &path]).status();
-    assert_eq!(asked.unwrap().code(), Some(124), "it answers, so this shows nothing");
-    until("it is found, and each answer comes at once", || {
-        let started = Instant::now();
-        let (series, (_, page)) = (scrape_at(&address), get(&address, "/"));
-        assert_eq!(get(&address, "/livez").0, 200);
-        assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
-        of(&series, "volume_answers", &hung) == Some(0.0)
-            && finding(&series, "MountDoesNotAnswer") == 1.0
-            && page.contains("MountDoesNotAnswer")
-    });
-    // However often it is asked.
-    let started = Instant::now();
-    (0..50).for_each(|_| drop(scrape_at(&address)));
-    assert!(started.elapsed() < Duration::from_secs(20), "{:?}", started.elapsed());
-    assert_eq!(of(&scrape_at(&address), "volume_answers", &other), Some(1.0), "the other one is read all the same");
-    dead.end(&rig);
-    until("it answers again", || of(&scrape_at(&address), "volume_answers", &hung) == Some(1.0));
-    for vol in [&hung, &other] {
-        rig.unpublish(vol, "alloc").unwrap();
-        rig.unstage(vol).unwrap();
-    }
     rig.close();
 }
