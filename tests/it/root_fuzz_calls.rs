@@ -32,6 +32,8 @@ const PATIENCE: [u64; 4] = [2, 3, 6, 30];
 /// What requests are made of.
 struct Parts {
     ids: Vec<String>,
+    /// Those that no call mounts: a loop device carries no name, so nothing tells whose a mount is when its link has gone.
+    loose: Vec<String>,
     names: Vec<String>,
     paths: Vec<String>,
     droplets: Vec<String>,
@@ -246,7 +248,7 @@ impl Parts {
             }
             3 => {
                 let request = csi::ControllerUnpublishVolumeRequest {
-                    volume_id: text(mutator, &self.ids),
+                    volume_id: text(mutator, &self.loose),
                     node_id: text(mutator, &self.droplets),
                     ..Default::default()
                 };
@@ -381,7 +383,9 @@ fn root_fuzz_no_call_ends_the_plugin_or_leaves_anything() {
         rig.machine().droplet.make_folder(path.parent().unwrap()).unwrap();
     }
     let unknown = "ffffffff-8f00-11f0-9a11-0a58ac14d1e2".to_owned();
+    let loose = ["loose", "spare"].map(|name| rig.volume(name, "").csi.id);
     let parts = Parts {
+        loose: loose.into(),
         ids: volumes.iter().map(|vol| vol.csi.id.clone()).chain([unknown]).collect(),
         names: volumes.iter().map(|vol| vol.name.clone()).chain(["new".to_owned(), "other".to_owned()]).collect(),
         paths: paths.iter().map(|path| path.to_string_lossy().into_owned()).collect(),
