@@ -73,6 +73,10 @@ fn root_a_file_system_that_was_left_frozen_is_thawed_before_it_is_unmounted() {
         let started = Instant::now();
         // It is staged yet: whoever has frozen it may still be at work.
         rig.unpublish(&vol, "alloc").unwrap();
+        // The next allocation gets it as it is: its writes wait for whoever has frozen it.
+        rig.publish(&vol, "next").unwrap();
+        rig.publish(&vol, "next").unwrap();
+        rig.unpublish(&vol, "next").unwrap();
         assert_eq!(thaws(), before);
         rig.unstage(&vol).unwrap();
         assert!(started.elapsed() < Duration::from_secs(5), "{fs}: {:?}", started.elapsed());
