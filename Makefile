@@ -2,7 +2,7 @@
 # On Debian and Ubuntu root gets missing packages installed; anyone else is told their names.
 
 .DEFAULT_GOAL := help
-.PHONY: help build pages check test test-root figures test-faults sanity demo bench image image-test test-droplets e2e-nomad droplet-test e2e-droplet dist clean
+.PHONY: help build pages check test test-root figures test-faults sanity demo bench image image-test test-droplets e2e-nomad droplet-test e2e-droplet dist dist-test clean
 .PHONY: plugin sim root rust lints own compiler disk-tools strace packagers csi-sanity docker network debootstrap machines bases tasks nomad
 # A recipe is one script, so it can use functions, and its first failing line ends it.
 .ONESHELL:
@@ -233,6 +233,9 @@ dist: plugin packagers ## Build the archive, the packages, the list of parts and
 	cargo run $(FAST) --quiet --example do-pages dist "$$pages"
 	$(PARTS) | cargo run $(FAST) --quiet --example do-pages sbom "$$pages/sbom.cdx.json"
 	packaging/build "$(PLUGIN)" "$$pages" $(VERSION) dist
+
+dist-test: root dist debootstrap ## Install and run what dist has made in clean roots of Debian (as root)
+	packaging/test dist bookworm trixie
 
 # A target directory chosen by the user may hold other projects, so there only our own package goes.
 clean: ## Remove what was built
