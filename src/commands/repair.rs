@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use crate::commands::print;
 use crate::commands::terminal::printable;
-use crate::commands::world::Source;
+use crate::commands::world::{Source, World};
 use crate::controller::context::Timeouts;
 use crate::id::{DropletId, VolumeId};
 use crate::ops::diagnosis::{Finding, Repair};
@@ -37,14 +37,10 @@ pub(super) fn repair(source: &Source, findings: &[Finding], yes: bool, about: Op
     }
     // As long as the plugin itself waits before it takes a volume from a droplet that is off.
     thread::sleep(Timeouts::of(source.config.call_budget).power_off_grace());
-    let again = source.read();
-    let again = match about.and_then(|called| again.find(called)) {
-        Some(known) => known.findings.clone(),
-        None => again.findings(),
-    };
     for finding in wanted {
         let Some(Repair::Detach { volume, droplet }) = &finding.repair else { continue };
-        if !again.iter().any(|now| now.repair == finding.repair && now.reason == finding.reason) {
+        // Before each one: the detach of the one before may have taken minutes.
+        if !is_still_so(&source.read(), about, finding) {
             print(&format!("Not done, as it is not so any more: {}\n", in_words(finding)));
             continue;
         }
@@ -54,6 +50,14 @@ pub(super) fn repair(source: &Source, findings: &[Finding], yes: bool, about: Op
         }
     }
     Ok(())
+}
+
+fn is_still_so(now: &World, about: Option<&str>, was: &Finding) -> bool {
+    let found = match about.and_then(|called| now.find(called)) {
+        Some(known) => known.findings.clone(),
+        None => now.findings(),
+    };
+    found.iter().any(|now| now.repair == was.repair && now.reason == was.reason)
 }
 
 fn in_words(finding: &Finding) -> String {

@@ -25,7 +25,7 @@ use crate::nomad::{Nomad, NomadError, Plugin};
 use crate::ops::diagnosis::account::diagnose_refusal;
 use crate::ops::diagnosis::attachment::{Attachment, Holder, Moves, diagnose_attachment};
 use crate::ops::diagnosis::cluster::{Claims, diagnose_claims};
-use crate::ops::diagnosis::here::diagnose_here;
+use crate::ops::diagnosis::here::{DiskSeen, diagnose_here, with_safe_repair};
 use crate::ops::diagnosis::{Finding, Subject};
 use crate::region::Region;
 
@@ -188,8 +188,12 @@ impl Source {
         for volume in listed.volumes {
             let holder = observe_holder(cloud, &volume, listed.droplets.as_ref());
             let has_actions = attached <= MOST_ACTIONS && !volume.droplets.is_empty();
-            let actions = if has_actions { cloud.newest_actions(&volume.id).unwrap_or_default() } else { Vec::new() };
-            let moves = Moves::read(&actions, SystemTime::now());
+            let actions = has_actions.then(|| cloud.newest_actions(&volume.id));
+            let actions = actions.transpose().unwrap_or_else(|err| {
+                world.blind.push(format!("the actions of volume {} ({}): {err}", volume.name, volume.id));
+                None
+            });
+            let moves = actions.as_ref().map_or(Moves::NotAsked, |actions| Moves::read(actions, SystemTime::now()));
             let is_here = |found: &VolumeHere| {
                 found.id.as_deref() == Some(volume.id.as_str()) || found.name.as_ref() == Some(&volume.name)
             };
@@ -202,8 +206,16 @@ impl Source {
             findings
                 .extend(here.iter().flat_map(diagnose_here).map(|found| Finding { subject: subject.clone(), ..found }));
             findings.extend(agreed.extract_if(.., |finding| finding.subject == subject));
+            let seen = DiskSeen::of(here.as_ref());
+            let mut findings: Vec<Finding> = findings.into_iter().map(|one| with_safe_repair(one, seen)).collect();
             findings.sort_by(|a, b| b.cmp(a));
-            world.volumes.push(Known { last: actions.last().cloned(), volume, holder, here, findings });
+            world.volumes.push(Known {
+                last: actions.and_then(|actions| actions.last().cloned()),
+                volume,
+                holder,
+                here,
+                findings,
+            });
         }
         world.unexplained = agreed;
         world.only_here = here;

@@ -22,6 +22,7 @@ use crate::host::owner::observe_disk;
 use crate::id::VolumeName;
 use crate::node::luks::open::observe_its_device;
 use crate::node::mount_point;
+use crate::node::mount_state::is_of_our_making;
 use crate::node::whose::{Whose, observe_whose};
 use crate::node::{Arrival, Node, NodeCall};
 use crate::request::node::Expand;
@@ -98,7 +99,8 @@ fn not_at(path: &Path) -> Error {
 fn observe_volume_at(path: &Path) -> Result<(PathBuf, Mount)> {
     let not_there = || not_at(path);
     let real = mount_point::observe_real_path(path)?.ok_or_else(not_there)?;
-    let mount = observe_mounts()?.at(&real).cloned().ok_or_else(not_there)?;
+    // What is somebody else's is not even examined: it may not answer.
+    let mount = observe_mounts()?.at(&real).filter(|mount| is_of_our_making(mount)).cloned().ok_or_else(not_there)?;
     Ok((real, mount))
 }
 

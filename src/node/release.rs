@@ -241,6 +241,11 @@ fn await_unwritten(call: &NodeCall<'_>, disk: &DiskUnder, is_raw: bool, deadline
     if !writers.found().is_empty() {
         return Ok(Some(writers));
     }
+    if !writers.saw_all() {
+        // It is said and not refused: a plugin in a container of its own never sees more.
+        warn!(device:% = disk.node().display(); "the plugin may not look at all processes of the droplet, so it cannot tell whether another \
+              process still writes to this raw disk; give the plugin the host's processes (`pid_mode = \"host\"` in Nomad's docker driver)");
+    }
     if looks > 1 {
         info!(device:% = disk.node().display(); "the raw disk was open for writing for a while");
     }

@@ -21,6 +21,7 @@ use crate::host::id_link::observe_ids_of;
 use crate::host::luks::mapper::DiskHolder;
 use crate::host::mount::observe_mounts;
 use crate::host::mountinfo::{Mount, MountTable};
+use crate::host::probe::content::{Content, observe_content};
 use crate::host::release::{Claim, DiskUnder};
 use crate::host::release_mark::{apply_unmark, ensure_marked, observe_mark};
 use crate::id::{VolumeId, VolumeName};
@@ -191,6 +192,10 @@ impl HeldDisk<'_> {
                 debug!("not detached, as it is open for writing name={}: {writers}", self.name);
                 return Ok(None);
             }
+            if !writers.saw_all() && !observe_has_file_system(&self.call, &disk)? {
+                debug!("not detached, as a process may write to it that is not seen from here name={}", self.name);
+                return Ok(None);
+            }
         }
         // A raw volume may have been shown meanwhile by another plugin on this droplet.
         let is_shown = observe_mounts()?.of_device(&disk).next().is_some();
@@ -242,6 +247,18 @@ impl HeldDisk<'_> {
     /// Whether a disk is found under the volume's name.
     fn is_linked(&self) -> Result<bool> {
         Ok(observe_named(&self.node.places, &self.name)?.is_some())
+    }
+}
+
+/// Whether a disk has a file system, or an encrypted volume: then it is written to by its mounts, which the kernel tells of.
+fn observe_has_file_system(call: &NodeCall<'_>, disk: &Device) -> Result<bool> {
+    match observe_content(&call.runner, disk)? {
+        Content::Filesystem(_) | Content::Encrypted(_) => Ok(true),
+        Content::AllZero
+        | Content::Unfinished(_)
+        | Content::OtherSignature { .. }
+        | Content::Ambivalent { .. }
+        | Content::Unrecognised { .. } => Ok(false),
     }
 }
 

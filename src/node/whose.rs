@@ -63,10 +63,20 @@ pub(super) fn forget_unused(call: &NodeCall<'_>, mounts: &MountTable, volume: &s
 }
 
 /// The disk of the volume with this name, if it is there and works, and what lies on it.
+///
+/// # Errors
+/// [`Error::Io`] when that cannot be seen, [`Error::HostUnfit`] when the disk does not open for a reason that says nothing of it.
 pub(super) fn observe_named(places: &DevicePlaces, name: &VolumeName) -> Result<Option<(Device, DiskHolder)>> {
-    let (LookupResult::Ready(disk) | LookupResult::TooSmall { device: disk, .. }) = observe_device(places, name, None)?
-    else {
-        return Ok(None);
+    let disk = match observe_device(places, name, None)? {
+        LookupResult::Ready(disk) | LookupResult::TooSmall { device: disk, .. } => disk,
+        unclear @ LookupResult::DoesNotOpen { .. } => {
+            return Err(Error::HostUnfit(format!("cannot tell whether volume {name} is used: {unclear}")));
+        }
+        LookupResult::Missing { .. }
+        | LookupResult::NotABlockDevice { .. }
+        | LookupResult::NotRunning { .. }
+        | LookupResult::OtherVolume { .. }
+        | LookupResult::ZeroSize { .. } => return Ok(None),
     };
     let upon = observe_holder_of(places, &disk)?;
     Ok(Some((disk, upon)))

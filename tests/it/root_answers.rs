@@ -165,3 +165,26 @@ fn root_a_way_that_is_said_to_be_missing_while_its_folder_lists_it_is_not_missin
     }
     rig.close();
 }
+
+#[test]
+#[ignore = "needs root: make test-root"]
+fn root_a_disk_that_does_not_open_for_want_of_memory_is_not_let_go_of_by_a_plugin_started_since() {
+    let mut rig = NodeHarness::start();
+    let used = Used::new(&rig, "vol", "raw");
+    let node = used.node.clone();
+    let writer = File::options().write(true).open(&node).unwrap();
+    drop(used.task);
+    rig.unpublish(&used.vol, "alloc").unwrap_err();
+    assert_eq!(rig.mount_at(&rig.target(&used.vol, "alloc")), None);
+    rig.restart();
+    let fault = Fault::begin(&rig, "openat:error=ENOMEM", &[node]);
+    let outcomes = [rig.unpublish(&used.vol, "alloc"), rig.unstage(&used.vol)];
+    fault.end();
+    assert!(outcomes.iter().all(Result::is_err), "OK was said while the disk is written to: {outcomes:?}");
+    // What is known of the volume is kept, so the repeat is as strict.
+    refused(rig.unstage(&used.vol), RpcStatusCode::FAILED_PRECONDITION, &["has", "open"]);
+    drop(writer);
+    rig.unpublish(&used.vol, "alloc").unwrap();
+    rig.unstage(&used.vol).unwrap();
+    rig.close();
+}

@@ -12,6 +12,7 @@ use grpcio::RpcStatusCode;
 use crate::PROGRAM;
 use crate::harness::{NodeHarness, Sysfs, Vol};
 use crate::support::client::option;
+use crate::support::fake_nomad::{FakeNomad, Registration};
 use crate::support::wait_for;
 
 /// The reasons that are told of a volume.
@@ -151,5 +152,45 @@ fn root_health_is_told_of_volumes_that_are_here() {
     for (id, code) in [("", RpcStatusCode::INVALID_ARGUMENT), ("not here", RpcStatusCode::NOT_FOUND)] {
         assert_eq!(rig.client().node_health(id).unwrap_err().code, code, "{id}");
     }
+    rig.close();
+}
+
+#[test]
+#[ignore = "needs root: make test-root"]
+fn root_a_leaked_attachment_is_repaired_only_where_every_claim_and_the_free_disk_are_seen() {
+    let rig = NodeHarness::start();
+    let nomad = FakeNomad::start(rig.machine().id);
+    let (vol, foreign) = (rig.volume("vol", "").fs("ext4"), rig.volume("foreign", ""));
+    nomad.register(&[Registration {
+        id: "blog",
+        namespace: "default",
+        external_id: &vol.csi.id,
+        provider: "dobs.csi.digitalocean.com",
+        claims: &[],
+    }]);
+    let fix = || {
+        let launch = rig.machine().launch(Path::new(PROGRAM));
+        let mut run = launch.command;
+        run.env("NOMAD_ADDR", nomad.url()).args(["doctor", "--fix", "--yes", "--call-budget=10"]).args(&launch.args);
+        let output = run.output().unwrap();
+        rig.cloud.sim.settle().unwrap();
+        String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned()
+    };
+    let is_attached = || rig.cloud.sim.attached_to(&vol.csi.id) == Some(rig.machine().id);
+    // It is staged and written to, and no claim says so.
+    rig.stage(&vol).unwrap();
+    let shown = fix();
+    assert!(shown.contains("AttachedWithoutClaim") && is_attached(), "{shown}");
+    rig.write(&rig.staging(&vol), "file", "still there").unwrap();
+    rig.unstage(&vol).unwrap();
+    // Nothing has it, but the token may not see all claims.
+    nomad.set("/v1/acl/token/self", 200, serde_json::json!({ "Type": "client" }));
+    let shown = fix();
+    assert!(is_attached(), "{shown}");
+    nomad.set("/v1/acl/token/self", 200, serde_json::json!({ "Type": "management" }));
+    let shown = fix();
+    assert!(shown.contains("Done: detach volume vol") && !is_attached(), "{shown}");
+    // What is attached and not registered is nothing of Nomad's.
+    assert_eq!(rig.cloud.sim.attached_to(&foreign.csi.id), Some(rig.machine().id));
     rig.close();
 }

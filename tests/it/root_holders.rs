@@ -154,6 +154,14 @@ fn root_a_raw_volume_that_is_open_for_writing_is_not_said_to_be_let_go_of() {
     writer.end();
     rig.unpublish(&vol, "two").unwrap();
     rig.unstage(&vol).unwrap();
+    // A lazy unmount hides the mount from every table, and the writer goes on.
+    rig.publish(&vol, "one").unwrap();
+    let target = rig.target(&vol, "one");
+    let writer = Bystander::beside(&rig, "exec 9>\"$1\"", &[&target]);
+    rig.run("umount", &["--lazy", &target.to_string_lossy()]);
+    refused(rig.unpublish(&vol, "one"), PRECONDITION, &[&format!("process {} (sh) has", writer.pid()), "vol"]);
+    writer.end();
+    rig.unpublish(&vol, "one").unwrap();
     // What the kernel itself has made of it: swap space, and another disk.
     rig.publish(&vol, "one").unwrap();
     rig.run("mkswap", &[&node.to_string_lossy()]);

@@ -12,6 +12,8 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use nix::libc;
+
 use crate::activity::wait_for;
 use crate::backoff::{Backoff, look_until};
 use crate::error::{Chain, Error, Result};
@@ -47,6 +49,13 @@ pub enum LookupResult {
         /// The state that sysfs shows, or the system's answer to opening it.
         state: String,
     },
+    /// The disk is there, and for a reason that says nothing of it, as a lack of memory, it does not open.
+    DoesNotOpen {
+        /// The device node.
+        path: PathBuf,
+        /// The system's answer.
+        why: String,
+    },
     /// The link leads to a disk that is certainly not this volume.
     OtherVolume {
         /// The device node.
@@ -78,6 +87,7 @@ impl fmt::Display for LookupResult {
             }
             LookupResult::NotABlockDevice { path } => write!(f, "{} is not a block device", path.display()),
             LookupResult::NotRunning { path, state } => write!(f, "{} is not running but {state:?}", path.display()),
+            LookupResult::DoesNotOpen { path, why } => write!(f, "{} does not open: {why}", path.display()),
             LookupResult::OtherVolume { path, found } => write!(f, "{} is another disk: {found}", path.display()),
             LookupResult::ZeroSize { path } => write!(f, "{} has no size", path.display()),
             LookupResult::TooSmall { device, want } => {
@@ -247,6 +257,7 @@ fn await_ready(
         }
         LookupResult::Missing { .. }
         | LookupResult::NotRunning { .. }
+        | LookupResult::DoesNotOpen { .. }
         | LookupResult::ZeroSize { .. }
         | LookupResult::TooSmall { .. } => {
             let waited_s = budget.as_secs();
@@ -389,7 +400,10 @@ impl Candidate<'_> {
         }
         let size = match file.and_then(|mut file| file.seek(SeekFrom::End(0))) {
             Ok(size) => Bytes(size),
-            Err(error) => return LookupResult::NotRunning { path, state: format!("does not open: {error}") },
+            Err(error) if is_dead(&error) => {
+                return LookupResult::NotRunning { path, state: format!("does not open: {error}") };
+            }
+            Err(error) => return LookupResult::DoesNotOpen { path, why: error.to_string() },
         };
         if size == Bytes(0) {
             return LookupResult::ZeroSize { path };
@@ -400,6 +414,11 @@ impl Candidate<'_> {
             Some(_) | None => LookupResult::Ready(device),
         }
     }
+}
+
+/// Whether the system's answer to opening a disk says that the disk does not work.
+fn is_dead(error: &std::io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENXIO | libc::ENODEV | libc::ENOMEDIUM))
 }
 
 /// What is at the path of a device node.

@@ -12,16 +12,19 @@ mod tests;
 
 use std::collections::{BTreeMap, HashSet};
 use std::ffi::OsString;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use rustix::fs::{AtFlags, CWD, FileType, StatxFlags, statx};
+
 pub(crate) use self::named::{Holder, Holders};
 use self::process::{OpenFile, Proc, Process};
-use crate::error::{Error, Result};
+use crate::error::{Chain, Error, Result};
 use crate::host::device::number::DeviceNumber;
 use crate::host::device::sysfs::{is_going, read_attribute};
 use crate::host::mountinfo::{Mount, MountTable};
+use crate::host::presence::{observe_is_there, observe_names, observe_real};
 
 /// Where processes are seen.
 const PROC: &str = "/proc";
@@ -40,6 +43,8 @@ pub(crate) struct Sought {
     made_of_it: Vec<(String, Option<String>)>,
     /// The directory of sysfs with all block devices.
     all: PathBuf,
+    /// Why not everything that is made of it could be seen.
+    unseen: Option<String>,
 }
 
 impl Sought {
@@ -50,25 +55,41 @@ impl Sought {
         sought
     }
 
+    /// Adds a device and what is made of it. What cannot be seen is no reason to stop, but is kept in mind.
     fn add(&mut self, directory: &Path, nodes: &Path) {
-        let Ok(real) = std::fs::canonicalize(directory) else { return };
-        let attribute = |name: &str| read_attribute(&real.join(name)).ok().flatten();
-        let Some(number) = attribute("dev").and_then(|text| DeviceNumber::parse(&text)) else { return };
+        if let Err(err) = self.try_add(directory, nodes) {
+            self.unseen.get_or_insert_with(|| Chain(&err).to_string());
+        }
+    }
+
+    fn try_add(&mut self, directory: &Path, nodes: &Path) -> Result<()> {
+        // A partition or a holder may go while it is looked at.
+        let Some(real) = observe_real(directory)? else { return Ok(()) };
+        let Some(number) = read_attribute(&real.join("dev"))?.and_then(|text| DeviceNumber::parse(&text)) else {
+            return Ok(());
+        };
         if self.numbers.contains(&number) {
-            return;
+            return Ok(());
         }
         self.numbers.push(number);
         self.nodes.push(nodes.join(real.file_name().unwrap_or_default()));
-        self.nodes.extend(attribute("dm/name").map(|name| nodes.join("mapper").join(name)));
-        let entries = |of: &Path| std::fs::read_dir(of).into_iter().flatten().flatten().map(|entry| entry.path());
-        for holder in entries(&real.join("holders")) {
-            let name = holder.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            self.made_of_it.push((name, read_attribute(&holder.join("dm/name")).ok().flatten()));
+        self.nodes.extend(read_attribute(&real.join("dm/name"))?.map(|name| nodes.join("mapper").join(name)));
+        let holders = real.join("holders");
+        for name in observe_names(&holders)?.unwrap_or_default() {
+            let holder = holders.join(&name);
+            self.made_of_it.push((name.to_string_lossy().into_owned(), read_attribute(&holder.join("dm/name"))?));
             self.add(&holder, nodes);
         }
-        for part in entries(&real).filter(|part| part.join("partition").exists()) {
-            self.add(&part, nodes);
+        // A partition's directory begins with the disk's name.
+        let own = real.file_name().unwrap_or_default().as_encoded_bytes();
+        let is_part = |name: &OsString| name.as_encoded_bytes().starts_with(own);
+        for name in observe_names(&real)?.unwrap_or_default().into_iter().filter(is_part) {
+            let part = real.join(name);
+            if observe_is_there(&part.join("partition"))? {
+                self.add(&part, nodes);
+            }
         }
+        Ok(())
     }
 
     /// Whether a mount shows a file system that lies on the disk.
@@ -150,11 +171,12 @@ fn observe_writers_in(proc: &Path, sought: &Sought, budget: Duration) -> Result<
     }
     let unclear =
         |what: &str| Error::io("looking who writes to a disk in", proc)(std::io::Error::other(what.to_owned()));
-    match (search.proc.unseen(), holders.is_cut_short) {
-        (Some(err), _) => Err(err),
-        (None, true) => Err(unclear("there are too many processes and open files to look at in time")),
-        (None, false) if sought.numbers.is_empty() => Err(unclear("sysfs does not say which disk it is")),
-        (None, false) => Ok(holders),
+    match (search.proc.unseen(), &sought.unseen, holders.is_cut_short) {
+        (Some(err), _, _) => Err(err),
+        (None, Some(why), _) => Err(unclear(&format!("what is made of the disk is not seen: {why}"))),
+        (None, None, true) => Err(unclear("there are too many processes and open files to look at in time")),
+        (None, None, false) if sought.numbers.is_empty() => Err(unclear("sysfs does not say which disk it is")),
+        (None, None, false) => Ok(holders),
     }
 }
 
@@ -301,6 +323,7 @@ impl<'a> Search<'a> {
         Holders {
             found,
             sees_all: self.proc.shows_all(),
+            hides_some: self.proc.hides_some(),
             is_cut_short: Instant::now() >= self.deadline,
             of_users: None,
             command: self.sought.command(),
@@ -359,15 +382,17 @@ impl<'a> Search<'a> {
         self.first_open(is_detached).map(|(path, by)| Holder::Detached { path, by }).collect()
     }
 
-    /// Whether an open file is a node of what is sought. Only one on a file system that surely answers is examined.
+    /// Whether an open file is a node of what is sought. One in a mount that no table shows, as after a lazy unmount, counts too.
+    /// Nothing is examined that could have another machine or a program asked.
     fn is_node(&self, open: &OpenFile) -> bool {
-        if !self.answering.contains(&open.mount) {
+        if self.known.contains(&open.mount) && !self.answering.contains(&open.mount) {
             return false;
         }
-        let found = self.proc.seen(&open.link, std::fs::metadata(&open.link));
-        found.is_some_and(|found| {
-            let number = DeviceNumber::from_raw(found.rdev());
-            found.file_type().is_block_device() && self.sought.numbers.contains(&number)
+        let looked = statx(CWD, &open.link, AtFlags::STATX_DONT_SYNC, StatxFlags::TYPE);
+        self.proc.seen(&open.link, looked.map_err(std::io::Error::from)).is_some_and(|found| {
+            let number = DeviceNumber { major: found.stx_rdev_major.into(), minor: found.stx_rdev_minor.into() };
+            FileType::from_raw_mode(found.stx_mode.into()) == FileType::BlockDevice
+                && self.sought.numbers.contains(&number)
         })
     }
 

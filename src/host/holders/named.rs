@@ -137,6 +137,8 @@ pub(crate) struct Holders {
     pub(super) found: Vec<Holder>,
     /// Whether all processes of the machine were seen.
     pub(super) sees_all: bool,
+    /// Whether the system did not let this process look at some of them.
+    pub(super) hides_some: bool,
     /// Whether the search was ended before it was through.
     pub(super) is_cut_short: bool,
     /// The command that shows the users of a mount, when they were looked for, and not who has the disk.
@@ -146,6 +148,12 @@ pub(crate) struct Holders {
 }
 
 impl Holders {
+    /// Whether every process of the machine could be looked at: what is not found is not there.
+    #[must_use]
+    pub(crate) fn saw_all(&self) -> bool {
+        self.sees_all && !self.hides_some
+    }
+
     /// Each thing that was found.
     #[must_use]
     pub(crate) fn found(&self) -> &[Holder] {

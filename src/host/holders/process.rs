@@ -5,7 +5,7 @@
 //! nothing was missed. Nothing here asks a file system that may not answer, such as NFS: what the kernel says about a
 //! file is enough.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::fmt;
@@ -127,23 +127,27 @@ pub(super) struct Proc<'a> {
     root: &'a Path,
     /// The first look that failed although there was something to see.
     unseen: RefCell<Option<Error>>,
+    /// Whether anything was hidden from this process.
+    hides: Cell<bool>,
 }
 
 impl<'a> Proc<'a> {
     pub(super) fn at(root: &'a Path) -> Self {
-        Proc { root, unseen: RefCell::new(None) }
+        Proc { root, unseen: RefCell::new(None), hides: Cell::new(false) }
     }
 
     /// What was seen; `None` if there is nothing to see any more, or nothing may be seen: a process that is hidden from
-    /// this one stays hidden, as in a container. Any other failure is recorded.
+    /// this one stays hidden, as in a container without the right to look, and that is kept in mind. Any other failure is recorded.
     pub(super) fn seen<T>(&self, path: &Path, looked: io::Result<T>) -> Option<T> {
-        let is_gone = |err: &io::Error| {
-            // A process that has ended and is not yet waited for answers EINVAL when it is asked for its mounts.
-            matches!(err.raw_os_error(), Some(libc::ENOENT | libc::ESRCH | libc::EINVAL | libc::EACCES | libc::EPERM))
-        };
+        let is_one_of = |err: &io::Error, these: &[i32]| err.raw_os_error().is_some_and(|code| these.contains(&code));
         match looked {
             Ok(seen) => Some(seen),
-            Err(err) if is_gone(&err) => None,
+            // A process that has ended and is not yet waited for answers EINVAL when it is asked for its mounts.
+            Err(err) if is_one_of(&err, &[libc::ENOENT, libc::ESRCH, libc::EINVAL]) => None,
+            Err(err) if is_one_of(&err, &[libc::EACCES, libc::EPERM]) => {
+                self.hides.set(true);
+                None
+            }
             Err(err) => {
                 self.missed(Error::io("examining", path)(err));
                 None
@@ -154,6 +158,11 @@ impl<'a> Proc<'a> {
     /// Records that something was not seen.
     pub(super) fn missed(&self, err: Error) {
         self.unseen.borrow_mut().get_or_insert(err);
+    }
+
+    /// Whether something was hidden from this process.
+    pub(super) fn hides_some(&self) -> bool {
+        self.hides.get()
     }
 
     /// Why not everything was seen.

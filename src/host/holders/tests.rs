@@ -13,7 +13,8 @@ fn process(pid: u32, command: &str, owner: Option<Owner>) -> Process {
 }
 
 fn holders(found: Vec<Holder>, sees_all: bool, is_cut_short: bool) -> String {
-    Holders { found, sees_all, is_cut_short, of_users: None, command: "`grep x`".to_owned() }.to_string()
+    Holders { found, sees_all, hides_some: false, is_cut_short, of_users: None, command: "`grep x`".to_owned() }
+        .to_string()
 }
 
 #[test]
@@ -83,7 +84,8 @@ fn who_uses_a_mount_is_told_by_another_command() {
     {
         let of_users = Some("`fuser -vm /dev/sda`".to_owned());
         let command = "`grep x`".to_owned();
-        let text = Holders { found: Vec::new(), sees_all, is_cut_short: false, of_users, command }.to_string();
+        let text = Holders { found: Vec::new(), sees_all, hides_some: false, is_cut_short: false, of_users, command }
+            .to_string();
         assert!(text.contains(words) && text.contains("`fuser -vm /dev/sda`"), "{text}");
     }
 }

@@ -43,6 +43,53 @@ impl VolumeHere {
     }
 }
 
+/// What is seen of a volume's disk on this droplet, when a program would detach the volume.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DiskSeen {
+    /// It is not here: the volume is on another droplet, or this machine is none.
+    NotHere,
+    /// It is here, and nothing has it.
+    Free,
+    /// It is here, and something has it, or may have it.
+    MayBeUsed,
+}
+
+impl DiskSeen {
+    /// What is seen of the disk of a volume that is here; `None`: it is not.
+    #[must_use]
+    pub fn of(here: Option<&VolumeHere>) -> DiskSeen {
+        match here.map(|volume| (&volume.state, volume.mounts.as_slice())) {
+            None => DiskSeen::NotHere,
+            Some((VolumeState::NotMounted { is_taken: false }, [])) => DiskSeen::Free,
+            Some((
+                VolumeState::NotMounted { .. }
+                | VolumeState::Answered(_)
+                | VolumeState::Silent(_)
+                | VolumeState::Unknown(_),
+                _,
+            )) => DiskSeen::MayBeUsed,
+        }
+    }
+}
+
+/// A finding with what a program may do about it only where that cannot take a disk from who writes to it. A lost claim is no sign
+/// that the task has ended: only the droplet that has the disk knows. Pure.
+#[must_use]
+pub fn with_safe_repair(finding: Finding, seen: DiskSeen) -> Finding {
+    let is_safe = match (finding.reason == Reason::AttachedWithoutClaim, seen) {
+        (true | false, DiskSeen::Free) | (false, DiskSeen::NotHere) => true,
+        (true | false, DiskSeen::MayBeUsed) | (true, DiskSeen::NotHere) => false,
+    };
+    if is_safe || finding.repair.is_none() {
+        return finding;
+    }
+    let cure = format!(
+        "see on that droplet that nothing uses the disk any more, as `do-csi-plugin doctor --fix` does there; then {}",
+        finding.cure
+    );
+    Finding { repair: None, cure, ..finding }
+}
+
 /// What is wrong with a volume that is here. Pure.
 #[must_use]
 pub fn diagnose_here(volume: &VolumeHere) -> Vec<Finding> {
@@ -189,7 +236,8 @@ mod tests {
     use super::*;
     use crate::host::ext_errors::RecordedErrors;
     use crate::host::inventory::MountHere;
-    use crate::id::VolumeName;
+    use crate::id::{DropletId, VolumeId, VolumeName};
+    use crate::ops::diagnosis::Repair;
 
     const GIB: u64 = 1 << 30;
 
@@ -297,5 +345,39 @@ mod tests {
         assert_eq!(volume(state.clone()).subject().to_string(), "volume blog (506f78a4)");
         let unknown = VolumeHere { id: None, name: None, ..volume(state) };
         assert_eq!(unknown.subject().to_string(), "volume at /csi/staging/blog");
+    }
+
+    #[test]
+    fn only_a_disk_that_is_seen_free_is_detached_from_a_droplet_that_runs() {
+        use Reason::{AttachedToDeadDroplet, AttachedWithoutClaim};
+        let mount = MountHere { path: "/csi/staging/blog".into(), is_read_only: false, user: None };
+        let here = |state, mounts| VolumeHere { mounts, ..volume(state) };
+        let free = here(VolumeState::NotMounted { is_taken: false }, Vec::new());
+        let used = [
+            here(VolumeState::NotMounted { is_taken: true }, Vec::new()),
+            here(VolumeState::NotMounted { is_taken: false }, vec![mount.clone()]),
+            here(VolumeState::Silent(Duration::ZERO), vec![mount.clone()]),
+            here(VolumeState::Unknown(String::new()), vec![mount]),
+        ];
+        assert_eq!(DiskSeen::of(None), DiskSeen::NotHere);
+        assert_eq!(DiskSeen::of(Some(&free)), DiskSeen::Free);
+        for used in &used {
+            assert_eq!(DiskSeen::of(Some(used)), DiskSeen::MayBeUsed, "{used:?}");
+        }
+        let (id, droplet) =
+            (VolumeId::parse("506f78a4-8f00-11f0-9a11-0a58ac14d1e2").unwrap(), DropletId::new(7).unwrap());
+        for (reason, seen, want) in [
+            (AttachedWithoutClaim, DiskSeen::Free, true),
+            (AttachedWithoutClaim, DiskSeen::NotHere, false),
+            (AttachedWithoutClaim, DiskSeen::MayBeUsed, false),
+            (AttachedToDeadDroplet, DiskSeen::NotHere, true),
+            (AttachedToDeadDroplet, DiskSeen::Free, true),
+            (AttachedToDeadDroplet, DiskSeen::MayBeUsed, false),
+        ] {
+            let repair = Repair::Detach { volume: id.clone(), droplet };
+            let finding = Finding::new(reason, &Subject::Node, String::new(), "run it".to_owned()).with_repair(repair);
+            let got = with_safe_repair(finding, seen);
+            assert_eq!((got.repair.is_some(), got.cure == "run it"), (want, want), "{reason} {seen:?}");
+        }
     }
 }
