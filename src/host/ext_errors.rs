@@ -44,8 +44,7 @@ pub(crate) fn observe_recorded_errors(places: &DevicePlaces, mount: &Mount) -> R
     if !mount.fstype.starts_with("ext") {
         return Ok(None);
     }
-    let link = places.sysfs.join(format!("dev/block/{}", mount.device));
-    let Some(disk) = observe_real(&link)? else { return Ok(None) };
+    let Some(disk) = observe_real(&places.sysfs_of(mount.device))? else { return Ok(None) };
     let own = places.sysfs.join("fs/ext4").join(disk.file_name().unwrap_or_default());
     read_errors(&own)
 }

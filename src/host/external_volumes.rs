@@ -4,20 +4,20 @@
 //! A volume that nothing uses is not counted: whether CSI is going to use it cannot be seen.
 
 use std::collections::BTreeSet;
-use std::ffi::OsString;
 use std::fs::OpenOptions;
 use std::io::ErrorKind;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use nix::fcntl::OFlag;
 
 use crate::error::Result;
+use crate::host::device::DevicePlaces;
+use crate::host::device::links::observe_linked_disks;
 use crate::host::device::number::DeviceNumber;
-use crate::host::device::{DevicePlaces, LINK_PREFIX};
-use crate::host::mountinfo::{Mount, MountTable};
-use crate::host::presence::{observe_if_there, observe_is_there, observe_metadata, observe_names, observe_real};
-use crate::id::VolumeName;
+use crate::host::mountinfo::MountTable;
+use crate::host::presence::{observe_if_there, observe_is_there, observe_real};
+use crate::host::under_mount::observe_device;
 
 /// What was seen of one volume's disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,7 +38,9 @@ enum Seen {
 /// [`crate::error::Error::Io`] when the devices cannot be looked at.
 pub(crate) fn observe_foreign(places: &DevicePlaces, mounts: &MountTable) -> Result<u32> {
     let mut count = 0;
-    for disk in observe_volumes(places)? {
+    // Two links may lead to one disk.
+    let disks: BTreeSet<DeviceNumber> = observe_linked_disks(places)?.into_iter().map(|(number, _)| number).collect();
+    for disk in disks {
         match observe_use(places, mounts, disk)? {
             Seen::Elsewhere | Seen::Hidden => count += 1,
             Seen::ByCsi | Seen::Free => {}
@@ -47,40 +49,13 @@ pub(crate) fn observe_foreign(places: &DevicePlaces, mounts: &MountTable) -> Res
     Ok(count)
 }
 
-/// The names of all volumes to which a link leads, whatever is behind it.
-///
-/// # Errors
-/// [`crate::error::Error::Io`] when the links cannot be listed.
-pub(crate) fn observe_linked_names(places: &DevicePlaces) -> Result<Vec<VolumeName>> {
-    let names = observe_names(&places.links)?.unwrap_or_default();
-    let name = |file: &OsString| VolumeName::parse(file.to_str()?.strip_prefix(LINK_PREFIX)?).ok();
-    Ok(names.iter().filter_map(name).collect())
-}
-
-/// The disks behind all links of volumes, each once. Partitions have links of their own and count with their disk.
-fn observe_volumes(places: &DevicePlaces) -> Result<BTreeSet<DeviceNumber>> {
-    let mut disks = BTreeSet::new();
-    // There is no such directory as long as no disk has a name.
-    for link in observe_names(&places.links)?.unwrap_or_default() {
-        if !link.to_string_lossy().starts_with(LINK_PREFIX) {
-            continue;
-        }
-        // A link that leads nowhere is no disk.
-        let Some(number) = observe_node(&places.links.join(link))? else { continue };
-        if !observe_is_there(&places.sysfs.join(format!("dev/block/{number}/partition")))? {
-            disks.insert(number);
-        }
-    }
-    Ok(disks)
-}
-
 fn observe_use(places: &DevicePlaces, mounts: &MountTable, disk: DeviceNumber) -> Result<Seen> {
     // Below a disk's directory in sysfs are its partitions'. A disk that is gone by now uses nothing.
-    let directory = |number: DeviceNumber| observe_real(&places.sysfs.join(format!("dev/block/{number}")));
+    let directory = |number: DeviceNumber| observe_real(&places.sysfs_of(number));
     let Some(own) = directory(disk)? else { return Ok(Seen::Free) };
     let mut targets = Vec::new();
     for mount in mounts.iter() {
-        let of_mount = observe_number(mount)?.map(directory).transpose()?.flatten();
+        let of_mount = observe_device(places, mount)?.map(directory).transpose()?.flatten();
         if let Some(of_mount) = of_mount
             && (of_mount.starts_with(&own) || observe_is_upon(&own, &of_mount)?)
         {
@@ -96,21 +71,6 @@ fn observe_use(places: &DevicePlaces, mounts: &MountTable, disk: DeviceNumber) -
 /// Whether a device lies on a disk, as an encrypted volume that is open: then it is in the directory of the disk's holders.
 fn observe_is_upon(disk: &Path, device: &Path) -> Result<bool> {
     device.file_name().map_or(Ok(false), |name| observe_is_there(&disk.join("holders").join(name)))
-}
-
-/// The number of the disk under a mount; btrfs has numbers of its own, and a device node is a file of `/dev`.
-fn observe_number(mount: &Mount) -> Result<Option<DeviceNumber>> {
-    match mount.fstype.as_str() {
-        "btrfs" => observe_node(Path::new(&mount.source)),
-        "devtmpfs" => observe_node(&mount.target),
-        _ => Ok((mount.device.major != 0).then_some(mount.device)),
-    }
-}
-
-/// The number of the disk whose node is at a path.
-fn observe_node(path: &Path) -> Result<Option<DeviceNumber>> {
-    let block = observe_metadata(path)?.filter(|found| found.file_type().is_block_device());
-    Ok(block.map(|found| DeviceNumber::from_raw(found.rdev())))
 }
 
 /// Decides by where a disk is mounted.
@@ -169,20 +129,6 @@ fn is_taken(places: &DevicePlaces, directory: &Path) -> Result<bool> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_link_that_leads_nowhere_is_no_volume_and_one_that_cannot_be_followed_is_an_error() {
-        let dir = tempfile::tempdir().unwrap();
-        let places = DevicePlaces { links: dir.path().join("by-id"), ..DevicePlaces::default() };
-        assert_eq!(observe_volumes(&places).unwrap(), BTreeSet::new());
-        std::fs::create_dir(&places.links).unwrap();
-        let link = |name: &str, to: &str| std::os::unix::fs::symlink(to, places.links.join(name)).unwrap();
-        link("scsi-0DO_Volume_stale", "../sdz");
-        link("other-ring", "other-ring");
-        assert_eq!(observe_volumes(&places).unwrap(), BTreeSet::new());
-        link("scsi-0DO_Volume_ring", "scsi-0DO_Volume_ring");
-        assert!(observe_volumes(&places).is_err());
-    }
 
     #[test]
     fn a_volume_is_csis_where_orchestrators_mount_it() {

@@ -13,18 +13,19 @@ use std::time::{Duration, Instant, SystemTime};
 use crossbeam::channel::{Receiver, RecvTimeoutError, bounded};
 
 use crate::error::{Chain, Error, Result};
-use crate::fs::FsKind;
+use crate::host::device::DevicePlaces;
+use crate::host::device::links::observe_linked_disks;
 use crate::host::device::number::DeviceNumber;
 use crate::host::device::sysfs::read_attribute;
-use crate::host::device::{DevicePlaces, LINK_PREFIX};
 use crate::host::external_volumes::is_csi_place;
 use crate::host::id_link::observe_ids_of;
 use crate::host::mount_health::observe_health;
 use crate::host::mount_report::{MountReport, observe_report};
 use crate::host::mount_table::observe_mounts;
 use crate::host::mountinfo::{Mount, MountTable};
-use crate::host::owner::{Owner, UnderMount, observe_disk, observe_node, observe_owner};
+use crate::host::owner::{Owner, observe_owner};
 use crate::host::presence::{observe_is_there, observe_metadata, observe_names, observe_real};
+use crate::host::under_mount::{UnderMount, observe_disk};
 use crate::id::{VolumeId, VolumeName};
 
 /// How long the mounts may take to answer, all together.
@@ -232,10 +233,11 @@ fn observe_is_taken(places: &DevicePlaces, disk: &Path) -> Result<bool> {
 
 /// The volumes by their disks and mounts. It waits for no disk.
 fn observe_found(places: &DevicePlaces, mounts: &MountTable) -> Result<Vec<Found>> {
+    let named = |(number, name): (DeviceNumber, String)| Some((number, (VolumeName::parse(&name).ok()?, Vec::new())));
     let mut by_disk: BTreeMap<DeviceNumber, (VolumeName, Vec<&Mount>)> =
-        observe_named(places)?.into_iter().map(|(number, name)| (number, (name, Vec::new()))).collect();
+        observe_linked_disks(places)?.into_iter().filter_map(named).collect();
     let mut others: BTreeMap<(DeviceNumber, bool), Vec<&Mount>> = BTreeMap::new();
-    for mount in mounts.iter().filter(|mount| FsKind::parse(&mount.fstype).is_some() || mount.is_node()) {
+    for mount in mounts.iter().filter(|mount| mount.is_of_our_making()) {
         // One whose disk cannot be told is shown by itself where orchestrators mount volumes, and else is no volume's.
         let (number, is_disk) = match observe_disk(places, mount) {
             Ok(UnderMount::Disk(number)) => (number, true),
@@ -259,21 +261,6 @@ fn observe_found(places: &DevicePlaces, mounts: &MountTable) -> Result<Vec<Found
     let mut all: Vec<Found> = named.chain(unnamed).collect();
     all.sort_by(|a, b| a.volume.name.cmp(&b.volume.name));
     Ok(all)
-}
-
-/// The disks that volumes' links lead to, whole ones only.
-fn observe_named(places: &DevicePlaces) -> Result<Vec<(DeviceNumber, VolumeName)>> {
-    let mut disks = Vec::new();
-    for file in observe_names(&places.links)?.unwrap_or_default() {
-        let name = file.to_str().and_then(|file| file.strip_prefix(LINK_PREFIX));
-        let Some(name) = name.and_then(|name| VolumeName::parse(name).ok()) else { continue };
-        let Some(number) = observe_node(&places.links.join(&file))? else { continue };
-        let sysfs = places.sysfs.join(format!("dev/block/{number}"));
-        if observe_is_there(&sysfs)? && !observe_is_there(&sysfs.join("partition"))? {
-            disks.push((number, name));
-        }
-    }
-    Ok(disks)
 }
 
 /// The name that a disk without a link carries.
@@ -318,7 +305,7 @@ fn assemble(
 }
 
 fn observe_disk_here(places: &DevicePlaces, number: DeviceNumber, name: Option<&VolumeName>) -> Option<DiskHere> {
-    let sysfs = observe_real(&places.sysfs.join(format!("dev/block/{number}"))).ok().flatten()?;
+    let sysfs = observe_real(&places.sysfs_of(number)).ok().flatten()?;
     let attribute = |name: &str| read_attribute(&sysfs.join(name)).ok().flatten();
     let link = name.and_then(|name| observe_metadata(&places.link(name)).ok().flatten());
     let holders = observe_names(&sysfs.join("holders")).ok().flatten().unwrap_or_default();

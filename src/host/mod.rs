@@ -42,6 +42,7 @@ pub(crate) mod release_mark;
 pub(crate) mod selinux_label;
 pub(crate) mod superblock_check;
 pub(crate) mod tools;
+pub(crate) mod under_mount;
 pub(crate) mod xfs_features;
 
 use std::time::Duration;

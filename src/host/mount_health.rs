@@ -7,8 +7,7 @@
 use std::fmt;
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::OFlag;
@@ -16,12 +15,13 @@ use nix::libc;
 
 use crate::error::{Error, Result};
 use crate::host::device::DevicePlaces;
-use crate::host::device::number::DeviceNumber;
+use crate::host::device::number::{DeviceNumber, observe_node};
 use crate::host::holders::command_for_users;
-use crate::host::luks::mapper::{number_under, observe_lost};
+use crate::host::luks::mapper::observe_lost;
 use crate::host::mount::observe_mounts;
 use crate::host::mountinfo::Mount;
-use crate::host::presence::{observe_is_there, observe_metadata};
+use crate::host::presence::observe_is_there;
+use crate::host::under_mount;
 
 /// How a mount is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -127,18 +127,14 @@ fn observe_listed(places: &DevicePlaces, mount: &Mount) -> Result<Listed> {
         Some(lower) => Ok(Listed::No(Missing::Named(places.nodes.join(lower)))),
         None => Ok(Listed::Yes),
     };
-    if mount.device.major != 0 {
-        let is_there = observe_is_there(&places.sysfs.join(format!("dev/block/{}", mount.device)))?;
-        return if is_there { listed_of(mount.device) } else { Ok(Listed::No(Missing::Numbered(mount.device))) };
-    }
-    if mount.fstype != "btrfs" {
-        return Ok(Listed::Unnamed);
-    }
-    // btrfs gives numbers of its own; there the name of the disk has to do, where it is one that the kernel gave.
     let source = Path::new(&mount.source);
-    match number_under(places, mount)? {
-        Some(number) => listed_of(number),
-        None if source.parent() == Some(&places.nodes) => Ok(Listed::No(Missing::Named(source.to_owned()))),
+    match under_mount::observe_listed(places, mount)? {
+        Some(number) if observe_is_there(&places.sysfs_of(number))? => listed_of(number),
+        Some(number) => Ok(Listed::No(Missing::Numbered(number))),
+        // Here the name of the disk has to do, where it is one that the kernel gave.
+        None if mount.fstype == "btrfs" && source.parent() == Some(&places.nodes) => {
+            Ok(Listed::No(Missing::Named(source.to_owned())))
+        }
         // The device mapper's names are people's, and can be changed while a device is in use.
         None => Ok(Listed::Unnamed),
     }
@@ -183,13 +179,12 @@ fn is_dead(error: &io::Error) -> bool {
 /// A device node that was bound somewhere stays there when its disk goes, and then leads to nothing or, later, to another
 /// disk that got the same number.
 fn observe_node_health(places: &DevicePlaces, mount: &Mount) -> Result<Health> {
-    let is_deleted = mount.root.as_os_str().as_bytes().ends_with(b"//deleted");
+    let is_deleted = mount.is_removed_node();
     let node = std::fs::metadata(&mount.target).map_err(Error::io("examining", &mount.target))?;
-    if !node.file_type().is_block_device() {
+    let Some(number) = DeviceNumber::of_node(&node) else {
         return Ok(if is_deleted { Health::NodeGone } else { Health::Alive });
-    }
-    let number = DeviceNumber::from_raw(node.rdev());
-    let is_listed = observe_is_there(&places.sysfs.join(format!("dev/block/{number}")))?;
+    };
+    let is_listed = observe_is_there(&places.sysfs_of(number))?;
     match (is_listed, is_deleted) {
         (true, false) => Ok(Health::Alive),
         (true, true) => Ok(Health::NodeGone),
@@ -204,7 +199,7 @@ fn observe_node_health(places: &DevicePlaces, mount: &Mount) -> Result<Health> {
 /// Looks at the node of a disk that sysfs does not list.
 fn observe_node_of(places: &DevicePlaces, disk: &Missing) -> Result<Node> {
     let found = match disk {
-        Missing::Named(node) => observe_block(node)?.map(|_| node.clone()),
+        Missing::Named(node) => observe_node(node)?.map(|_| node.clone()),
         Missing::Numbered(number) => observe_numbered(&places.nodes, *number)?,
     };
     match found {
@@ -222,16 +217,11 @@ fn observe_numbered(nodes: &Path, number: DeviceNumber) -> Result<Option<PathBuf
     for entry in std::fs::read_dir(nodes).map_err(Error::io("listing", nodes))? {
         let entry = entry.map_err(Error::io("listing", nodes))?;
         let is_block = entry.file_type().map_err(Error::io("examining", entry.path()))?.is_block_device();
-        if is_block && observe_block(&entry.path())? == Some(number) {
+        if is_block && observe_node(&entry.path())? == Some(number) {
             return Ok(Some(entry.path()));
         }
     }
     Ok(None)
-}
-
-fn observe_block(node: &Path) -> Result<Option<DeviceNumber>> {
-    let block = observe_metadata(node)?.filter(|found| found.file_type().is_block_device());
-    Ok(block.map(|found| DeviceNumber::from_raw(found.rdev())))
 }
 
 /// Whether there is a disk behind a node. Source: open(2), ENXIO and ENODEV.

@@ -1,15 +1,19 @@
 //! The mount table of this process, as the kernel prints it.
 //!
 //! Owns the parser of `/proc/self/mountinfo` and the questions asked of it, all pure. It reads no file and changes no
-//! mount; [`observe_mounts`](crate::host::mount_table::observe_mounts) reads the real table.
+//! mount; [`observe_mounts`](crate::host::mount_table::observe_mounts) reads the real table. Which device is under a mount is in
+//! `under_mount.rs`.
 
 use std::collections::{HashMap, HashSet};
 use std::ffi::OsString;
-use std::os::unix::ffi::OsStringExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
-use crate::host::device::Device;
+use crate::fs::FsKind;
 use crate::host::device::number::DeviceNumber;
+
+/// With what the kernel ends the root of a bind mount whose file was removed.
+const REMOVED: &[u8] = b"//deleted";
 
 /// One line of the table.
 ///
@@ -72,14 +76,6 @@ impl Mount {
         self.propagation.iter().find_map(|tag| tag.strip_prefix("shared:"))
     }
 
-    /// Whether this mount shows the file system on the device.
-    ///
-    /// btrfs gives its mounts numbers that belong to no disk; there, and only there, the source decides.
-    #[must_use]
-    pub fn is_of(&self, device: &Device) -> bool {
-        self.device == device.number() || (self.fstype == "btrfs" && device.is_called(Path::new(&self.source)))
-    }
-
     /// Whether this shows its file system from its root and not only a directory of it. btrfs has a root for each subvolume, and
     /// names the mounted one last among its options.
     ///
@@ -99,12 +95,24 @@ impl Mount {
         self.fstype == "devtmpfs" && self.root != Path::new("/")
     }
 
-    /// Whether this is the device's node in `/dev`, bound to some other place: a published raw block volume. In a container
-    /// `/dev` may be elsewhere; a disk's node is right below it, by the kernel's name of the disk.
+    /// Whether this is the node of the disk that the kernel calls so. In a container `/dev` may be elsewhere; a disk's node is right
+    /// below it, by the kernel's name of the disk.
     #[must_use]
-    pub fn is_node_of(&self, device: &Device) -> bool {
-        let node = device.path().file_name().map(|name| Path::new("/").join(name));
-        self.is_node() && node.is_some_and(|node| node == self.root)
+    pub(crate) fn is_node_named(&self, name: impl AsRef<Path>) -> bool {
+        self.is_node() && self.root == Path::new("/").join(name)
+    }
+
+    /// Whether this is a node that was removed since it was bound.
+    #[must_use]
+    pub(crate) fn is_removed_node(&self) -> bool {
+        self.is_node() && self.root.as_os_str().as_bytes().ends_with(REMOVED)
+    }
+
+    /// Whether this is of a sort that this plugin makes: one of its file systems, or a device node. Any other mount is somebody
+    /// else's, and is not even examined: it may never answer.
+    #[must_use]
+    pub(crate) fn is_of_our_making(&self) -> bool {
+        FsKind::parse(&self.fstype).is_some() || self.is_node()
     }
 }
 
@@ -190,16 +198,6 @@ impl MountTable {
         on_way.min_by_key(|mount| mount.target.components().count())
     }
 
-    /// Every mount of this device's file system, or of its node, wherever it is.
-    pub fn of_device<'a>(&'a self, device: &'a Device) -> impl Iterator<Item = &'a Mount> {
-        self.mounts.iter().filter(move |mount| mount.is_of(device) || mount.is_node_of(device))
-    }
-
-    /// Every mount strictly below a path.
-    pub fn below<'a>(&'a self, path: &'a Path) -> impl Iterator<Item = &'a Mount> {
-        self.mounts.iter().filter(move |mount| mount.target != path && mount.target.starts_with(path))
-    }
-
     /// Every mount.
     pub fn iter(&self) -> impl Iterator<Item = &Mount> {
         self.mounts.iter()
@@ -277,6 +275,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::host::device::Device;
 
     const NODE: &[u8] = include_bytes!("../../tests/fixtures/mountinfo/node.txt");
     const DOBS: &str = "/opt/nomad/client/csi/node/dobs";
@@ -305,7 +304,7 @@ mod tests {
         assert_eq!(published.propagation, ["master:1"]);
         let odd = at(&table, "per-alloc/2/a b\\c#d");
         assert_eq!(odd.root, Path::new("/sub//deleted"));
-        assert_eq!(table.below(Path::new(DOBS)).count(), 5);
+        assert_eq!(table.iter().filter(|mount| mount.target.starts_with(DOBS)).count(), 5);
     }
 
     #[test]

@@ -1,61 +1,14 @@
-//! Which volume the disk under a mount belongs to.
+//! Which volume a disk belongs to.
 //!
-//! Owns the way from a mount to the disk under it, and the decision whether that disk belongs to a certain volume, or
-//! to any volume at all. It relies on what the disk carries and on udev's links, never on what the caller says. It
-//! opens no disk.
-
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::path::Path;
+//! Owns the decision whether a disk belongs to a certain volume, or to any volume at all. It relies on what the disk carries and
+//! on udev's links, never on what the caller says. It opens no disk.
 
 use crate::error::Result;
+use crate::host::device::links::observe_linked_devices;
 use crate::host::device::number::DeviceNumber;
 use crate::host::device::scsi_id::{Identity, Make, NameMatch};
-use crate::host::device::{DevicePlaces, DiskFingerprint, LINK_PREFIX};
-use crate::host::luks::mapper::{number_under, observe_mapping_under};
-use crate::host::mountinfo::Mount;
-use crate::host::presence::{observe_metadata, observe_names};
+use crate::host::device::{DevicePlaces, DiskFingerprint};
 use crate::id::VolumeName;
-
-/// What lies under a mount.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum UnderMount {
-    /// This disk; below an encrypted volume the one that it lies on.
-    Disk(DeviceNumber),
-    /// An encrypted volume whose disk is gone.
-    Gone,
-    /// No disk, or an unknown one.
-    NoDisk,
-}
-
-/// Finds the disk under a mount: the disk of the device node, or of the file system. A file system with a number of its
-/// own, such as btrfs, is found by the device that it was mounted from.
-///
-/// # Errors
-/// [`crate::error::Error::Io`] when that cannot be seen.
-pub(crate) fn observe_disk(places: &DevicePlaces, mount: &Mount) -> Result<UnderMount> {
-    if mount.is_node() {
-        return Ok(observe_node(&mount.target)?.map_or(UnderMount::NoDisk, UnderMount::Disk));
-    }
-    if let Some(encrypted) = observe_mapping_under(places, mount)? {
-        return Ok(encrypted.disk.map_or(UnderMount::Gone, UnderMount::Disk));
-    }
-    Ok(observe_number(places, mount)?.map_or(UnderMount::NoDisk, UnderMount::Disk))
-}
-
-/// The number of the device under a file system, by whatever path it was mounted.
-pub(super) fn observe_number(places: &DevicePlaces, mount: &Mount) -> Result<Option<DeviceNumber>> {
-    match number_under(places, mount)? {
-        Some(number) => Ok(Some(number)),
-        None if mount.fstype == "btrfs" => observe_node(Path::new(&mount.source)),
-        None => Ok(None),
-    }
-}
-
-/// The number of the disk whose node is at a path; `None` when there is no such node.
-pub(super) fn observe_node(path: &Path) -> Result<Option<DeviceNumber>> {
-    let block = observe_metadata(path)?.filter(|found| found.file_type().is_block_device());
-    Ok(block.map(|found| DeviceNumber::from_raw(found.rdev())))
-}
 
 /// Whose a disk is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -75,7 +28,7 @@ pub(crate) enum Owner {
 /// # Errors
 /// [`crate::error::Error::Io`] when the disk or the links cannot be looked at.
 pub(crate) fn observe_owner(places: &DevicePlaces, disk: DeviceNumber, name: Option<&VolumeName>) -> Result<Owner> {
-    let fingerprint = DiskFingerprint::read(&places.sysfs.join(format!("dev/block/{disk}")))?;
+    let fingerprint = DiskFingerprint::read(&places.sysfs_of(disk))?;
     if fingerprint.is_partition {
         return Ok(Owner::Other("a partition, and volumes are used whole".to_owned()));
     }
@@ -88,14 +41,8 @@ pub(crate) fn observe_owner(places: &DevicePlaces, disk: DeviceNumber, name: Opt
 
 /// The names of the volumes whose links lead to a disk.
 fn observe_linked(places: &DevicePlaces, disk: DeviceNumber) -> Result<Vec<String>> {
-    let mut names = Vec::new();
-    for file in observe_names(&places.links)?.unwrap_or_default() {
-        let Some(name) = file.to_str().and_then(|file| file.strip_prefix(LINK_PREFIX)) else { continue };
-        if observe_node(&places.links.join(&file))? == Some(disk) {
-            names.push(name.to_owned());
-        }
-    }
-    Ok(names)
+    let devices = observe_linked_devices(places)?;
+    Ok(devices.into_iter().filter(|(number, _)| *number == disk).map(|(_, name)| name).collect())
 }
 
 /// Decides by the name. The name that the disk carries counts more than its links. Pure.
@@ -128,6 +75,8 @@ fn judge_any(identity: &Identity, linked: Vec<String>) -> Owner {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
 
     #[test]

@@ -38,7 +38,7 @@ impl Flagged {
     /// [`Error::Io`] when it cannot be told whether the disk is there.
     pub(crate) fn observe_bound_at(places: &DevicePlaces, mount: &Mount) -> Result<Option<Self>> {
         let Some(name) = mount.root.strip_prefix("/").ok().filter(|_| mount.is_node()) else { return Ok(None) };
-        let (node, sysfs) = (places.nodes.join(name), places.sysfs.join("class/block").join(name));
+        let (node, sysfs) = (places.nodes.join(name), places.sysfs_named(name));
         let is_there = observe_is_there(&node)? && observe_is_there(&sysfs)?;
         Ok(is_there.then_some(Flagged { node, sysfs }))
     }

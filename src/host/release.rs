@@ -5,7 +5,7 @@
 //! in any mount namespace. `holders` finds out who has it.
 
 use std::fs::{Metadata, OpenOptions};
-use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::OFlag;
@@ -14,11 +14,11 @@ use nix::libc;
 use crate::error::{Error, Result};
 use crate::host::device::DevicePlaces;
 use crate::host::device::number::DeviceNumber;
-use crate::host::device::sysfs::read_attribute;
+use crate::host::device::sysfs::{read_attribute, read_number};
 use crate::host::holders::Sought;
 use crate::host::mountinfo::Mount;
-use crate::host::owner::observe_number;
 use crate::host::presence::{observe_names, observe_real};
+use crate::host::under_mount::observe_device;
 
 /// The disk under a mount, as it was while it was mounted.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -55,7 +55,9 @@ impl DiskUnder {
     /// # Errors
     /// [`Error::Io`] when sysfs cannot be read.
     pub(crate) fn all_under(places: &DevicePlaces, mount: &Mount) -> Result<Vec<DiskUnder>> {
-        number_of(places, mount)?.map_or_else(|| Ok(Vec::new()), |number| DiskUnder::all_of(places, number))
+        // The number of a removed node may be another disk's by now.
+        let number = if mount.is_removed_node() { None } else { observe_device(places, mount)? };
+        number.map_or_else(|| Ok(Vec::new()), |number| DiskUnder::all_of(places, number))
     }
 
     /// The device with this number and those that it is made of. None when it is certainly gone.
@@ -64,7 +66,7 @@ impl DiskUnder {
     /// [`Error::Io`] when sysfs cannot be read.
     pub(crate) fn all_of(places: &DevicePlaces, number: DeviceNumber) -> Result<Vec<DiskUnder>> {
         let mut disks = Vec::new();
-        let mut to_see = vec![places.sysfs.join(format!("dev/block/{number}"))];
+        let mut to_see = vec![places.sysfs_of(number)];
         while let Some(link) = to_see.pop() {
             let Some(disk) = DiskUnder::read(places, &link)? else { continue };
             let slaves = disk.sysfs.join("slaves");
@@ -78,7 +80,7 @@ impl DiskUnder {
 
     fn read(places: &DevicePlaces, link: &Path) -> Result<Option<DiskUnder>> {
         let Some(sysfs) = observe_real(link)? else { return Ok(None) };
-        let number = read_attribute(&sysfs.join("dev"))?.and_then(|text| DeviceNumber::parse(&text));
+        let number = read_number(&sysfs)?;
         let (Some(name), Some(number)) = (sysfs.file_name().map(PathBuf::from), number) else {
             if observe_real(link)?.is_none() {
                 return Ok(None);
@@ -107,10 +109,8 @@ impl DiskUnder {
     /// Whether a mount shows this disk's file system, or its node.
     #[must_use]
     pub(crate) fn is_under(&self, mount: &Mount) -> bool {
-        let source = Path::new(&mount.source);
-        let is_called = self.node == source || self.alias.as_deref() == Some(source);
-        let is_node = mount.is_node() && mount.root == Path::new("/").join(&self.name);
-        is_node || mount.device == self.number || (mount.fstype == "btrfs" && is_called)
+        let is_called = |source: &Path| self.node == source || self.alias.as_deref() == Some(source);
+        mount.is_node_named(&self.name) || mount.shows(self.number, is_called)
     }
 
     /// What to look for to find out who has it.
@@ -141,7 +141,7 @@ impl DiskUnder {
             Err(err) if is_no_disk(&err) => return Ok(Claim::Gone),
             Err(err) => return Err(Error::io("opening", &self.node)(err)),
         };
-        let is_it = found.file_type().is_block_device() && DeviceNumber::from_raw(found.rdev()) == self.number;
+        let is_it = DeviceNumber::of_node(&found) == Some(self.number);
         match (is_it, self.is_gone()?) {
             (true, false) => Ok(Claim::Free),
             (true | false, true) => Ok(Claim::Gone),
@@ -161,24 +161,12 @@ impl DiskUnder {
 
     /// Whether sysfs no longer shows it, or shows another disk in its place.
     fn is_gone(&self) -> Result<bool> {
-        let number = read_attribute(&self.sysfs.join("dev"))?.and_then(|text| DeviceNumber::parse(&text));
-        Ok(number != Some(self.number) || read_attribute(&self.sysfs.join("diskseq"))? != self.sequence)
+        Ok(read_number(&self.sysfs)? != Some(self.number)
+            || read_attribute(&self.sysfs.join("diskseq"))? != self.sequence)
     }
 }
 
 /// Whether the kernel has answered that there is no disk that works behind a node.
 fn is_no_disk(err: &std::io::Error) -> bool {
     matches!(err.raw_os_error(), Some(libc::ENXIO | libc::ENODEV))
-}
-
-/// The number of the disk under a mount.
-fn number_of(places: &DevicePlaces, mount: &Mount) -> Result<Option<DeviceNumber>> {
-    let Ok(node) = mount.root.strip_prefix("/").map(|name| places.sysfs.join("class/block").join(name).join("dev"))
-    else {
-        return Ok(None);
-    };
-    if mount.is_node() {
-        return Ok(read_attribute(&node)?.and_then(|text| DeviceNumber::parse(&text)));
-    }
-    observe_number(places, mount)
 }

@@ -12,17 +12,15 @@ use crate::error::{Error, Result, Thing};
 use crate::fs::FsKind;
 use crate::host::device::Device;
 use crate::host::device::lookup::{await_numbered, rescan_or_warn};
-use crate::host::luks::mapper::{LuksMapping, is_short, observe_mapping_under};
+use crate::host::luks::mapper::{LuksMapping, is_short};
 use crate::host::luks::passphrase::Key;
 use crate::host::mount::observe_mounts;
 use crate::host::mount_health::{Health, observe_health};
 use crate::host::mountinfo::{Mount, MountTable};
-use crate::host::owner;
-use crate::host::owner::observe_disk;
+use crate::host::under_mount::{UnderMount, observe_disk, observe_mapping_under};
 use crate::id::VolumeName;
 use crate::node::luks::open::observe_its_device;
 use crate::node::mount_point;
-use crate::node::mount_state::is_of_our_making;
 use crate::node::whose::{Whose, observe_whose};
 use crate::node::{Arrival, Node, NodeCall};
 use crate::request::node::Expand;
@@ -52,8 +50,8 @@ impl Node {
         let name = name.map_err(|bad| Error::invalid("volume_id", bad))?;
         let under = observe_mapping_under(call.places, &mount)?;
         let number = match observe_disk(call.places, &mount)? {
-            owner::UnderMount::Disk(number) => number,
-            owner::UnderMount::Gone | owner::UnderMount::NoDisk => return Err(not_at(&want.path)),
+            UnderMount::Disk(number) => number,
+            UnderMount::Gone | UnderMount::NoDisk => return Err(not_at(&want.path)),
         };
         let await_size =
             |least| await_numbered(&call.guard, call.places, &name, number, least, call.cap(DEVICE_BUDGET));
@@ -100,7 +98,7 @@ fn observe_volume_at(path: &Path) -> Result<(PathBuf, Mount)> {
     let not_there = || not_at(path);
     let real = mount_point::observe_real_path(path)?.ok_or_else(not_there)?;
     // What is somebody else's is not even examined: it may not answer.
-    let mount = observe_mounts()?.at(&real).filter(|mount| is_of_our_making(mount)).cloned().ok_or_else(not_there)?;
+    let mount = observe_mounts()?.at(&real).filter(|mount| mount.is_of_our_making()).cloned().ok_or_else(not_there)?;
     Ok((real, mount))
 }
 

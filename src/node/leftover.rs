@@ -22,10 +22,10 @@ use crate::host::id_link::observe_ids_of;
 use crate::host::mount::observe_mounts;
 use crate::host::mount_health::{Health, observe_health};
 use crate::host::mountinfo::{Mount, MountTable};
-use crate::host::owner::{Owner, UnderMount, observe_disk, observe_owner};
+use crate::host::owner::{Owner, observe_owner};
 use crate::host::presence::{observe_is_there, observe_names};
+use crate::host::under_mount::{UnderMount, observe_disk};
 use crate::id::VolumeName;
-use crate::node::mount_state::is_of_our_making;
 use crate::node::nomad_place::{NomadPlace, Purpose};
 use crate::node::take_down::apply_clear;
 use crate::node::{Node, NodeCall, mount_point};
@@ -271,7 +271,7 @@ impl Node {
 
 /// Every mount of our making in Nomad's layout, with its place.
 fn placed(mounts: &MountTable) -> impl Iterator<Item = (&Mount, NomadPlace)> {
-    let ours = mounts.iter().filter(|mount| is_of_our_making(mount));
+    let ours = mounts.iter().filter(|mount| mount.is_of_our_making());
     ours.filter_map(|mount| Some((mount, NomadPlace::parse(&mount.target)?)))
 }
 

@@ -22,8 +22,7 @@ pub(super) fn observe_at(
 ) -> Result<MountPointState> {
     let Some(mount) = mounts.at(path) else { return Ok(MountPointState::Free) };
     // A foreign mount is never touched, not even to see whether it answers: NFS may never answer.
-    let is_ours = is_of_our_making(mount);
-    let health = if is_ours { observe_health(places, mount)? } else { Health::Alive };
+    let health = if mount.is_of_our_making() { observe_health(places, mount)? } else { Health::Alive };
     Ok(plan_mount_state(mount, health, device, difference))
 }
 
@@ -56,11 +55,6 @@ pub(super) fn used_otherwise<'a>(mounts: &'a MountTable, device: &'a Device, is_
     mounts.of_device(device).find(|mount| mount.is_node() != is_raw).map(|mount| mount.target.as_path())
 }
 
-/// Whether this mount is of a sort that this plugin makes: one of its file systems, or a device node.
-pub(super) fn is_of_our_making(mount: &Mount) -> bool {
-    FsKind::parse(&mount.fstype).is_some() || mount.is_node()
-}
-
 fn plan_mount_state(
     mount: &Mount,
     health: Health,
@@ -70,7 +64,7 @@ fn plan_mount_state(
     let is_volume = mount.is_node_of(device) || (mount.is_of(device) && mount.is_whole());
     match (health, is_volume) {
         // A mount whose disk is there is only taken from the volume's own tasks.
-        (Health::DiskGone | Health::NodeGone, _) if is_of_our_making(mount) => MountPointState::Dead(health),
+        (Health::DiskGone | Health::NodeGone, _) if mount.is_of_our_making() => MountPointState::Dead(health),
         (Health::ShutDown, _) if mount.is_of(device) => MountPointState::Dead(health),
         (Health::Alive | Health::DiskGone | Health::ShutDown | Health::NodeGone, false)
         | (Health::DiskGone | Health::ShutDown | Health::NodeGone, true) => {

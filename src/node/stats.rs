@@ -8,7 +8,6 @@ use crate::host::mount_health::observe_health;
 use crate::host::mount_report::{MountReport, observe_report};
 use crate::node::Node;
 use crate::node::mount_point;
-use crate::node::mount_state::is_of_our_making;
 use crate::node::whose::{Whose, observe_whose_at};
 use crate::request::node::Stats;
 
@@ -23,7 +22,7 @@ impl Node {
         let not_there = || Error::NotFound(Thing::VolumeAt(want.path.clone()));
         let real = mount_point::observe_real_path(&want.path)?.ok_or_else(not_there)?;
         let mounts = observe_mounts()?;
-        let mount = mounts.at(&real).filter(|mount| is_of_our_making(mount)).ok_or_else(not_there)?;
+        let mount = mounts.at(&real).filter(|mount| mount.is_of_our_making()).ok_or_else(not_there)?;
         let health = observe_health(&self.places, mount)?;
         if let Whose::NotOurs(found) = observe_whose_at(&self.places, &want.volume, mount, health)? {
             return Err(Whose::not_there(&want.volume, mount, &found));

@@ -11,14 +11,13 @@ use log::warn;
 use crate::activity::{About, Change, tell_change};
 use crate::config::UNMOUNT_BUDGET;
 use crate::error::{Chain, Error, Result};
-use crate::host::luks::mapper::observe_mapping_under;
 use crate::host::mount::{Unmount, apply_unmount, apply_unmount_within, observe_mounts};
 use crate::host::mount_health::{Health, observe_health};
 use crate::host::mountinfo::{Mount, MountTable};
+use crate::host::under_mount::observe_mapping_under;
 use crate::node::block::apply_unprotect_after;
 use crate::node::luks::close::ensure_closed_after;
 use crate::node::mount_point::{MOST_MOUNTS, too_many};
-use crate::node::mount_state::is_of_our_making;
 use crate::node::release::{Left, LeftDisks, Step, apply_before_last, flush_or_say, or_users};
 use crate::node::whose::{Whose, observe_whose_at};
 use crate::node::{Arrival, Node, NodeCall, mount_point, scratch_mount};
@@ -155,7 +154,7 @@ pub(super) fn ensure_not_dead(call: &NodeCall<'_>, volume: &str, real: &Path) ->
     scratch_mount::apply_clean(call, real)?;
     for _ in 0..MOST_MOUNTS {
         let mounts = observe_mounts()?;
-        let Some(mount) = mounts.at(real).filter(|mount| is_of_our_making(mount)) else { return Ok(mounts) };
+        let Some(mount) = mounts.at(real).filter(|mount| mount.is_of_our_making()) else { return Ok(mounts) };
         match observe_health(call.places, mount)? {
             Health::Alive => return Ok(mounts),
             health @ (Health::DiskGone | Health::ShutDown | Health::NodeGone)
@@ -173,7 +172,7 @@ pub(super) fn ensure_not_dead(call: &NodeCall<'_>, volume: &str, real: &Path) ->
 /// Sees that a mount may be taken away from where it is, and says how it is. What is not of our making is not even examined,
 /// as it may never answer.
 fn check_ours(call: &NodeCall<'_>, volume: &str, mount: &Mount) -> Result<Health> {
-    if !is_of_our_making(mount) {
+    if !mount.is_of_our_making() {
         return Err(not_taken_away(mount, "which is no volume"));
     }
     let health = observe_or_assume_alive(call, mount);

@@ -16,7 +16,8 @@ use crate::host::id_link::{apply_forget, ensure_known, observe_ids_of, observe_n
 use crate::host::luks::mapper::{DiskHolder, observe_holder_of};
 use crate::host::mount_health::Health;
 use crate::host::mountinfo::{Mount, MountTable};
-use crate::host::owner::{Owner, UnderMount, observe_disk, observe_owner};
+use crate::host::owner::{Owner, observe_owner};
+use crate::host::under_mount::{UnderMount, observe_disk};
 use crate::id::{VolumeId, VolumeName};
 use crate::node::NodeCall;
 

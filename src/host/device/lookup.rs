@@ -8,7 +8,6 @@ use std::ffi::OsString;
 use std::fmt;
 use std::fs::File;
 use std::io::{ErrorKind, Seek, SeekFrom};
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -19,7 +18,7 @@ use crate::backoff::{Backoff, look_until};
 use crate::error::{Chain, Error, Result};
 use crate::host::device::number::DeviceNumber;
 use crate::host::device::scsi_id::{Identity, NameMatch};
-use crate::host::device::sysfs::{is_going, read_attribute};
+use crate::host::device::sysfs::{is_going, read_number};
 use crate::host::device::{Device, DevicePlaces, DiskFingerprint};
 use crate::host::presence::{observe_if_there, observe_is_there, observe_metadata, observe_names, observe_real};
 use crate::id::VolumeName;
@@ -323,7 +322,7 @@ impl Candidate<'_> {
         let look = self.at(self.places.nodes.join(kernel_name))?;
         let listed = self.listed_number(kernel_name)?;
         let node = observe_metadata(&look.path)?;
-        let is_same = node.is_some_and(|node| listed == Some(number_of(&node)));
+        let is_same = node.as_ref().and_then(DeviceNumber::of_node).is_some_and(|number| listed == Some(number));
         let state = match (&look.sighting, look.by_link, is_same) {
             (_, ByLink::Same, true) => return Ok(look),
             (LookupResult::Missing { .. }, _, _) => "in sysfs, but without a device node",
@@ -336,15 +335,14 @@ impl Candidate<'_> {
 
     /// The number that sysfs lists for a disk; `None` also while the disk goes away.
     fn listed_number(&self, kernel_name: &str) -> Result<Option<DeviceNumber>> {
-        match read_attribute(&self.places.sysfs.join("block").join(kernel_name).join("dev")) {
-            Ok(listed) => Ok(listed.and_then(|text| DeviceNumber::parse(&text))),
+        match read_number(&self.places.sysfs.join("block").join(kernel_name)) {
             Err(err) if is_going(&err) => Ok(None),
-            Err(err) => Err(err),
+            listed => listed,
         }
     }
 
     fn by_number(&self, number: DeviceNumber) -> Result<LookupResult> {
-        let link = self.places.sysfs.join(format!("dev/block/{number}"));
+        let link = self.places.sysfs_of(number);
         let directory = observe_real(&link)?;
         let Some(name) = directory.as_deref().and_then(Path::file_name) else {
             return Ok(LookupResult::Missing { link });
@@ -442,20 +440,14 @@ struct OpenedDisk {
 impl AtNode {
     fn open(places: &DevicePlaces, path: &Path) -> Result<AtNode> {
         let Some(node) = observe_metadata(path)? else { return Ok(AtNode::Nothing) };
-        if !node.file_type().is_block_device() {
-            return Ok(AtNode::NoDisk);
-        }
+        let Some(number) = DeviceNumber::of_node(&node) else { return Ok(AtNode::NoDisk) };
         let file = File::open(path);
         // By what was opened, not by what was there before.
         let opened = file.as_ref().ok().map(File::metadata).transpose().map_err(Error::io("examining", path))?;
-        let number = number_of(opened.as_ref().unwrap_or(&node));
-        let sysfs = places.sysfs.join(format!("dev/block/{number}"));
+        let number = opened.as_ref().and_then(DeviceNumber::of_node).unwrap_or(number);
+        let sysfs = places.sysfs_of(number);
         Ok(AtNode::Disk(OpenedDisk { path: path.to_owned(), number, sysfs, file }))
     }
-}
-
-fn number_of(node: &std::fs::Metadata) -> DeviceNumber {
-    DeviceNumber::from_raw(node.rdev())
 }
 
 /// A disk that goes away while it is looked at is not running; any other error stays one.

@@ -1,16 +1,17 @@
 //! A disk that was found to be a certain volume's, and that it still is whenever it is opened.
 //!
-//! Owns what makes a disk this one and no other, as sysfs shows it. How a volume's disk is found is `find.rs`'s; what is on
-//! it is `probe/content.rs`'s; the disk's own statement of its name is read in `identity.rs`.
+//! Owns what makes a disk this one and no other, as sysfs shows it. How a volume's disk is found is `lookup.rs`'s; what is on
+//! it is `probe/content.rs`'s; the disk's own statement of its name is read in `scsi_id.rs`.
 
 pub mod busy;
+pub(crate) mod links;
 pub mod lookup;
 pub mod number;
 pub mod scsi_id;
 pub mod sysfs;
 
 use std::fs::{File, OpenOptions};
-use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -60,6 +61,18 @@ impl DevicePlaces {
     #[must_use]
     pub fn link(&self, volume: &VolumeName) -> PathBuf {
         self.links.join(format!("{LINK_PREFIX}{volume}"))
+    }
+
+    /// The directory in sysfs, by way of a link, of the device with this number.
+    #[must_use]
+    pub fn sysfs_of(&self, number: DeviceNumber) -> PathBuf {
+        self.sysfs.join(format!("dev/block/{number}"))
+    }
+
+    /// The same of the device that the kernel calls so.
+    #[must_use]
+    pub fn sysfs_named(&self, name: impl AsRef<Path>) -> PathBuf {
+        self.sysfs.join("class/block").join(name)
     }
 }
 
@@ -243,7 +256,7 @@ impl Device {
         let flags = flags | OFlag::O_CLOEXEC | OFlag::O_NOCTTY;
         let file = options.custom_flags(flags.bits()).open(&self.path).map_err(Error::io("opening", &self.path))?;
         let opened = file.metadata().map_err(Error::io("examining", &self.path))?;
-        if !opened.file_type().is_block_device() || DeviceNumber::from_raw(opened.rdev()) != self.number {
+        if DeviceNumber::of_node(&opened) != Some(self.number) {
             return Err(self.changed("its device node now belongs to another disk"));
         }
         if !observe_is_there(&self.sysfs)? {

@@ -1,12 +1,13 @@
 //! Attributes of devices, as sysfs shows them.
 //!
-//! Owns the meaning of a missing attribute, and the check that a directory is a sysfs. It knows no attribute by name.
+//! Owns the meaning of a missing attribute, and the check that a directory is a sysfs. It knows no attribute by name but a device's number.
 
 use std::path::Path;
 
 use nix::sys::statfs::{FsType, statfs};
 
 use crate::error::{Error, Result};
+use crate::host::device::number::DeviceNumber;
 use crate::host::presence::observe_if_there;
 
 /// What statfs(2) gives as the type of a sysfs. Source: `SYSFS_MAGIC` in the kernel's `include/uapi/linux/magic.h`.
@@ -34,6 +35,14 @@ pub fn check_is_sysfs(root: &Path) -> Result<()> {
 /// As [`read_bytes`].
 pub(in crate::host) fn read_attribute(file: &Path) -> Result<Option<String>> {
     Ok(read_bytes(file)?.map(|bytes| String::from_utf8_lossy(&bytes).trim().to_owned()))
+}
+
+/// Reads the number of the device with this directory; `None` where there is no such device.
+///
+/// # Errors
+/// As [`read_bytes`].
+pub(in crate::host) fn read_number(directory: &Path) -> Result<Option<DeviceNumber>> {
+    Ok(read_attribute(&directory.join("dev"))?.and_then(|text| DeviceNumber::parse(&text)))
 }
 
 /// Reads an attribute; `None` where the device has none.

@@ -22,7 +22,7 @@ pub(crate) use self::named::{Holder, Holders};
 use self::process::{OpenFile, Proc, Process};
 use crate::error::{Chain, Error, Result};
 use crate::host::device::number::DeviceNumber;
-use crate::host::device::sysfs::{is_going, read_attribute};
+use crate::host::device::sysfs::{is_going, read_attribute, read_number};
 use crate::host::mountinfo::{Mount, MountTable};
 use crate::host::presence::{observe_is_there, observe_names, observe_real};
 
@@ -65,9 +65,7 @@ impl Sought {
     fn try_add(&mut self, directory: &Path, nodes: &Path) -> Result<()> {
         // A partition or a holder may go while it is looked at.
         let Some(real) = observe_real(directory)? else { return Ok(()) };
-        let Some(number) = read_attribute(&real.join("dev"))?.and_then(|text| DeviceNumber::parse(&text)) else {
-            return Ok(());
-        };
+        let Some(number) = read_number(&real)? else { return Ok(()) };
         if self.numbers.contains(&number) {
             return Ok(());
         }
@@ -94,8 +92,8 @@ impl Sought {
 
     /// Whether a mount shows a file system that lies on the disk.
     fn is_under(&self, mount: &Mount) -> bool {
-        let is_source = || self.nodes.iter().any(|node| node.as_os_str() == mount.source);
-        self.numbers.contains(&mount.device) || (mount.fstype == "btrfs" && is_source())
+        let is_called = |source: &Path| self.nodes.iter().any(|node| node == source);
+        self.numbers.iter().any(|number| mount.shows(*number, is_called))
     }
 
     /// The command that shows on the droplet whose mount namespaces have it mounted.

@@ -3,13 +3,13 @@
 //! Owns the names of these devices and the proof that a device lies on a certain disk and on no other. A name alone is
 //! never enough: a device counts only if the disk itself lists it as its holder. `cryptsetup.rs` opens and closes them.
 
+use std::ffi::OsStr;
 use std::path::Path;
 
 use crate::error::{Error, Result};
 use crate::host::device::number::DeviceNumber;
-use crate::host::device::sysfs::{is_going, read_attribute};
+use crate::host::device::sysfs::{is_going, read_attribute, read_number};
 use crate::host::device::{Device, DevicePlaces, DiskFingerprint, Mapped};
-use crate::host::mountinfo::Mount;
 use crate::host::presence;
 use crate::id::{VolumeName, plain_or_hash};
 use crate::size::Bytes;
@@ -64,7 +64,7 @@ pub fn observe_holder_of(places: &DevicePlaces, disk: &Device) -> Result<DiskHol
                 Err(err) if is_going(&err) => return Ok(DiskHolder::Closing(one.clone())),
                 Err(err) => return Err(err),
             }
-            let sysfs = places.sysfs.join("class/block").join(one);
+            let sysfs = places.sysfs_named(one);
             if let Some(name) = observe_name(&sysfs, TEMPORARY_UUID_PREFIX)? {
                 return Ok(DiskHolder::Temporary(name));
             }
@@ -94,13 +94,13 @@ fn observe_holder(
     holder: &str,
     is_right: impl Fn(&str) -> bool,
 ) -> Result<Option<Device>> {
-    let sysfs = places.sysfs.join("class/block").join(holder);
+    let sysfs = places.sysfs_named(holder);
     let Some(name) = observe_our_name(&sysfs)?.filter(|name| is_right(name)) else { return Ok(None) };
     let disk_name = disk.path.file_name().unwrap_or_default();
     if names_in(&sysfs.join("slaves"))?.iter().any(|below| below.as_str() != disk_name) {
         return Ok(None);
     }
-    let (Some(number), Some(size)) = (observe_number(&sysfs)?, observe_size(&sysfs)?) else { return Ok(None) };
+    let (Some(number), Some(size)) = (read_number(&sysfs)?, observe_size(&sysfs)?) else { return Ok(None) };
     Ok(Some(Device {
         volume: disk.volume.clone(),
         path: places.nodes.join(holder),
@@ -139,16 +139,12 @@ fn observe_while_there(attribute: &Path) -> Result<Option<String>> {
     }
 }
 
-fn observe_number(sysfs: &Path) -> Result<Option<DeviceNumber>> {
-    Ok(read_attribute(&sysfs.join("dev"))?.and_then(|text| DeviceNumber::parse(&text)))
-}
-
 fn observe_size(sysfs: &Path) -> Result<Option<Bytes>> {
     let sectors = read_attribute(&sysfs.join("size"))?.and_then(|text| text.parse::<u64>().ok());
     Ok(sectors.and_then(|sectors| sectors.checked_mul(512)).map(Bytes))
 }
 
-/// An open encrypted volume under a mount.
+/// An open encrypted volume.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LuksMapping {
     /// Its device's name at the device mapper.
@@ -176,17 +172,16 @@ pub fn observe_all_open(places: &DevicePlaces) -> Result<Vec<(String, DeviceNumb
     Ok(open)
 }
 
-/// Looks whether a file system that is mounted lies on an open encrypted volume.
+/// Looks whether a device is an open encrypted volume of ours.
 ///
 /// # Errors
 /// [`Error::Io`] when sysfs cannot be read.
-pub fn observe_mapping_under(places: &DevicePlaces, mount: &Mount) -> Result<Option<LuksMapping>> {
-    let Some(number) = number_under(places, mount)? else { return Ok(None) };
-    let sysfs = places.sysfs.join(format!("dev/block/{number}"));
+pub fn observe_mapping(places: &DevicePlaces, number: DeviceNumber) -> Result<Option<LuksMapping>> {
+    let sysfs = places.sysfs_of(number);
     let Some(name) = observe_our_name(&sysfs)? else { return Ok(None) };
     let below = names_in(&sysfs.join("slaves"))?;
     let disk = match below.as_slice() {
-        [one] if observe_lost(places, number)?.is_none() => observe_number(&sysfs.join("slaves").join(one))?,
+        [one] if observe_lost(places, number)?.is_none() => read_number(&sysfs.join("slaves").join(one))?,
         [] | [_, ..] => None,
     };
     Ok(Some(LuksMapping { name, number, disk }))
@@ -198,7 +193,7 @@ pub fn observe_mapping_under(places: &DevicePlaces, mount: &Mount) -> Result<Opt
 /// # Errors
 /// [`Error::Io`] when sysfs cannot be read.
 pub fn observe_is_open(places: &DevicePlaces, under: &LuksMapping) -> Result<bool> {
-    let sysfs = places.sysfs.join(format!("dev/block/{}", under.number));
+    let sysfs = places.sysfs_of(under.number);
     let is_named = observe_uuid(&sysfs)?.is_some();
     Ok(if is_named {
         observe_our_name(&sysfs)?.as_ref() == Some(&under.name)
@@ -213,7 +208,7 @@ pub fn observe_is_open(places: &DevicePlaces, under: &LuksMapping) -> Result<boo
 /// # Errors
 /// [`Error::Io`] when sysfs cannot be read.
 pub(in crate::host) fn observe_lost(places: &DevicePlaces, number: DeviceNumber) -> Result<Option<String>> {
-    let sysfs = places.sysfs.join(format!("dev/block/{number}"));
+    let sysfs = places.sysfs_of(number);
     if observe_our_name(&sysfs)?.is_none() {
         return Ok(None);
     }
@@ -228,30 +223,15 @@ pub(in crate::host) fn observe_lost(places: &DevicePlaces, number: DeviceNumber)
     Ok(None)
 }
 
-/// The number of the device under a mount: the mount's own, or, for btrfs, which has numbers of its own, that of the device
-/// it names, by the kernel's name for it or by the device mapper's.
+/// The number of the device that the device mapper calls so; `None` when there is none of this name.
 ///
 /// # Errors
 /// [`Error::Io`] when sysfs cannot be read.
-pub fn number_under(places: &DevicePlaces, mount: &Mount) -> Result<Option<DeviceNumber>> {
-    if mount.device.major != 0 {
-        return Ok(Some(mount.device));
-    }
-    let source = Path::new(&mount.source);
-    let (Some(directory), Some(name)) = (source.parent(), source.file_name()) else { return Ok(None) };
+pub(in crate::host) fn observe_mapped(places: &DevicePlaces, name: &OsStr) -> Result<Option<DeviceNumber>> {
     let all = places.sysfs.join("class/block");
-    if mount.fstype != "btrfs" {
-        return Ok(None);
-    }
-    if directory == places.nodes {
-        return observe_number(&all.join(name));
-    }
-    if directory != places.nodes.join("mapper") {
-        return Ok(None);
-    }
     for device in mapped_in(&all)? {
         if read_attribute(&all.join(&device).join("dm/name"))?.is_some_and(|have| have.as_str() == name) {
-            return observe_number(&all.join(&device));
+            return read_number(&all.join(&device));
         }
     }
     Ok(None)

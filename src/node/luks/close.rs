@@ -17,11 +17,10 @@ use crate::host::command::{Runner, Until};
 use crate::host::device::number::DeviceNumber;
 use crate::host::device::{Device, DevicePlaces};
 use crate::host::luks::cryptsetup::apply_close;
-use crate::host::luks::mapper::{
-    DiskHolder, LuksMapping, number_under, observe_all_open, observe_holder_of, observe_is_open,
-};
+use crate::host::luks::mapper::{DiskHolder, LuksMapping, observe_all_open, observe_holder_of, observe_is_open};
 use crate::host::mount::observe_mounts;
 use crate::host::mountinfo::MountTable;
+use crate::host::under_mount::observe_listed;
 use crate::node::{Node, NodeCall};
 use crate::sync::volume_lock::VolumeKey;
 
@@ -125,7 +124,7 @@ fn ensure_closed(call: &NodeCall<'_>, mounts: &MountTable, under: &LuksMapping) 
 
 /// The numbers of all devices that are mounted somewhere.
 fn observe_mounted(places: &DevicePlaces, mounts: &MountTable) -> Result<Vec<DeviceNumber>> {
-    mounts.iter().filter_map(|mount| number_under(places, mount).transpose()).collect()
+    mounts.iter().filter_map(|mount| observe_listed(places, mount).transpose()).collect()
 }
 
 /// Closes what a killed call has left open on a disk, and what is mounted nowhere. Returns what cannot be closed

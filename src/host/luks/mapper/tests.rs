@@ -4,7 +4,8 @@ use std::os::unix::fs::symlink;
 use std::path::PathBuf;
 
 use super::*;
-use crate::host::mountinfo::MountTable;
+use crate::host::mountinfo::{Mount, MountTable};
+use crate::host::under_mount::observe_mapping_under;
 
 fn volume(name: &str) -> VolumeName {
     VolumeName::parse(name).unwrap()
