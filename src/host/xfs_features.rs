@@ -1,7 +1,9 @@
 //! Features of XFS that the running kernel is too old for.
 //!
-//! Owns the table of features that mkfs.xfs turns on by itself and that older kernels do not mount. The image's mkfs.xfs
-//! does not know the kernel that it makes a file system for: that is the droplet's.
+//! Owns the table of features that mkfs.xfs turns on by itself and that older kernels do not mount. The image's mkfs.xfs is newer
+//! than the kernel of many droplets, and a kernel never mounts a file system with a feature that it does not know. To leave all of
+//! them out everywhere would need no table, but a file system without `bigtime` ends in 2038. A feature needs a row when mkfs.xfs
+//! turns it on by itself and a kernel that is still in use does not mount it.
 
 use std::fs;
 
@@ -15,10 +17,9 @@ type Version = (u32, u32);
 /// A feature.
 #[derive(Debug)]
 struct Feature {
-    /// The first kernel that mounts a file system that has it.
-    kernel: Version,
-    /// The first xfsprogs that know its name.
-    tool: Version,
+    /// The first Linux that mounts a file system that has it, and the first xfsprogs that know its name: they are released
+    /// together, under one number.
+    since: Version,
     /// How mkfs.xfs is told to leave it out.
     arguments: [&'static str; 2],
 }
@@ -26,11 +27,11 @@ struct Feature {
 /// Source: the files `lts_*.conf` of xfsprogs' `mkfs`, which say what each kernel takes; kernelnewbies.org on Linux 5.10, 5.19
 /// and 6.10.
 const FEATURES: [Feature; 5] = [
-    Feature { kernel: (5, 10), tool: (5, 10), arguments: ["-m", "bigtime=0"] },
-    Feature { kernel: (5, 10), tool: (5, 10), arguments: ["-m", "inobtcount=0"] },
-    Feature { kernel: (5, 19), tool: (5, 19), arguments: ["-i", "nrext64=0"] },
-    Feature { kernel: (6, 10), tool: (6, 10), arguments: ["-i", "exchange=0"] },
-    Feature { kernel: (6, 10), tool: (6, 10), arguments: ["-n", "parent=0"] },
+    Feature { since: (5, 10), arguments: ["-m", "bigtime=0"] },
+    Feature { since: (5, 10), arguments: ["-m", "inobtcount=0"] },
+    Feature { since: (5, 19), arguments: ["-i", "nrext64=0"] },
+    Feature { since: (6, 10), arguments: ["-i", "exchange=0"] },
+    Feature { since: (6, 10), arguments: ["-n", "parent=0"] },
 ];
 
 /// The arguments with which mkfs.xfs makes what this kernel mounts. Which version it is is asked only where it matters.
@@ -62,11 +63,11 @@ pub(super) fn observe_arguments(runner: &dyn Runner) -> Result<Vec<&'static str>
 
 /// What to leave out for this kernel, as this version of mkfs.xfs understands it. Pure.
 fn plan_arguments(kernel: Version, tool: Version) -> Vec<&'static str> {
-    missing(kernel).filter(|feature| feature.tool <= tool).flat_map(|feature| feature.arguments).collect()
+    missing(kernel).filter(|feature| feature.since <= tool).flat_map(|feature| feature.arguments).collect()
 }
 
 fn missing(kernel: Version) -> impl Iterator<Item = &'static Feature> {
-    FEATURES.iter().filter(move |feature| kernel < feature.kernel)
+    FEATURES.iter().filter(move |feature| kernel < feature.since)
 }
 
 /// Reads "5.4.0-216-generic" or "6.1.0".
