@@ -41,7 +41,7 @@ pub enum Reading {
 }
 
 impl Reading {
-    /// The one that the running kernel needs.
+    /// The one that the running kernel needs. Kept for the whole process, as the kernel stays the same while it runs.
     fn of_this_kernel() -> Reading {
         static READING: OnceLock<Reading> = OnceLock::new();
         *READING.get_or_init(|| plan_reading(&std::fs::read_to_string(KERNEL_RELEASE).unwrap_or_default()))

@@ -48,16 +48,16 @@ enum Reach {
 /// # Errors
 /// [`Error::HostUnfit`] when it does not, with the cure.
 /// Source: mount_namespaces(7), "Shared subtrees"; Nomad's `plugin_supervisor_hook.go`, which asks for "bidirectional".
-pub(crate) fn check_reaches_host(mounts: &MountTable, path: &Path) -> Result<()> {
+pub(crate) fn check_reaches_host(mounts: &MountTable, path: &Path, unclear: &UnclearMounts) -> Result<()> {
     let Some(holding) = path.parent().and_then(|parent| mounts.holding(parent)) else { return Ok(()) };
     match plan_reach(&observe_namespace(), holding) {
         Reach::Yes => Ok(()),
         Reach::Unclear => {
-            warn_once(holding, "that mount is a copy of the droplet's and shared with others");
+            unclear.warn_once(holding, "that mount is a copy of the droplet's and shared with others");
             Ok(())
         }
         Reach::Parent => {
-            warn_once(
+            unclear.warn_once(
                 holding,
                 "the plugin is in a mount namespace that is not the droplet's, with the program that started it",
             );
@@ -67,14 +67,18 @@ pub(crate) fn check_reaches_host(mounts: &MountTable, path: &Path) -> Result<()>
     }
 }
 
-/// Says once for each mount that it is not certain who sees what is mounted in it.
-fn warn_once(holding: &Mount, why: &str) {
-    static SAID: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
-    if SAID.lock().unwrap_or_else(PoisonError::into_inner).insert(holding.target.clone()) {
-        log::warn!(
-            "cannot tell whether all tasks see what is mounted below {}: {why}; if a task finds its volume empty: {CURE}",
-            holding.target.display()
-        );
+/// The mounts that were warned of, because it is not certain who sees what is mounted in them.
+#[derive(Debug, Default)]
+pub(crate) struct UnclearMounts(Mutex<BTreeSet<PathBuf>>);
+
+impl UnclearMounts {
+    fn warn_once(&self, holding: &Mount, why: &str) {
+        if self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(holding.target.clone()) {
+            log::warn!(
+                "cannot tell whether all tasks see what is mounted below {}: {why}; if a task finds its volume empty: {CURE}",
+                holding.target.display()
+            );
+        }
     }
 }
 

@@ -216,7 +216,8 @@ impl Node {
     pub(super) fn hold_now(&self, keys: impl IntoIterator<Item = VolumeKey>) -> Option<NodeCall<'_>> {
         let guard = self.locks.hold_all(keys, 0, Instant::now()).ok()?;
         let runner = Until::new(self.runner.as_ref(), Instant::now() + NODE_BUDGET);
-        Some(NodeCall { guard, runner, places: &self.places, _running: self.recent_calls.enter([]) })
+        let _running = self.recent_calls.enter([]);
+        Some(NodeCall { guard, runner, places: &self.places, warned: &self.warned, _running })
     }
 
     /// Writes what is in memory to every volume that is mounted in Nomad's layout, all at once, and waits no longer than the

@@ -28,6 +28,7 @@ mod whose;
 use std::collections::BTreeSet;
 use std::fmt;
 use std::path::Path;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -38,6 +39,7 @@ use crate::host::command::{Runner, Until};
 use crate::host::device::DevicePlaces;
 use crate::host::inventory::{Inventory, LOOK_BUDGET};
 use crate::host::mount_options::{DefaultFlags, SelinuxLabel};
+use crate::host::propagation::UnclearMounts;
 use crate::id::VolumeName;
 use crate::node::filesystem::FsTools;
 pub use crate::node::leftover::MountsSeen;
@@ -81,8 +83,17 @@ pub struct Node {
     recent_calls: RecentCalls,
     /// The volumes that this process has detached for being unused, until they are asked for.
     released: Mutex<BTreeSet<VolumeName>>,
+    warned: Warned,
     /// None: volumes are attached by the orchestrator's calls alone, and nothing is detached or unstaged but by them.
     attach: Option<Box<dyn Attach>>,
+}
+
+/// What this process has warned of, and does not repeat.
+#[derive(Debug, Default)]
+struct Warned {
+    /// That it cannot keep in mind which volume has which id.
+    of_ids: AtomicBool,
+    of_mounts: UnclearMounts,
 }
 
 /// A call that has come and waits for its volume.
@@ -107,6 +118,7 @@ struct NodeCall<'a> {
     guard: VolumeGuard,
     runner: Until<'a>,
     places: &'a DevicePlaces,
+    warned: &'a Warned,
     _running: RunningCall,
 }
 
@@ -145,6 +157,7 @@ impl Node {
             left_mounts: Mutex::default(),
             recent_calls: RecentCalls::default(),
             released: Mutex::default(),
+            warned: Warned::default(),
             attach: None,
         }
     }
@@ -203,7 +216,7 @@ impl Node {
         let runner = Until::new(self.runner.as_ref(), came + NODE_BUDGET).asked_by(caller, by(NODE_BUDGET));
         let named = name.map(|name| VolumeKey::Name(name.to_string()));
         let active = self.recent_calls.enter([VolumeKey::Id(volume.to_owned())].into_iter().chain(named));
-        let call = NodeCall { guard, runner, places: &self.places, _running: active };
+        let call = NodeCall { guard, runner, places: &self.places, warned: &self.warned, _running: active };
         call.check_caller()?;
         Ok(call)
     }

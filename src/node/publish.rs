@@ -147,7 +147,7 @@ impl Node {
 
 fn ensure_shown(call: &NodeCall<'_>, mounts: &MountTable, shown: &PublishedMount<'_>) -> Result<()> {
     let target = shown.target.as_deref();
-    check_reaches_host(mounts, target.unwrap_or(&shown.want.target))?;
+    check_reaches_host(mounts, target.unwrap_or(&shown.want.target), &call.warned.of_mounts)?;
     let at = match target {
         Some(target) => observe_at(call.places, mounts, target, shown.device, |mount| shown.difference(mount))?,
         None => MountPointState::Free,

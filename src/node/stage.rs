@@ -115,7 +115,7 @@ impl Node {
     ) -> Result<Option<Device>> {
         let mounts = observe_mounts_without_scratch(call, &want.staging)?;
         let staging = ensure_staging_directory(call, &mounts, &want.staging)?;
-        check_reaches_host(&mounts, &staging)?;
+        check_reaches_host(&mounts, &staging, &call.warned.of_mounts)?;
         let options = self.mount_options(flags, want)?;
         let opened = self.ensure_unlocked(call, &mounts, want, formatting(want, &options), disk)?;
         let Some(Unlocked { device, new_on, .. }) = &opened else { return Ok(None) };

@@ -4,7 +4,7 @@
 //! statistics. A call with a wrong path or a wrong id must not take another volume, or the droplet's own disk, away
 //! from its users.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 
 use log::{Level, log, warn};
 
@@ -46,8 +46,7 @@ pub(super) fn remember(call: &NodeCall<'_>, volume: &str, name: &VolumeName) {
     if let Err(err) = ensure_known(&call.guard, call.places, volume, name) {
         // Without the link a wrong path may go unnoticed. That is no reason to refuse the volume to its task. If `/dev`
         // is read-only, every call gets here, so the warning is logged once.
-        static WAS_SAID: AtomicBool = AtomicBool::new(false);
-        let level = if WAS_SAID.swap(true, Ordering::Relaxed) { Level::Debug } else { Level::Warn };
+        let level = if call.warned.of_ids.swap(true, Ordering::Relaxed) { Level::Debug } else { Level::Warn };
         log!(level, volume, name:%; "cannot keep in mind which volume has this id: {}", Chain(&err));
     }
 }

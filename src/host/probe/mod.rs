@@ -79,7 +79,7 @@ pub(super) fn is_unfinished_xfs(disk: &Disk<'_>) -> Result<bool> {
 /// The offset of the first byte that is not zero.
 pub(super) fn first_non_zero(bytes: &[u8]) -> Option<u64> {
     const PIECE: usize = 4096;
-    static ZEROS: [u8; PIECE] = [0; PIECE];
+    const ZEROS: &[u8; PIECE] = &[0; PIECE];
     let mut start = 0;
     for piece in bytes.chunks(PIECE) {
         if Some(piece) != ZEROS.get(..piece.len()) {
