@@ -23,7 +23,7 @@ use std::time::Instant;
 
 use log::warn;
 
-use crate::activity::{About, Change, tell_change};
+use crate::activity::{About, Change};
 use crate::backoff::Backoff;
 use crate::cloud::action::Action;
 use crate::cloud::droplet::Droplet;
@@ -41,8 +41,7 @@ use crate::controller::tag_scope::Tagger;
 use crate::error::api::{ApiError, ApiErrorKind};
 use crate::error::{Error, Holder, Result, Thing};
 use crate::id::{ActionId, DropletId, VolumeId};
-use crate::metrics::events;
-use crate::metrics::events::EventKind;
+use crate::metrics::events::{EventKind, record_change};
 use crate::region::Region;
 use crate::request::attachment::Publish;
 use crate::sync::fifo_lock::FifoLocks;
@@ -297,7 +296,7 @@ impl Attacher {
     ) -> Result<AttachStep> {
         let (volume, record) = (&facts.volume, record(facts));
         self.owner.check_change(volume, &format!("taken from droplet {holder}"))?;
-        events::record(
+        record_change(
             EventKind::TakenOver,
             format_args!(
                 "volume {} ({}) from droplet {holder}, which is {}, for droplet {}",
@@ -306,8 +305,6 @@ impl Attacher {
                 record.state(),
                 want.droplet
             ),
-        );
-        tell_change(
             Change::TakenOver,
             format_args!(
                 "taking the volume from droplet {holder}, which is {}, for droplet {}",

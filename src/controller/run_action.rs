@@ -17,7 +17,7 @@ use std::time::Instant;
 
 use log::{debug, warn};
 
-use crate::activity::{About, Change, tell_change, wait_for};
+use crate::activity::{About, Change, wait_for};
 use crate::backoff::Backoff;
 use crate::cloud::action::{Action, ActionStatus};
 use crate::cloud::volume::Volume;
@@ -31,7 +31,7 @@ use crate::error::api::{ApiError, ApiErrorKind};
 use crate::error::{Error, Result};
 use crate::id::{ActionId, DropletId, VolumeId};
 use crate::metrics;
-use crate::metrics::events::{EventKind, record};
+use crate::metrics::events::{EventKind, record_change};
 use crate::region::Region;
 use crate::size::Gib;
 use crate::sync::fifo_lock::{FifoGuard, FifoLocks, NoLock};
@@ -80,20 +80,20 @@ impl ActionRequest<'_> {
     fn tell_completed(&self, action: ActionId) {
         match self {
             ActionRequest::Attach { volume, droplet } => {
-                record(EventKind::Attached, format_args!("volume {volume} to droplet {droplet}, by action {action}"));
+                let text = format_args!("volume {volume} to droplet {droplet}, by action {action}");
                 let about = About::default().with("volume", volume).with("droplet", droplet).with("action", action);
-                tell_change(Change::Attached, "attached", about);
+                record_change(EventKind::Attached, text, Change::Attached, "attached", about);
             }
             ActionRequest::Detach { volume, droplet } => {
-                record(EventKind::Detached, format_args!("volume {volume} from droplet {droplet}, by action {action}"));
+                let text = format_args!("volume {volume} from droplet {droplet}, by action {action}");
                 let about = About::default().with("volume", volume).with("droplet", droplet).with("action", action);
-                tell_change(Change::Detached, "detached", about);
+                record_change(EventKind::Detached, text, Change::Detached, "detached", about);
             }
             ActionRequest::Resize { volume, size, .. } => {
-                record(EventKind::Resized, format_args!("volume {} from {} to {size}", volume.id, volume.size));
+                let text = format_args!("volume {} from {} to {size}", volume.id, volume.size);
                 let about = About::default().with("volume", &volume.id).with("name", &volume.name);
                 let about = about.with("from", volume.size).with("to", size).with("action", action);
-                tell_change(Change::Grown, "grown", about);
+                record_change(EventKind::Resized, text, Change::Grown, "grown", about);
             }
         }
     }

@@ -5,7 +5,7 @@
 
 use std::fs::File;
 
-use crate::activity::{About, Change, tell_change};
+use crate::activity::{About, Change};
 use crate::error::command::{CommandError, Exit};
 use crate::error::{Error, Result};
 use crate::fs::FsKind;
@@ -17,7 +17,7 @@ use crate::host::mkfs_options::FormatOptions;
 use crate::host::probe::content::{Content, confirm_content, observe_content};
 use crate::host::probe::format_marker;
 use crate::host::{CALL_BUDGET, CLAIM_BUDGET, FORMAT_BUDGET, xfs_features};
-use crate::metrics::events::{EventKind, record};
+use crate::metrics::events::{EventKind, record_change};
 use crate::sync::semaphore::Semaphore;
 use crate::sync::volume_lock::VolumeGuard;
 
@@ -100,11 +100,12 @@ fn see_formatted(runner: &dyn Runner, device: &Device, fs: FsKind, cmd: &Cmd) ->
     if !matches!(&seen, Content::Filesystem(found) if found.kind == fs) {
         return Err(Error::NotAsReported(format!("`{cmd}` reported success, but {path} now holds {seen}")));
     }
-    record(EventKind::Formatted, format_args!("volume {} with {fs}, disk {path}", device.volume()));
-    tell_change(
+    record_change(
+        EventKind::Formatted,
+        format_args!("volume {} with {fs}, disk {path}", device.volume()),
         Change::Formatted,
         "formatted",
-        About::default().with("name", device.volume()).with("device", path).with("fs", fs),
+        About::default().with("name", device.volume()).with("device", device.path().display()).with("fs", fs),
     );
     Ok(())
 }

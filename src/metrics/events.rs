@@ -8,6 +8,7 @@ use std::fmt;
 use std::sync::{Mutex, PoisonError};
 use std::time::SystemTime;
 
+use crate::activity::{About, Change, tell_change};
 use crate::metrics;
 
 /// How many are kept.
@@ -86,6 +87,12 @@ pub fn record(kind: EventKind, text: impl fmt::Display) {
         events.pop_front();
     }
     events.push_back(Event { at: SystemTime::now(), kind, text });
+}
+
+/// Keeps an event and counts it, and tells the change that it is in the log.
+pub fn record_change(kind: EventKind, text: impl fmt::Display, change: Change, told: impl fmt::Display, about: About) {
+    record(kind, text);
+    tell_change(change, told, about);
 }
 
 /// The last events, the newest first.

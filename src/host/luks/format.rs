@@ -15,7 +15,7 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
-use crate::activity::{About, Change, tell_change};
+use crate::activity::{About, Change};
 use crate::error::{Error, Result};
 use crate::host::CLAIM_BUDGET;
 use crate::host::command::Runner;
@@ -26,7 +26,7 @@ use crate::host::luks::passphrase::Key;
 use crate::host::probe::blkid::Luks;
 use crate::host::probe::content::{Content, confirm_content, observe_content};
 use crate::host::probe::{Disk, EDGE, first_non_zero, is_noise};
-use crate::metrics::events::{EventKind, record};
+use crate::metrics::events::{EventKind, record_change};
 use crate::sync::volume_lock::VolumeGuard;
 
 /// How much of a disk the two copies of the header take. Source: LUKS2 On-Disk Format Specification, 2.
@@ -213,8 +213,9 @@ pub fn apply_luks_format(guard: &VolumeGuard, runner: &dyn Runner, disk: &Device
     cryptsetup::apply_format(guard, runner, disk, key)?;
     match observe_luks_state(runner, disk)? {
         LuksState::Interrupted => {
-            record(EventKind::Formatted, format_args!("volume {} for encryption", disk.volume()));
-            tell_change(
+            record_change(
+                EventKind::Formatted,
+                format_args!("volume {} for encryption", disk.volume()),
                 Change::Encrypted,
                 "made an encrypted volume",
                 About::default().with("name", disk.volume()).with("device", disk.path().display()),
