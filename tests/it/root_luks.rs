@@ -18,6 +18,7 @@ use do_csi_plugin::host::luks::format::{
     LuksState, apply_blank, apply_luks_format, observe_has_grown_blank, observe_luks_state,
 };
 use do_csi_plugin::host::luks::passphrase::Key;
+use do_csi_plugin::sync::semaphore::{Permit, Semaphore};
 use sha2::{Digest, Sha256};
 
 use crate::root_host::{Bench, Disk};
@@ -47,8 +48,13 @@ fn seen(bench: &Bench, disk: &Disk) -> LuksState {
     observe_luks_state(&bench.runner, &disk.device()).unwrap()
 }
 
+/// The turn of an encrypted volume that is the only one.
+fn turn() -> Permit {
+    Semaphore::new(1, "others are at it").take("encrypting", Duration::ZERO).unwrap()
+}
+
 fn make(bench: &Bench, disk: &Disk, text: &str) -> Result<(), Error> {
-    apply_luks_format(&bench.guard, &bench.runner, &disk.device(), &key(text))
+    apply_luks_format(&bench.guard, &bench.runner, &turn(), &disk.device(), &key(text))
 }
 
 #[test]
@@ -307,7 +313,7 @@ fn root_a_killed_encryption_is_begun_anew_wherever_it_was_cut_off() {
         let after = Duration::from_millis(u64::try_from(round / 3).unwrap() * 70);
         let path = disk.device().path().to_owned();
         let killer = Killer { real: bench.runner.clone(), disk: path, moment, after };
-        apply_luks_format(&bench.guard, &killer, &disk.device(), &key("lost")).unwrap_err();
+        apply_luks_format(&bench.guard, &killer, &turn(), &disk.device(), &key("lost")).unwrap_err();
         let container = seen(&bench, &disk);
         assert!(matches!(container, LuksState::Blank | LuksState::Interrupted), "{moment:?} {after:?}: {container:?}");
         let mut head = [0; 4];

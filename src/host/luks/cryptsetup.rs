@@ -13,6 +13,7 @@ use crate::host::luks::header::{why_not_header, why_not_table};
 use crate::host::luks::layout::{DATA_AT, SUBSYSTEM, SUBSYSTEM_NEW};
 use crate::host::luks::passphrase::Key;
 use crate::id::VolumeName;
+use crate::sync::semaphore::Permit;
 use crate::sync::volume_lock::VolumeGuard;
 
 /// How long cryptsetup may take for what needs no key: it reads and writes 32 KiB.
@@ -80,7 +81,13 @@ fn no_mapper(volume: &VolumeName, said: &CommandError) -> Error {
 /// # Errors
 /// [`Error::Command`] when cryptsetup fails, [`Error::HostUnfit`] for a reason with a cure.
 /// Source: cryptsetup-luksFormat(8).
-pub(in crate::host) fn apply_format(guard: &VolumeGuard, runner: &dyn Runner, disk: &Device, key: &Key) -> Result<()> {
+pub(in crate::host) fn apply_format(
+    guard: &VolumeGuard,
+    runner: &dyn Runner,
+    turn: &Permit,
+    disk: &Device,
+    key: &Key,
+) -> Result<()> {
     let sectors = (DATA_AT / 512).to_string();
     let cmd = Cmd::new(Tool::Cryptsetup, KEY_BUDGET)
         .args(["luksFormat", "--type", "luks2", "--batch-mode", "--key-file=-", "--offset", &sectors])
@@ -88,7 +95,8 @@ pub(in crate::host) fn apply_format(guard: &VolumeGuard, runner: &dyn Runner, di
         .args(["--subsystem", SUBSYSTEM_NEW])
         .arg(disk.path())
         .reading(key)
-        .holding(guard);
+        .holding(guard)
+        .with_permit(turn);
     let doing = format!("making volume {} an encrypted one on {}", disk.volume(), disk.path().display());
     run(runner, &cmd, disk.volume(), doing)
 }
@@ -100,13 +108,21 @@ pub(in crate::host) fn apply_format(guard: &VolumeGuard, runner: &dyn Runner, di
 /// [`Error::Invalid`] when the key does not fit, [`Error::Command`] when cryptsetup fails, [`Error::HostUnfit`] for a reason
 /// with a cure.
 /// Source: cryptsetup-open(8).
-pub fn apply_open(guard: &VolumeGuard, runner: &dyn Runner, disk: &Device, name: &str, key: &Key) -> Result<()> {
+pub fn apply_open(
+    guard: &VolumeGuard,
+    runner: &dyn Runner,
+    turn: &Permit,
+    disk: &Device,
+    name: &str,
+    key: &Key,
+) -> Result<()> {
     let cmd = Cmd::new(Tool::Cryptsetup, KEY_BUDGET)
         .args(["open", "--type", "luks2", "--batch-mode", "--key-file=-"])
         .arg(disk.path())
         .arg(name)
         .reading(key)
-        .holding(guard);
+        .holding(guard)
+        .with_permit(turn);
     let doing = format!("opening the encrypted volume {} on {}", disk.volume(), disk.path().display());
     run(runner, &cmd, disk.volume(), doing)?;
     log::info!(name:% = disk.volume(), device:% = disk.path().display(), mapper:% = name; "opened the encrypted volume");
@@ -123,6 +139,7 @@ pub fn apply_open(guard: &VolumeGuard, runner: &dyn Runner, disk: &Device, name:
 pub fn apply_resize(
     guard: &VolumeGuard,
     runner: &dyn Runner,
+    turn: &Permit,
     volume: &VolumeName,
     name: &str,
     key: &Key,
@@ -131,7 +148,8 @@ pub fn apply_resize(
         .args(["resize", "--batch-mode", "--key-file=-"])
         .arg(name)
         .reading(key)
-        .holding(guard);
+        .holding(guard)
+        .with_permit(turn);
     run(runner, &cmd, volume, format!("growing the encrypted volume {volume}"))?;
     log::info!(name:% = volume, mapper:% = name; "grown the encrypted volume");
     Ok(())

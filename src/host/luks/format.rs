@@ -27,6 +27,7 @@ use crate::host::probe::blkid::Luks;
 use crate::host::probe::content::{Content, confirm_content, observe_content};
 use crate::host::probe::{Disk, EDGE, first_non_zero, is_noise};
 use crate::metrics::events::{EventKind, record_change};
+use crate::sync::semaphore::Permit;
 use crate::sync::volume_lock::VolumeGuard;
 
 /// How much of a disk the two copies of the header take. Source: LUKS2 On-Disk Format Specification, 2.
@@ -189,7 +190,13 @@ fn observe_beyond(disk: &Device) -> Result<Beyond> {
 /// # Errors
 /// [`Error::WillNotFormat`] when the disk holds anything else, [`Error::InUse`] when it is in use, [`Error::NotAsReported`]
 /// when it is not as expected afterwards, [`Error::Command`] when cryptsetup fails.
-pub fn apply_luks_format(guard: &VolumeGuard, runner: &dyn Runner, disk: &Device, key: &Key) -> Result<()> {
+pub fn apply_luks_format(
+    guard: &VolumeGuard,
+    runner: &dyn Runner,
+    turn: &Permit,
+    disk: &Device,
+    key: &Key,
+) -> Result<()> {
     let _pin = disk.open()?;
     let claim = disk.open_exclusively(runner.cap(CLAIM_BUDGET)).map_err(or_in_use(disk, "the encryption"))?;
     match observe_luks_state(runner, disk)? {
@@ -210,7 +217,7 @@ pub fn apply_luks_format(guard: &VolumeGuard, runner: &dyn Runner, disk: &Device
     leave_note(&claim).map_err(Error::io("preparing", disk.path()))?;
     // cryptsetup claims the disk as this does.
     drop(claim);
-    cryptsetup::apply_format(guard, runner, disk, key)?;
+    cryptsetup::apply_format(guard, runner, turn, disk, key)?;
     match observe_luks_state(runner, disk)? {
         LuksState::Interrupted => {
             record_change(

@@ -32,6 +32,7 @@ use crate::node::{Node, NodeCall};
 use crate::request::capability::Access;
 use crate::request::node::Stage;
 use crate::request::volume_context::CONTEXT;
+use crate::sync::semaphore::Permit;
 
 /// The device on which a volume's file system is or will be.
 #[derive(Debug)]
@@ -195,19 +196,25 @@ impl Node {
     /// Does what takes the memory of a key, when it is this volume's turn.
     fn apply_in_turn(&self, call: &NodeCall<'_>, plan: UnlockPlan, disk: &Device, key: &Key) -> Result<(Device, File)> {
         let doing = format!("opening the encrypted volume {}", disk.volume());
-        let _turn = self.key_permit.take_within_call(&doing, call.cap(NODE_BUDGET))?;
+        let turn = self.key_permit.take_within_call(&doing, call.cap(NODE_BUDGET))?;
         match plan {
             UnlockPlan::Open | UnlockPlan::OpenNew => {}
             UnlockPlan::MakeThenOpen => {
                 info!(name:% = disk.volume(), device:% = disk.path().display(); "encrypting");
-                apply_luks_format(&call.guard, &call.runner, disk, key)?;
+                apply_luks_format(&call.guard, &call.runner, &turn, disk, key)?;
             }
         }
-        self.apply_open_pinned(call, disk, key)
+        self.apply_open_pinned(call, &turn, disk, key)
     }
 
     /// Opens an encrypted volume, sees that what is open encrypts and lies on the very disk, and has it closed when nothing uses it.
-    fn apply_open_pinned(&self, call: &NodeCall<'_>, disk: &Device, key: &Key) -> Result<(Device, File)> {
+    fn apply_open_pinned(
+        &self,
+        call: &NodeCall<'_>,
+        turn: &Permit,
+        disk: &Device,
+        key: &Key,
+    ) -> Result<(Device, File)> {
         let names = observe_names(&self.places, disk.volume())?;
         for stale in &names.taken {
             warn!(name:% = disk.volume(), mapper:% = stale; "closing what is left of an earlier disk");
@@ -218,25 +225,22 @@ impl Node {
         }
         let _disk_pin = disk.open()?;
         let seen =
-            apply_open(&call.guard, &call.runner, disk, &names.free, key).and_then(|()| {
-                match observe_holder_of(&self.places, disk)? {
-                    DiskHolder::Open(device) if device.mapper_name() == Some(names.free.as_str()) => {
-                        check_is_encrypting(&call.runner, disk, &names.free)?;
-                        Ok((device.open()?, *device))
-                    }
-                    DiskHolder::Open(_)
-                    | DiskHolder::Nothing
-                    | DiskHolder::Temporary(_)
-                    | DiskHolder::Closing(_)
-                    | DiskHolder::Other(_) => Err(Error::WrongDevice {
-                        volume: disk.volume().clone(),
-                        found: format!(
-                            "it was opened as {}, which does not lie on {}",
-                            names.free,
-                            disk.path().display()
-                        ),
-                    }),
+            apply_open(&call.guard, &call.runner, turn, disk, &names.free, key).and_then(|()| match observe_holder_of(
+                &self.places,
+                disk,
+            )? {
+                DiskHolder::Open(device) if device.mapper_name() == Some(names.free.as_str()) => {
+                    check_is_encrypting(&call.runner, disk, &names.free)?;
+                    Ok((device.open()?, *device))
                 }
+                DiskHolder::Open(_)
+                | DiskHolder::Nothing
+                | DiskHolder::Temporary(_)
+                | DiskHolder::Closing(_)
+                | DiskHolder::Other(_) => Err(Error::WrongDevice {
+                    volume: disk.volume().clone(),
+                    found: format!("it was opened as {}, which does not lie on {}", names.free, disk.path().display()),
+                }),
             });
         // Also if something is wrong: then the kernel closes it at once. This must happen even if the call has no time
         // left.
@@ -267,11 +271,11 @@ impl Node {
         key: &Key,
     ) -> Result<Device> {
         let volume = disk.volume();
-        let _turn = self
+        let turn = self
             .key_permit
             .take_within_call(&format!("growing the encrypted volume {volume}"), call.cap(NODE_BUDGET))?;
         let name = open.mapper_name().unwrap_or_default();
-        apply_resize(&call.guard, &call.runner, volume, name, key)?;
+        apply_resize(&call.guard, &call.runner, &turn, volume, name, key)?;
         let grown = observe_its_device(call.places, disk, name)?;
         if is_short(&grown, disk) {
             let (have, all) = (grown.size(), disk.size());
