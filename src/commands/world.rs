@@ -16,6 +16,7 @@ use crate::cloud::token::Token;
 use crate::cloud::volume::Volume;
 use crate::cloud::{ApiResult, Cloud};
 use crate::config::Config;
+use crate::controller::owner::Owner;
 use crate::error::Chain;
 use crate::error::api::ApiErrorKind;
 use crate::host::device::DevicePlaces;
@@ -182,6 +183,7 @@ impl Source {
 
     fn combine(&self, cloud: &Cloud, listed: Listed, mut here: Vec<VolumeHere>, world: &mut World) {
         let driver = &self.config.driver_name;
+        let owner = Owner::new(self.config.tag.clone(), self.config.only_tag.clone());
         let mut agreed =
             world.claims.as_ref().map_or_else(Vec::new, |claims| diagnose_claims(&listed.volumes, claims, driver));
         let attached = listed.volumes.iter().filter(|volume| !volume.droplets.is_empty()).count();
@@ -207,7 +209,9 @@ impl Source {
                 .extend(here.iter().flat_map(diagnose_here).map(|found| Finding { subject: subject.clone(), ..found }));
             findings.extend(agreed.extract_if(.., |finding| finding.subject == subject));
             let seen = DiskSeen::of(here.as_ref());
-            let mut findings: Vec<Finding> = findings.into_iter().map(|one| with_safe_repair(one, seen)).collect();
+            let refusal = owner.check_change(&volume, "detached").err().map(|err| err.to_string());
+            let judge = |one| with_safe_repair(one, seen, refusal.as_deref());
+            let mut findings: Vec<Finding> = findings.into_iter().map(judge).collect();
             findings.sort_by(|a, b| b.cmp(a));
             world.volumes.push(Known {
                 last: actions.and_then(|actions| actions.last().cloned()),

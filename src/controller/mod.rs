@@ -48,7 +48,7 @@ pub mod list;
 mod modify;
 mod naming;
 mod overtaken;
-mod owner;
+pub(crate) mod owner;
 pub mod poll;
 mod publish_mode;
 mod recent;

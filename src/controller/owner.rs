@@ -57,7 +57,7 @@ pub(super) enum Claim {
 
 /// The owner that this plugin works for, and what it may touch at all.
 #[derive(Debug, Clone)]
-pub(super) struct Owner {
+pub(crate) struct Owner {
     /// None: every volume that no owner's mark is on is its own.
     tag: Option<Tag>,
     /// None: everything of the account may be touched.
@@ -154,7 +154,7 @@ fn unclaimed(tags: &[String], own: &Tag) -> String {
 
 impl Owner {
     /// The owner of this name, who may touch only what has the other tag.
-    pub(super) fn new(tag: Option<Tag>, only: Option<Tag>) -> Owner {
+    pub(crate) fn new(tag: Option<Tag>, only: Option<Tag>) -> Owner {
         Owner { tag, only }
     }
 
@@ -310,7 +310,7 @@ impl Owner {
     ///
     /// # Errors
     /// [`Error::NotOurs`].
-    pub(super) fn check_change(&self, volume: &Volume, done: &str) -> Result<()> {
+    pub(crate) fn check_change(&self, volume: &Volume, done: &str) -> Result<()> {
         self.check_use(volume, done)?;
         let Some((why, cure)) = self.foreign(volume) else { return Ok(()) };
         Err(not_ours(volume, done, why, cure))

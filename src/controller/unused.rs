@@ -198,10 +198,11 @@ impl Controller {
         let sent = self.runner.run(guard, ctx, &request, OnBusy::Return)?;
         match sent {
             ActionOutcome::Completed(_) => return Ok(ReleaseOutcome::Detached),
-            ActionOutcome::Errored(_) | ActionOutcome::Busy(_) | ActionOutcome::Refused(_) => {
+            ActionOutcome::Busy(_) | ActionOutcome::Refused(_) => {
                 return Ok(ReleaseOutcome::Refused(sent.in_words("detach")));
             }
-            ActionOutcome::Open(_) | ActionOutcome::Overdue(_) => {}
+            // One that DigitalOcean says not to know may be running.
+            ActionOutcome::Errored(_) | ActionOutcome::Open(_) | ActionOutcome::Overdue(_) => {}
         }
         // Without an answer it may be carried out yet. As long as such a request takes nobody else gets the volume.
         let doing = request.to_string();

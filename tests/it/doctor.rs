@@ -296,6 +296,17 @@ fn a_leaked_attachment_is_detached_by_nobody_who_does_not_see_the_disk() {
 }
 
 #[test]
+fn a_volume_that_is_not_this_plugins_to_change_stays_on_a_droplet_that_is_off() {
+    let fleet = cloud();
+    let theirs = fleet.volume_on("theirs", A);
+    fleet.sim.set_droplet_status(A, DropletStatus::Off);
+    let shown = text(&run(&fleet, &["doctor", "--fix", "--yes", "--only-tag=ours"], None));
+    fleet.rest();
+    assert!(shown.contains("AttachedToDeadDroplet") && shown.contains("--only-tag"), "{shown}");
+    assert_eq!(fleet.sim.attached_to(&theirs), Some(A));
+}
+
+#[test]
 fn what_was_found_and_is_not_so_any_more_is_not_repaired() {
     let fleet = cloud();
     let id = fleet.volume_on("blog", A);

@@ -72,22 +72,23 @@ impl DiskSeen {
     }
 }
 
-/// A finding with what a program may do about it only where that cannot take a disk from who writes to it. A lost claim is no sign
-/// that the task has ended: only the droplet that has the disk knows. Pure.
+/// A finding with what a program may do about it only where that cannot take a disk from who writes to it, and where the volume is
+/// this plugin's to change: `refusal` says why it is not. A lost claim is no sign that the task has ended: only the droplet that has
+/// the disk knows. Pure.
 #[must_use]
-pub fn with_safe_repair(finding: Finding, seen: DiskSeen) -> Finding {
-    let is_safe = match (finding.reason == Reason::AttachedWithoutClaim, seen) {
-        (true | false, DiskSeen::Free) | (false, DiskSeen::NotHere) => true,
-        (true | false, DiskSeen::MayBeUsed) | (true, DiskSeen::NotHere) => false,
-    };
-    if is_safe || finding.repair.is_none() {
+pub fn with_safe_repair(finding: Finding, seen: DiskSeen, refusal: Option<&str>) -> Finding {
+    if finding.repair.is_none() {
         return finding;
     }
-    let cure = format!(
-        "see on that droplet that nothing uses the disk any more, as `do-csi-plugin doctor --fix` does there; then {}",
-        finding.cure
-    );
-    Finding { repair: None, cure, ..finding }
+    let before = match (finding.reason == Reason::AttachedWithoutClaim, seen, refusal) {
+        (true | false, _, Some(why)) => format!("ask who owns it first: {why}; then"),
+        (true | false, DiskSeen::Free, None) | (false, DiskSeen::NotHere, None) => return finding,
+        (true | false, DiskSeen::MayBeUsed, None) | (true, DiskSeen::NotHere, None) => {
+            "see on that droplet that nothing uses the disk any more, as `do-csi-plugin doctor --fix` does there; then"
+                .to_owned()
+        }
+    };
+    Finding { repair: None, cure: format!("{before} {}", finding.cure), ..finding }
 }
 
 /// What is wrong with a volume that is here. Pure.
@@ -376,7 +377,9 @@ mod tests {
         ] {
             let repair = Repair::Detach { volume: id.clone(), droplet };
             let finding = Finding::new(reason, &Subject::Node, String::new(), "run it".to_owned()).with_repair(repair);
-            let got = with_safe_repair(finding, seen);
+            let foreign = with_safe_repair(finding.clone(), seen, Some("it is another's"));
+            assert!(foreign.repair.is_none() && foreign.cure.contains("it is another's"), "{foreign:?}");
+            let got = with_safe_repair(finding, seen, None);
             assert_eq!((got.repair.is_some(), got.cure == "run it"), (want, want), "{reason} {seen:?}");
         }
     }
