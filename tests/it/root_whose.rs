@@ -19,13 +19,13 @@ const STALE: &str = "do-csi-id-00000000-0000-4000-8000-000000000000";
 /// Asserts that every call which names a path refuses it for this id, and that nothing is mounted otherwise afterwards.
 #[track_caller]
 fn is_left_alone(rig: &NodeHarness, id: &str, path: &Path, words: &[&str]) {
-    let before = rig.machine().droplet.mounts();
+    let before = rig.machine().mounts();
     let client = rig.client();
     refused(client.unpublish(id, path), PRECONDITION, words);
     refused(client.unstage(id, path), PRECONDITION, words);
     refused(client.stats(id, path), NOT_FOUND, words);
     refused(client.node_expand(id, path, 0), NOT_FOUND, words);
-    assert_eq!(rig.machine().droplet.mounts(), before, "{}", path.display());
+    assert_eq!(rig.machine().mounts(), before, "{}", path.display());
 }
 
 /// The links by which ids are known.
@@ -96,12 +96,12 @@ fn root_no_call_acts_on_a_disk_that_is_no_volume() {
     let root = home.join("root");
     fs::create_dir_all(&root).unwrap();
     rig.run("mount", &["--bind", "/usr", &root.to_string_lossy()]);
-    let before = rig.machine().droplet.mounts();
+    let before = rig.machine().mounts();
     for id in [vol.csi.id.as_str(), UNKNOWN] {
         assert!(rig.client().unpublish(id, &root).is_err() && rig.client().unstage(id, &root).is_err());
         assert!(rig.client().stats(id, &root).is_err() && rig.client().node_expand(id, &root, 0).is_err());
     }
-    assert_eq!(rig.machine().droplet.mounts(), before);
+    assert_eq!(rig.machine().mounts(), before);
     rig.run("umount", &[&root.to_string_lossy()]);
     rig.unstage(&vol).unwrap();
     rig.close();
@@ -161,7 +161,7 @@ fn root_a_shut_down_file_system_of_another_volume_is_not_torn_away() {
     rig.publish(&other, "alloc").unwrap();
     rig.stage(&vol).unwrap();
     rig.shut_down(&rig.staging(&other));
-    let before = rig.machine().droplet.mounts();
+    let before = rig.machine().mounts();
     let client = rig.client();
     refused(
         client.publish(&vol.csi, &rig.staging(&vol), &rig.target(&other, "alloc"), false),
@@ -176,7 +176,7 @@ fn root_a_shut_down_file_system_of_another_volume_is_not_torn_away() {
     refused(client.stage(&vol.csi, &rig.staging(&other)), PRECONDITION, &["other"]);
     refused(client.unstage(&vol.csi.id, &rig.staging(&other)), PRECONDITION, &["other"]);
     refused(client.unpublish(&vol.csi.id, &rig.target(&other, "alloc")), PRECONDITION, &["other"]);
-    assert_eq!(rig.machine().droplet.mounts(), before);
+    assert_eq!(rig.machine().mounts(), before);
     rig.unpublish(&other, "alloc").unwrap();
     rig.unstage(&other).unwrap();
     rig.unstage(&vol).unwrap();

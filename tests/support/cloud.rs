@@ -91,12 +91,15 @@ impl Machine {
         &self.home
     }
 
-    /// The lines of the mount table, without the mounts that a Docker Engine has for its containers.
+    /// The lines of the mount table, without the mounts that a Docker Engine has for its containers, and without those that other
+    /// tests had when the droplet began, which go with their directories.
     pub fn mounts(&self) -> Vec<String> {
-        let docker = self.home.join("docker");
-        let is_dockers =
-            |line: &String| line.split(' ').nth(4).is_some_and(|point| Path::new(point).starts_with(&docker));
-        self.droplet.mounts().into_iter().filter(|line| !is_dockers(line)).collect()
+        let (docker, others) = (self.home.join("docker"), std::env::temp_dir());
+        let own = self.home.parent().unwrap_or(&self.home);
+        let is_own =
+            |point: &Path| !point.starts_with(&docker) && (point.starts_with(own) || !point.starts_with(&others));
+        let is_shown = |line: &String| line.split(' ').nth(4).is_none_or(|point| is_own(Path::new(point)));
+        self.droplet.mounts().into_iter().filter(is_shown).collect()
     }
 
     /// Makes the directories that Nomad makes before it calls: the staging path itself, and the target's parent.
