@@ -38,6 +38,7 @@ use crate::controller::owner::Owner;
 use crate::controller::publish_mode::PublishModes;
 use crate::controller::run_action::{ActionOutcome, ActionRequest, ActionRunner, OnBusy, Waits};
 use crate::controller::tag_scope::Tagger;
+use crate::controller::takeover::can_use;
 use crate::error::api::{ApiError, ApiErrorKind};
 use crate::error::{Error, Holder, Result, Thing};
 use crate::id::{ActionId, DropletId, VolumeId};
@@ -213,7 +214,7 @@ impl Attacher {
         let why = outcome.in_words("attach");
         match outcome {
             ActionOutcome::Completed(action) => return self.await_shown(guard, ctx, want, action, history),
-            ActionOutcome::Errored(_) => {}
+            ActionOutcome::Errored(_) | ActionOutcome::Withdrawn => {}
             ActionOutcome::Busy(err) => return Ok(AttachStep::Busy(err)),
             ActionOutcome::Overdue(_) | ActionOutcome::Open(_) => history.is_contested = true,
             ActionOutcome::Refused(err) => {
@@ -318,14 +319,17 @@ impl Attacher {
                 .with("droplet", want.droplet),
         );
         let request = ActionRequest::Detach { volume: &volume.id, droplet: holder };
-        let outcome = self.runner.run(guard, ctx, &request, OnBusy::Return)?.unless_denied(&request)?;
+        // In the line for the droplet minutes may pass, in which it may have been switched on.
+        let is_still_so =
+            || Ok(self.takeover || !can_use(ctx.observe_droplet(holder)?.as_ref().map(|droplet| &droplet.status)));
+        let outcome = self.runner.run_if(guard, ctx, &request, OnBusy::Return, is_still_so)?.unless_denied(&request)?;
         if outcome.proves_nothing_attached() && record.lacks_it() {
             warn!(volume:% = volume.id, droplet = holder.get(); "the volume is listed on a droplet that has nothing of it to detach");
             history.nothing_on = Some(holder);
             return Ok(AttachStep::Again);
         }
         Ok(match outcome {
-            ActionOutcome::Completed(_) => AttachStep::Again,
+            ActionOutcome::Completed(_) | ActionOutcome::Withdrawn => AttachStep::Again,
             ActionOutcome::Errored(_)
             | ActionOutcome::Overdue(_)
             | ActionOutcome::Busy(_)

@@ -113,7 +113,10 @@ impl Controller {
             ActionOutcome::Completed(action) => {
                 return self.await_size(ctx, &volume.id, size, Some(action)).map(GrowStep::Done);
             }
-            ActionOutcome::Errored(_) | ActionOutcome::Overdue(_) | ActionOutcome::Open(_) => {
+            ActionOutcome::Errored(_)
+            | ActionOutcome::Overdue(_)
+            | ActionOutcome::Open(_)
+            | ActionOutcome::Withdrawn => {
                 return Ok(GrowStep::Unclear);
             }
             ActionOutcome::Busy(err) => return Ok(GrowStep::Busy(err)),

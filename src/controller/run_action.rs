@@ -13,7 +13,7 @@
 use std::fmt;
 use std::slice;
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use log::{debug, warn};
 
@@ -124,6 +124,8 @@ pub(super) enum ActionOutcome {
     Refused(ApiError),
     /// It is open whether anything was begun.
     Open(ApiError),
+    /// Nothing was sent: while it waited for its turn, the reason for it went away.
+    Withdrawn,
 }
 
 impl ActionOutcome {
@@ -135,6 +137,7 @@ impl ActionOutcome {
             | ActionOutcome::Errored(_)
             | ActionOutcome::Overdue(_)
             | ActionOutcome::Busy(_)
+            | ActionOutcome::Withdrawn
             | ActionOutcome::Open(_) => false,
         }
     }
@@ -157,9 +160,13 @@ impl ActionOutcome {
             ActionOutcome::Errored(id) => format!("DigitalOcean's {kind} action {id} errored"),
             ActionOutcome::Overdue(id) => format!("DigitalOcean's {kind} action {id} does not end"),
             ActionOutcome::Busy(err) | ActionOutcome::Refused(err) | ActionOutcome::Open(err) => err.to_string(),
+            ActionOutcome::Withdrawn => format!("the {kind} was not sent, as there is no reason for it any more"),
         }
     }
 }
+
+/// For how long what was seen is as good as new.
+const FRESH: Duration = Duration::from_millis(500);
 
 /// What to do while the droplet is busy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -196,14 +203,34 @@ impl ActionRunner {
     /// [`Error::TimedOut`] when it still waits or runs at the end of the call, [`Error::Api`] when a question is refused.
     pub(super) fn run(
         &self,
-        _guard: &VolumeGuard,
+        guard: &VolumeGuard,
         ctx: &CallContext,
         request: &ActionRequest<'_>,
         on_busy: OnBusy,
     ) -> Result<ActionOutcome> {
+        self.run_if(guard, ctx, request, on_busy, || Ok(true))
+    }
+
+    /// As [`ActionRunner::run`], for what was decided by something that may have changed when it is this call's turn: then that is
+    /// looked at again, and nothing is sent when it is not so any more.
+    ///
+    /// # Errors
+    /// As [`ActionRunner::run`], and those of the look.
+    pub(super) fn run_if(
+        &self,
+        _guard: &VolumeGuard,
+        ctx: &CallContext,
+        request: &ActionRequest<'_>,
+        on_busy: OnBusy,
+        is_still_so: impl Fn() -> Result<bool>,
+    ) -> Result<ActionOutcome> {
         let mut pauses = ctx.busy_backoff();
         loop {
+            let asked = Instant::now();
             let turns = self.take_turns(ctx, request)?;
+            if asked.elapsed() > FRESH && !is_still_so()? {
+                return Ok(ActionOutcome::Withdrawn);
+            }
             ctx.ensure_awaited()?;
             let err = match request.send(&ctx.cloud) {
                 Ok(action) => return self.await_sent(ctx, request, &action),
@@ -338,7 +365,8 @@ fn outcome_label(outcome: &Result<ActionOutcome>) -> &'static str {
         Ok(ActionOutcome::Completed(_)) => "completed",
         Ok(ActionOutcome::Errored(_)) => "errored",
         Ok(ActionOutcome::Overdue(_)) => "overdue",
-        Ok(ActionOutcome::Busy(_) | ActionOutcome::Refused(_) | ActionOutcome::Open(_)) | Err(_) => "unknown",
+        Ok(ActionOutcome::Busy(_) | ActionOutcome::Refused(_) | ActionOutcome::Open(_) | ActionOutcome::Withdrawn)
+        | Err(_) => "unknown",
     }
 }
 

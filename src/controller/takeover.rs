@@ -39,7 +39,7 @@ pub(super) struct HolderFacts<'a> {
 }
 
 /// Whether a droplet in that state can use a volume. One that is not known may.
-fn can_use(status: Option<&DropletStatus>) -> bool {
+pub(super) fn can_use(status: Option<&DropletStatus>) -> bool {
     match status {
         Some(DropletStatus::New | DropletStatus::Active | DropletStatus::Other(_)) => true,
         Some(DropletStatus::Off | DropletStatus::Archive) | None => false,

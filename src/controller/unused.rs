@@ -198,7 +198,7 @@ impl Controller {
         let sent = self.runner.run(guard, ctx, &request, OnBusy::Return)?;
         match sent {
             ActionOutcome::Completed(_) => return Ok(ReleaseOutcome::Detached),
-            ActionOutcome::Busy(_) | ActionOutcome::Refused(_) => {
+            ActionOutcome::Busy(_) | ActionOutcome::Refused(_) | ActionOutcome::Withdrawn => {
                 return Ok(ReleaseOutcome::Refused(sent.in_words("detach")));
             }
             // One that DigitalOcean says not to know may be running.

@@ -2,6 +2,7 @@
 //! alone until then.
 
 use std::path::Path;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use grpcio::RpcStatusCode;
@@ -293,4 +294,24 @@ fn a_volume_on_a_droplet_that_the_token_may_not_read_is_not_deleted() {
     fleet.sim.faults().add(Fault::refused(Refusal::FORBIDDEN).on(DROPLET_RECORD.0, DROPLET_RECORD.1).always());
     assert_ended(plugin.client.delete_volume(&id), RpcStatusCode::FAILED_PRECONDITION, "unpublish it first");
     assert_eq!(fleet.sim.attached_to(&id), Some(A));
+}
+
+#[test]
+fn a_droplet_that_is_switched_on_while_its_volumes_are_taken_keeps_the_rest() {
+    let fleet = ControllerHarness::with_actions(Duration::from_secs(2));
+    let plugin = fleet.controller(Path::new(PROGRAM), "one", &["--call-budget=20"]);
+    let ids = ["one", "two", "three"].map(|name| fleet.volume_on(name, A));
+    fleet.sim.set_droplet_status(A, DropletStatus::Off);
+    let detaches = || fleet.sim.actions().into_iter().filter(|action| action.kind == ActionKind::Detach).count();
+    thread::scope(|scope| {
+        let calls = ids.each_ref().map(|id| scope.spawn(|| publish(&plugin.client, id, B)));
+        // The two others wait in line behind the first one.
+        until("the first volume is taken", || detaches() > 0);
+        fleet.sim.set_droplet_status(A, DropletStatus::Active);
+        let outcomes = calls.map(|call| call.join().unwrap());
+        assert_eq!(outcomes.iter().filter(|outcome| outcome.is_ok()).count(), 1, "{outcomes:?}");
+    });
+    fleet.rest();
+    assert_eq!(detaches(), 1);
+    assert_eq!(ids.iter().filter(|id| fleet.sim.attached_to(id) == Some(A)).count(), 2);
 }
