@@ -2,8 +2,8 @@
 //!
 //! Owns its life. It is found again by its name, which follows from the clone's, and told from everybody else's snapshots by
 //! that name and a tag. A call that cannot remove its snapshot leaves that to the sweeper, as does one that is killed: the
-//! sweeper of the next process looks once after the start. Almost always there is nothing, which one request tells, however
-//! many snapshots the account has.
+//! sweeper of every process looks after its start and then once an hour. Almost always there is nothing, which one request tells,
+//! however many snapshots the account has.
 
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
@@ -40,6 +40,8 @@ const FIRST_LOOK: Duration = Duration::from_secs(10);
 const LOOK_BUDGET: Duration = Duration::from_secs(100);
 /// When to look again after a look that failed.
 const NEXT_TRY: Duration = Duration::from_secs(300);
+/// When to look again otherwise: another process may have been killed.
+const NEXT_LOOK: Duration = Duration::from_secs(3600);
 
 impl Controller {
     /// Takes the snapshot, or finds the one that an earlier try of the same clone took.
@@ -125,7 +127,7 @@ fn work(cloud: &Cloud, owner: &Owner, woken: &Receiver<()>) {
     }
 }
 
-/// Removes what is left behind and says when the next is due, if there is one.
+/// Removes what is left behind and says when to look again; none: the token may not look.
 fn sweep(cloud: &Cloud, owner: &Owner) -> Option<Duration> {
     let cloud = cloud.until(Instant::now() + LOOK_BUDGET);
     let found = match observe_temporary(&cloud) {
@@ -138,7 +140,12 @@ fn sweep(cloud: &Cloud, owner: &Owner) -> Option<Duration> {
     };
     // Another owner's plugins remove their own.
     let own = found.iter().filter(|snapshot| owner.check_snapshot_deletion(snapshot).is_ok());
-    own.filter_map(|snapshot| sweep_one(&cloud, snapshot)).min()
+    Some(plan_next_look(own.filter_map(|snapshot| sweep_one(&cloud, snapshot))))
+}
+
+/// When to look again, by what is due of each snapshot that stays. Pure.
+fn plan_next_look(due: impl Iterator<Item = Duration>) -> Duration {
+    due.fold(NEXT_LOOK, Duration::min)
 }
 
 fn sweep_one(cloud: &Cloud, snapshot: &Snapshot) -> Option<Duration> {
@@ -164,9 +171,8 @@ fn sweep_one(cloud: &Cloud, snapshot: &Snapshot) -> Option<Duration> {
         }
         Err(err) if plan_failure(&err) == ApiFailure::NotFound => None,
         Err(err) => {
-            let next = plan_next_try(&err);
-            warn!("cannot remove the temporary snapshot {}{}: {err}", snapshot.id, in_words(next));
-            next
+            warn!("cannot remove the temporary snapshot {}, and tries again later: {err}", snapshot.id);
+            plan_next_try(&err)
         }
     }
 }
@@ -254,6 +260,14 @@ mod tests {
         ];
         for (age, stay) in table {
             assert_eq!(plan_stay(age.map(seconds)), stay.map(seconds), "{age:?}");
+        }
+    }
+
+    #[test]
+    fn the_next_look_is_within_an_hour_whatever_was_found() {
+        for (due, want) in [(vec![], 3600), (vec![900, 300], 300), (vec![7200], 3600)] {
+            let next = plan_next_look(due.iter().copied().map(Duration::from_secs));
+            assert_eq!(next.as_secs(), want, "{due:?}");
         }
     }
 
