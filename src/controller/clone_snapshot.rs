@@ -171,8 +171,10 @@ fn sweep_one(cloud: &Cloud, snapshot: &Snapshot) -> Option<Duration> {
         }
         Err(err) if plan_failure(&err) == ApiFailure::NotFound => None,
         Err(err) => {
-            warn!("cannot remove the temporary snapshot {}, and tries again later: {err}", snapshot.id);
-            plan_next_try(&err)
+            let next = plan_next_try(&err);
+            let when = if next.is_none() { ", and it is not tried again within the next hour" } else { "" };
+            warn!("cannot remove the temporary snapshot {}{when}: {err}", snapshot.id);
+            next
         }
     }
 }
