@@ -113,6 +113,8 @@ impl Controller {
         gone: &mut Option<DropletId>,
     ) -> Result<Option<String>> {
         let Some(volume) = ctx.observe_volume_if_there(id)? else { return Ok(None) };
+        // It may have been handed over to another owner meanwhile.
+        self.owner.check_deletion(&volume)?;
         let Some(holder) = volume.droplets.first() else { return Ok(Some(String::new())) };
         let last_action = ctx.observe_last_action_if_there(id)?;
         let droplet = match &last_action {

@@ -202,6 +202,7 @@ impl Controller {
         let guard = self.hold(ctx, VolumeKey::Id(id.to_string()))?;
         let Some(snapshot) = ctx.observe_snapshot_if_there(&id)? else { return Ok(()) };
         self.owner.check_snapshot_deletion(&snapshot)?;
+        ctx.ensure_awaited()?;
         self.ensure_snapshot_deleted(&guard, ctx, &id)
     }
 

@@ -8,7 +8,7 @@ use do_csi_plugin::proto::csi;
 use grpcio::RpcStatusCode;
 
 use crate::PROGRAM;
-use crate::sim::{DropletStatus, Fault, NewVolume};
+use crate::sim::{DropletStatus, Fault, NewVolume, Refusal as ApiRefusal};
 use crate::support::client::{Client, Outcome, Refusal, cloned, new_volume, option, publish, text_map, unpublish};
 use crate::support::controllers::{A, ACTION, B, ControllerHarness};
 use crate::support::plugin::Plugin;
@@ -97,6 +97,22 @@ fn a_volume_is_handed_over_by_exchanging_its_tags() {
     unpublish(&b.client, &id, B).unwrap();
     b.client.delete_volume(&id).unwrap();
     assert_eq!(fleet.sim.volumes(), []);
+}
+
+#[test]
+fn a_volume_that_is_handed_over_while_its_deletion_is_tried_stays() {
+    let (fleet, [a, _b]) = clusters();
+    let id = create(&a.client, "postgres").unwrap();
+    fleet.sim.faults().add(Fault::refused(ApiRefusal::DELETE_ATTACHED).on("DELETE", "/v2/volumes/{id}").times(3));
+    std::thread::scope(|scope| {
+        let deletion = scope.spawn(|| a.client.delete_volume(&id));
+        wait_for(Duration::from_secs(20), || (fleet.sim.calls().of("DELETE", "/v2/volumes/{id}") > 0).then_some(()))
+            .unwrap();
+        fleet.sim.tag_volume(&id, "cluster-b").unwrap();
+        fleet.sim.untag_volume(&id, "cluster-a").unwrap();
+        assert_refused(deletion.join().unwrap(), RpcStatusCode::FAILED_PRECONDITION, &["cluster-b"]);
+    });
+    assert!(fleet.sim.volume(&id).is_some());
 }
 
 #[test]
