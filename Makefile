@@ -73,7 +73,7 @@ test: rust own compiler disk-tools ## Run the unit and socket tests; no root nee
 # In a mount namespace of its own, what a failed test leaves mounted goes away with the test.
 test-root: root rust own compiler disk-tools strace ## Run the kernel tests: loop devices, mkfs, mounts (as root)
 	cargo test $(FAST) --test it --no-run
-	exec unshare --mount --propagation private cargo test $(FAST) --test it -- --ignored root_ --skip root_figures --skip root_faults --skip root_fuzz_
+	exec unshare --mount --propagation private cargo test $(FAST) --test it -- --ignored root_ --skip root_figures --skip root_faults
 
 # What is shipped for Prometheus is checked and tried with Prometheus itself. Debian's is built without Nomad's service discovery,
 # so that part of the configuration is left out.

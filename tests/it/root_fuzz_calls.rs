@@ -5,7 +5,7 @@
 //! nobody names keeps its file, and afterwards every volume can be taken down and deleted by the calls that are right.
 //! `make fuzz SECONDS=3600` goes on for an hour.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::thread;
@@ -38,6 +38,8 @@ struct Parts {
     paths: Vec<String>,
     droplets: Vec<String>,
     home: PathBuf,
+    /// Every id for which something was mounted, perhaps: a volume is taken down by the id under which it was staged, whatever it is.
+    used: Mutex<BTreeSet<String>>,
 }
 
 fn words<'a>(mutator: &mut Mutator, all: &[&'a str], most: usize) -> Vec<&'a str> {
@@ -143,6 +145,10 @@ impl Parts {
         if path.starts_with(&*self.home.to_string_lossy()) || !path.starts_with('/') { path } else { "/..".to_owned() }
     }
 
+    fn note_used(&self, volume: &str) {
+        self.used.lock().unwrap().insert(volume.to_owned());
+    }
+
     fn node_call(&self, mutator: &mut Mutator, client: &Client) -> (&'static str, Outcome<()>) {
         let patience = Duration::from_secs(PATIENCE[mutator.rng.usize(..PATIENCE.len())]);
         let option = || CallOption::default().timeout(patience);
@@ -160,6 +166,7 @@ impl Parts {
                 };
                 request = changed(mutator, request);
                 request.staging_target_path = self.safe(request.staging_target_path);
+                self.note_used(&request.volume_id);
                 ("stage", done(node.node_stage_volume_opt(&request, option())))
             }
             5..10 => {
@@ -177,6 +184,7 @@ impl Parts {
                 request = changed(mutator, request);
                 request.staging_target_path = self.safe(request.staging_target_path);
                 request.target_path = self.safe(request.target_path);
+                self.note_used(&request.volume_id);
                 ("publish", done(node.node_publish_volume_opt(&request, option())))
             }
             10..13 => {
@@ -391,6 +399,7 @@ fn root_fuzz_no_call_ends_the_plugin_or_leaves_anything() {
         paths: paths.iter().map(|path| path.to_string_lossy().into_owned()).collect(),
         droplets: vec![rig.machine().node_id(), rig.machine().node_id(), "7".to_owned()],
         home: rig.machine().home().to_owned(),
+        used: Mutex::default(),
     };
     let (begun, time, seed) = (Instant::now(), budget().unwrap_or(TIME), seed());
     let (warm, counts) = (begun + time / 4, Mutex::new(Counts::new()));
@@ -429,10 +438,11 @@ fn root_fuzz_no_call_ends_the_plugin_or_leaves_anything() {
 
     // The right calls end everything that the wrong ones have begun. Any volume may be at any path by now.
     let client = rig.client();
+    let used = parts.used.lock().unwrap();
     let end_at = |path: &Path| {
         let mut refusals = Vec::new();
-        let is_ended = volumes.iter().any(|vol| {
-            let calls = [client.unpublish(&vol.csi.id, path), client.unstage(&vol.csi.id, path)];
+        let is_ended = used.iter().any(|id| {
+            let calls = [client.unpublish(id, path), client.unstage(id, path)];
             refusals.extend(calls.into_iter().filter_map(Result::err));
             rig.mount_at(path).is_none()
         });

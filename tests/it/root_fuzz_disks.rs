@@ -22,6 +22,8 @@ const PIECE: u64 = 4096;
 const BETWEEN_SAMPLES: usize = 33 << 20;
 /// How long a test run tries disks, where no time is set.
 const TIME: Duration = Duration::from_secs(20);
+/// How many it tries on a machine that has no time.
+const FEWEST: u32 = 20;
 /// What is in the file of each file system that is made; random, so that nothing else looks like it.
 const MARK_BYTES: usize = 64 << 10;
 
@@ -287,7 +289,7 @@ fn root_fuzz_no_disk_that_held_anything_is_made_anew() {
     let end = Instant::now() + budget().unwrap_or(TIME);
     let mut counts: BTreeMap<String, u32> = BTreeMap::new();
     let mut tried = 0;
-    while Instant::now() < end {
+    while Instant::now() < end || tried < FEWEST {
         let (what, before) = lab.invent(&mut mutator);
         let (ask, fs) =
             (Ask::ALL[mutator.rng.usize(..Ask::ALL.len())], mutator.pick(&["", "ext4", "xfs", "btrfs", "ext3"]));
@@ -324,6 +326,9 @@ fn root_fuzz_no_disk_that_held_anything_is_made_anew() {
             }
         }
         let code = outcome.as_ref().map_or_else(|refusal| format!("{:?}", refusal.code), |()| "OK".to_owned());
+        if code.contains("INTERNAL") {
+            println!("{what}: {told}");
+        }
         for finding in ["bug in do-csi-plugin", "panicked"] {
             assert!(!told.contains(finding), "{what}: {told}");
         }
@@ -332,7 +337,6 @@ fn root_fuzz_no_disk_that_held_anything_is_made_anew() {
     }
     println!("{tried} disks, FUZZ_SEED={seed}: {counts:?}");
     assert!(!lab.rig.plugin().log().contains("panicked"), "{}", lab.rig.plugin().log());
-    assert!(tried > 10, "{tried}");
     lab.rig.close();
 }
 
