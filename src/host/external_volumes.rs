@@ -97,8 +97,18 @@ fn is_of_nomad(target: &Path) -> bool {
     directories.skip(1).any(|part| is_usage(&part.to_string_lossy()))
 }
 
-/// Whether it is what Nomad calls a way of using a volume, such as `rw-file-system-single-node-writer`.
+/// How the name of the hidden place ends in which a mount is prepared beside its path. The name begins with a dot.
+pub(crate) const SCRATCH_END: &str = ".do-csi";
+
+/// The name of the path beside which a hidden place of this name was made; `None` for any other name. Pure.
+pub(crate) fn plan_prepared(name: &str) -> Option<&str> {
+    name.strip_prefix('.')?.strip_suffix(SCRATCH_END)
+}
+
+/// Whether it is what Nomad calls a way of using a volume, such as `rw-file-system-single-node-writer`, or the hidden place
+/// beside it.
 pub(crate) fn is_usage(part: &str) -> bool {
+    let part = plan_prepared(part).unwrap_or(part);
     let rest = part.strip_prefix("rw-").or_else(|| part.strip_prefix("ro-"));
     rest.is_some_and(|rest| rest.starts_with("file-system-") || rest.starts_with("block-device-"))
 }
@@ -132,7 +142,7 @@ mod tests {
 
     #[test]
     fn a_volume_is_csis_where_orchestrators_mount_it() {
-        let table: [(&[&str], Seen); 16] = [
+        let table: [(&[&str], Seen); 18] = [
             (&[], Seen::Free),
             (&["/csi/staging/default/blog/rw-file-system-single-node-writer"], Seen::ByCsi),
             (&["/local/csi/staging/blog/ro-file-system-single-node-reader-only"], Seen::ByCsi),
@@ -141,6 +151,8 @@ mod tests {
             (&["/var/lib/kubelet/plugins/kubernetes.io/csi/pv/pvc-1/globalmount"], Seen::ByCsi),
             (&["/var/lib/kubelet/pods/1/volumes/kubernetes.io~csi/pvc-1/mount"], Seen::ByCsi),
             (&["/mnt/look", "/csi/staging/default/blog/rw-file-system-single-node-writer"], Seen::ByCsi),
+            (&["/csi/per-alloc/1/blog/.rw-file-system-single-node-writer.do-csi"], Seen::ByCsi),
+            (&["/csi/per-alloc/1/blog/.rw-file-system-single-node-writer"], Seen::Elsewhere),
             (&["/mnt/database"], Seen::Elsewhere),
             (&["/mnt/csi-backup"], Seen::Elsewhere),
             (&["/mnt/csi"], Seen::Elsewhere),

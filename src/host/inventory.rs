@@ -4,13 +4,9 @@
 //! mount table, none of which waits for a disk. What waits, the question how a mount is, is asked by threads of its
 //! own with a limit of time: a dead mount holds up nobody but its own thread, of which there is never a second one.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
-use std::thread;
 use std::time::{Duration, Instant, SystemTime};
-
-use crossbeam::channel::{Receiver, RecvTimeoutError, bounded};
 
 use crate::error::{Chain, Error, Result};
 use crate::host::device::DevicePlaces;
@@ -27,6 +23,7 @@ use crate::host::owner::{Owner, observe_owner};
 use crate::host::presence::{observe_is_there, observe_metadata, observe_names, observe_real};
 use crate::host::under_mount::{UnderMount, observe_disk};
 use crate::id::{VolumeId, VolumeName};
+use crate::sync::looks::{Looks, Seen};
 
 /// How long the mounts may take to answer, all together.
 pub const LOOK_BUDGET: Duration = Duration::from_secs(2);
@@ -102,14 +99,7 @@ pub struct Inventory {
     places: DevicePlaces,
     budget: Duration,
     /// Looks that have not ended yet, by the path of the mount that they are about.
-    running: Mutex<HashMap<PathBuf, Look>>,
-}
-
-/// A look that a thread has begun.
-#[derive(Debug)]
-struct Look {
-    since: Instant,
-    ends: Receiver<VolumeState>,
+    looks: Looks<PathBuf, VolumeState>,
 }
 
 /// A volume before its mount was asked.
@@ -124,7 +114,7 @@ impl Inventory {
     /// Looks at nothing yet; `budget` is how long the mounts may take to answer, all together.
     #[must_use]
     pub fn new(places: DevicePlaces, budget: Duration) -> Inventory {
-        Inventory { places, budget, running: Mutex::default() }
+        Inventory { places, budget, looks: Looks::default() }
     }
 
     /// The volumes here, by their names. It takes no longer than the budget, whatever the disks do.
@@ -147,22 +137,9 @@ impl Inventory {
     /// Has a thread look at a volume, unless an earlier one is at it still.
     fn ask(&self, found: Found, mounts: &MountTable) -> (VolumeHere, Option<PathBuf>) {
         let Found { volume, asked: Some(mount) } = found else { return (found.volume, None) };
-        let key = mount.target.clone();
-        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
-        if running.contains_key(&key) {
-            return (volume, Some(key));
-        }
-        let (end, ends) = bounded(1);
-        let (places, mounts) = (self.places.clone(), mounts.clone());
-        let look = move || {
-            let state = observe_state(&places, &mounts, &mount);
-            let _nobody_waits_any_more = end.send(state).is_err();
-        };
-        match thread::Builder::new().name("look".to_owned()).spawn(look) {
-            Ok(_) => {
-                running.insert(key.clone(), Look { since: Instant::now(), ends });
-                (volume, Some(key))
-            }
+        let (key, places, mounts) = (mount.target.clone(), self.places.clone(), mounts.clone());
+        match self.looks.begin(key.clone(), move || observe_state(&places, &mounts, &mount)) {
+            Ok(_) => (volume, Some(key)),
             Err(err) => {
                 let state = VolumeState::Unknown(format!("the system gives no thread to look at it: {err}"));
                 (VolumeHere { state, ..volume }, None)
@@ -170,25 +147,11 @@ impl Inventory {
         }
     }
 
-    fn wait(&self, key: &Path, give_up: Instant) -> VolumeState {
-        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(look) = running.get(key) else {
-            return VolumeState::Unknown("another look at it was just made".to_owned());
-        };
-        let (ends, since) = (look.ends.clone(), look.since);
-        drop(running);
-        let outcome = ends.recv_deadline(give_up);
-        running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
-        match outcome {
-            Ok(state) => {
-                running.remove(key);
-                state
-            }
-            Err(RecvTimeoutError::Timeout) => VolumeState::Silent(since.elapsed()),
-            Err(RecvTimeoutError::Disconnected) => {
-                running.remove(key);
-                VolumeState::Unknown("the look at it has failed".to_owned())
-            }
+    fn wait(&self, key: &PathBuf, give_up: Instant) -> VolumeState {
+        match self.looks.wait(key, give_up) {
+            Seen::Ended(state) => state,
+            Seen::Silent(time) => VolumeState::Silent(time),
+            Seen::Nothing(why) => VolumeState::Unknown(why.to_owned()),
         }
     }
 }
@@ -357,24 +320,6 @@ mod tests {
         ] {
             assert_eq!(plan_user(Path::new(&path)), want, "{path}");
         }
-    }
-
-    #[test]
-    fn a_look_that_does_not_end_is_not_begun_again_and_its_end_is_taken() {
-        let inventory = Inventory::new(DevicePlaces::default(), Duration::ZERO);
-        let (end, ends) = bounded(1);
-        let key = PathBuf::from("/dead");
-        let since = Instant::now().checked_sub(Duration::from_secs(60)).unwrap();
-        inventory.running.lock().unwrap().insert(key.clone(), Look { since, ends });
-        for _ in 0..2 {
-            assert!(
-                matches!(inventory.wait(&key, Instant::now()), VolumeState::Silent(age) if age.as_secs() >= 60),
-                "for how long it has been silent is counted from the first look"
-            );
-        }
-        end.send(VolumeState::NotMounted { is_taken: true }).unwrap();
-        assert_eq!(inventory.wait(&key, Instant::now()), VolumeState::NotMounted { is_taken: true });
-        assert!(inventory.running.lock().unwrap().is_empty());
     }
 
     #[test]

@@ -102,11 +102,17 @@ impl Mount {
     pub fn is_node_of(&self, device: &Device) -> bool {
         device.path().file_name().is_some_and(|name| self.is_node_named(name))
     }
+
+    /// Whether this is of the device's file system, or its node.
+    #[must_use]
+    pub fn shows_device(&self, device: &Device) -> bool {
+        self.is_of(device) || self.is_node_of(device)
+    }
 }
 
 impl MountTable {
     /// Every mount of this device's file system, or of its node, wherever it is.
     pub fn of_device<'a>(&'a self, device: &'a Device) -> impl Iterator<Item = &'a Mount> {
-        self.iter().filter(move |mount| mount.is_of(device) || mount.is_node_of(device))
+        self.iter().filter(move |mount| mount.shows_device(device))
     }
 }

@@ -1,20 +1,22 @@
 //! Mounts that nobody takes away: those of a task that ended while no plugin ran here.
 //!
 //! Owns the look at all of this plugin's own mounts, and taking away those that certainly serve nobody: whose disk is gone, or
-//! whose allocation is. What is own has to be certain: it lies in Nomad's layout, and either its disk is a volume's, or, where
+//! whose allocation is, or that a killed call has left before they were shown to anybody. Each mount is looked at by a thread of
+//! its own, so that one which does not answer holds up nothing else. What is own has to be certain: it lies in Nomad's layout, and either its disk is a volume's, or, where
 //! the disk is gone, it was seen to be before, or the directory is one in which such mounts are.
 
 use std::collections::{HashMap, HashSet};
+use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError};
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crossbeam::channel::bounded;
 use log::{error, info, warn};
 
 use crate::config::{Allocations, FLUSH_BUDGET, NODE_BUDGET};
-use crate::error::{Chain, Result};
+use crate::error::{Chain, Error, Result};
 use crate::host::command::Until;
 use crate::host::device::number::DeviceNumber;
 use crate::host::flush::apply_flush_apart;
@@ -27,12 +29,17 @@ use crate::host::presence::{observe_is_there, observe_names};
 use crate::host::under_mount::{UnderMount, observe_disk};
 use crate::id::VolumeName;
 use crate::node::nomad_place::{NomadPlace, Purpose};
+use crate::node::scratch_mount::apply_clear_left;
 use crate::node::take_down::apply_clear;
 use crate::node::{Node, NodeCall, mount_point};
 use crate::ops::diagnosis::Finding;
 use crate::ops::diagnosis::here::diagnose_left;
 use crate::request::node::Unpublish;
+use crate::sync::looks::Seen;
 use crate::sync::volume_lock::VolumeKey;
+
+/// How long a look at all mounts waits for them, and for those that are taken away: longer than an unmount is tried.
+const TIDY_BUDGET: Duration = Duration::from_secs(15);
 
 /// What earlier looks have shown.
 #[derive(Debug, Default)]
@@ -50,7 +57,7 @@ pub struct MountsSeen {
 enum Allocation {
     /// It has, or it cannot be told.
     MayBeThere,
-    /// The directory of all allocations was read, and this one's is not in it.
+    /// The directory of all allocations was read, and this one's is not in it; or it is a place that is shown to none.
     Gone,
 }
 
@@ -63,6 +70,28 @@ struct MountFacts {
     /// It was a volume's, or others in the same directory are.
     is_known: bool,
     allocation: Allocation,
+}
+
+/// What was done with a mount.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Tidied {
+    /// Nothing, or it was taken away.
+    Settled,
+    /// Nothing: it is as it should be.
+    InUse,
+    /// Nothing: a person has to look at a mount that is so.
+    ToTell(Health),
+}
+
+/// A mount that is looked at.
+#[derive(Debug, Clone)]
+struct Placed {
+    mount: Mount,
+    place: NomadPlace,
+    /// The volume whose disk is under it.
+    name: Option<String>,
+    /// It was a volume's, or others in the same directory are.
+    is_known: bool,
 }
 
 /// What follows.
@@ -96,25 +125,50 @@ impl Node {
     /// Looks at every mount of this plugin's own, names those that are not as they should be, and takes away those that certainly
     /// serve nobody. `allocations` is where Nomad has the directories of its allocations, where that is known for certain.
     ///
-    /// A second look says nothing twice.
-    pub fn tidy_mounts(&self, seen: &mut MountsSeen, allocations: Option<&Allocations>) {
+    /// A second look says nothing twice. It takes no longer than the budget, whatever the disks do, and waits once only for what
+    /// does not answer.
+    pub fn tidy_mounts(self: &Arc<Self>, seen: &mut MountsSeen, allocations: Option<&Allocations>) {
         let mounts = match observe_mounts() {
             Ok(mounts) => mounts,
             Err(err) => return warn!("cannot look for mounts that were left behind: {}", Chain(&err)),
         };
         seen.forget_all_but(&mounts);
-        let mut left = Vec::new();
         // Those that live say which directories are this plugin's, so they are looked at first.
-        let names: HashMap<u64, Option<String>> =
-            placed(&mounts).map(|(mount, place)| (mount.id, self.learn(seen, mount, place))).collect();
-        for (mount, place) in placed(&mounts) {
-            let name = names.get(&mount.id).and_then(Option::as_ref);
-            if let Err(err) = self.tidy_mount(seen, &mounts, (mount, &place, name), allocations) {
-                let why = Chain(&err).to_string();
-                left.push(diagnose_left(&mount.target, &why));
-                seen.tell_once(mount, "cannot be judged", || why);
-            }
-        }
+        let named: Vec<(&Mount, NomadPlace, Option<String>)> =
+            placed(&mounts).map(|(mount, place)| (mount, place.clone(), self.learn(seen, mount, place))).collect();
+        // What another one hides is looked at when that is gone.
+        let is_topmost = |mount: &Mount| mounts.at(&mount.target).is_some_and(|topmost| topmost.id == mount.id);
+        let looks: Vec<(Placed, io::Result<bool>)> = named
+            .into_iter()
+            .filter(|(mount, ..)| is_topmost(mount))
+            .map(|(mount, place, name)| {
+                let is_of_ours = seen.bases.contains(&place.base) || mounts.at(&place.base).is_some();
+                let is_known = is_of_ours || seen.volumes.contains_key(&mount.id);
+                let placed = Placed { mount: mount.clone(), place, name, is_known };
+                let (node, asked, all) = (Arc::clone(self), placed.clone(), allocations.cloned());
+                let begun = self.tidying.begin(mount.target.clone(), move || node.tidy_mount(&asked, all.as_ref()));
+                (placed, begun)
+            })
+            .collect();
+        let give_up = Instant::now() + TIDY_BUDGET;
+        let left = looks.into_iter().filter_map(|(placed, begun)| {
+            let mount = &placed.mount;
+            let deadline = |is_new| if is_new { give_up } else { Instant::now() };
+            let why = match begun.map(|is_new| self.tidying.wait(&mount.target, deadline(is_new))) {
+                Ok(Seen::Ended(Ok(done))) => {
+                    seen.tell(&placed, done);
+                    return None;
+                }
+                Ok(Seen::Ended(Err(err))) => Chain(&err).to_string(),
+                Ok(Seen::Silent(_)) => "it does not answer".to_owned(),
+                Ok(Seen::Nothing(why)) => why.to_owned(),
+                Err(err) => format!("the system gives no thread to look at it: {err}"),
+            };
+            let finding = diagnose_left(&mount.target, &why);
+            seen.tell_once(mount, "cannot be judged", || why);
+            Some(finding)
+        });
+        let left = left.collect();
         *self.left_mounts.lock().unwrap_or_else(PoisonError::into_inner) = left;
     }
 
@@ -125,39 +179,23 @@ impl Node {
         self.left_mounts.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    fn tidy_mount(
-        &self,
-        seen: &mut MountsSeen,
-        mounts: &MountTable,
-        (mount, place, name): (&Mount, &NomadPlace, Option<&String>),
-        allocations: Option<&Allocations>,
-    ) -> Result<()> {
-        // What another one hides is looked at when that is gone.
-        if mounts.at(&mount.target).is_none_or(|topmost| topmost.id != mount.id) {
-            return Ok(());
-        }
+    /// Looks at one mount, and ends it if it certainly serves nobody.
+    fn tidy_mount(&self, placed: &Placed, allocations: Option<&Allocations>) -> Result<Tidied> {
+        let Placed { mount, place, name, is_known } = placed;
         let health = observe_health(&self.places, mount)?;
-        let is_mount_point = || mounts.at(&place.base).is_some();
         let facts = MountFacts {
             health,
             is_volumes: name.is_some(),
-            is_known: seen.volumes.contains_key(&mount.id) || seen.bases.contains(&place.base) || is_mount_point(),
+            is_known: *is_known,
             allocation: observe_allocation(&place.purpose, allocations)?,
         };
         match plan_leftover(facts) {
-            MountStep::Leave => {
-                if let Some(name) = name {
-                    seen.tell_in_use(mount, name);
-                }
-                Ok(())
-            }
-            MountStep::Tell => {
-                seen.tell_once(mount, "was left behind", || health.to_string());
-                Ok(())
-            }
-            MountStep::Clear => self.apply_clear_leftover(mount, place, health),
-            MountStep::Unpublish => self.apply_unpublish_leftover(mount, name),
+            MountStep::Leave => return Ok(if name.is_some() { Tidied::InUse } else { Tidied::Settled }),
+            MountStep::Tell => return Ok(Tidied::ToTell(health)),
+            MountStep::Clear => self.apply_clear_leftover(mount, place, health)?,
+            MountStep::Unpublish => self.apply_unpublish_leftover(mount, place, name.as_ref())?,
         }
+        Ok(Tidied::Settled)
     }
 
     /// Keeps in mind what a volume's mount shows; gives the volume's name. What cannot be seen is no volume's.
@@ -194,17 +232,26 @@ impl Node {
         apply_clear(&call, &mount.target, health)?;
         match place.purpose {
             Purpose::Staging => Ok(()),
-            Purpose::Target { .. } => mount_point::apply_remove_place(&call.guard, &mount.target),
+            Purpose::Target { .. } | Purpose::Scratch => mount_point::apply_remove_place(&call.guard, &mount.target),
         }
     }
 
     /// Does what the call would have done that nobody made when the allocation ended.
-    fn apply_unpublish_leftover(&self, mount: &Mount, name: Option<&String>) -> Result<()> {
+    fn apply_unpublish_leftover(&self, mount: &Mount, place: &NomadPlace, name: Option<&String>) -> Result<()> {
         let names = name.and_then(|name| VolumeName::parse(name).ok());
         let ids = names.as_ref().map_or_else(|| Ok(Vec::new()), |name| observe_ids_of(&self.places, name))?;
         let volume = ids.first().or(name).cloned().unwrap_or_default();
         let keys = ids.into_iter().map(VolumeKey::Id).chain([VolumeKey::Path(mount.target.clone())]);
         let Some(call) = self.hold_now(keys) else { return Ok(()) };
+        if place.purpose == Purpose::Scratch {
+            return match apply_clear_left(&call, &mount.target, Duration::ZERO) {
+                // Another plugin is at work there.
+                Err(Error::VolumeBusy(_)) => Ok(()),
+                cleared => cleared.inspect(|()| {
+                    warn!(volume; "took away what a call that was killed has left path={}", mount.target.display());
+                }),
+            };
+        }
         warn!(
             "taking away a mount whose allocation is gone, which ended while no plugin ran on this droplet volume={volume} path={}",
             mount.target.display()
@@ -288,7 +335,11 @@ fn flushable(mounts: &MountTable) -> Vec<(DeviceNumber, PathBuf)> {
 }
 
 fn observe_allocation(purpose: &Purpose, allocations: Option<&Allocations>) -> Result<Allocation> {
-    let (Purpose::Target { allocation }, Some(all)) = (purpose, allocations) else { return Ok(Allocation::MayBeThere) };
+    let (allocation, all) = match (purpose, allocations) {
+        (Purpose::Scratch, _) => return Ok(Allocation::Gone),
+        (Purpose::Staging, _) | (Purpose::Target { .. }, None) => return Ok(Allocation::MayBeThere),
+        (Purpose::Target { allocation }, Some(all)) => (allocation, all),
+    };
     // Without the directory of all of them nothing is known of one, and one without this program's own is another.
     let names = observe_names(&all.directory)?.unwrap_or_default();
     let is_listed = |allocation: &str| names.iter().any(|name| name == allocation);
@@ -302,6 +353,14 @@ impl MountsSeen {
         let there: HashMap<u64, DeviceNumber> = mounts.iter().map(|mount| (mount.id, mount.device)).collect();
         self.volumes.retain(|id, device| there.get(id) == Some(device));
         self.told.retain(|id, _| there.contains_key(id));
+    }
+
+    fn tell(&mut self, placed: &Placed, done: Tidied) {
+        match (done, &placed.name) {
+            (Tidied::InUse, Some(name)) => self.tell_in_use(&placed.mount, name),
+            (Tidied::InUse, None) | (Tidied::Settled, _) => {}
+            (Tidied::ToTell(health), _) => self.tell_once(&placed.mount, "was left behind", || health.to_string()),
+        }
     }
 
     fn tell_in_use(&mut self, mount: &Mount, name: &str) {
@@ -358,6 +417,7 @@ mod tests {
             (of("3-4"), None, Allocation::MayBeThere),
             (of("3-4"), all(dir.path().join("none"), "own"), Allocation::MayBeThere),
             (Purpose::Staging, all(dir.path().to_owned(), "own"), Allocation::MayBeThere),
+            (Purpose::Scratch, None, Allocation::Gone),
         ] {
             assert_eq!(observe_allocation(&purpose, all.as_ref()).unwrap(), want, "{purpose:?} {all:?}");
         }

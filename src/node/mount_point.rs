@@ -109,11 +109,22 @@ fn not_removed(real: &Path, err: std::io::Error) -> Error {
     Error::io("removing", real)(err)
 }
 
-/// Says whether a directory or file has nothing in it, so that mounting over it hides nothing.
+/// Refuses a directory or file with something in it, which mounting over it would hide.
+///
+/// # Errors
+/// [`Error::TargetTaken`], [`Error::Io`].
+pub(super) fn check_is_empty(real: &Path) -> Result<()> {
+    if observe_is_empty(real)? {
+        return Ok(());
+    }
+    Err(Error::TargetTaken { path: real.to_owned(), by: "it has content of its own".to_owned() })
+}
+
+/// Says whether a directory or file has nothing in it.
 ///
 /// # Errors
 /// [`Error::Io`].
-pub(super) fn observe_is_empty(real: &Path) -> Result<bool> {
+fn observe_is_empty(real: &Path) -> Result<bool> {
     let found = fs::symlink_metadata(real).map_err(Error::io("examining", real))?;
     if !found.is_dir() {
         return Ok(found.len() == 0);

@@ -4,7 +4,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::host::external_volumes::is_usage;
+use crate::host::external_volumes::{is_usage, plan_prepared};
 
 /// What one of Nomad's paths is for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -16,6 +16,8 @@ pub(super) enum Purpose {
         /// The allocation.
         allocation: String,
     },
+    /// A mount is prepared there before it appears at one of the other paths. It serves nobody.
+    Scratch,
 }
 
 /// One of Nomad's paths.
@@ -27,21 +29,29 @@ pub(super) struct NomadPlace {
 }
 
 impl NomadPlace {
-    /// Reads `BASE/staging/[NAMESPACE/]VOLUME/USAGE` or `BASE/per-alloc/ALLOCATION/VOLUME/USAGE`; `None` for any other path. Pure.
+    /// Reads `BASE/staging/[NAMESPACE/]VOLUME/USAGE` or `BASE/per-alloc/ALLOCATION/VOLUME/USAGE`, and the hidden place beside either;
+    /// `None` for any other path. Pure.
     ///
     /// Source: `client/pluginmanager/csimanager/volume.go` and `UsageOptions.ToFS` in Nomad; the namespace is there since 1.8.0.
     pub(super) fn parse(path: &Path) -> Option<NomadPlace> {
-        path.file_name().filter(|usage| is_usage(&usage.to_string_lossy()))?;
+        let name = path.file_name()?.to_string_lossy();
+        let is_scratch = plan_prepared(&name).is_some();
+        if !is_usage(&name) {
+            return None;
+        }
+        let place = |levels: usize, purpose: Purpose| {
+            let base = path.ancestors().nth(levels + 1)?.to_owned();
+            Some(NomadPlace { base, purpose: if is_scratch { Purpose::Scratch } else { purpose } })
+        };
         let above = |levels: usize| path.ancestors().nth(levels).filter(|above| above.parent().is_some());
         let is_called =
             |levels: usize, name: &str| above(levels).and_then(Path::file_name).is_some_and(|is| is == name);
-        let base = |levels: usize| path.ancestors().nth(levels + 1).map(Path::to_owned);
         if is_called(3, "per-alloc") {
             let allocation = above(2)?.file_name()?.to_str()?.to_owned();
-            return Some(NomadPlace { base: base(3)?, purpose: Purpose::Target { allocation } });
+            return place(3, Purpose::Target { allocation });
         }
         let levels = [3, 2].into_iter().find(|levels| is_called(*levels, "staging"))?;
-        Some(NomadPlace { base: base(levels)?, purpose: Purpose::Staging })
+        place(levels, Purpose::Staging)
     }
 }
 
@@ -69,6 +79,9 @@ mod tests {
             ("/csi/staging/a/b/c", None),
         ] {
             assert_eq!(NomadPlace::parse(&Path::new(directory).join(usage)), want, "{directory}");
+            let hidden = want.map(|place| NomadPlace { purpose: Purpose::Scratch, ..place });
+            let beside = Path::new(directory).join(format!(".{usage}.do-csi"));
+            assert_eq!(NomadPlace::parse(&beside), hidden, "{directory}");
             assert_eq!(NomadPlace::parse(&Path::new(directory).join("mount")), None, "{directory}");
         }
     }

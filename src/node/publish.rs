@@ -25,7 +25,7 @@ use crate::node::mount_state::{elsewhere, fs_difference, observe_at, raw_differe
 use crate::node::plan::{
     MountPointPlan, MountPointState, plan_exclusive_use, plan_mount_point, plan_mounted, plan_target,
 };
-use crate::node::scratch_mount::{Copied, apply_copied};
+use crate::node::scratch_mount::{Copied, apply_copied, ensure_none_of};
 use crate::node::take_down::{apply_clear, ensure_not_dead};
 use crate::node::whose::remember;
 use crate::node::{Arrival, Node, NodeCall};
@@ -80,6 +80,7 @@ impl Node {
             Access::Block => {
                 let device = self.await_disk(&call, stage)?;
                 let source = device.path().to_owned();
+                let mounts = ensure_none_of(&call, mounts, |mount| mount.shows_device(&device))?;
                 let shown = PublishedMount { device: &device, want, target, source, shape: Shape::File, options: None };
                 ensure_shown(&call, &mounts, &shown)
             }
@@ -87,6 +88,7 @@ impl Node {
                 let flags = self.mount_options(flags, &want.stage)?;
                 let (device, source, mounts) = self.ensure_staging(&call, want, *fs, &flags, mounts)?;
                 remember(&call, &stage.volume, &stage.attached.name);
+                let mounts = ensure_none_of(&call, mounts, |mount| mount.shows_device(&device))?;
                 let options = if want.is_read_only { flags.read_only() } else { flags };
                 let shown = PublishedMount {
                     device: &device,
@@ -174,9 +176,7 @@ fn apply_show(call: &NodeCall<'_>, mounts: &MountTable, shown: &PublishedMount<'
         Some(target) => mount_point::ensure_real_place(&call.guard, target.clone(), shown.shape)?,
         None => mount_point::ensure_place(&call.guard, &shown.want.target, shown.shape)?,
     };
-    if !mount_point::observe_is_empty(&target)? {
-        return Err(Error::TargetTaken { path: target, by: "it has content of its own".to_owned() });
-    }
+    mount_point::check_is_empty(&target)?;
     let outcome = apply_show_at(call, mounts, shown, &target);
     if outcome.is_ok() {
         let about = About::default().with("name", &shown.want.stage.attached.name);

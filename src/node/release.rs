@@ -26,6 +26,7 @@ use crate::host::mount::{apply_flush, observe_mounts};
 use crate::host::mountinfo::{Mount, MountTable};
 use crate::host::release::{Claim, DiskUnder};
 use crate::node::NodeCall;
+use crate::node::scratch_mount::ensure_none_of;
 use crate::node::whose::{forget_unused, observe_named};
 
 /// The pauses between two looks that cost more than asking the kernel for a disk.
@@ -92,19 +93,25 @@ pub(super) enum Step {
 enum StillMounted {
     /// Nowhere.
     Nowhere,
-    /// Where the orchestrator knows of it, and will have it taken away.
-    Known,
+    /// At this path, and where else the orchestrator knows of it, which will have it taken away.
+    Known(PathBuf),
     /// Only at this path, where somebody else has mounted it, of which the orchestrator does not know.
     Foreign(PathBuf),
 }
 
 /// Decides by the paths at which a disk is mounted. Pure.
+///
+/// To unstage a volume that a task still has is no error: a Nomad client that was started anew unstages it when another of its
+/// tasks ends, and repeats what fails for hours. The servers detach the volume only when no allocation on the droplet has it.
+/// Source: hashicorp/nomad#25813; `controllerUnpublishVolume` in `nomad/csi_endpoint.go` of Nomad.
 fn plan_shown(step: Step, targets: &[&Path]) -> StillMounted {
     match (step, targets) {
         (Step::Unpublish | Step::Unstage, []) => StillMounted::Nowhere,
-        (Step::Unpublish, [_, ..]) => StillMounted::Known,
-        (Step::Unstage, [_, ..]) if targets.iter().any(|target| is_csi_place(target)) => StillMounted::Known,
-        (Step::Unstage, [first, ..]) => StillMounted::Foreign(first.to_path_buf()),
+        (Step::Unpublish, [first, ..]) => StillMounted::Known(first.to_path_buf()),
+        (Step::Unstage, [first, ..]) => match targets.iter().find(|target| is_csi_place(target)) {
+            Some(known) => StillMounted::Known(known.to_path_buf()),
+            None => StillMounted::Foreign(first.to_path_buf()),
+        },
     }
 }
 
@@ -145,6 +152,8 @@ impl LeftDisks {
         if lefts.is_empty() {
             lefts.extend(Left::observe_by_name(call.places, volume)?);
         }
+        let is_of_one = |mount: &Mount| lefts.iter().any(|left| left.disks.iter().any(|disk| disk.is_under(mount)));
+        let mounts = ensure_none_of(call, mounts, is_of_one)?;
         let mounts = observe_let_go(call, volume, &lefts, step, mounts)?;
         self.forget(volume);
         forget_unused(call, &mounts, volume);
@@ -190,7 +199,10 @@ fn observe_let_go(
     for left in lefts.iter().filter(|left| !left.disks.is_empty()) {
         match await_shown(left, step, deadline, &mut mounts)? {
             StillMounted::Nowhere => {}
-            StillMounted::Known => continue,
+            StillMounted::Known(path) => {
+                tell_still_used(volume, step, &path);
+                continue;
+            }
             StillMounted::Foreign(path) => return Err(mounted_by_others(volume, &path)),
         }
         for disk in &left.disks {
@@ -252,6 +264,17 @@ fn await_unwritten(call: &NodeCall<'_>, disk: &DiskUnder, is_raw: bool, deadline
     Ok(None)
 }
 
+fn tell_still_used(volume: &str, step: Step, path: &Path) {
+    match step {
+        Step::Unpublish => {}
+        Step::Unstage => warn!(
+            volume;
+            "unstaged while it is still in use at {}: it must not be detached before it is unpublished there",
+            path.display()
+        ),
+    }
+}
+
 fn mounted_by_others(volume: &str, path: &Path) -> Error {
     Error::InUse {
         doing: format!(
@@ -307,11 +330,12 @@ mod tests {
     fn only_a_mount_that_the_orchestrator_knows_of_excuses_a_disk_that_it_is_about_to_detach() {
         let (known, foreign) = ("/csi/staging/default/blog/rw-file-system-single-node-writer", "/mnt/blog");
         let elsewhere = || StillMounted::Foreign(foreign.into());
+        let at = |path: &str| StillMounted::Known(path.into());
         for (targets, unpublished, unstaged) in [
             (vec![], StillMounted::Nowhere, StillMounted::Nowhere),
-            (vec![known], StillMounted::Known, StillMounted::Known),
-            (vec![foreign], StillMounted::Known, elsewhere()),
-            (vec![foreign, known], StillMounted::Known, StillMounted::Known),
+            (vec![known], at(known), at(known)),
+            (vec![foreign], at(foreign), elsewhere()),
+            (vec![foreign, known], at(foreign), at(known)),
         ] {
             let targets: Vec<&Path> = targets.into_iter().map(Path::new).collect();
             assert_eq!(plan_shown(Step::Unpublish, &targets), unpublished, "{targets:?}");

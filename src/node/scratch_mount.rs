@@ -2,8 +2,8 @@
 //!
 //! Owns that place and its removal, and the copying of a mount by way of it. A mount has to be changed after it was made, to
 //! read-only for one; at the path itself the orchestrator would see it in between, and the copy of it that the kernel makes in
-//! the host's mount namespace would stay as it was first. A call that was killed leaves the place behind, and the next call for
-//! the path clears it away.
+//! the host's mount namespace would stay as it was first. A call that was killed leaves the place behind. The next call for the
+//! path or for the volume clears it away, and so does the upkeep: a volume is used by nobody there.
 //!
 //! The place has one user at a time, also when two plugins run: what the second one mounts on the first one's mount, which is
 //! still of its source's peer group, would appear at that source as well.
@@ -13,6 +13,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use log::warn;
 
@@ -22,6 +23,7 @@ use crate::host::bind::{Held, apply_alone, apply_bind};
 use crate::host::device::Device;
 use crate::host::device::busy::is_busy;
 use crate::host::device::number::DeviceNumber;
+use crate::host::external_volumes::{SCRATCH_END, plan_prepared};
 use crate::host::mount::{Unmount, apply_own_flags, apply_unmount, observe_mounts, take_back};
 use crate::host::mount_options::MountOptions;
 use crate::host::mountinfo::{Mount, MountTable};
@@ -112,7 +114,7 @@ impl<'a> ScratchMount<'a> {
     /// [`Error::VolumeBusy`] when another plugin uses the place for longer than a call waits, [`Error::Io`].
     pub(super) fn open(call: &'a NodeCall<'_>, path: &Path, shape: Shape) -> Result<Self> {
         let (guard, lock) = (&call.guard, acquire_lock(call, path)?);
-        let place = beside(path, PLACE)?;
+        let place = beside(path)?;
         clear(guard, &place)?;
         let path = mount_point::ensure_real_place(guard, place, shape)?;
         Ok(ScratchMount { guard, path, lock })
@@ -137,12 +139,46 @@ impl Drop for ScratchMount<'_> {
 /// # Errors
 /// As [`ScratchMount::open`].
 pub(super) fn apply_clean(call: &NodeCall<'_>, path: &Path) -> Result<()> {
-    let place = beside(path, PLACE)?;
-    if observe_entry(&place)?.is_none() && observe_entry(&beside(path, LOCK)?)?.is_none() {
+    let place = beside(path)?;
+    if observe_entry(&place)?.is_none() && observe_entry(&lock_of(&place))?.is_none() {
         return Ok(());
     }
     let _lock = acquire_lock(call, path)?;
     clear(&call.guard, &place)
+}
+
+/// Clears away what killed calls have left of a volume beside any path, of which `is_volumes` says which mounts it has: it would
+/// pass for somebody who uses the volume, or who has its disk. `mounts` is the table as it is, and what this gives is the table
+/// as it is then. The volume's lock is held, and what another plugin uses there is waited for.
+///
+/// # Errors
+/// As [`ScratchMount::open`].
+pub(super) fn ensure_none_of(
+    call: &NodeCall<'_>,
+    mounts: MountTable,
+    is_volumes: impl Fn(&Mount) -> bool,
+) -> Result<MountTable> {
+    let left: Vec<&Path> =
+        mounts.iter().filter(|mount| is_volumes(mount)).map(|mount| mount.target.as_path()).collect();
+    let mut is_as_it_was = true;
+    for place in left.into_iter().filter(|target| is_scratch(target)) {
+        apply_clear_left(call, place, call.cap(LOCK_PATIENCE))?;
+        is_as_it_was = false;
+    }
+    if is_as_it_was { Ok(mounts) } else { observe_mounts() }
+}
+
+/// Clears away one such place. What another call or plugin uses is waited for as long as the budget lasts.
+///
+/// # Errors
+/// As [`ScratchMount::open`].
+pub(super) fn apply_clear_left(call: &NodeCall<'_>, place: &Path, budget: Duration) -> Result<()> {
+    let _lock = PathLock::acquire(&call.guard, lock_of(place), place, budget)?;
+    clear(&call.guard, place)
+}
+
+fn is_scratch(path: &Path) -> bool {
+    path.file_name().is_some_and(|name| plan_prepared(&name.to_string_lossy()).is_some())
 }
 
 /// Keeps other plugins from mounting at a path, which is real, until it is dropped. One that does is waited for as long as another
@@ -151,22 +187,27 @@ pub(super) fn apply_clean(call: &NodeCall<'_>, path: &Path) -> Result<()> {
 /// # Errors
 /// As [`ScratchMount::open`].
 pub(super) fn acquire_lock(call: &NodeCall<'_>, path: &Path) -> Result<PathLock> {
-    PathLock::acquire(&call.guard, beside(path, LOCK)?, path, call.cap(LOCK_PATIENCE))
+    PathLock::acquire(&call.guard, lock_of(&beside(path)?), path, call.cap(LOCK_PATIENCE))
 }
 
-/// The ends of the names of what lies beside a path: the place itself, and the file that is locked while it is used.
-const PLACE: &str = ".do-csi";
-const LOCK: &str = ".do-csi-lock";
+/// What is added to the name of such a place for the file that is locked while the place is used.
+const LOCK_END: &str = "-lock";
 
-fn beside(path: &Path, end: &str) -> Result<PathBuf> {
+fn beside(path: &Path) -> Result<PathBuf> {
     let name = path.file_name().ok_or_else(|| Error::invalid("path", format!("{} has no name", path.display())))?;
-    let hidden = [b".", shortened(name).as_bytes(), end.as_bytes()].concat();
+    let hidden = [b".", shortened(name).as_bytes(), SCRATCH_END.as_bytes()].concat();
     Ok(path.with_file_name(OsString::from_vec(hidden)))
+}
+
+fn lock_of(place: &Path) -> PathBuf {
+    let mut lock = place.as_os_str().to_owned();
+    lock.push(LOCK_END);
+    lock.into()
 }
 
 /// A name as it is, or, where nothing more could be added to it, its beginning and a number made from all of it.
 fn shortened(name: &OsStr) -> OsString {
-    const MOST: usize = 255 - ".".len() - LOCK.len();
+    const MOST: usize = 255 - ".".len() - SCRATCH_END.len() - LOCK_END.len();
     let bytes = name.as_bytes();
     if bytes.len() <= MOST {
         return name.to_owned();
@@ -204,7 +245,7 @@ mod tests {
         let places: BTreeSet<PathBuf> = names
             .iter()
             .chain([&other])
-            .map(|name| beside(&Path::new("/targets").join(name), PLACE).unwrap())
+            .map(|name| beside(&Path::new("/targets").join(name)).unwrap())
             .inspect(|place| {
                 let name = place.file_name().unwrap();
                 assert!(
@@ -213,6 +254,6 @@ mod tests {
             })
             .collect();
         assert_eq!(places.len(), 6);
-        assert_eq!(beside(Path::new("/t/vol"), PLACE).unwrap(), Path::new("/t/.vol.do-csi"));
+        assert_eq!(beside(Path::new("/t/vol")).unwrap(), Path::new("/t/.vol.do-csi"));
     }
 }

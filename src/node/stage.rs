@@ -113,7 +113,7 @@ impl Node {
         flags: &MountOptions,
         disk: Device,
     ) -> Result<Option<Device>> {
-        let mounts = observe_mounts_without_scratch(call, &want.staging)?;
+        let mounts = ensure_no_scratch(call, &want.staging, &disk)?;
         let staging = ensure_staging_directory(call, &mounts, &want.staging)?;
         check_reaches_host(&mounts, &staging, &call.warned.of_mounts)?;
         let options = self.mount_options(flags, want)?;
@@ -145,10 +145,7 @@ impl Node {
     /// Mounts the volume and sees that it is there as asked, and alive: a file system that was shut down and is still in
     /// use somewhere comes back as dead as it was.
     fn apply_mount_seen(&self, call: &NodeCall<'_>, before: &MountTable, want: &WantedFs<'_>) -> Result<MountTable> {
-        if !mount_point::observe_is_empty(want.staging)? {
-            let by = "it has content of its own".to_owned();
-            return Err(Error::TargetTaken { path: want.staging.to_owned(), by });
-        }
+        mount_point::check_is_empty(want.staging)?;
         let mounts = self.apply_mount_as_planned(call, before, want)?;
         let seen = observe_at(call.places, &mounts, want.staging, want.device, |mount| want.difference(mount))
             .and_then(|at| plan_mounted(want.staging, &at));
@@ -265,13 +262,13 @@ fn await_detach_over(call: &NodeCall<'_>, volume: &str, name: &VolumeName) -> Re
     Ok(true)
 }
 
-/// Reads the mount table when what a killed call has left beside a path is gone: it would pass for a mount of somebody who
-/// uses the volume.
-fn observe_mounts_without_scratch(call: &NodeCall<'_>, path: &Path) -> Result<MountTable> {
+/// Sees that nothing is left of calls that were killed, beside a path and of a disk: it would pass for a mount of somebody who
+/// uses the volume. Gives the mount table as it is then.
+fn ensure_no_scratch(call: &NodeCall<'_>, path: &Path, disk: &Device) -> Result<MountTable> {
     if let Some(real) = mount_point::observe_real_path(path)? {
         scratch_mount::apply_clean(call, &real)?;
     }
-    observe_mounts()
+    scratch_mount::ensure_none_of(call, observe_mounts()?, |mount| mount.shows_device(disk))
 }
 
 /// Makes the staging directory, unless something is mounted there: a dead mount cannot even be examined.

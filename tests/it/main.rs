@@ -74,6 +74,7 @@ mod root_health;
 mod root_holders;
 mod root_host;
 mod root_hostile;
+mod root_hung;
 mod root_leftover;
 mod root_limit;
 mod root_luks;

@@ -21,14 +21,14 @@ use crate::support::plugin::send;
 use crate::support::wait_for;
 
 /// A plugin whose system calls fail as told, until this is taken back.
-struct Fault {
+pub struct Fault {
     strace: Child,
     log: NamedTempFile,
 }
 
 impl Fault {
     /// `inject` in strace's words, as `statx:error=ENOMEM`, for these paths.
-    fn begin(rig: &NodeHarness, inject: &str, paths: &[PathBuf]) -> Fault {
+    pub fn begin(rig: &NodeHarness, inject: &str, paths: &[PathBuf]) -> Fault {
         let (pid, log) = (rig.plugin().pid(), NamedTempFile::new().unwrap());
         let mut strace = Command::new("strace");
         strace.args(["-f", &format!("--attach={pid}"), &format!("--inject={inject}"), "--output"]).arg(log.path());
@@ -48,11 +48,16 @@ impl Fault {
     }
 
     /// Ends it, and sees that it has happened.
-    fn end(mut self) {
+    fn end(self) {
+        let log = self.stop();
+        assert!(log.contains("(INJECTED)"), "nothing was asked that could have failed: {log}");
+    }
+
+    /// Ends it; gives what strace has said.
+    pub fn stop(mut self) -> String {
         send(self.strace.id(), Signal::SIGINT).unwrap();
         self.strace.wait().unwrap();
-        let log = fs::read_to_string(self.log.path()).unwrap();
-        assert!(log.contains("(INJECTED)"), "nothing was asked that could have failed: {log}");
+        fs::read_to_string(self.log.path()).unwrap()
     }
 }
 

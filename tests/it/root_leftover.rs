@@ -1,9 +1,10 @@
 //! Mounts that nobody takes away, and what is in memory when the plugin ends: both are looked after without a call.
 
 use std::fs::{self, File};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use do_csi_plugin::proto::csi::volume_capability::access_mode::Mode;
 use tempfile::TempDir;
 
 use crate::debug_server::{free_address, get};
@@ -107,6 +108,68 @@ fn root_a_mount_whose_allocation_has_gone_is_taken_away_unless_something_uses_it
         rig.unpublish(vol, alloc).unwrap();
         rig.unstage(vol).unwrap();
     }
+    rig.close();
+}
+
+/// What a call leaves that is killed while it prepares a mount of a volume for an allocation.
+pub fn begin_to_show(rig: &NodeHarness, vol: &Vol, source: &Path) -> PathBuf {
+    let target = rig.target(vol, "killed");
+    let place = target.with_file_name(format!(".{}.do-csi", target.file_name().unwrap().to_string_lossy()));
+    if source.is_dir() {
+        fs::create_dir_all(&place).unwrap();
+    } else {
+        fs::create_dir_all(place.parent().unwrap()).unwrap();
+        File::create(&place).unwrap();
+    }
+    rig.run("mount", &["--bind", &source.to_string_lossy(), &place.to_string_lossy()]);
+    place
+}
+
+#[test]
+#[ignore = "needs root: make test-root"]
+fn root_what_a_killed_call_has_left_is_nobodys_place_and_is_taken_away() {
+    let mut rig = NodeHarness::start();
+    let vol = rig.volume("vol", "ext4");
+    let single = vol.mode(Mode::SINGLE_NODE_SINGLE_WRITER);
+    let is_clear = |rig: &NodeHarness, place: &Path| rig.mount_at(place).is_none() && !place.exists();
+    // By the calls for the volume, whatever path they name.
+    rig.stage(&single).unwrap();
+    let place = begin_to_show(&rig, &vol, &rig.staging(&vol));
+    rig.publish(&single, "one").unwrap();
+    assert!(is_clear(&rig, &place));
+    let place = begin_to_show(&rig, &vol, &rig.staging(&vol));
+    rig.unpublish(&single, "one").unwrap();
+    assert!(is_clear(&rig, &place));
+    let place = begin_to_show(&rig, &vol, &rig.staging(&vol));
+    rig.unstage(&single).unwrap();
+    assert!(is_clear(&rig, &place));
+    let raw = single.block();
+    for _ in 0..2 {
+        let place = begin_to_show(&rig, &vol, &rig.node(&vol));
+        rig.publish(&raw, "one").unwrap();
+        assert!(is_clear(&rig, &place));
+        let place = begin_to_show(&rig, &vol, &rig.node(&vol));
+        rig.unpublish(&raw, "one").unwrap();
+        assert!(is_clear(&rig, &place));
+    }
+    let place = begin_to_show(&rig, &vol, &rig.node(&vol));
+    rig.stage(&single).unwrap();
+    assert!(is_clear(&rig, &place));
+    // And without any call. What another plugin prepares, which has the place locked, stays.
+    rig.publish(&single, "one").unwrap();
+    let place = begin_to_show(&rig, &vol, &rig.staging(&vol));
+    let lock = File::create(format!("{}-lock", place.display())).unwrap();
+    lock.lock().unwrap();
+    rig.restart();
+    await_log(&rig, &["mounted here", "vol"]);
+    assert!(rig.mount_at(&place).is_some());
+    drop(lock);
+    rig.restart();
+    await_log(&rig, &["took away what a call that was killed has left", &place.to_string_lossy()]);
+    assert!(is_clear(&rig, &place));
+    rig.write(&rig.target(&vol, "one"), "file", "kept").unwrap();
+    rig.unpublish(&single, "one").unwrap();
+    rig.unstage(&single).unwrap();
     rig.close();
 }
 

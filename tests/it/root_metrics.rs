@@ -16,7 +16,7 @@ fn start() -> (NodeHarness, String) {
 }
 
 /// The value of a volume's series.
-fn of(series: &BTreeMap<String, f64>, name: &str, vol: &Vol) -> Option<f64> {
+pub fn of(series: &BTreeMap<String, f64>, name: &str, vol: &Vol) -> Option<f64> {
     let (name, volume) = (format!("do_csi_{name}{{"), format!("name=\"{}\"", vol.name));
     let mut found = series.iter().filter(|(series, _)| series.starts_with(&name) && series.contains(&volume));
     let value = found.next().map(|(_, value)| *value);
@@ -24,7 +24,7 @@ fn of(series: &BTreeMap<String, f64>, name: &str, vol: &Vol) -> Option<f64> {
     value
 }
 
-fn finding(series: &BTreeMap<String, f64>, reason: &str) -> f64 {
+pub fn finding(series: &BTreeMap<String, f64>, reason: &str) -> f64 {
     let found = series.iter().filter(|(name, _)| name.starts_with(&format!("do_csi_findings{{reason=\"{reason}\"")));
     found.map(|(_, count)| count).sum()
 }

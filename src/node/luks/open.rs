@@ -26,9 +26,9 @@ use crate::host::mountable::{observe_mountable, plan_mountable};
 use crate::host::mountinfo::MountTable;
 use crate::node::block::ensure_protection;
 use crate::node::luks::close::{ensure_closed_before, held, observe_settled};
-use crate::node::mount_state::used_otherwise;
-use crate::node::plan::{Formatting, plan_exclusive_use};
-use crate::node::{Node, NodeCall};
+use crate::node::mount_state::{observe_at, used_otherwise};
+use crate::node::plan::{Formatting, MountPointPlan, plan_exclusive_use, plan_mount_point};
+use crate::node::{Node, NodeCall, mount_point};
 use crate::request::capability::Access;
 use crate::request::node::Stage;
 use crate::request::volume_context::CONTEXT;
@@ -165,7 +165,7 @@ impl Node {
         plan_exclusive_use(disk.volume(), false, used_otherwise(mounts, disk, false))?;
         let plan = plan_unlock(disk, formatting, &observe_luks_state(&call.runner, disk)?)?;
         match plan {
-            UnlockPlan::MakeThenOpen => self.check_before_encrypting(call, want, disk)?,
+            UnlockPlan::MakeThenOpen => self.check_before_encrypting(call, mounts, want, disk)?,
             UnlockPlan::Open | UnlockPlan::OpenNew => {}
         }
         if formatting != Formatting::ReadOnly {
@@ -184,7 +184,21 @@ impl Node {
     }
 
     /// Sees, while the disk is blank, that it can be opened and mounted as asked when it is encrypted and formatted.
-    fn check_before_encrypting(&self, call: &NodeCall<'_>, want: &Stage, disk: &Device) -> Result<()> {
+    fn check_before_encrypting(
+        &self,
+        call: &NodeCall<'_>,
+        mounts: &MountTable,
+        want: &Stage,
+        disk: &Device,
+    ) -> Result<()> {
+        if let Some(staging) = mount_point::observe_real_path(&want.staging)? {
+            // Nothing of a blank disk can be mounted there.
+            let at = observe_at(call.places, mounts, &staging, disk, |_| None)?;
+            match plan_mount_point(&staging, &at)? {
+                MountPointPlan::Mount => mount_point::check_is_empty(&staging)?,
+                MountPointPlan::Keep | MountPointPlan::ClearThenMount(_) => {}
+            }
+        }
         if let Access::Mount { fs, flags } = &want.capability.access {
             let (fs, options) = (fs.unwrap_or(self.fs_tools.default_fs()), self.mount_options(flags, want)?);
             want.settings.format.check_for(fs).map_err(|bad| Error::invalid(CONTEXT, bad))?;

@@ -1,0 +1,106 @@
+//! Questions that may never be answered, such as how a mount is whose disk hangs.
+//!
+//! Owns the threads that ask. Each question has one of its own, of which there is never a second one; who wants to know waits as
+//! long as it likes, and what comes later is given to who asks next.
+
+use std::collections::HashMap;
+use std::hash::Hash;
+use std::io;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crossbeam::channel::{Receiver, RecvTimeoutError, bounded};
+
+/// Looks that have not ended yet, by what they are about.
+#[derive(Debug)]
+pub struct Looks<K, T>(Mutex<HashMap<K, Look<T>>>);
+
+#[derive(Debug)]
+struct Look<T> {
+    since: Instant,
+    ends: Receiver<T>,
+}
+
+/// What a look has brought.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Seen<T> {
+    /// This.
+    Ended(T),
+    /// Nothing yet, for so long.
+    Silent(Duration),
+    /// Nothing, for this reason, and it is over.
+    Nothing(&'static str),
+}
+
+impl<K, T> Default for Looks<K, T> {
+    fn default() -> Self {
+        Looks(Mutex::default())
+    }
+}
+
+impl<K: Eq + Hash, T: Send + 'static> Looks<K, T> {
+    /// Has a thread look, unless an earlier one is at it still; gives whether it is a new one.
+    ///
+    /// # Errors
+    /// The system gives no thread.
+    pub fn begin(&self, key: K, look: impl FnOnce() -> T + Send + 'static) -> io::Result<bool> {
+        let mut running = self.lock();
+        if running.contains_key(&key) {
+            return Ok(false);
+        }
+        let (end, ends) = bounded(1);
+        let ask = move || {
+            let _nobody_waits_any_more = end.send(look()).is_err();
+        };
+        thread::Builder::new().name("look".to_owned()).spawn(ask)?;
+        running.insert(key, Look { since: Instant::now(), ends });
+        Ok(true)
+    }
+
+    /// Waits until a look has ended, but no longer than the deadline.
+    pub fn wait(&self, key: &K, deadline: Instant) -> Seen<T> {
+        let running = self.lock();
+        let Some(look) = running.get(key) else { return Seen::Nothing("another look at it was just made") };
+        let (ends, since) = (look.ends.clone(), look.since);
+        drop(running);
+        let seen = match ends.recv_deadline(deadline) {
+            Ok(seen) => Seen::Ended(seen),
+            Err(RecvTimeoutError::Timeout) => return Seen::Silent(since.elapsed()),
+            Err(RecvTimeoutError::Disconnected) => Seen::Nothing("the look at it has failed"),
+        };
+        self.lock().remove(key);
+        seen
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<K, Look<T>>> {
+        // Each change is a single one.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_look_that_does_not_end_is_not_begun_again_and_its_end_is_given_to_who_asks_next() {
+        let looks: Looks<&str, u32> = Looks::default();
+        let (end, may_end) = bounded::<u32>(0);
+        assert!(looks.begin("hung", move || may_end.recv().unwrap()).unwrap());
+        for _ in 0..2 {
+            assert!(!looks.begin("hung", || unreachable!()).unwrap());
+            assert!(matches!(looks.wait(&"hung", Instant::now()), Seen::Silent(_)));
+        }
+        assert!(looks.begin("other", || 7).unwrap(), "one holds up no other");
+        let later = || Instant::now() + Duration::from_secs(60);
+        assert_eq!(looks.wait(&"other", later()), Seen::Ended(7));
+        let Seen::Silent(first) = looks.wait(&"hung", Instant::now()) else { panic!("it has ended") };
+        let Seen::Silent(second) = looks.wait(&"hung", Instant::now()) else { panic!("it has ended") };
+        assert!(second >= first, "for how long it has been silent is counted from its begin");
+        end.send(8).unwrap();
+        assert_eq!(looks.wait(&"hung", later()), Seen::Ended(8));
+        assert!(matches!(looks.wait(&"hung", later()), Seen::Nothing(_)));
+        assert!(looks.0.lock().unwrap().is_empty());
+    }
+}
