@@ -133,7 +133,7 @@ fn dirty(rig: &NodeHarness, count: usize) -> Vec<Vol> {
 #[ignore = "needs root: make test-root"]
 fn root_after_a_power_cut_all_volumes_are_checked_however_long_they_wait_for_it() {
     let rig = NodeHarness::start();
-    let vols = dirty(&rig, 12);
+    let vols = dirty(&rig, 15);
     // Three at a time, so that the last ones have waited for longer than any fixed time shorter than a call would allow.
     slow_check(&rig, &vols, "sleep 7");
     thread::scope(|scope| {
