@@ -40,7 +40,7 @@ pub(super) fn run(source: &Source, wish: &Wish) -> Result<ExitCode, String> {
         print(&as_text(&world, known, &checks, &findings, &blind));
     }
     if wish.fix {
-        repair(source, &findings, wish.yes, wish.volume.as_deref())?;
+        repair(source, world.region.as_ref(), &findings, wish.yes);
     }
     Ok(plan_exit(&findings, !blind.is_empty()))
 }

@@ -1,8 +1,8 @@
 //! What `doctor --fix` does: detach volumes where that cannot lose data.
 //!
-//! Owns the second look before each change, and the look at its end. A volume is detached only when everything was
-//! read again a while later and says the same: a droplet that reboots passes through `off`, and a task that was just
-//! placed has a claim soon.
+//! Owns the second look before each change, and the look at its end. A volume is detached only when all that the finding follows
+//! from was read again a while later and says the same: a droplet that reboots passes through `off`, and a task that was just placed
+//! has a claim soon.
 
 use std::io::{self, BufRead};
 use std::thread;
@@ -10,38 +10,42 @@ use std::time::{Duration, Instant};
 
 use crate::commands::print;
 use crate::commands::terminal::printable;
-use crate::commands::world::{Source, World};
+use crate::commands::world::Source;
 use crate::controller::context::Timeouts;
 use crate::id::{DropletId, VolumeId};
 use crate::ops::diagnosis::{Finding, Repair};
+use crate::region::Region;
 
 /// How often a volume is read while it is detached.
 const LOOK: Duration = Duration::from_millis(500);
 
 /// Does what the findings say can be done, after asking.
-///
-/// # Errors
-/// One line: there is no token to do it with.
-pub(super) fn repair(source: &Source, findings: &[Finding], yes: bool, about: Option<&str>) -> Result<(), String> {
+pub(super) fn repair(source: &Source, region: Option<&Region>, findings: &[Finding], yes: bool) {
     let wanted: Vec<&Finding> = findings.iter().filter(|finding| finding.repair.is_some()).collect();
     if wanted.is_empty() {
         print("\nNothing of this can be repaired without a person's judgement.\n");
-        return Ok(());
+        return;
     }
     for finding in &wanted {
         print(&format!("\nTo be done: {}\n", in_words(finding)));
     }
     if !yes && !is_agreed() {
         print("Nothing was done.\n");
-        return Ok(());
+        return;
     }
     // As long as the plugin itself waits before it takes a volume from a droplet that is off.
     thread::sleep(Timeouts::of(source.config.call_budget).power_off_grace());
     for finding in wanted {
         let Some(Repair::Detach { volume, droplet }) = &finding.repair else { continue };
         // Before each one: the detach of the one before may have taken minutes.
-        if !is_still_so(&source.read(), about, finding) {
-            print(&format!("Not done, as it is not so any more: {}\n", in_words(finding)));
+        let now = source.read_again(volume, region);
+        let is_still_so = |is: &Finding| is.repair == finding.repair && is.reason == finding.reason;
+        if !now.volumes.iter().flat_map(|known| &known.findings).any(is_still_so) {
+            let why = match now.blind.as_slice() {
+                [] => "it is not so any more".to_owned(),
+                blind => format!("it could not be looked at again: {}", blind.join("; ")),
+            };
+            print(&format!("Not done, as {}: {}\n", printable(&why), in_words(finding)));
             continue;
         }
         match detach(source, volume, *droplet) {
@@ -49,15 +53,6 @@ pub(super) fn repair(source: &Source, findings: &[Finding], yes: bool, about: Op
             Err(why) => print(&format!("Failed: {}: {}\n", in_words(finding), printable(&why))),
         }
     }
-    Ok(())
-}
-
-fn is_still_so(now: &World, about: Option<&str>, was: &Finding) -> bool {
-    let found = match about.and_then(|called| now.find(called)) {
-        Some(known) => known.findings.clone(),
-        None => now.findings(),
-    };
-    found.iter().any(|now| now.repair == was.repair && now.reason == was.reason)
 }
 
 fn in_words(finding: &Finding) -> String {

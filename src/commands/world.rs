@@ -22,7 +22,7 @@ use crate::error::api::ApiErrorKind;
 use crate::host::device::DevicePlaces;
 use crate::host::inventory::{Inventory, LOOK_BUDGET, VolumeHere};
 use crate::id::{DropletId, VolumeId};
-use crate::nomad::{Nomad, NomadError, Plugin};
+use crate::nomad::{Nomad, NomadError, Plugin, Registered};
 use crate::ops::diagnosis::account::diagnose_refusal;
 use crate::ops::diagnosis::attachment::{Attachment, Holder, Moves, diagnose_attachment};
 use crate::ops::diagnosis::cluster::{Claims, diagnose_claims};
@@ -32,7 +32,7 @@ use crate::region::Region;
 
 /// How long all requests to DigitalOcean may take together.
 const CLOUD_BUDGET: Duration = Duration::from_secs(60);
-/// Of how many volumes at most the latest actions are read: that is a request for each.
+/// Of how many volumes at most the latest actions are read when everything is.
 const MOST_ACTIONS: usize = 50;
 /// How many pages of a list are read at most.
 const MOST_PAGES: u32 = 200;
@@ -116,6 +116,8 @@ pub(super) struct Known {
 struct Listed {
     volumes: Vec<Volume>,
     droplets: Option<HashMap<DropletId, Droplet>>,
+    /// Of how many volumes at most the latest actions are read: that is a request for each.
+    most_actions: usize,
 }
 
 impl Source {
@@ -123,21 +125,8 @@ impl Source {
     pub(super) fn read(&self) -> World {
         let mut world = World::default();
         self.read_identity(&mut world);
-        let places = DevicePlaces {
-            links: self.config.device_dir.clone(),
-            sysfs: self.config.sys_dir.clone(),
-            ..DevicePlaces::default()
-        };
-        let here = Inventory::new(places, LOOK_BUDGET).observe().unwrap_or_else(|err| {
-            world.blind.push(format!("the volumes on this node: {}", Chain(&err)));
-            Vec::new()
-        });
-        if let Some(nomad) = &self.nomad {
-            match self.read_claims(nomad, &mut world) {
-                Ok(claims) => world.claims = Some(claims),
-                Err(err) => world.blind.push(err.to_string()),
-            }
-        }
+        let here = self.read_here(&mut world);
+        self.read_nomad(&mut world, |_| true);
         let Some(access) = &self.cloud else {
             world.only_here = here;
             return world;
@@ -148,6 +137,45 @@ impl Source {
             None => world.only_here = here,
         }
         world
+    }
+
+    /// Reads one volume again, with its droplet, its claims and its disk here: what a finding that can be repaired follows
+    /// from. That is two requests to DigitalOcean, however many volumes there are.
+    pub(super) fn read_again(&self, id: &VolumeId, region: Option<&Region>) -> World {
+        let mut world = World { region: region.cloned(), ..World::default() };
+        let Some(access) = &self.cloud else { return world };
+        let here = self.read_here(&mut world);
+        self.read_nomad(&mut world, |registered| VolumeId::parse(&registered.external_id).as_ref() == Ok(id));
+        let cloud = access.within(CLOUD_BUDGET);
+        match cloud.get_volume(id) {
+            Ok(volume) => {
+                let listed = Listed { volumes: vec![volume], droplets: Some(HashMap::new()), most_actions: 0 };
+                self.combine(&cloud, listed, here, &mut world);
+            }
+            Err(err) if err.kind() == ApiErrorKind::NotFound => {}
+            Err(err) => world.blind.push(format!("volume {id}: {err}")),
+        }
+        world
+    }
+
+    fn read_here(&self, world: &mut World) -> Vec<VolumeHere> {
+        let places = DevicePlaces {
+            links: self.config.device_dir.clone(),
+            sysfs: self.config.sys_dir.clone(),
+            ..DevicePlaces::default()
+        };
+        Inventory::new(places, LOOK_BUDGET).observe().unwrap_or_else(|err| {
+            world.blind.push(format!("the volumes on this node: {}", Chain(&err)));
+            Vec::new()
+        })
+    }
+
+    fn read_nomad(&self, world: &mut World, is_wanted: impl Fn(&Registered) -> bool) {
+        let Some(nomad) = &self.nomad else { return };
+        match read_claims(nomad, world, is_wanted) {
+            Ok(claims) => world.claims = Some(claims),
+            Err(err) => world.blind.push(err.to_string()),
+        }
     }
 
     fn read_identity(&self, world: &mut World) {
@@ -164,23 +192,6 @@ impl Source {
         }
     }
 
-    fn read_claims(&self, nomad: &Nomad, world: &mut World) -> Result<Claims, NomadError> {
-        let (volumes, nodes, sees_all) = (nomad.volumes()?, nomad.nodes()?, nomad.sees_all());
-        let mut ids: Vec<&str> = volumes.iter().map(|volume| volume.plugin_id.as_str()).collect();
-        ids.sort_unstable();
-        ids.dedup();
-        let mut droplets = BTreeMap::new();
-        for id in ids {
-            let Some(plugin) = nomad.plugin(id)? else { continue };
-            for (node, info) in &plugin.nodes {
-                let droplet = info.node_info.as_ref().and_then(|info| DropletId::parse(&info.id).ok());
-                droplets.extend(droplet.map(|droplet| (droplet, node.clone())));
-            }
-            world.plugins.push(plugin);
-        }
-        Ok(Claims { volumes, nodes, droplets, sees_all })
-    }
-
     fn combine(&self, cloud: &Cloud, listed: Listed, mut here: Vec<VolumeHere>, world: &mut World) {
         let driver = &self.config.driver_name;
         let owner = Owner::new(self.config.tag.clone(), self.config.only_tag.clone());
@@ -188,8 +199,8 @@ impl Source {
             world.claims.as_ref().map_or_else(Vec::new, |claims| diagnose_claims(&listed.volumes, claims, driver));
         let attached = listed.volumes.iter().filter(|volume| !volume.droplets.is_empty()).count();
         for volume in listed.volumes {
-            let holder = observe_holder(cloud, &volume, listed.droplets.as_ref());
-            let has_actions = attached <= MOST_ACTIONS && !volume.droplets.is_empty();
+            let holder = observe_holder(cloud, &volume, listed.droplets.as_ref(), &mut world.blind);
+            let has_actions = attached <= listed.most_actions && !volume.droplets.is_empty();
             let actions = has_actions.then(|| cloud.newest_actions(&volume.id));
             let actions = actions.transpose().unwrap_or_else(|err| {
                 world.blind.push(format!("the actions of volume {} ({}): {err}", volume.name, volume.id));
@@ -226,9 +237,36 @@ impl Source {
     }
 }
 
+/// Nomad's half, with the claims of the volumes that are wanted.
+fn read_claims(
+    nomad: &Nomad,
+    world: &mut World,
+    is_wanted: impl Fn(&Registered) -> bool,
+) -> Result<Claims, NomadError> {
+    let (volumes, nodes, sees_all) = (nomad.volumes(is_wanted)?, nomad.nodes()?, nomad.sees_all());
+    let mut ids: Vec<&str> = volumes.iter().map(|volume| volume.plugin_id.as_str()).collect();
+    ids.sort_unstable();
+    ids.dedup();
+    let mut droplets = BTreeMap::new();
+    for id in ids {
+        let Some(plugin) = nomad.plugin(id)? else { continue };
+        for (node, info) in &plugin.nodes {
+            let droplet = info.node_info.as_ref().and_then(|info| DropletId::parse(&info.id).ok());
+            droplets.extend(droplet.map(|droplet| (droplet, node.clone())));
+        }
+        world.plugins.push(plugin);
+    }
+    Ok(Claims { volumes, nodes, droplets, sees_all })
+}
+
 /// The droplet that has a volume. One that the list lacks is gone only when its own record is not found either: a
 /// list can miss an entry, and a volume is detached from a droplet that is gone.
-fn observe_holder(cloud: &Cloud, volume: &Volume, droplets: Option<&HashMap<DropletId, Droplet>>) -> Holder {
+fn observe_holder(
+    cloud: &Cloud,
+    volume: &Volume,
+    droplets: Option<&HashMap<DropletId, Droplet>>,
+    blind: &mut Vec<String>,
+) -> Holder {
     let ([droplet], Some(all)) = (volume.droplets.as_slice(), droplets) else { return Holder::NotAsked };
     if let Some(found) = all.get(droplet) {
         return Holder::of(Some(found), &volume.id);
@@ -236,7 +274,10 @@ fn observe_holder(cloud: &Cloud, volume: &Volume, droplets: Option<&HashMap<Drop
     match cloud.get_droplet(*droplet) {
         Ok(found) => Holder::of(Some(&found), &volume.id),
         Err(err) if err.kind() == ApiErrorKind::NotFound => Holder::Gone,
-        Err(_) => Holder::NotAsked,
+        Err(err) => {
+            blind.push(format!("droplet {droplet}, which has volume {} ({}): {err}", volume.name, volume.id));
+            Holder::NotAsked
+        }
     }
 }
 
@@ -266,7 +307,7 @@ fn list(cloud: &Cloud, access: &CloudAccess, world: &mut World) -> Option<Listed
             }
         }
     }
-    Some(Listed { volumes, droplets })
+    Some(Listed { volumes, droplets, most_actions: MOST_ACTIONS })
 }
 
 /// Every entry of a list, each once. An entry that moves between two pages may be missed: who looks sees it at the

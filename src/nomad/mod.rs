@@ -250,17 +250,17 @@ impl Nomad {
         &self.shown
     }
 
-    /// The CSI volumes of all namespaces that the token may see, or of `NOMAD_NAMESPACE`, each with its claims.
+    /// The CSI volumes of all namespaces that the token may see, or of `NOMAD_NAMESPACE`, that are wanted, each with its claims.
     ///
     /// Source: Nomad's API, "List Volumes" and "Read Volume"; only the latter tells of claims.
     ///
     /// # Errors
     /// [`NomadError`].
-    pub fn volumes(&self) -> Result<Vec<Registered>, NomadError> {
+    pub fn volumes(&self, is_wanted: impl Fn(&Registered) -> bool) -> Result<Vec<Registered>, NomadError> {
         let stubs: Vec<Registered> =
             self.get(&format!("/v1/volumes?type=csi&namespace={}", encode(&self.namespace)))?;
         let mut volumes = Vec::new();
-        for stub in stubs {
+        for stub in stubs.into_iter().filter(is_wanted) {
             let path = format!("/v1/volume/csi/{}?namespace={}", encode(&stub.id), encode(&stub.namespace));
             match self.get::<Registered>(&path) {
                 Ok(volume) => volumes.push(volume),

@@ -256,6 +256,55 @@ fn only_what_cannot_lose_data_is_repaired_and_only_when_it_is_agreed_to() {
 }
 
 #[test]
+fn before_a_repair_only_what_it_follows_from_is_read_again() {
+    let fleet = cloud();
+    let nomad = FakeNomad::start(A);
+    let dead: Vec<String> = (0..3).map(|number| fleet.volume_on(&format!("dead-{number}"), A)).collect();
+    let used: Vec<String> = (0..5).map(|number| fleet.volume_on(&format!("used-{number}"), B)).collect();
+    let running: &[_] = &[("7b1e-1", "n1", "running")];
+    let names: Vec<String> = (0..5).map(|number| format!("used-{number}")).collect();
+    let registered = used.iter().zip(&names).map(|(id, name)| Registration {
+        id: name,
+        namespace: "default",
+        external_id: id,
+        provider: DRIVER,
+        claims: running,
+    });
+    nomad.register(&registered.collect::<Vec<_>>());
+    fleet.sim.set_droplet_status(A, DropletStatus::Off);
+    let calls = |args: &[&str]| {
+        fleet.sim.reset_calls();
+        nomad.reset_calls();
+        let shown = text(&run(&fleet, args, Some(&nomad.url())));
+        fleet.rest();
+        (shown, fleet.sim.calls(), nomad.calls())
+    };
+    let (_, look, look_at_nomad) = calls(&["doctor"]);
+    let (shown, fix, fix_at_nomad) = calls(&["doctor", "--fix", "--yes"]);
+    for id in &dead {
+        assert!(shown.contains("Done: detach volume dead") && fleet.sim.attached_to(id).is_none(), "{shown}");
+    }
+    for list in ["/v2/volumes", "/v2/droplets", "/v2/volumes/{id}/actions", "/v2/snapshots"] {
+        assert_eq!(fix.of("GET", list), look.of("GET", list), "{list}: {fix}");
+    }
+    assert_eq!(fix.of("GET", "/v2/droplets/{droplet_id}"), 3, "{fix}");
+    let of_claims = |calls: &[String]| calls.iter().filter(|path| path.starts_with("/v1/volume/csi/")).count();
+    assert_eq!(of_claims(&fix_at_nomad), of_claims(&look_at_nomad), "{fix_at_nomad:?}");
+}
+
+#[test]
+fn what_cannot_be_looked_at_again_is_not_repaired_and_is_not_said_to_be_well() {
+    let fleet = cloud();
+    let id = fleet.volume_on("blog", A);
+    fleet.sim.set_droplet_status(A, DropletStatus::Off);
+    fleet.sim.faults().add(Fault::refused(Refusal::FORBIDDEN).on("GET", "/v2/droplets/{droplet_id}").always());
+    let shown = text(&run(&fleet, &["doctor", "--fix", "--yes"], None));
+    assert!(shown.contains("could not be looked at again") && shown.contains(&format!("droplet {A}")), "{shown}");
+    fleet.rest();
+    assert_eq!(fleet.sim.attached_to(&id), Some(A));
+}
+
+#[test]
 fn a_droplet_that_the_list_alone_lacks_is_not_dead_and_keeps_its_volume() {
     let fleet = cloud();
     let id = fleet.volume_on("used", A);

@@ -14,8 +14,14 @@ use std::thread::{self, JoinHandle};
 
 use serde_json::{Value, json};
 
-/// What it answers, by path with query; all else is not found.
-type Answers = Arc<Mutex<BTreeMap<String, (u16, Value)>>>;
+type Answers = Arc<Mutex<Told>>;
+
+/// What it answers, by path with query, where all else is not found; and the paths that it was asked for.
+#[derive(Debug, Default)]
+struct Told {
+    answers: BTreeMap<String, (u16, Value)>,
+    asked: Vec<String>,
+}
 
 /// The stand-in.
 #[derive(Debug)]
@@ -97,7 +103,17 @@ impl FakeNomad {
 
     /// Sets one answer.
     pub fn set(&self, path: &str, status: u16, body: Value) {
-        self.answers.lock().unwrap().insert(path.to_owned(), (status, body));
+        self.answers.lock().unwrap().answers.insert(path.to_owned(), (status, body));
+    }
+
+    /// The paths that it was asked for since the last reset.
+    pub fn calls(&self) -> Vec<String> {
+        self.answers.lock().unwrap().asked.clone()
+    }
+
+    /// Forgets them.
+    pub fn reset_calls(&self) {
+        self.answers.lock().unwrap().asked.clear();
     }
 
     /// Its address, as `NOMAD_ADDR` has it.
@@ -133,7 +149,11 @@ fn answer(from: &mut impl Read, to: &mut impl Write, answers: &Answers) {
     let Some(first) = lines.next() else { return };
     let path = first.split(' ').nth(1).unwrap_or_default().to_owned();
     lines.take_while(|line| !line.is_empty()).for_each(drop);
-    let (status, body) = answers.lock().unwrap().get(&path).cloned().unwrap_or((404, json!("not found")));
+    let (status, body) = {
+        let mut told = answers.lock().unwrap();
+        told.asked.push(path.clone());
+        told.answers.get(&path).cloned().unwrap_or((404, json!("not found")))
+    };
     let body = body.as_str().map_or_else(|| body.to_string(), str::to_owned);
     let head = format!("HTTP/1.1 {status} X\r\ncontent-length: {}\r\nconnection: close\r\n\r\n", body.len());
     to.write_all(head.as_bytes()).and_then(|()| to.write_all(body.as_bytes())).ok();
