@@ -7,6 +7,7 @@ pub mod command;
 pub mod keep;
 mod log;
 mod parse;
+mod refusal;
 mod running;
 mod upkeep;
 
@@ -15,7 +16,6 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::error::{ContextKind, ContextValue};
 use clap::parser::ValueSource;
 use clap::{Arg, ArgMatches, CommandFactory, FromArgMatches, Parser, ValueEnum};
 
@@ -28,6 +28,7 @@ use crate::config::parse::{
     double_dashes, if_given, parse_bool, parse_debug_addr, parse_driver_name, parse_endpoint, parse_max_size,
     parse_number, parse_rate, parse_release_unused, parse_seconds, parse_socket_mode, token_source,
 };
+use crate::config::refusal::{early, with_variable};
 use crate::config::upkeep::plan_allocations;
 pub use crate::config::upkeep::{
     ATTACH_BUDGET, Allocations, DETACH_IN_FLIGHT, FLUSH_BUDGET, RELEASE_UNUSED_BUDGET, UPKEEP_END,
@@ -363,7 +364,7 @@ impl Config {
             // No other setting matters to it, so none has to be right.
             return Err(parse_endpoint(&flags.endpoint).map_or_else(Early::Refusal, Early::Probe));
         }
-        flags.check().map_err(Early::Refusal)
+        flags.check().map_err(|line| Early::Refusal(with_variable(line, &matches)))
     }
 }
 
@@ -454,39 +455,6 @@ fn without_empty_variable(arg: Arg) -> Arg {
     if is_empty { arg.env(None::<&'static str>) } else { arg }
 }
 
-/// What a command line that clap does not take ends with; `args` is that line.
-fn early(err: &clap::Error, args: &[OsString]) -> Early {
-    use clap::error::ErrorKind::{DisplayHelp, DisplayVersion};
-    if matches!(err.kind(), DisplayHelp | DisplayVersion) {
-        return Early::Answer(err.to_string());
-    }
-    let text = err.to_string();
-    // The first paragraph says what is wrong, and which values there are; after it come guesses and the usage.
-    let paragraph: Vec<&str> = text.lines().map(str::trim).take_while(|line| !line.is_empty()).collect();
-    let line = paragraph.join(" ");
-    let line = line.strip_prefix("error: ").unwrap_or(&line);
-    let hint = switch_before_value(args).map(|flag| format!("a switch takes its value after an equals sign, {flag}"));
-    match hint.or_else(|| meant_flag(err)) {
-        Some(hint) => Early::Refusal(format!("{line}; {hint} (see --help)")),
-        None => Early::Refusal(format!("{line} (see --help)")),
-    }
-}
-
-/// The flag that was probably meant by one that does not exist.
-fn meant_flag(err: &clap::Error) -> Option<String> {
-    let ContextValue::String(flag) = err.get(ContextKind::SuggestedArg)? else { return None };
-    Some(format!("did you mean {flag}?"))
-}
-
-/// A switch that is followed by the word that was meant as its value, as both should have been written.
-fn switch_before_value(args: &[OsString]) -> Option<String> {
-    let is_switch = |flag: &str| SWITCHES.iter().any(|name| flag.strip_prefix("--") == Some(&name.replace('_', "-")));
-    let pairs =
-        args.iter().zip(args.iter().skip(1)).filter_map(|(flag, value)| Some((flag.to_str()?, value.to_str()?)));
-    let mut meant = pairs.filter(|(flag, value)| is_switch(flag) && parse_bool(flag, value).is_ok());
-    meant.next().map(|(flag, value)| format!("{flag}={value}"))
-}
-
 fn plan_mode(asked: Option<Mode>, has_token: bool) -> Result<Mode, String> {
     match (asked, has_token) {
         (Some(Mode::Node), true | false) | (None, false) => Ok(Mode::Node),
@@ -575,6 +543,19 @@ mod tests {
         for (args, flag) in table {
             let line = refusal(args);
             assert!(line.contains(flag) && !line.contains('\n'), "{line}");
+        }
+    }
+
+    #[test]
+    fn a_word_that_is_no_flag_is_answered_with_the_command_that_was_meant() {
+        for (args, want) in [
+            (&["doctro"][..], "did you mean the command doctor?"),
+            (&["volume"], "did you mean the command volumes?"),
+            (&["--mode=node", "doctor"], "a command comes first: do-csi-plugin doctor"),
+            (&["elephant"], "the commands are volumes, doctor and snapshot"),
+        ] {
+            let line = refusal(args);
+            assert!(line.contains(want) && !line.contains('\n'), "{line}");
         }
     }
 

@@ -8,7 +8,7 @@ use crate::cloud::page::Page;
 use crate::cloud::tag::Tag;
 use crate::cloud::volume::NewVolume;
 use crate::cloud::{ApiResult, Cloud};
-use crate::commands::world::{CloudAccess, Source, World};
+use crate::commands::world::{CloudAccess, NO_TOKEN, Source, World};
 use crate::config::Config;
 use crate::error::Chain;
 use crate::error::api::{ApiError, ApiErrorKind};
@@ -72,15 +72,18 @@ pub(super) fn look(source: &Source, world: &World) -> Vec<Check> {
     }
     match &source.cloud {
         Some(access) => checks.extend(look_at_cloud(&source.config, access, world)),
-        None => checks.push(Check { name: "token", outcome: Outcome::Skipped(NO_TOKEN.to_owned()) }),
+        None => {
+            checks.push(Check {
+                name: "token",
+                outcome: Outcome::Skipped(format!("{NO_TOKEN}, so DigitalOcean is not asked")),
+            });
+        }
     }
     checks.push(Check { name: "region", outcome: look_at_region(source, world) });
     checks.push(look_at_machine(source, world));
     checks.push(look_at_nomad(source, world));
     checks
 }
-
-const NO_TOKEN: &str = "none is given (DIGITALOCEAN_ACCESS_TOKEN, --token-file), so only this node is looked at";
 
 fn look_at_cloud(config: &Config, access: &CloudAccess, world: &World) -> Vec<Check> {
     let cloud = access.within(BUDGET);
@@ -92,7 +95,10 @@ fn look_at_cloud(config: &Config, access: &CloudAccess, world: &World) -> Vec<Ch
     }
     let is_refused =
         account.iter().any(|finding| matches!(finding.reason, Reason::TokenRejected | Reason::ApiUnreachable));
-    let token: Vec<Finding> = account.extract_if(.., |finding| is_of_token(finding.reason)).collect();
+    let token = account.extract_if(.., |finding| is_of_token(finding.reason));
+    // Of one reason that two requests have met, each with an id of its own, one is enough.
+    let same = |found: &Finding| world.refusals.iter().find(|known| known.reason == found.reason).cloned();
+    let token: Vec<Finding> = token.map(|found| same(&found).unwrap_or(found)).collect();
     let is_unreachable = token.iter().any(|finding| finding.reason == Reason::ApiUnreachable);
     let mut checks = vec![Check::new("token", token, format!("DigitalOcean takes the one from {origin}"))];
     checks.push(look_at_proxy(config, is_unreachable));
@@ -209,7 +215,7 @@ fn look_at_nomad(source: &Source, world: &World) -> Check {
         return Check { name, outcome: Outcome::Skipped(why.to_owned()) };
     };
     let Some(claims) = &world.claims else {
-        return Check { name, outcome: Outcome::Blind(world.blind.join("; ")) };
+        return Check { name, outcome: Outcome::Blind(world.silent_nomad.clone().unwrap_or_default()) };
     };
     let findings = world.plugins.iter().flat_map(diagnose_plugin).collect();
     let seen = if claims.sees_all { "every claim is seen" } else { "claims in some namespaces may not be seen" };

@@ -8,8 +8,10 @@ use crate::commands::checks::{Check, Outcome, look};
 use crate::commands::repair::repair;
 use crate::commands::terminal::{coloured, has_colours, printable};
 use crate::commands::volumes::line_of;
-use crate::commands::world::{Known, Source, World};
+use crate::commands::world::{Known, NO_TOKEN, Source, World};
 use crate::commands::{COULD_NOT_LOOK, print};
+use crate::host::inventory::VolumeHere;
+use crate::ops::diagnosis::here::diagnose_here;
 use crate::ops::diagnosis::{Finding, Severity};
 
 /// What is asked of it.
@@ -24,20 +26,24 @@ pub(super) struct Wish {
 /// Looks, prints, and repairs if that is asked for.
 pub(super) fn run(source: &Source, wish: &Wish) -> Result<ExitCode, String> {
     let world = source.read();
-    let known = match &wish.volume {
-        Some(called) => Some(world.find(called).ok_or_else(|| not_found(called, &world))?),
-        None => None,
+    let about = match &wish.volume {
+        Some(called) => About::One(find(called, source, &world)?),
+        None => About::All,
     };
-    let checks = if known.is_some() { Vec::new() } else { look(source, &world) };
-    let findings = match known {
-        Some(known) => known.findings.clone(),
-        None => all(&world, &checks),
+    let checks = match &about {
+        About::All => look(source, &world),
+        About::One(_) => Vec::new(),
+    };
+    let findings = match &about {
+        About::One(Found::Known(known)) => known.findings.clone(),
+        About::One(Found::Here(here)) => diagnose_here(here),
+        About::All => all(&world, &checks),
     };
     let blind = blind(&world, &checks);
     if wish.is_json {
         print(&format!("{:#}\n", as_json(&checks, &findings, &blind)));
     } else {
-        print(&as_text(&world, known, &checks, &findings, &blind));
+        print(&as_text(&world, &about, &checks, &findings, &blind));
     }
     if wish.fix {
         repair(source, world.region.as_ref(), &findings, wish.yes);
@@ -45,9 +51,38 @@ pub(super) fn run(source: &Source, wish: &Wish) -> Result<ExitCode, String> {
     Ok(plan_exit(&findings, !blind.is_empty()))
 }
 
-fn not_found(called: &str, world: &World) -> String {
-    let why = if world.blind.is_empty() { "see `do-csi-plugin volumes`".to_owned() } else { world.blind.join("; ") };
-    format!("no volume is called {called:?} by its id, its name or its id in Nomad: {why}")
+/// The looks without which nothing was looked at.
+const LOOKS: [&str; 3] = ["token", "node", "Nomad"];
+
+/// What it is about.
+enum About<'a> {
+    All,
+    One(Found<'a>),
+}
+
+/// A volume that was found by what somebody calls it.
+enum Found<'a> {
+    /// DigitalOcean tells of it.
+    Known(&'a Known),
+    /// Only this node does.
+    Here(&'a VolumeHere),
+}
+
+fn find<'a>(called: &str, source: &Source, world: &'a World) -> Result<Found<'a>, String> {
+    let found = world.find(called).map(Found::Known).or_else(|| world.find_here(called).map(Found::Here));
+    found.ok_or_else(|| {
+        let refused = world.refusals.iter().map(|finding| finding.message.clone());
+        let mut whys: Vec<String> = refused.chain(world.blind.iter().cloned()).collect();
+        whys.extend(source.cloud.is_none().then(|| format!("DigitalOcean was not asked, as {NO_TOKEN}")));
+        whys.extend(world.nearest(called).map(|name| format!("did you mean {name:?}?")));
+        if whys.is_empty() {
+            whys.push("`do-csi-plugin volumes` shows those that there are".to_owned());
+        }
+        format!(
+            "no volume is called {called:?} by its id, its name or its id in Nomad: {}",
+            printable(&whys.join("; "))
+        )
+    })
 }
 
 /// All findings, each once and the worst first.
@@ -65,10 +100,17 @@ fn all(world: &World, checks: &[Check]) -> Vec<Finding> {
 
 fn blind(world: &World, checks: &[Check]) -> Vec<String> {
     let of_checks = checks.iter().filter_map(|check| match &check.outcome {
-        Outcome::Blind(why) => Some(format!("{}: {why}", check.name)),
+        // Nomad's is among those of the world.
+        Outcome::Blind(why) if !world.blind.contains(why) => Some(format!("{}: {why}", check.name)),
+        Outcome::Blind(_) => None,
         Outcome::Well(_) | Outcome::Found(_) | Outcome::Skipped(_) => None,
     });
     let mut all: Vec<String> = world.blind.iter().cloned().chain(of_checks).collect();
+    // On a machine that is no droplet, without a token and without Nomad.
+    let skipped = checks.iter().filter(|check| matches!(check.outcome, Outcome::Skipped(_))).map(|check| check.name);
+    if skipped.filter(|name| LOOKS.contains(name)).count() == LOOKS.len() {
+        all.push(format!("anything: {NO_TOKEN}, and this is no droplet"));
+    }
     all.dedup();
     all
 }
@@ -84,7 +126,7 @@ fn plan_exit(findings: &[Finding], is_blind: bool) -> ExitCode {
     }
 }
 
-fn as_text(world: &World, known: Option<&Known>, checks: &[Check], findings: &[Finding], blind: &[String]) -> String {
+fn as_text(world: &World, about: &About<'_>, checks: &[Check], findings: &[Finding], blind: &[String]) -> String {
     let has_colours = has_colours();
     let mut text = String::new();
     for check in checks {
@@ -104,9 +146,12 @@ fn as_text(world: &World, known: Option<&Known>, checks: &[Check], findings: &[F
             printable(&detail)
         ));
     }
-    match known {
-        Some(known) => text.push_str(&place(world, known)),
-        None => text.push_str(&format!(
+    match about {
+        About::One(Found::Known(known)) => text.push_str(&place(world, known)),
+        About::One(Found::Here(here)) => {
+            text.push_str(&format!("{}: on this droplet{}\n", printable(&here.subject().to_string()), mounts(here)));
+        }
+        About::All => text.push_str(&format!(
             "ok   {:<10} {} looked at\n",
             "volumes",
             world.shown().count() + world.only_here.len()
@@ -115,8 +160,11 @@ fn as_text(world: &World, known: Option<&Known>, checks: &[Check], findings: &[F
     findings.iter().for_each(|finding| text.push_str(&line_of(finding)));
     blind.iter().for_each(|why| text.push_str(&format!("\ncould not look at {}\n", printable(why))));
     match findings.first() {
-        None if blind.is_empty() => text.push_str("\nNothing is wrong.\n"),
-        None => {}
+        None if !blind.is_empty() => {}
+        None if checks.iter().any(|check| matches!(check.outcome, Outcome::Skipped(_))) => {
+            text.push_str("\nNothing is wrong with what was looked at.\n");
+        }
+        None => text.push_str("\nNothing is wrong.\n"),
         Some(first) => {
             text.push_str(&format!("\nBegin with this: {}\n", printable(&first.cure)));
             let count = findings.iter().filter(|finding| finding.repair.is_some()).count();
@@ -141,13 +189,13 @@ fn place(world: &World, known: &Known) -> String {
         [one] => format!("attached to droplet {one}, which is {}", known.holder.state()),
         [_, ..] => "attached to several droplets".to_owned(),
     };
-    let mounts = known.here.iter().flat_map(|here| &here.mounts);
-    let mounts: String = mounts.map(|mount| format!("\n    mounted at {}", mount.path.display())).collect();
-    format!("volume {} ({}): {}, {place}{}\n", volume.name, volume.id, volume.size, printable_lines(&mounts))
+    let mounts = known.here.as_ref().map(mounts).unwrap_or_default();
+    format!("volume {} ({}): {}, {place}{mounts}\n", volume.name, volume.id, volume.size)
 }
 
-fn printable_lines(text: &str) -> String {
-    text.split('\n').map(printable).collect::<Vec<_>>().join("\n")
+/// Where a volume is mounted on this droplet, each in a line of its own.
+fn mounts(here: &VolumeHere) -> String {
+    here.mounts.iter().map(|mount| format!("\n    mounted at {}", printable(&mount.path.to_string_lossy()))).collect()
 }
 
 fn as_json(checks: &[Check], findings: &[Finding], blind: &[String]) -> Value {

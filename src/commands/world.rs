@@ -21,7 +21,7 @@ use crate::error::Chain;
 use crate::error::api::ApiErrorKind;
 use crate::host::device::DevicePlaces;
 use crate::host::inventory::{Inventory, LOOK_BUDGET, VolumeHere};
-use crate::id::{DropletId, VolumeId};
+use crate::id::{DropletId, VolumeId, VolumeName};
 use crate::nomad::{Nomad, NomadError, Plugin, Registered};
 use crate::ops::diagnosis::account::diagnose_refusal;
 use crate::ops::diagnosis::attachment::{Attachment, Holder, Moves, diagnose_attachment};
@@ -29,11 +29,16 @@ use crate::ops::diagnosis::cluster::{Claims, diagnose_claims};
 use crate::ops::diagnosis::here::{DiskSeen, diagnose_here, with_safe_repair};
 use crate::ops::diagnosis::{Finding, Subject};
 use crate::region::Region;
+use crate::spelling::distance;
 
+/// What is said where DigitalOcean is not asked.
+pub(super) const NO_TOKEN: &str = "no token is given (DIGITALOCEAN_ACCESS_TOKEN, --token-file)";
 /// How long all requests to DigitalOcean may take together.
 const CLOUD_BUDGET: Duration = Duration::from_secs(60);
 /// Of how many volumes at most the latest actions are read when everything is.
 const MOST_ACTIONS: usize = 50;
+/// In how many places a name may differ from a volume's and still be meant as it.
+const SLIPS: usize = 2;
 /// How many pages of a list are read at most.
 const MOST_PAGES: u32 = 200;
 
@@ -91,6 +96,8 @@ pub(super) struct World {
     pub(super) only_here: Vec<VolumeHere>,
     /// Nomad's side.
     pub(super) claims: Option<Claims>,
+    /// Why that could not be read.
+    pub(super) silent_nomad: Option<String>,
     /// The plugins of this driver in Nomad.
     pub(super) plugins: Vec<Plugin>,
     /// What is wrong with the way to DigitalOcean.
@@ -174,7 +181,10 @@ impl Source {
         let Some(nomad) = &self.nomad else { return };
         match read_claims(nomad, world, is_wanted) {
             Ok(claims) => world.claims = Some(claims),
-            Err(err) => world.blind.push(err.to_string()),
+            Err(err) => {
+                world.blind.push(err.to_string());
+                world.silent_nomad = Some(err.to_string());
+            }
         }
     }
 
@@ -216,8 +226,12 @@ impl Source {
             let here = place.map(|place| here.remove(place));
             let mut findings = diagnose_attachment(&Attachment { volume: &volume, holder: holder.clone(), moves });
             let subject = Subject::volume(&volume.id, &volume.name);
-            findings
-                .extend(here.iter().flat_map(diagnose_here).map(|found| Finding { subject: subject.clone(), ..found }));
+            let of_here = here.iter().flat_map(diagnose_here);
+            findings.extend(of_here.map(|found| Finding {
+                subject: subject.clone(),
+                cure: with_ids(&found.cure, &volume.id, world.own),
+                ..found
+            }));
             findings.extend(agreed.extract_if(.., |finding| finding.subject == subject));
             let seen = DiskSeen::of(here.as_ref());
             let refusal = owner.check_change(&volume, "detached").err().map(|err| err.to_string());
@@ -257,6 +271,12 @@ fn read_claims(
         world.plugins.push(plugin);
     }
     Ok(Claims { volumes, nodes, droplets, sees_all })
+}
+
+/// A cure with the ids that the droplet alone did not know. Pure.
+fn with_ids(cure: &str, volume: &VolumeId, own: Option<DropletId>) -> String {
+    let cure = cure.replace("VOLUME_ID", volume.as_str());
+    own.map_or_else(|| cure.clone(), |droplet| cure.replace("DROPLET_ID", &droplet.to_string()))
 }
 
 /// The droplet that has a volume. One that the list lacks is gone only when its own record is not found either: a
@@ -362,5 +382,20 @@ impl World {
             id == by_id.as_ref() || known.volume.name.as_str() == called || id == external.as_ref()
         };
         self.shown().find(is_it).or_else(|| self.volumes.iter().find(is_it))
+    }
+
+    /// The volume on this node that somebody calls so, where DigitalOcean does not tell of it.
+    pub(super) fn find_here(&self, called: &str) -> Option<&VolumeHere> {
+        self.only_here.iter().find(|here| {
+            here.id.as_deref() == Some(called) || here.name.as_ref().is_some_and(|name| name.as_str() == called)
+        })
+    }
+
+    /// The name that was probably meant by one that no volume has.
+    pub(super) fn nearest(&self, called: &str) -> Option<&str> {
+        let in_nomad = self.claims.iter().flat_map(|claims| &claims.volumes).map(|volume| volume.id.as_str());
+        let here = self.only_here.iter().filter_map(|here| here.name.as_ref()).map(VolumeName::as_str);
+        let names = self.volumes.iter().map(|known| known.volume.name.as_str()).chain(in_nomad).chain(here);
+        names.min_by_key(|name| distance(name, called)).filter(|name| distance(name, called) <= SLIPS)
     }
 }

@@ -10,8 +10,9 @@ use clap::parser::ValueSource;
 use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser};
 
 use crate::config::keep::Keep;
+use crate::config::refusal::{early, with_variable};
 use crate::config::running::observe_running_flags;
-use crate::config::{Config, Early, Flags, SWITCHES, as_switch, double_dashes, early, without_empty_variable};
+use crate::config::{Config, Early, Flags, SWITCHES, as_switch, double_dashes, without_empty_variable};
 
 /// What a command shows.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -89,7 +90,7 @@ struct DoctorArguments {
     #[arg(long)]
     json: bool,
     /// Repair what can be repaired without losing data, after asking
-    #[arg(long)]
+    #[arg(long, conflicts_with = "json")]
     fix: bool,
     /// Repair without asking
     #[arg(long, requires = "fix")]
@@ -217,7 +218,8 @@ fn read_once<T: CommandFactory + FromArgMatches, A>(
     flags.note_sources(&matches);
     // Which services the plugin offers does not matter: what can be asked is asked.
     flags.mode = None;
-    Ok((arguments, flags.check().map_err(Early::Refusal)?, Given(matches)))
+    let config = flags.check().map_err(|line| Early::Refusal(with_variable(line, &matches)))?;
+    Ok((arguments, config, Given(matches)))
 }
 
 fn command<T: CommandFactory>() -> clap::Command {

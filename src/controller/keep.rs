@@ -175,7 +175,7 @@ impl Controller {
     /// [`Error::NotFound`], [`Error::TimedOut`], [`Error::Api`].
     pub fn find_called(&self, called: &str) -> Result<Volume> {
         let ctx = self.context_of_call(Instant::now(), Arc::default());
-        let no_such_volume = || Error::NotFound(Thing::Volume(called.to_owned()));
+        let no_such_volume = || Error::NotFound(Thing::VolumeNamed(called.to_owned()));
         if let Ok(id) = VolumeId::parse(called) {
             return ctx.observe_volume(&id);
         }

@@ -12,6 +12,8 @@ use crate::id::{DropletId, SnapshotId, VolumeId};
 pub enum Thing {
     /// A volume, by the id as it came in the request.
     Volume(String),
+    /// A volume, by its name.
+    VolumeNamed(String),
     /// A snapshot, by the id as it came in the request.
     Snapshot(String),
     /// A droplet, by the node id as it came in the request.
@@ -37,6 +39,7 @@ impl Thing {
                 ": this is not a volume's id (a UUID), perhaps its name; `doctl compute volume list` shows the id, which Nomad \
                  calls external_id"
             }
+            Thing::VolumeNamed(_) => " in this region; `doctl compute volume list` shows those that there are",
             Thing::Snapshot(id) if SnapshotId::parse(id).is_err() => {
                 ": this is not a snapshot's id (a UUID), perhaps its name; `doctl compute snapshot list` shows the id"
             }
@@ -56,6 +59,7 @@ impl fmt::Display for Thing {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Thing::Volume(id) => write!(f, "volume {id:?}"),
+            Thing::VolumeNamed(name) => write!(f, "a volume called {name:?}"),
             Thing::Snapshot(id) => write!(f, "snapshot {id:?}"),
             Thing::Droplet(id) => write!(f, "droplet (node id) {id:?}"),
             Thing::VolumeAt(path) => write!(f, "volume at {}", path.display()),

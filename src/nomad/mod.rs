@@ -216,6 +216,11 @@ impl Nomad {
     /// One line: a file of certificates cannot be used.
     pub fn new(variables: &NomadVariables) -> Result<Option<Nomad>, String> {
         let Some(address) = &variables.address else { return Ok(None) };
+        if !["http://", "https://", "unix://"].iter().any(|scheme| address.starts_with(scheme)) {
+            return Err(format!(
+                "NOMAD_ADDR: {address:?} must begin with http://, https:// or unix://, as in http://127.0.0.1:4646"
+            ));
+        }
         let config = Agent::config_builder()
             .http_status_as_error(false)
             .max_redirects(0)
@@ -321,16 +326,41 @@ impl Nomad {
             request = request.header("host", host);
         }
         let failed = |why: String, status| NomadError { what: format!("Nomad at {}: {why}", self.shown), status };
-        let mut reply = request.call().map_err(|err| failed(err.to_string(), None))?;
+        let mut reply = request.call().map_err(|err| failed(unreached(&self.shown, &err), None))?;
         let status = reply.status().as_u16();
         let body = reply.body_mut().with_config().limit(MAX_REPLY).read_to_string();
         let body = body.map_err(|err| failed(err.to_string(), Some(status)))?;
         if status != 200 {
             let text: String = body.trim().chars().take(SHOWN).collect();
-            return Err(failed(format!("GET {path} answered {status}: {text}"), Some(status)));
+            return Err(failed(format!("GET {path} answered {status}: {text}{}", hint(status, &text)), Some(status)));
         }
         serde_json::from_str(&body)
             .map_err(|err| failed(format!("GET {path} answered what is not understood: {err}"), None))
+    }
+}
+
+/// Why there was no answer, and what to look at. What rustls says of a certificate reaches us as text.
+fn unreached(address: &str, err: &ureq::Error) -> String {
+    let text = err.to_string();
+    let advice = if text.contains("certificate") {
+        "see NOMAD_CACERT or NOMAD_CAPATH, and NOMAD_TLS_SERVER_NAME for a certificate of another name"
+    } else if address.starts_with("https://") {
+        "see whether NOMAD_ADDR is right, and begins with http:// where Nomad does not speak TLS"
+    } else {
+        "see whether NOMAD_ADDR is right and can be reached from here"
+    };
+    format!("{text}; {advice}")
+}
+
+/// What to look at after a refusal. Source: Nomad's `ErrPermissionDenied`, 403, and `ErrTokenNotFound`, 403; its API's reference,
+/// "Volumes", "Nodes" and "ACL", for what takes which policy; Go's `net/http` for the last.
+fn hint(status: u16, text: &str) -> &'static str {
+    match status {
+        401 => "; is NOMAD_ADDR the address of Nomad, and is NOMAD_HTTP_AUTH right?",
+        403 if text.contains("token not found") => "; NOMAD_TOKEN is wrong or has expired",
+        403 => "; NOMAD_TOKEN takes csi-list-volume and csi-read-volume in each namespace, node:read and plugin:read",
+        400 if text.contains("HTTPS server") => "; NOMAD_ADDR must begin with https://",
+        _ => "",
     }
 }
 
@@ -495,6 +525,7 @@ mod tests {
             let nomad = Nomad::new(&read(&all)).unwrap().unwrap();
             let nodes = nomad.nodes();
             assert_eq!(nodes.is_ok(), is_trusted, "{variables:?}: {nodes:?}");
+            assert!(nodes.err().is_none_or(|err| err.to_string().contains("see NOMAD_CACERT")), "{variables:?}");
             let head = server.join().unwrap();
             assert_eq!(head.is_some(), is_trusted, "{variables:?}");
             if let Some(head) = head {

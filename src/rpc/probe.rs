@@ -2,7 +2,9 @@
 //!
 //! Owns the one call that this program makes as a client of its own kind. It starts nothing and changes nothing.
 
+use std::fs;
 use std::io::{self, ErrorKind};
+use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
@@ -37,6 +39,13 @@ pub fn probe(place: &Path) -> Result<(), String> {
 }
 
 fn not_connected(place: &Path, err: &io::Error) -> String {
+    let is_socket = fs::metadata(place).is_ok_and(|found| found.file_type().is_socket());
+    if err.kind() == ErrorKind::ConnectionRefused && !is_socket {
+        return format!(
+            "no plugin serves {}: it is no socket; give the --endpoint of the plugin that is meant",
+            place.display()
+        );
+    }
     let place = place.display();
     if err.kind() == ErrorKind::NotFound {
         return format!(

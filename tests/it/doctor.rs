@@ -156,7 +156,7 @@ fn the_running_plugins_flags_need_not_be_given_again() {
     let shown = ask(&["--do-tag=other", "--url=http://127.0.0.1:1"], Some("dop_v1_simulated"));
     assert!(!shown.contains("prod") && shown.contains("ApiUnreachable"), "{shown}");
     let shown = ask(&[], None);
-    assert!(shown.contains("none is given"), "{shown}");
+    assert!(shown.contains("no token is given"), "{shown}");
 }
 
 #[test]
@@ -236,6 +236,65 @@ fn what_cannot_be_looked_at_is_said_and_is_exit_code_2() {
     for wrong in [&["doctor", "--nonsense"][..], &["volumes", "--watch=x"], &["doctor", "--yes"]] {
         let output = run(&fleet, wrong, None);
         assert_eq!((output.status.code(), text(&output).lines().count()), (Some(2), 1), "{}", text(&output));
+    }
+}
+
+#[test]
+fn what_a_person_gets_wrong_is_answered_with_what_is_right() {
+    let fleet = cloud();
+    let nomad = FakeNomad::start(A);
+    fleet.volume("blog");
+    let denied = ("/v1/volumes?type=csi&namespace=*", 403, serde_json::json!("Permission denied"));
+    nomad.set(denied.0, denied.1, denied.2);
+    let (right, silent) = (nomad.url(), "http://127.0.0.1:1");
+    let table: [(&[&str], Option<&str>, &str); 11] = [
+        (&["doctro"], None, "did you mean the command doctor?"),
+        (&["volumes", "--watch", "5"], None, "--watch=5"),
+        (&["volumes", "blog"], None, "do-csi-plugin doctor blog"),
+        (&["doctor", "bolg"], None, "did you mean \"blog\"?"),
+        (&["doctor", "--fix", "--json"], None, "--fix"),
+        (
+            &["snapshot", "--volume=bolg", "--keep=daily=1"],
+            None,
+            "a volume called \"bolg\" does not exist in this region",
+        ),
+        (&["doctor"], Some("127.0.0.1:4646"), "must begin with http://"),
+        (&["doctor"], Some(silent), "see whether NOMAD_ADDR is right"),
+        (&["doctor"], Some("unix:///nowhere/api.sock"), "see whether NOMAD_ADDR is right"),
+        (&["doctor"], Some(&right.replace("http", "https")), "begins with http:// where Nomad does not speak TLS"),
+        (&["doctor"], Some(&right), "NOMAD_TOKEN takes csi-list-volume"),
+    ];
+    for (args, address, want) in table {
+        let output = run(&fleet, args, address);
+        let shown = text(&output);
+        assert!(shown.contains(want), "{args:?}: {shown}");
+        assert_eq!(output.status.code(), Some(2), "{args:?}: {shown}");
+        assert!(shown.matches("could not look at").count() <= 1, "once is enough: {shown}");
+    }
+}
+
+#[test]
+fn without_a_token_or_with_a_wrong_one_nothing_is_said_to_be_well() {
+    let fleet = cloud();
+    fleet.volume("blog");
+    let ask = |token: Option<&str>, args: &[&str]| {
+        let mut command = fleet.command(Path::new(PROGRAM), args);
+        command.env_remove("DIGITALOCEAN_ACCESS_TOKEN");
+        command.envs(token.map(|token| ("DIGITALOCEAN_ACCESS_TOKEN", token)));
+        let output = command.stdin(Stdio::null()).output().unwrap();
+        (text(&output), output.status.code())
+    };
+    for args in [&["doctor"][..], &["doctor", "blog"], &["volumes"]] {
+        let (shown, code) = ask(None, args);
+        assert_eq!(code, Some(2), "{args:?}: {shown}");
+        assert!(shown.contains("no token is given (DIGITALOCEAN_ACCESS_TOKEN, --token-file)"), "{args:?}: {shown}");
+        assert!(!shown.contains("Nothing is wrong"), "{args:?}: {shown}");
+    }
+    for (args, want) in [(&["doctor"][..], 1), (&["doctor", "blog"], 2), (&["volumes"], 2)] {
+        let (shown, code) = ask(Some("wrong"), args);
+        assert_eq!(code, Some(want), "{args:?}: {shown}");
+        let told = "the access token is from DIGITALOCEAN_ACCESS_TOKEN: it is wrong, expired or revoked";
+        assert_eq!(shown.matches(told).count(), 1, "{args:?}: {shown}");
     }
 }
 

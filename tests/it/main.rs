@@ -63,6 +63,7 @@ mod root_callers;
 mod root_chaos;
 mod root_checks;
 mod root_demo;
+mod root_doctor;
 mod root_expand;
 mod root_faults;
 mod root_figures;

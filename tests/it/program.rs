@@ -209,10 +209,34 @@ fn every_flag_refuses_a_wrong_value_in_one_line_that_names_it() {
 }
 
 #[test]
+fn a_wrong_setting_names_the_variable_that_it_is_from() {
+    let solo = SinglePlugin::new(PROGRAM);
+    for (variable, value, flag) in [
+        ("RUST_LOG", "inof", "--log-level"),
+        ("DIGITALOCEAN_REGION", "Frankfurt", "--region"),
+        ("DIGITALOCEAN_DROPLET_ID", "node-1", "--droplet-id"),
+        ("CSI_MODE", "nodes", "--mode"),
+        ("CSI_LOG_FORMAT", "jsn", "--log-format"),
+    ] {
+        let line = refused(&solo, &["--token=t", "--endpoint=unix://csi.sock"], &[(variable, value)]);
+        for word in [variable, value, flag] {
+            assert!(line.contains(word), "{word}: {line}");
+        }
+        // Whoever gives the flag too is told of the flag alone.
+        let given = format!("{flag}=x,y");
+        let line = refused(&solo, &["--token=t", "--endpoint=unix://csi.sock", &given], &[(variable, value)]);
+        assert!(line.contains(flag) && !line.contains(variable), "{line}");
+    }
+}
+
+#[test]
 fn a_probe_says_in_words_that_nobody_answers() {
     let solo = SinglePlugin::new(PROGRAM);
     drop(UnixListener::bind(solo.path("left.sock")).unwrap());
-    for (socket, why) in [("none.sock", "there is no such socket"), ("left.sock", "has ended")] {
+    std::fs::write(solo.path("file"), "").unwrap();
+    for (socket, why) in
+        [("none.sock", "there is no such socket"), ("left.sock", "has ended"), ("file", "it is no socket")]
+    {
         let mut command = solo.command();
         command.args(["--probe", &format!("--endpoint={socket}")]);
         let output = run_to_end(command).unwrap();

@@ -21,11 +21,11 @@ const MIB: u64 = 1 << 20;
 const KEY: &str = "correct horse battery staple";
 
 /// A plugin whose system calls are tampered with, until this is dropped.
-struct Tampered(Child);
+pub struct Tampered(Child);
 
 impl Tampered {
     /// Tampers with the plugin's calls, and those of the programs that it runs, as these arguments of strace say.
-    fn with(rig: &NodeHarness, args: &[&str]) -> Tampered {
+    pub fn with(rig: &NodeHarness, args: &[&str]) -> Tampered {
         let pid = rig.plugin().pid().to_string();
         let mut child = Command::new("strace")
             .args(["-f", "-o", "/dev/null", "-p", &pid])

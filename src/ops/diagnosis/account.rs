@@ -27,10 +27,10 @@ pub fn diagnose_refusal(err: &ApiError, scope: &str, origin: &str) -> Finding {
     let find = |reason, message: String, cure: String| Finding::new(reason, &Subject::Account, message, cure);
     match err.kind() {
         ApiErrorKind::Unauthorized | ApiErrorKind::NoToken => {
-            let message = format!("DigitalOcean does not take the access token from {origin}: {err}");
+            let message = format!("DigitalOcean does not take the access token: {err}");
             let cure = format!(
-                "make a token at https://cloud.digitalocean.com/account/api/tokens and put it there; in Nomad: \
-                 `nomad var put -force nomad/jobs/do-csi-plugin token=TOKEN` (the token is from {origin})"
+                "make a token at https://cloud.digitalocean.com/account/api/tokens and put it into {origin}; in Nomad: \
+                 `nomad var put -force nomad/jobs/do-csi-plugin token=TOKEN`"
             );
             find(Reason::TokenRejected, message, cure)
         }

@@ -213,7 +213,9 @@ fn diagnose_unused(subject: &Subject, disk: &DiskHere) -> Option<Finding> {
         return None;
     }
     let message = format!("{subject} is attached to this droplet as {}, and nothing uses it", disk.node.display());
-    let cure = "if no task is about to use it, `do-csi-plugin doctor` says whether it can be detached".to_owned();
+    let cure = "if no task is about to use it, run `doctl compute volume-action detach VOLUME_ID DROPLET_ID`; with NOMAD_ADDR, \
+                `do-csi-plugin doctor` sees whether one claims it"
+        .to_owned();
     Some(Finding::new(Reason::AttachedButUnused, subject, message, cure))
 }
 
