@@ -176,6 +176,10 @@ impl Http {
         Http { agent, base, token, rate_limit, budgets, seen: Mutex::default() }
     }
 
+    pub(super) fn used_quota(&self) -> f64 {
+        self.rate_limit.used()
+    }
+
     /// Sends one request, waiting for the rate limit first, and reads the whole reply.
     ///
     /// With a deadline, neither the wait nor the request go on after it. A request that was refused for its token has had no

@@ -87,6 +87,12 @@ impl Cloud {
         self.http.last_clock()
     }
 
+    /// The part of a minute's calls that is used, by others with the same token, too: from 0 to 1.
+    #[must_use]
+    pub fn used_quota(&self) -> f64 {
+        self.http.used_quota()
+    }
+
     /// Reads the token again where it comes from a file, also when the file looks unchanged; running calls keep theirs.
     ///
     /// # Errors

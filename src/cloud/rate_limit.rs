@@ -102,6 +102,11 @@ impl RateLimit {
         }
     }
 
+    /// The part of a minute's calls that is used, by others with the same token, too: from 0 to 1.
+    pub fn used(&self) -> f64 {
+        self.lock().used_part(Instant::now())
+    }
+
     fn lock(&self) -> MutexGuard<'_, Quota> {
         // Every state of the quota is a valid one, whatever a panicking thread was doing.
         self.quota.lock().unwrap_or_else(PoisonError::into_inner)

@@ -1,6 +1,15 @@
-//! When to look whether an action is done: just before it is due, then in short, growing steps.
+//! When to look whether an action is done.
 //!
-//! Owns a running estimate of how long each kind of action takes, learned from the actions that this process saw through.
+//! A look costs a call of the token's quota, the more of which is used the dearer; not having looked costs the caller's time. The plan weighs the two with what is
+//! known of how long such actions take:
+//!
+//! > A look is due when the wait that is to be expected from not having looked reaches the price of a look.
+//!
+//! What is known is a weight for each duration. At first it is what others measured, and that any duration may come. Each action
+//! that was seen through adds weight between the last look that saw it running and the look that saw it done, and lets older
+//! weight fade. So the first action, steady actions, those of two speeds and a change of speed need no rules of their own.
+//! `poll/simulation.rs` plays them, and other plans beside this one.
+//!
 //! It neither asks DigitalOcean nor sleeps; the caller's waiting loop does both and reports what it saw:
 //!
 //! ```text
@@ -15,14 +24,13 @@
 //!     }
 //! }
 //! ```
-//!
-//! A look costs a call of the token's quota; a late look costs waiting. One estimate and one doubt per kind keep both
-//! small: the doubt is the width in which the end was last seen, it is the step between looks, and it widens again when
-//! actions become slower or faster than they were. Where there is next to no doubt, most actions get one look, just after
-//! their end.
 
-use std::sync::{Mutex, PoisonError};
+use std::iter;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+
+#[cfg(test)]
+mod simulation;
 
 /// What an action does, as far as its duration depends on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,90 +52,78 @@ impl ActionKind {
             ActionKind::Resize => "resize",
         }
     }
+
+    /// What is expected as long as none was seen, in seconds: what others measured.
+    fn guess(self) -> f64 {
+        match self {
+            ActionKind::Attach | ActionKind::Resize => 4.0,
+            ActionKind::Detach => 3.5,
+        }
+    }
 }
 
-/// What is expected of an attach and of a detach as long as none was seen: what others measured.
-const ATTACH: Duration = Duration::from_secs(4);
-const DETACH: Duration = Duration::from_millis(3500);
+/// The price of a look in seconds of waiting, and the part of the time since the start that is added to it: nobody minds a tenth
+/// of a second after ten.
+const PRICE: f64 = 0.008;
+const PRICE_OF_TIME: f64 = 0.012;
 
-/// The shortest step between two looks, and the doubt that always remains.
-const LEAST_DOUBT: Duration = Duration::from_millis(25);
+/// How many times the price a look costs when all calls of a minute are used: then it keeps other work waiting.
+const DEAREST: f64 = 6.0;
 
-/// The longest step between two looks.
-const LONGEST_STEP: Duration = Duration::from_secs(2);
+/// The cells of the scale: they begin at the first duration, and each is a little longer than the one before, up to 110 s.
+const CELLS: u16 = 268;
+const SHORTEST: f64 = 0.04;
+const RATIO: f64 = 1.03;
 
-/// Up to here an action counts as quick, and its end is looked for more closely.
-const QUICK: Duration = Duration::from_millis(300);
-
-/// How many actions of a kind a process has to see until one more does not count for more than the estimate.
-const FEW: u32 = 4;
-
-/// How many actions in a row are looked at only when they should be over, before one is looked at earlier again: whoever always
-/// comes afterwards does not learn that actions have become faster.
-const SURE: u32 = 2;
-
-/// Bounds of an estimate: a reply alone takes some of the first, and the second is as long as a call may last.
-const SHORTEST: Duration = Duration::from_millis(50);
-const LONGEST: Duration = Duration::from_secs(100);
+/// The part of the first guess that lies about what others measured; the rest lies evenly on the scale.
+const MEASURED: f64 = 0.2;
+/// How far durations lie from what others measured, as a part of them.
+const SPREAD: f64 = 0.35;
+/// The weight of the first guess beside that of one action that was seen. It never fades, so that a change is noticed.
+const FIRST_GUESS: f64 = 0.25;
+/// What remains of older weight with each action.
+const KEPT: f64 = 0.7;
+/// How much an attach tells about detaches, and a detach about attaches.
+const ALIKE: f64 = 0.8;
+/// The part of an action's weight that lies evenly where it may have ended; the rest lies where actions were seen to end.
+const EVEN: f64 = 0.2;
 
 /// What a process learned about the durations of actions; shared by all threads.
 #[derive(Debug)]
-pub struct Pace(Mutex<Estimates>);
+pub struct Pace(Mutex<Learned>);
 
 #[derive(Debug)]
-struct Estimates {
-    attach: Estimate,
-    detach: Estimate,
-    resize: Estimate,
+struct Learned {
+    attach: Durations,
+    detach: Durations,
+    resize: Durations,
 }
 
-/// How long one kind of action takes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Estimate {
-    expected: Duration,
-    doubt: Duration,
-    /// Whether `expected` comes from an action that was seen, not from this file.
-    is_learned: bool,
-    /// How many actions it was learned from, beginning anew with one that was much slower than the others. As long as they
-    /// are few, an end that was seen more sharply than the estimate is counts for more.
-    seen: u32,
-    /// How many times in a row the first look came too late to tell when the action ended, although it was to be before that.
-    late_in_a_row: u32,
-    /// How many times in a row the first look was meant to find the action done, and did.
-    confirmed: u32,
-    /// How often it has changed.
-    version: u32,
+/// How likely each duration is, as a weight for each cell of the scale.
+#[derive(Debug, Clone)]
+struct Durations {
+    guess: Box<[f64]>,
+    seen: Box<[f64]>,
 }
 
 /// The looks at one action.
 #[derive(Debug, Clone)]
 pub struct Looks {
     kind: ActionKind,
-    /// The version of the estimate that they were planned with.
-    version: u32,
+    expected: Durations,
+    /// How many times the price a look costs.
+    dearness: f64,
     due: Duration,
-    step: Step,
-    seen_running: Option<Duration>,
+    seen_running: Duration,
     /// Whether some look told nothing, so that the end cannot be placed between two others.
     is_blurred: bool,
-}
-
-/// How far the next look is from the last.
-#[derive(Debug, Clone, Copy)]
-enum Step {
-    /// So much; each time half as much again.
-    Growing(Duration),
-    /// So far nothing is known: a part of the time that has passed, so that any duration is found in few looks and with an
-    /// error in proportion.
-    Proportional,
 }
 
 /// When one action ended: after the last look that saw it running, and before the look that saw it done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Sample {
     kind: ActionKind,
-    version: u32,
-    after: Option<Duration>,
+    after: Duration,
     by: Duration,
 }
 
@@ -141,53 +137,59 @@ impl Pace {
     /// A pace that has seen no action yet.
     #[must_use]
     pub fn new() -> Pace {
-        Pace(Mutex::new(Estimates {
-            attach: Estimate::guess(ATTACH),
-            detach: Estimate::guess(DETACH),
-            resize: Estimate::guess(Duration::from_secs(4)),
+        let durations = |kind: ActionKind| Durations::guess(kind.guess());
+        Pace(Mutex::new(Learned {
+            attach: durations(ActionKind::Attach),
+            detach: durations(ActionKind::Detach),
+            resize: durations(ActionKind::Resize),
         }))
     }
 
-    /// Plans the looks at an action that starts now. The first detach of a process is expected to take a little less time
-    /// than its attaches do, and the other way round.
+    /// Plans the looks at an action that starts now; `used` is the part of the quota that is used, from 0 to 1.
     #[must_use]
-    pub fn begin(&self, kind: ActionKind) -> Looks {
-        let (alike, ratio) = match kind {
-            ActionKind::Attach => (ActionKind::Detach, ATTACH.as_secs_f64() / DETACH.as_secs_f64()),
-            ActionKind::Detach => (ActionKind::Attach, DETACH.as_secs_f64() / ATTACH.as_secs_f64()),
-            ActionKind::Resize => return self.with(kind, |estimate| estimate.looks(kind)),
-        };
-        let alike = self.with(alike, |estimate| *estimate);
-        self.with(kind, |estimate| {
-            if alike.is_learned && estimate.is_untouched() {
-                estimate.borrow(alike.expected, ratio);
-            }
-            estimate.looks(kind)
-        })
+    pub fn begin(&self, kind: ActionKind, used: f64) -> Looks {
+        Looks::new(kind, self.lock().of(kind).clone(), used)
     }
 
     /// Plans the looks at an action that somebody else began, nobody knows when; nothing can be learned from them.
     #[must_use]
-    pub fn join(&self, kind: ActionKind) -> Looks {
-        self.with(kind, |estimate| Estimate { is_learned: false, ..*estimate }.looks(kind)).blurred()
+    pub fn join(&self, kind: ActionKind, used: f64) -> Looks {
+        Looks { is_blurred: true, ..Looks::new(kind, Durations::guess(kind.guess()), used) }
     }
 
     /// Takes in how long an action took. Only for actions that completed: what errored took no typical time.
     pub fn learn(&self, sample: Sample) {
-        self.with(sample.kind, |estimate| estimate.learn(&sample));
+        let mut learned = self.lock();
+        learned.of(sample.kind).learn(&sample, 1.0);
+        match sample.kind {
+            ActionKind::Attach => learned.detach.learn(&sample, ALIKE),
+            ActionKind::Detach => learned.attach.learn(&sample, ALIKE),
+            ActionKind::Resize => {}
+        }
     }
 
-    fn with<T>(&self, kind: ActionKind, with: impl FnOnce(&mut Estimate) -> T) -> T {
-        let mut estimates = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        with(match kind {
-            ActionKind::Attach => &mut estimates.attach,
-            ActionKind::Detach => &mut estimates.detach,
-            ActionKind::Resize => &mut estimates.resize,
-        })
+    fn lock(&self) -> MutexGuard<'_, Learned> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Learned {
+    fn of(&mut self, kind: ActionKind) -> &mut Durations {
+        match kind {
+            ActionKind::Attach => &mut self.attach,
+            ActionKind::Detach => &mut self.detach,
+            ActionKind::Resize => &mut self.resize,
+        }
     }
 }
 
 impl Looks {
+    fn new(kind: ActionKind, expected: Durations, used: f64) -> Looks {
+        let dearness = 1.0 + (DEAREST - 1.0) * used.powi(2);
+        let due = expected.due_after(Duration::ZERO, dearness);
+        Looks { kind, expected, dearness, due, seen_running: Duration::ZERO, is_blurred: false }
+    }
+
     /// When the next look is due, counted from the start of the action.
     #[must_use]
     pub fn due(&self) -> Duration {
@@ -196,320 +198,81 @@ impl Looks {
 
     /// A look, so long after the start, saw the action running.
     pub fn still_running(&mut self, at: Duration) {
-        self.seen_running = Some(at);
-        self.go_on(at);
+        self.seen_running = at;
+        self.due = self.expected.due_after(at, self.dearness);
     }
 
     /// A look, so long after the start, told nothing: the reply was lost, or DigitalOcean did not know the action yet.
     pub fn told_nothing(&mut self, at: Duration) {
         self.is_blurred = true;
-        self.go_on(at);
-    }
-
-    fn blurred(self) -> Looks {
-        Looks { is_blurred: true, ..self }
-    }
-
-    fn go_on(&mut self, at: Duration) {
-        let step = match &mut self.step {
-            Step::Growing(step) => {
-                let this = *step;
-                *step = half_as_much_again(this).min(LONGEST_STEP);
-                this
-            }
-            Step::Proportional if at < QUICK => (at.saturating_mul(2) / 5).max(LEAST_DOUBT),
-            Step::Proportional => (at.saturating_mul(4) / 5).min(LONGEST_STEP),
-        };
-        self.due = at.saturating_add(step);
+        self.due = self.expected.due_after(at, self.dearness);
     }
 
     /// A look, so long after the start, saw the action completed; none: that teaches nothing.
     #[must_use]
     pub fn finished(self, at: Duration) -> Option<Sample> {
-        let Looks { kind, version, seen_running: after, .. } = self;
-        (!self.is_blurred).then_some(Sample { kind, version, after, by: at })
+        let Looks { kind, seen_running: after, .. } = self;
+        (!self.is_blurred).then_some(Sample { kind, after, by: at })
     }
 }
 
-impl Estimate {
-    fn guess(expected: Duration) -> Estimate {
-        let doubt = expected / 4;
-        Estimate { expected, doubt, is_learned: false, seen: 0, late_in_a_row: 0, confirmed: 0, version: 0 }
+impl Durations {
+    /// As long as nothing was seen; `measured` is in seconds.
+    fn guess(measured: f64) -> Durations {
+        let bell = |(from, to): (f64, f64)| (-(((from * to).sqrt() / measured).ln() / SPREAD).powi(2) / 2.0).exp();
+        let area: f64 = cells().map(bell).sum();
+        let even = (1.0 - MEASURED) / f64::from(CELLS);
+        let guess = cells().map(|cell| FIRST_GUESS * (even + MEASURED * bell(cell) / area)).collect();
+        Durations { guess, seen: vec![0.0; CELLS.into()].into() }
     }
 
-    /// Whether no action of this kind was seen yet, as opposed to one that has become too fast for what was learned.
-    fn is_untouched(&self) -> bool {
-        !self.is_learned && self.late_in_a_row == 0
+    /// The cells from the shortest to the longest: where each begins and ends, in seconds, and the weight in it.
+    fn weights(&self) -> impl Iterator<Item = (f64, f64, f64)> {
+        let weights = self.guess.iter().zip(&self.seen).map(|(guess, seen)| guess + seen);
+        cells().zip(weights).map(|((from, to), weight)| (from, to, weight))
     }
 
-    /// Takes over how long actions of a like kind take, changed as the guesses of the two differ.
-    fn borrow(&mut self, expected: Duration, ratio: f64) {
-        self.expected = expected.mul_f64(ratio);
-        self.doubt = expected / 8;
-        self.is_learned = true;
-    }
-
-    /// Whether actions end so much on time that one look, just afterwards, is most likely enough.
-    fn is_sure(&self) -> bool {
-        self.doubt <= LEAST_DOUBT && self.late_in_a_row == 0 && self.confirmed < SURE
-    }
-
-    fn looks(&self, kind: ActionKind) -> Looks {
-        let step = Step::Growing((self.doubt / 2).max(LEAST_DOUBT));
-        let (due, step) = match (self.is_learned, self.is_sure()) {
-            // A guess may be far off either way; the first action is looked at early and then at growing distances.
-            (false, _) => (self.expected / 16, Step::Proportional),
-            (true, true) => (self.expected.saturating_add(self.doubt / 2), step),
-            (true, false) => (self.expected.saturating_sub(self.doubt * 3 / 8), step),
-        };
-        Looks { kind, version: self.version, due, step, seen_running: None, is_blurred: false }
-    }
-
-    fn learn(&mut self, sample: &Sample) {
-        let by = sample.by;
-        match sample.after {
-            Some(after) => self.learn_between(after, by),
-            // Planned with another estimate, as of several actions at once, it does not tell that this one is late.
-            None if sample.version != self.version => self.expected = self.expected.min(by),
-            None if self.is_learned && self.is_sure() => {
-                self.confirmed = self.confirmed.saturating_add(1);
-                self.expected = self.expected.min(by);
+    /// When a look is due at an action that was seen running so long after its start.
+    fn due_after(&self, seen_running: Duration, dearness: f64) -> Duration {
+        let after = seen_running.as_secs_f64();
+        let left = || self.weights().filter(|(_, to, _)| *to > after);
+        let all: f64 = left().map(|(_, _, weight)| weight).sum();
+        let (mut ended, mut wait, mut now) = (0.0, 0.0, after);
+        for (_, to, weight) in left() {
+            let share = weight / all;
+            wait += (ended + share / 2.0) * (to - now);
+            ended += share;
+            now = to;
+            if wait >= dearness * (PRICE + PRICE_OF_TIME * to) {
+                break;
             }
-            None if self.is_learned => self.learn_late(by),
-            None => self.learn_between(Duration::ZERO, by),
         }
-        self.expected = self.expected.clamp(SHORTEST, LONGEST);
-        self.version = self.version.wrapping_add(1);
-        // SHORTEST is twice LEAST_DOUBT, so the bounds are in order.
-        self.doubt = self.doubt.clamp(LEAST_DOUBT, LONGEST_STEP.min(self.expected / 2));
+        // Beyond the scale: such steps as its end has.
+        Duration::from_secs_f64(now.max(after * 1.1))
     }
 
-    /// The end was seen between two looks.
-    fn learn_between(&mut self, after: Duration, by: Duration) {
-        let middle = after.saturating_add(by) / 2;
-        let half_width = by.saturating_sub(after) / 2;
-        (self.late_in_a_row, self.confirmed) = (0, 0);
-        if !self.is_learned {
-            *self = Estimate { expected: middle, doubt: half_width, is_learned: true, seen: 1, ..*self };
-            return;
-        }
-        // An action that hangs says little about the next one, so one sample doubles the estimate at most. But the
-        // next one tells whether it hung or actions have become slower.
-        let most = self.expected.saturating_mul(2);
-        self.seen = if middle > most { 0 } else { self.seen.saturating_add(1) };
-        let middle = middle.min(most);
-        let off = middle.abs_diff(self.expected);
-        if self.seen <= FEW && half_width < self.doubt {
-            (self.expected, self.doubt) = (middle, half_width.max(off / 4));
-        } else {
-            self.expected = self.expected.saturating_add(middle) / 2;
-            self.doubt = self.doubt.saturating_add(half_width.max(off)) / 2;
-        }
-    }
-
-    /// The first look found it done: it took less than expected, and how much less is not known.
-    fn learn_late(&mut self, by: Duration) {
-        self.late_in_a_row = self.late_in_a_row.saturating_add(1);
-        if self.late_in_a_row == 1 && (1..=FEW).contains(&self.seen) {
-            // What little was seen of this kind still bounds it from below.
-            let least = self.expected.saturating_sub(self.doubt);
-            (self.expected, self.doubt) = (least.saturating_add(by) / 2, by.saturating_sub(least) / 2);
-            return;
-        }
-        self.expected = self.expected.min(by).saturating_sub(self.doubt * 3 / 8);
-        match self.late_in_a_row {
-            // As likely as not: the end was just before.
-            1 => self.doubt = self.doubt * 3 / 4,
-            2 => {}
-            3 | 4 => self.doubt = self.doubt.saturating_mul(2),
-            // Actions have become much faster: look early again, as if nothing were known.
-            _ => self.is_learned = false,
-        }
+    /// Takes in one action; `weight` is at most 1.
+    fn learn(&mut self, sample: &Sample, weight: f64) {
+        let half_a_cell = RATIO.sqrt();
+        let (after, by) = (sample.after.as_secs_f64() / half_a_cell, sample.by.as_secs_f64() * half_a_cell);
+        let is_possible = |from: f64, to: f64| to > after && from < by;
+        let possible = || self.weights().filter(|(from, to, _)| is_possible(*from, *to));
+        let all: f64 = possible().map(|(_, _, weight)| weight).sum();
+        let many: f64 = possible().map(|_| 1.0).sum();
+        let added: Box<[f64]> = self
+            .weights()
+            .map(|(from, to, here)| {
+                let share = EVEN / many + (1.0 - EVEN) * here / all;
+                if is_possible(from, to) { share } else { 0.0 }
+            })
+            .collect();
+        let kept = 1.0 - (1.0 - KEPT) * weight;
+        self.seen.iter_mut().zip(added).for_each(|(seen, added)| *seen = *seen * kept + added * weight);
     }
 }
 
-fn half_as_much_again(step: Duration) -> Duration {
-    step.saturating_mul(3) / 2
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const REPLY: Duration = Duration::from_millis(10);
-
-    fn ms(ms: u64) -> Duration {
-        Duration::from_millis(ms)
-    }
-
-    /// Looks at one action until it has ended; gives the number of looks, how late the end was noticed, and what was seen.
-    fn follow(mut looks: Looks, took: Duration) -> (u32, Duration, Sample) {
-        let mut count = 0;
-        loop {
-            count += 1;
-            assert!(count < 200, "endless: {looks:?}");
-            let at = looks.due();
-            if at >= took {
-                return (count, at - took, looks.finished(at + REPLY).unwrap());
-            }
-            looks.still_running(at + REPLY);
-        }
-    }
-
-    /// Sees one action through; gives the number of looks and how late the end was noticed.
-    fn watch(pace: &Pace, kind: ActionKind, took: Duration) -> (u32, Duration) {
-        let (count, late, sample) = follow(pace.begin(kind), took);
-        pace.learn(sample);
-        (count, late)
-    }
-
-    /// A fixed sequence of numbers between -1 and 1.
-    struct Noise(u64);
-
-    impl Noise {
-        fn next(&mut self) -> f64 {
-            self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            f64::from(u32::try_from(self.0 >> 33).unwrap()) / f64::from(1_u32 << 30) - 1.0
-        }
-    }
-
-    /// Mean looks, median and mean lateness of 200 actions after ten to learn from.
-    fn judge(mean: Duration, spread: f64) -> (f64, Duration, Duration) {
-        let pace = Pace::new();
-        let mut noise = Noise(42);
-        let mut next = || mean.mul_f64(1.0 + spread * noise.next());
-        for _ in 0..10 {
-            watch(&pace, ActionKind::Attach, next());
-        }
-        let seen: Vec<_> = (0..200).map(|_| watch(&pace, ActionKind::Attach, next())).collect();
-        let mut late: Vec<_> = seen.iter().map(|(_, late)| *late).collect();
-        late.sort();
-        let looks = f64::from(seen.iter().map(|(count, _)| count).sum::<u32>()) / 200.0;
-        (looks, late[100], late.iter().sum::<Duration>() / 200)
-    }
-
-    #[test]
-    fn steady_actions_are_noticed_at_once_and_with_few_looks() {
-        for mean in [300, 1300, 3500, 5000] {
-            let (looks, median, average) = judge(ms(mean), 0.0);
-            assert!(looks <= 2.0 && median <= ms(40) && average <= ms(40), "{mean}: {looks} {median:?} {average:?}");
-        }
-    }
-
-    #[test]
-    fn actions_that_end_on_time_get_one_look_mostly_and_two_now_and_then() {
-        for mean in [1300, 3500, 5000] {
-            let (looks, median, _) = judge(ms(mean), 0.0);
-            assert!(looks <= 1.5 && median <= ms(40), "{mean}: {looks} {median:?}");
-        }
-    }
-
-    #[test]
-    fn unsteady_actions_cost_two_or_three_looks_and_little_waiting() {
-        for (mean, spread) in [(300, 0.1), (1300, 0.1), (4000, 0.05), (4000, 0.1), (4000, 0.2), (4500, 0.3)] {
-            let (looks, _, average) = judge(ms(mean), spread);
-            assert!(looks < 2.6, "{mean} +-{spread}: {looks} looks");
-            assert!(average < ms(mean).mul_f64(0.12).max(ms(40)), "{mean} +-{spread}: {average:?} late");
-        }
-    }
-
-    #[test]
-    fn the_first_action_of_a_process_is_not_waited_for_blindly() {
-        for took in [10, 300, 1300, 5000, 20_000] {
-            let (looks, late) = watch(&Pace::new(), ActionKind::Detach, ms(took));
-            assert!(late <= ms(220).max(ms(took) * 3 / 5), "{took}: {late:?}");
-            assert!(looks <= 20, "{took}: {looks}");
-        }
-    }
-
-    #[test]
-    fn a_change_of_speed_is_followed_in_a_few_actions() {
-        for (before, after) in [(5000, 300), (300, 5000), (4000, 1300)] {
-            let pace = Pace::new();
-            for _ in 0..20 {
-                watch(&pace, ActionKind::Attach, ms(before));
-            }
-            for _ in 0..9 {
-                watch(&pace, ActionKind::Attach, ms(after));
-            }
-            let (looks, late) = watch(&pace, ActionKind::Attach, ms(after));
-            assert!(looks <= 5 && late <= ms(after) / 8, "{before} to {after}: {looks} looks, {late:?} late");
-        }
-    }
-
-    #[test]
-    fn kinds_are_learned_apart_but_the_first_detach_is_expected_to_be_like_an_attach() {
-        let pace = Pace::new();
-        watch(&pace, ActionKind::Attach, ms(5000));
-        assert_eq!(pace.begin(ActionKind::Resize).due(), ms(4000) / 16);
-        let (looks, late) = watch(&pace, ActionKind::Detach, ms(5000));
-        assert!(looks <= 4 && late < ms(1000), "{looks} looks, {late:?} late");
-        for _ in 0..10 {
-            watch(&pace, ActionKind::Detach, ms(2000));
-        }
-        let (looks, late) = watch(&pace, ActionKind::Detach, ms(2000));
-        assert!(looks <= 2 && late < ms(50), "{looks} looks, {late:?} late");
-        assert!(pace.begin(ActionKind::Attach).due() > ms(4000));
-    }
-
-    #[test]
-    fn detaches_that_take_less_than_attaches_are_known_after_a_few() {
-        for (attach, detach) in [(4500, 3500), (5000, 3000), (4000, 4000)] {
-            let pace = Pace::new();
-            watch(&pace, ActionKind::Attach, ms(attach));
-            let late: Vec<_> = (0..6).map(|_| watch(&pace, ActionKind::Detach, ms(detach)).1).collect();
-            assert!(late[0] < ms(1300) && late[3] < ms(400) && late[5] < ms(100), "{attach}, {detach}: {late:?}");
-        }
-    }
-
-    #[test]
-    fn many_actions_at_once_are_noticed_as_soon_as_one() {
-        for many in [2, 7, 15] {
-            let pace = Pace::new();
-            for _ in 0..20 {
-                watch(&pace, ActionKind::Attach, ms(5000));
-            }
-            let (mut looks, mut late) = (0, Vec::new());
-            for _ in 0..20 {
-                let begun: Vec<_> = (0..many).map(|_| pace.begin(ActionKind::Attach)).collect();
-                for (count, by, sample) in begun.into_iter().map(|looks| follow(looks, ms(5000))) {
-                    pace.learn(sample);
-                    looks += count;
-                    late.push(by);
-                }
-            }
-            let worst = late.iter().max().unwrap();
-            assert!(looks <= many * 20 * 2 && *worst <= ms(60), "{many}: {looks} looks, {worst:?}");
-        }
-    }
-
-    #[test]
-    fn looks_that_told_nothing_teach_nothing() {
-        let pace = Pace::new();
-        watch(&pace, ActionKind::Attach, ms(300));
-        let mut looks = pace.begin(ActionKind::Attach);
-        looks.told_nothing(ms(300));
-        assert!(looks.due() > ms(300));
-        assert_eq!(looks.finished(ms(90_000)), None);
-        let joined = pace.join(ActionKind::Attach);
-        assert!(joined.due() < ms(100), "it may be about to end: {:?}", joined.due());
-        assert_eq!(joined.finished(ms(100)), None);
-    }
-
-    #[test]
-    fn one_endless_action_does_not_spoil_the_rest() {
-        let pace = Pace::new();
-        for _ in 0..20 {
-            watch(&pace, ActionKind::Attach, ms(4000));
-        }
-        let (looks, _) = watch(&pace, ActionKind::Attach, Duration::from_secs(90));
-        assert!(looks < 60, "{looks}");
-        let (_, late) = watch(&pace, ActionKind::Attach, ms(4000));
-        assert!(late < ms(2500), "right after: {late:?}");
-        for _ in 0..12 {
-            watch(&pace, ActionKind::Attach, ms(4000));
-        }
-        let (_, late) = watch(&pace, ActionKind::Attach, ms(4000));
-        assert!(late < ms(300), "{late:?}");
-    }
+/// Where each cell of the scale begins and ends, in seconds. The first takes in what is shorter.
+fn cells() -> impl Iterator<Item = (f64, f64)> {
+    let bounds = || iter::successors(Some(SHORTEST), |bound| Some(bound * RATIO));
+    iter::once(0.0).chain(bounds()).zip(bounds()).take(CELLS.into())
 }

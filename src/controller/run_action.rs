@@ -312,7 +312,7 @@ impl ActionRunner {
         }
         let kind = if is_detach(action) { ActionKind::Detach } else { ActionKind::Attach };
         debug!(action = action.id.0; "{doing}: waiting for the {} action of somebody else", action.kind);
-        watch(ctx, id, action, &mut self.pace.join(kind), Instant::now(), doing)
+        watch(ctx, id, action, &mut self.pace.join(kind, ctx.cloud.used_quota()), Instant::now(), doing)
     }
 
     /// Waits for the turn of each droplet.
@@ -341,7 +341,7 @@ impl ActionRunner {
         let (started, droplets) = (Instant::now(), request.droplets());
         let short = self.busy_droplets.any(droplets, started).then(|| ctx.after_backoff());
         let ctx = short.as_ref().unwrap_or(ctx);
-        let mut looks = self.pace.begin(request.kind());
+        let mut looks = self.pace.begin(request.kind(), ctx.cloud.used_quota());
         let outcome = watch(ctx, request.volume(), action, &mut looks, started, &request.to_string());
         metrics::count_action(request.kind().label(), outcome_label(&outcome), started.elapsed());
         match &outcome {

@@ -340,6 +340,15 @@ impl Quota {
         self.window.iter().fold((0, 0), |(all, others), entry| (all + entry.own + entry.others, others + entry.others))
     }
 
+    /// The part of a minute's calls that is used, from 0 to 1; all of it after a refusal.
+    pub(super) fn used_part(&mut self, now: Instant) -> f64 {
+        self.expire(now);
+        if self.stop.is_some() || self.trying.is_some() {
+            return 1.0;
+        }
+        (f64::from(self.used().0) / f64::from(self.per_minute())).min(1.0)
+    }
+
     /// Slows down as the hour's calls run out: lists below a tenth of them, the rest below a fiftieth. Looks belong to
     /// what has been begun already.
     fn brake(&self, class: Class, now: Instant) -> (u32, Duration) {
