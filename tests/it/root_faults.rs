@@ -79,7 +79,7 @@ impl Case {
 
     /// Whether it may not be said to be done as long as a mount that nobody sees goes on.
     fn is_refused_while_held(self) -> bool {
-        self.state == State::Held
+        self.state.is_held()
     }
 }
 
@@ -103,13 +103,16 @@ fn cases(fs: &str) -> Vec<Case> {
         (Verb::Unstage, State::InUse),
         (Verb::Unstage, State::Staged),
         (Verb::Unstage, State::Held),
+        (Verb::Unstage, State::HeldSince),
+        (Verb::Unpublish, State::PublishedSince),
+        (Verb::Publish, State::PublishedSince),
     ]
     .into_iter()
     .map(case)
     .collect();
     // A raw disk is never formatted, and not mounted when it is staged; and what the kernel needs for growing ext is not given everywhere.
     let is_possible = |case: &Case| match (case.state, case.verb) {
-        (State::Blank | State::Held, _) => fs != "raw",
+        (State::Blank, _) => fs != "raw",
         (State::Grown, Verb::Expand) => fs != "ext4" || crate::harness::may_grow_ext(),
         _ => true,
     };

@@ -7,6 +7,7 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use do_csi_plugin::proto::csi::volume_usage::Unit;
 
@@ -14,6 +15,7 @@ use super::tracer::OwnDisk;
 use crate::harness::{NodeHarness, Vol, ok};
 use crate::root_holders::Bystander;
 use crate::support::client::Outcome;
+use crate::support::wait_for;
 
 /// Where Nomad shows the volume.
 const ALLOC: &str = "alloc";
@@ -49,8 +51,13 @@ pub enum State {
     InUse,
     /// The same, and the disk has grown.
     Grown,
-    /// It is staged, and a container that was given the host's root has a mount of its own, which nobody else sees.
+    /// It is staged, and a container that was given the host's root has a mount of its own, which nobody else sees; of a raw
+    /// disk, it writes to it.
     Held,
+    /// The same, and the plugin was started anew since.
+    HeldSince,
+    /// It is staged and published, and the plugin was started anew since.
+    PublishedSince,
 }
 
 impl State {
@@ -59,11 +66,19 @@ impl State {
     }
 
     pub fn is_published(self) -> bool {
-        matches!(self, State::Published | State::InUse | State::Grown)
+        matches!(self, State::Published | State::InUse | State::Grown | State::PublishedSince)
     }
 
     fn has_task(self) -> bool {
         matches!(self, State::InUse | State::Grown)
+    }
+
+    pub fn is_held(self) -> bool {
+        matches!(self, State::Held | State::HeldSince)
+    }
+
+    fn is_since(self) -> bool {
+        matches!(self, State::HeldSince | State::PublishedSince)
     }
 }
 
@@ -249,8 +264,13 @@ impl Scene {
         if state.has_task() {
             self.start_task();
         }
-        if state == State::Held {
-            self.holder = Some(Bystander::apart(&self.rig, "true", &[]));
+        if state.is_held() {
+            let (uses, node) =
+                if self.is_raw() { ("exec 9<>\"$1\"", self.rig.node(&self.vol)) } else { ("true", self.staging()) };
+            self.holder = Some(Bystander::apart(&self.rig, uses, &[&node]));
+        }
+        if state.is_since() {
+            self.restart();
         }
         if state == State::Grown {
             self.gib += 1;
@@ -258,6 +278,15 @@ impl Scene {
             self.vol.csi.publish_context = self.rig.context(&self.vol.name, self.gib);
         }
         Ok(())
+    }
+
+    /// Starts the plugin anew, and waits until it has looked at what is mounted.
+    fn restart(&mut self) {
+        self.rig.restart();
+        let is_known =
+            || self.is_raw().then_some(()).or_else(|| self.rig.plugin().log().contains("mounted here").then_some(()));
+        wait_for(Duration::from_secs(20), is_known).unwrap();
+        self.wake();
     }
 
     /// A call that must succeed, being made without any fault.
