@@ -297,32 +297,38 @@ impl Attacher {
     ) -> Result<AttachStep> {
         let (volume, record) = (&facts.volume, record(facts));
         self.owner.check_change(volume, &format!("taken from droplet {holder}"))?;
-        record_change(
-            EventKind::TakenOver,
-            format_args!(
-                "volume {} ({}) from droplet {holder}, which is {}, for droplet {}",
-                volume.id,
-                volume.name,
-                record.state(),
-                want.droplet
-            ),
-            Change::TakenOver,
-            format_args!(
-                "taking the volume from droplet {holder}, which is {}, for droplet {}",
-                record.state(),
-                want.droplet
-            ),
-            About::default()
-                .with("volume", &volume.id)
-                .with("name", &volume.name)
-                .with("from", holder)
-                .with("droplet", want.droplet),
-        );
+        let begun = || {
+            record_change(
+                EventKind::TakenOver,
+                format_args!(
+                    "volume {} ({}) from droplet {holder}, which is {}, for droplet {}",
+                    volume.id,
+                    volume.name,
+                    record.state(),
+                    want.droplet
+                ),
+                Change::TakenOver,
+                format_args!(
+                    "taking the volume from droplet {holder}, which is {}, for droplet {}",
+                    record.state(),
+                    want.droplet
+                ),
+                About::default()
+                    .with("volume", &volume.id)
+                    .with("name", &volume.name)
+                    .with("from", holder)
+                    .with("droplet", want.droplet),
+            );
+        };
         let request = ActionRequest::Detach { volume: &volume.id, droplet: holder };
         // In the line for the droplet minutes may pass, in which it may have been switched on.
         let is_still_so =
             || Ok(self.takeover || !can_use(ctx.observe_droplet(holder)?.as_ref().map(|droplet| &droplet.status)));
-        let outcome = self.runner.run_if(guard, ctx, &request, OnBusy::Return, is_still_so)?.unless_denied(&request)?;
+        let outcome = self.runner.run_if(guard, ctx, &request, OnBusy::Return, is_still_so, begun)?;
+        if matches!(outcome, ActionOutcome::Open(_)) {
+            begun();
+        }
+        let outcome = outcome.unless_denied(&request)?;
         if outcome.proves_nothing_attached() && record.lacks_it() {
             warn!(volume:% = volume.id, droplet = holder.get(); "the volume is listed on a droplet that has nothing of it to detach");
             history.nothing_on = Some(holder);

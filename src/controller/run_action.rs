@@ -208,11 +208,11 @@ impl ActionRunner {
         request: &ActionRequest<'_>,
         on_busy: OnBusy,
     ) -> Result<ActionOutcome> {
-        self.run_if(guard, ctx, request, on_busy, || Ok(true))
+        self.run_if(guard, ctx, request, on_busy, || Ok(true), || {})
     }
 
     /// As [`ActionRunner::run`], for what was decided by something that may have changed when it is this call's turn: then that is
-    /// looked at again, and nothing is sent when it is not so any more.
+    /// looked at again, and nothing is sent when it is not so any more. `begun` is called when an action has been made of it.
     ///
     /// # Errors
     /// As [`ActionRunner::run`], and those of the look.
@@ -223,6 +223,7 @@ impl ActionRunner {
         request: &ActionRequest<'_>,
         on_busy: OnBusy,
         is_still_so: impl Fn() -> Result<bool>,
+        begun: impl Fn(),
     ) -> Result<ActionOutcome> {
         let mut pauses = ctx.busy_backoff();
         loop {
@@ -233,7 +234,10 @@ impl ActionRunner {
             }
             ctx.ensure_awaited()?;
             let err = match request.send(&ctx.cloud) {
-                Ok(action) => return self.await_sent(ctx, request, &action),
+                Ok(action) => {
+                    begun();
+                    return self.await_sent(ctx, request, &action);
+                }
                 Err(err) => err,
             };
             drop(turns);

@@ -313,5 +313,7 @@ fn a_droplet_that_is_switched_on_while_its_volumes_are_taken_keeps_the_rest() {
     });
     fleet.rest();
     assert_eq!(detaches(), 1);
+    let log = plugin.log();
+    assert_eq!(log.lines().filter(|line| line.contains("event=taken_over")).count(), 1, "{log}");
     assert_eq!(ids.iter().filter(|id| fleet.sim.attached_to(id) == Some(A)).count(), 2);
 }
