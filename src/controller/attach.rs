@@ -33,7 +33,7 @@ use crate::controller::attachment::{
     AttachFacts, AttachHistory, AttachPlan, Doubt, Place, Purpose, Record, plan_attach,
 };
 use crate::controller::context::CallContext;
-use crate::controller::overtaken::{Moment, Unpublishes};
+use crate::controller::overtaken::Order;
 use crate::controller::owner::Owner;
 use crate::controller::publish_mode::PublishModes;
 use crate::controller::run_action::{ActionOutcome, ActionRequest, ActionRunner, OnBusy, Waits};
@@ -60,7 +60,7 @@ pub(super) struct Attacher {
     pub(super) publish_modes: Arc<PublishModes>,
     /// Calls that attach the same volume.
     pub(super) publishing: FifoLocks<VolumeId>,
-    pub(super) unpublishes: Arc<Unpublishes>,
+    pub(super) order: Arc<Order>,
     pub(super) owner: Owner,
     pub(super) tagger: Tagger,
     /// Whether a volume is taken from whatever droplet has it.
@@ -99,7 +99,7 @@ impl Attacher {
         let key = VolumeKey::Id(want.volume.to_string());
         let full = |why| VolumeBusy::new(key.clone(), why);
         let _place = self.publishing.enter(want.volume.clone(), MAX_QUEUE).map_err(full)?;
-        let (came, mut is_first) = (self.unpublishes.now(), true);
+        let mut is_first = true;
         let mut history = AttachHistory::new(ctx.patience, self.takeover, purpose);
         let mut waits = AttachWaits {
             pauses: ctx.retry_backoff(),
@@ -110,7 +110,7 @@ impl Attacher {
         loop {
             let guard = self.locks.acquire_queued(key.clone(), usize::MAX, ctx.deadline())?;
             if !mem::take(&mut is_first) {
-                self.check_not_overtaken(ctx, want, came)?;
+                self.check_not_overtaken(ctx, want)?;
             }
             let known = self.publish_modes.attached_by(&want.volume, want.droplet);
             let facts = ctx.observe_attachment(want, known, &history)?;
@@ -128,8 +128,8 @@ impl Attacher {
     }
 
     /// While this call waited, another one may have come that takes the volume from the droplet; nobody would do that again.
-    fn check_not_overtaken(&self, ctx: &CallContext, want: &Publish, came: Moment) -> Result<()> {
-        if self.unpublishes.is_overtaken(&want.volume, want.droplet, came) {
+    fn check_not_overtaken(&self, ctx: &CallContext, want: &Publish) -> Result<()> {
+        if self.order.is_publish_overtaken(&want.volume, want.droplet, ctx.started()) {
             let why = "a later call has taken the volume from there again";
             return Err(ctx.timed_out(&attaching(want).to_string(), why));
         }
@@ -195,6 +195,7 @@ impl Attacher {
             }
             Purpose::Return => {}
         }
+        self.order.published(&want.volume, want.droplet, ctx.started());
         Ok(AttachStep::Done(volume))
     }
 

@@ -190,6 +190,12 @@ impl CallContext {
         CallContext { has_failed_before: true, cloud, patience, started, deadline, own, caller }
     }
 
+    /// When the call came, whatever it has waited for since.
+    #[must_use]
+    pub fn started(&self) -> Instant {
+        self.started
+    }
+
     /// How much is left.
     #[must_use]
     pub fn left(&self) -> Duration {

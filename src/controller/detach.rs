@@ -16,11 +16,11 @@ use crate::cloud::volume::Volume;
 use crate::controller::context::CallContext;
 use crate::controller::detach_backoff::{Admission, DetachBackoff, Pair};
 use crate::controller::last_action::{LastAction, is_detach};
-use crate::controller::overtaken::Unpublishes;
+use crate::controller::overtaken::Order;
 use crate::controller::owner::Owner;
 use crate::controller::publish_mode::{Memory, PublishModes};
 use crate::controller::run_action::{ActionOutcome, ActionRequest, ActionRunner, OnBusy, Waits};
-use crate::error::{Chain, Result};
+use crate::error::{Chain, Error, Result};
 use crate::id::{ActionId, DropletId, VolumeId};
 use crate::request::attachment::{DetachFrom, Unpublish};
 use crate::sync::fifo_lock::FifoLocks;
@@ -32,7 +32,7 @@ pub(super) struct Detacher {
     pub(super) locks: VolumeLocks,
     pub(super) runner: Arc<ActionRunner>,
     pub(super) publish_modes: Arc<PublishModes>,
-    pub(super) unpublishes: Arc<Unpublishes>,
+    pub(super) order: Arc<Order>,
     pub(super) owner: Owner,
     /// Calls that repeat the same detach.
     pub(super) detaching: FifoLocks<Pair>,
@@ -177,10 +177,15 @@ impl Detacher {
         let locked = |why| VolumeBusy::new(VolumeKey::Id(want.volume.to_string()), why);
         let _place = self.detaching.wait(pair.clone(), 1, until).map_err(locked)?;
         let ctx = self.await_admission(ctx, &pair)?;
-        self.unpublishes.arrived(&pair);
+        self.order.unpublish_came(&pair, ctx.started());
         // It may be what all the others in the line wait for, and at most two like it are there.
         let key = VolumeKey::Id(want.volume.to_string());
         let guard = self.locks.acquire_queued(key, usize::MAX, ctx.deadline())?;
+        // Its caller wanted the end of an earlier use. It is not told that this is so: the volume is there. Nomad looks who
+        // uses the volume before it asks again, and what is asked again is a call that came later.
+        if self.order.is_unpublish_overtaken(&pair, ctx.started()) {
+            return Err(Error::Overtaken(want.volume.clone()));
+        }
         let outcome = match droplet {
             Some(droplet) if self.observe_untouchable(&ctx, &want.volume, droplet)? => Ok(()),
             Some(droplet) => self.ensure_detached(&guard, &ctx, &want.volume, droplet),
@@ -223,7 +228,7 @@ impl Detacher {
     /// Whether a volume may not be touched, and is not on the droplet: what the caller wants is so already.
     ///
     /// # Errors
-    /// [`Error::NotOurs`](crate::error::Error::NotOurs) when it may not be touched, and is there.
+    /// [`Error::NotOurs`] when it may not be touched, and is there.
     fn observe_untouchable(&self, ctx: &CallContext, id: &VolumeId, droplet: DropletId) -> Result<bool> {
         if self.owner.only().is_none() {
             return Ok(false);

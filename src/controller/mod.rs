@@ -19,7 +19,7 @@
 //! | [`context`] | one call's budget and the waits in it, and asking again within it |
 //! | `run_action`, [`poll`] | sending what becomes an action, and waiting for its end |
 //! | `detach_backoff`, `busy_droplet`, `recent` | what is remembered of calls that failed |
-//! | `overtaken` | attaches that a later detach has overtaken |
+//! | `overtaken` | which of an attach and a detach came later |
 //! | `api_failure` | what a failed API call calls for |
 //! | `tag_scope` | the owner's tag, and whether the token may put it on |
 //! | `owner` | whose a volume or a snapshot is, and whether it may be touched |
@@ -74,7 +74,7 @@ use crate::controller::context::{CallContext, Timeouts};
 use crate::controller::detach::Detacher;
 use crate::controller::detach_backoff::DetachBackoff;
 use crate::controller::list::VolumeLists;
-use crate::controller::overtaken::Unpublishes;
+use crate::controller::overtaken::Order;
 use crate::controller::owner::Owner;
 use crate::controller::publish_mode::PublishModes;
 use crate::controller::run_action::ActionRunner;
@@ -119,14 +119,14 @@ impl Controller {
         let locks = VolumeLocks::new();
         let runner = Arc::new(ActionRunner::new(patience));
         let publish_modes = Arc::new(PublishModes::new(config.mixed_access));
-        let unpublishes = Arc::new(Unpublishes::default());
+        let order = Arc::new(Order::default());
         Controller {
             attacher: Attacher {
                 locks: locks.clone(),
                 runner: Arc::clone(&runner),
                 publish_modes: Arc::clone(&publish_modes),
                 publishing: FifoLocks::default(),
-                unpublishes: Arc::clone(&unpublishes),
+                order: Arc::clone(&order),
                 owner: owner.clone(),
                 tagger: Tagger::new(owner.clone()),
                 takeover: config.takeover,
@@ -135,7 +135,7 @@ impl Controller {
                 locks: locks.clone(),
                 runner: Arc::clone(&runner),
                 publish_modes,
-                unpublishes,
+                order,
                 owner: owner.clone(),
                 detaching: FifoLocks::default(),
                 backoff: DetachBackoff::new(patience.detach_backoff()),
@@ -182,7 +182,8 @@ impl Controller {
     ///
     /// # Errors
     /// [`Error::TimedOut`] when the volume was still there at the end of the call, [`Error::Api`] when DigitalOcean
-    /// refuses for good, [`Error::VolumeBusy`] at once when two calls like this one are running already.
+    /// refuses for good, [`Error::VolumeBusy`] at once when two calls like this one are running already, [`Error::Overtaken`] when
+    /// the volume has been published there for a call that came later.
     pub fn unpublish(&self, ctx: CallContext, want: &Unpublish) -> Result<()> {
         self.detacher.unpublish(ctx, want)
     }

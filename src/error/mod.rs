@@ -273,6 +273,9 @@ pub enum Error {
     /// Another call for the same volume is running.
     #[error(transparent)]
     VolumeBusy(#[from] VolumeBusy),
+    /// A call that waited, while a later one was told that the volume is where this one would take it from.
+    #[error("volume {0} is not detached: a call that came later has it there; ask again if it is to go all the same")]
+    Overtaken(VolumeId),
     /// DigitalOcean went on with something else until the call's time was used up; asking again is right.
     #[error("gave up waiting after {waited_s} s while {doing}: {waited_for}")]
     TimedOut {

@@ -72,7 +72,7 @@ fn code(err: &Error) -> RpcStatusCode {
         | Error::HostUnfit(_)
         | Error::NotAsReported(_) => RpcStatusCode::FAILED_PRECONDITION,
         Error::OtherAccount { .. } => RpcStatusCode::UNAUTHENTICATED,
-        Error::VolumeBusy(_) | Error::BadPageToken(_) => RpcStatusCode::ABORTED,
+        Error::VolumeBusy(_) | Error::Overtaken(_) | Error::BadPageToken(_) => RpcStatusCode::ABORTED,
         Error::TimedOut { .. }
         | Error::DeviceMissing { .. }
         | Error::NotReady(_)

@@ -465,6 +465,7 @@ fn level_of(err: &Error) -> Level {
         | Error::HostUnfit(_)
         | Error::NotAsReported(_)
         | Error::VolumeBusy(_)
+        | Error::Overtaken(_)
         | Error::TimedOut { .. }
         | Error::NotYet(_)
         | Error::NotReady(_)

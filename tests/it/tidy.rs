@@ -327,6 +327,7 @@ fn explained_messages() -> Vec<Error> {
         locked(NoLock::Full),
         locked(NoLock::TooLate).or_not_yet(),
         locked(NoLock::TooLate),
+        Error::Overtaken(volume()),
         Error::Overloaded(config::QUEUE_LENGTH).or_not_yet(),
         Error::Overloaded(config::QUEUE_LENGTH),
         Error::Mismatch {
