@@ -166,6 +166,11 @@ impl Cloud {
         Ok(action)
     }
 
+    /// The actions that lists show, of one volume if one is named, newest first.
+    pub fn listed_actions(&self, now: Moment, volume: Option<&str>) -> Vec<Action> {
+        self.actions(volume).into_iter().filter(|action| action.started_at + action.twists.action_late <= now).collect()
+    }
+
     /// All actions, of one volume if one is named, newest first.
     pub fn actions(&self, volume: Option<&str>) -> Vec<Action> {
         self.actions
@@ -198,7 +203,10 @@ impl Cloud {
             }
         }
         if let Some(droplet) = action.droplet {
-            self.list_truth(at, &action);
+            // One that came to nothing says nothing new, but takes back what it had shown early.
+            if action.status == ActionStatus::Completed || action.twists.ids_early {
+                self.list_truth(at, &action);
+            }
             if action.kind == ActionKind::Attach {
                 self.let_go_of_destroyed(at, &action.volume, droplet);
             }

@@ -111,6 +111,8 @@ pub struct Times {
     pub create_visible_after: Duration,
     /// How long a deleted volume is still shown by get and list.
     pub deleted_lingers: Duration,
+    /// How long it is still shown by list alone.
+    pub deleted_stays_listed: Duration,
     /// How long a new snapshot is hidden from get and lists.
     pub snapshot_visible_after: Duration,
     /// From the creation of a snapshot until its `size_gigabytes` is more than 0.
@@ -135,6 +137,7 @@ impl Default for Times {
             destroyed_release_lag: Duration::ZERO,
             create_visible_after: Duration::ZERO,
             deleted_lingers: Duration::ZERO,
+            deleted_stays_listed: Duration::ZERO,
             snapshot_visible_after: Duration::ZERO,
             snapshot_sizing: brief,
         }

@@ -296,6 +296,21 @@ impl ActionFault {
         ActionFault::new(Twists { record_late: by, ..Twists::default() })
     }
 
+    /// `droplet_ids` and the droplet's `volume_ids` change only this long after the action has completed.
+    pub fn records_late(by: Duration) -> ActionFault {
+        ActionFault::new(Twists { ids_late: by, record_late: by, ..Twists::default() })
+    }
+
+    /// Lists of actions have the action only this long after it began, and `droplet_ids` changes so long after its end.
+    pub fn unlisted(by: Duration) -> ActionFault {
+        ActionFault::new(Twists { action_late: by, ids_late: by, ..Twists::default() })
+    }
+
+    /// Lists of actions have the action only this long after it began.
+    pub fn unlisted_only(by: Duration) -> ActionFault {
+        ActionFault::new(Twists { action_late: by, ..Twists::default() })
+    }
+
     /// The new size of a volume is shown only this long after its resize has completed.
     pub fn size_late(by: Duration) -> ActionFault {
         ActionFault::new(Twists { size_late: by, ..Twists::default() })

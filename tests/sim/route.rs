@@ -194,7 +194,7 @@ impl Call<'_> {
 
     fn list_actions(&self, volume: Option<&str>) -> Answered {
         let switches = &self.cloud.rules.switches;
-        let actions = self.cloud.actions(volume);
+        let actions = self.cloud.listed_actions(self.now, volume);
         let items: Vec<Value> = actions.iter().map(|action| json::action(action, switches)).collect();
         self.page_of("actions", &items, items.len())
     }

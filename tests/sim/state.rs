@@ -195,6 +195,8 @@ pub struct Twists {
     pub ids_early: bool,
     /// `volume_ids` of the droplet changes this long after it ended.
     pub record_late: Duration,
+    /// Lists of actions show it only this long after it began.
+    pub action_late: Duration,
     /// The new size is shown this long after it ended.
     pub size_late: Duration,
     /// It has its effect, and says for ever that it is in progress.

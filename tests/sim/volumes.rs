@@ -114,7 +114,7 @@ impl Cloud {
         self.volumes
             .get(id)
             .filter(|volume| volume.visible_from <= now)
-            .or_else(|| self.deleted.get(id))
+            .or_else(|| self.deleted.get(id).filter(|_| !self.rules.times.deleted_lingers.is_zero()))
             .ok_or(Refusal::NOT_FOUND)
     }
 
@@ -169,7 +169,7 @@ impl Cloud {
         }
         self.volumes.remove(id);
         self.effects.push(Effect::Delete { volume: id.to_owned() });
-        let lingers = self.rules.times.deleted_lingers;
+        let lingers = self.rules.times.deleted_lingers.max(self.rules.times.deleted_stays_listed);
         if !lingers.is_zero() {
             self.deleted.insert(id.to_owned(), volume);
             self.schedule(now + lingers, Event::Forget { volume: id.to_owned() });
