@@ -39,13 +39,16 @@ mod canned;
 mod tests;
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant, SystemTime};
 
 use crate::cloud::http::{ClockReading, Http, HttpBudgets, Reply, Route};
 use crate::cloud::rate_limit::RateLimit;
 use crate::cloud::request::{ApiRequest, BaseUrl};
 use crate::cloud::token::Token;
 use crate::error::api::ApiError;
+
+/// How far this machine's clock and DigitalOcean's may be apart and count as one.
+const CLOCK_TOLERANCE: Duration = Duration::from_secs(2);
 
 /// The result of a call to DigitalOcean.
 pub type ApiResult<T> = Result<T, ApiError>;
@@ -91,6 +94,25 @@ impl Cloud {
     #[must_use]
     pub fn used_quota(&self) -> f64 {
         self.http.used_quota()
+    }
+
+    /// What time it was for DigitalOcean at that moment, as far as the last reply tells: all that it says when it did something is by
+    /// its clock. Source of the tolerance: a reply has whole seconds and has been on its way, so less proves nothing.
+    #[must_use]
+    pub fn time_of(&self, moment: Instant) -> SystemTime {
+        let ours = SystemTime::now() - moment.elapsed();
+        let Some(reading) = self.last_clock() else { return ours };
+        match reading.theirs.duration_since(reading.ours) {
+            Ok(behind) if behind > CLOCK_TOLERANCE => ours + behind,
+            Err(ahead) if ahead.duration() > CLOCK_TOLERANCE => ours - ahead.duration(),
+            Ok(_) | Err(_) => ours,
+        }
+    }
+
+    /// What time it is for DigitalOcean, likewise.
+    #[must_use]
+    pub fn now(&self) -> SystemTime {
+        self.time_of(Instant::now())
     }
 
     /// Reads the token again where it comes from a file, also when the file looks unchanged; running calls keep theirs.

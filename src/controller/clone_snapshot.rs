@@ -6,7 +6,7 @@
 //! however many snapshots the account has.
 
 use std::thread;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use log::warn;
@@ -58,7 +58,7 @@ impl Controller {
         tags.extend(self.owner.snapshot_mark());
         // Nobody finds these by their name alone, and a clone of the same name may have been tried from another volume.
         let new = NewSnapshot { volume, name, tags: &tags, asked_tags: &asked_tags, may_share_name: true };
-        self.ensure_snapshot(guard, ctx, new, |found, _| Ok(age(found).is_some_and(|age| age < FRESH)))
+        self.ensure_snapshot(guard, ctx, new, |found, _| Ok(age(found, &ctx.cloud).is_some_and(|age| age < FRESH)))
     }
 
     /// Removes the snapshot. The clone is there, so a failure is not its caller's business.
@@ -149,7 +149,7 @@ fn plan_next_look(due: impl Iterator<Item = Duration>) -> Duration {
 }
 
 fn sweep_one(cloud: &Cloud, snapshot: &Snapshot) -> Option<Duration> {
-    let age = age(snapshot);
+    let age = age(snapshot, cloud);
     if age.is_none() {
         warn!(
             "the temporary snapshot {} ({}) stays, as its age cannot be told from {:?}; delete it when no clone is made",
@@ -239,10 +239,10 @@ pub(super) fn is_temporary(snapshot: &Snapshot) -> bool {
     is_clone_name(&snapshot.name) && Tag::parse(TAG).is_ok_and(is_tagged)
 }
 
-/// How old a snapshot is; none when that cannot be told. One from the future, by this machine's clock, is new.
-fn age(snapshot: &Snapshot) -> Option<Duration> {
+/// How old a snapshot is; none when that cannot be told.
+fn age(snapshot: &Snapshot, cloud: &Cloud) -> Option<Duration> {
     let taken = snapshot.taken_at()?;
-    Some(SystemTime::now().duration_since(taken).unwrap_or(Duration::ZERO))
+    Some(cloud.now().duration_since(taken).unwrap_or(Duration::ZERO))
 }
 
 #[cfg(test)]

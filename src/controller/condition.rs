@@ -3,8 +3,6 @@
 //! Owns the reading of what that takes. What it means is said in `ops/diagnosis`; the state of the disk and its file
 //! system is the node's to tell.
 
-use std::time::SystemTime;
-
 use crate::cloud::volume::Volume;
 use crate::controller::Controller;
 use crate::controller::context::CallContext;
@@ -45,7 +43,7 @@ impl CallContext {
     fn observe_moves(&self, id: &VolumeId) -> Result<Moves> {
         let doing = format!("reading the latest actions of volume {id}");
         let actions = self.ask_of_volume(id, &doing, |cloud| cloud.newest_actions(id))?;
-        Ok(Moves::read(&actions, SystemTime::now()))
+        Ok(Moves::read(&actions, self.cloud.now()))
     }
 }
 

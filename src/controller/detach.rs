@@ -48,7 +48,7 @@ struct DetachFacts {
     last_action: LastAction,
     /// The attach that the detach was meant for, as far as it is known.
     meant: Option<ActionId>,
-    /// When the detach was sent, by this machine's clock.
+    /// When the detach was sent, by DigitalOcean's clock.
     sent_at: SystemTime,
     /// How long the call has been trying.
     age: Age,
@@ -58,7 +58,7 @@ struct DetachFacts {
 #[derive(Debug)]
 struct Try {
     sent: ActionOutcome,
-    sent_at: SystemTime,
+    sent_at: Instant,
     age: Age,
 }
 
@@ -242,7 +242,7 @@ impl Detacher {
     }
 
     fn ensure_detached_everywhere(&self, guard: &VolumeGuard, ctx: &CallContext, id: &VolumeId) -> Result<()> {
-        let (asked_at, mut stale_since) = (SystemTime::now(), None);
+        let (asked_at, mut stale_since) = (Instant::now(), None);
         let (mut pauses, mut waits) = (ctx.retry_backoff(), Waits::new(ctx));
         loop {
             let Some(volume) = ctx.observe_volume_if_there(id)? else { return Ok(()) };
@@ -259,7 +259,7 @@ impl Detacher {
                     self.runner.await_foreign(ctx, id, &action, &mut waits, &doing)?;
                 }
                 // Attached since this call came, it is somebody's who has got it after the call's caller.
-                LastAction::Attached(_, Some(started)) if started > asked_at => return Ok(()),
+                LastAction::Attached(_, Some(started)) if started > ctx.cloud.time_of(asked_at) => return Ok(()),
                 LastAction::Attached(..)
                     if stale_since.get_or_insert_with(Instant::now).elapsed() < ctx.patience.propagation() =>
                 {
@@ -281,7 +281,7 @@ impl Detacher {
         let mut pauses = ctx.retry_backoff();
         let (begun, mut age) = (Instant::now(), Age::Early);
         loop {
-            let sent_at = SystemTime::now();
+            let sent_at = Instant::now();
             // The volume stays locked while the droplet is busy: who wants it elsewhere waits for this call in any case,
             // and another call could attach it here anew between two tries.
             let sent = self.runner.run(guard, ctx, &request, OnBusy::Wait)?.unless_denied(&request)?;
@@ -327,7 +327,7 @@ impl Detacher {
                 listing: listing(&volume, droplet),
                 last_action,
                 meant: *meant,
-                sent_at: *sent_at,
+                sent_at: ctx.cloud.time_of(*sent_at),
                 age: *age,
             };
             match plan_detach(sent, &facts) {

@@ -193,9 +193,9 @@ impl Controller {
     /// [`Error::NotFound`], [`Error::TimedOut`], [`Error::Api`].
     pub fn plan_next_scheduled(&self, volume: &Volume, keep: &Keep) -> Result<(TakePlan, Vec<(Snapshot, Fate)>)> {
         let all = self.observe_scheduled(volume)?;
-        let take = plan_take(&all, &volume.id, keep, SystemTime::now());
+        let take = plan_take(&all, &volume.id, keep, self.cloud.now());
         let next = match take {
-            TakePlan::Take | TakePlan::MakeRoom(_) => plan_next_time(&all, SystemTime::now()),
+            TakePlan::Take | TakePlan::MakeRoom(_) => plan_next_time(&all, self.cloud.now()),
             TakePlan::TakenBefore(_) | TakePlan::Full { .. } => None,
         };
         Ok((take, with_fates(all, volume, keep, next)))

@@ -72,7 +72,7 @@ impl CallContext {
     pub(super) fn observe_last_action(&self, id: &VolumeId) -> Result<LastAction> {
         let doing = format!("reading the latest actions of volume {id}");
         let actions = self.ask_of_volume(id, &doing, |cloud| cloud.newest_actions(id))?;
-        let now = SystemTime::now();
+        let now = self.cloud.now();
         let age = |action: &Action| action.started_at.and_then(|started| now.duration_since(started).ok());
         Ok(plan_last_action(&actions, |action| age(action).is_some_and(|age| age >= self.patience.overdue())))
     }

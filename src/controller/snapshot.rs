@@ -4,7 +4,7 @@
 //! its volume are read, as a lost reply must not lead to a second one. That two volumes do not have snapshots of one name
 //! is seen to in `taken_names`, as it is not documented that DigitalOcean itself keeps the names unique.
 
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use log::warn;
 
@@ -82,7 +82,7 @@ impl SnapshotProgress {
             // Whether the volume is gone, the next look at its snapshots tells.
             ApiFailure::NotFound => ctx.pause(pause, doing, &err),
             ApiFailure::OutOfTime => Err(ctx.timed_out(doing, err.to_string())),
-            ApiFailure::LimitReached => Err(limit(volume, all, doing.to_owned(), err)),
+            ApiFailure::LimitReached => Err(limit(ctx, volume, all, doing.to_owned(), err)),
             ApiFailure::Unrecognized if all.len() >= MOST_OF_A_VOLUME => {
                 Err(Error::AccountLimit { doing: doing.to_owned(), source: err })
             }
@@ -109,7 +109,7 @@ impl SnapshotProgress {
         doing: String,
     ) -> Error {
         if is_too_soon(&err) {
-            limit(new.volume, all, doing, err)
+            limit(ctx, new.volume, all, doing, err)
         } else if self.is_open {
             ctx.timed_out(&doing, format!("{err}; it may have been taken, and does not show"))
         } else {
@@ -341,13 +341,13 @@ pub(super) fn taken(name: &str, volume: &VolumeId) -> Error {
 }
 
 /// Tells the limit that was met; for the ten-minute rule, when the next snapshot can be taken.
-fn limit(volume: &VolumeId, all: &[Snapshot], doing: String, err: ApiError) -> Error {
+fn limit(ctx: &CallContext, volume: &VolumeId, all: &[Snapshot], doing: String, err: ApiError) -> Error {
     let ApiErrorKind::SnapshotRateLimit { wait: interval } = err.kind() else {
         return Error::AccountLimit { doing, source: err };
     };
     let interval_s = interval.as_secs();
     let last = all.iter().filter_map(Snapshot::taken_at).max();
-    let age_s = last.and_then(|last| SystemTime::now().duration_since(last).ok()).map(|age| age.as_secs());
+    let age_s = last.and_then(|last| ctx.cloud.now().duration_since(last).ok()).map(|age| age.as_secs());
     let (wait_s, bound) = plan_wait(interval_s, age_s);
     Error::SnapshotTooSoon { volume: volume.clone(), wait_s, bound, interval_s, source: err }
 }

@@ -147,7 +147,7 @@ impl Controller {
         let doing = format!("reading the latest actions of volume {id}");
         let refused = |source| Error::Api { doing: doing.clone(), source };
         let actions = ctx.query(&doing, refused, |cloud| cloud.newest_actions(id))?;
-        let latest = plan_latest(&actions, SystemTime::now());
+        let latest = plan_latest(&actions, ctx.cloud.now());
         Ok(Some(ReleaseFacts { listed: plan_listed(&volume.droplets, here), mark: self.mark(&volume), latest }))
     }
 

@@ -606,3 +606,22 @@ fn moving_all_volumes_of_a_droplet_costs_few_calls() {
     let calls = fleet.sim.calls();
     assert!(calls.total() < 140, "{calls}");
 }
+
+#[test]
+fn a_clock_that_is_an_hour_behind_decides_nothing() {
+    let (fleet, plugin) = started(&ARGS);
+    fleet.sim.advance(HOUR);
+    let id = fleet.volume("one");
+    fleet.sim.faults().add_action(ActionFault::droplet_ids_late(Duration::from_millis(700)).of(ActionKind::Attach));
+    fleet.sim.attach(&id, A).unwrap();
+    fleet.rest();
+    // Times of actions are told in whole seconds.
+    std::thread::sleep(Duration::from_millis(1100));
+    assert_eq!(plugin.client.controller_unpublish(&id, ""), Ok(()));
+    assert_eq!(fleet.sim.attached_to(&id), None, "it was taken for attached after the call");
+    // An action of which nobody is told the end.
+    fleet.sim.faults().add_action(ActionFault::stays_in_progress().of(ActionKind::Attach));
+    fleet.sim.attach(&id, A).unwrap();
+    fleet.sim.advance(HOUR);
+    assert_eq!(publish(&plugin.client, &id, A), Ok(()));
+}
