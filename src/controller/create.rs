@@ -4,6 +4,8 @@
 //! keeps names unique in a region, so a refusal, or a lost reply, leads to the volume that an earlier call made. What a
 //! volume with content needs before and after is in [`restore`](super::restore).
 
+use std::time::Instant;
+
 use log::{info, warn};
 
 use crate::activity::{About, Change, tell_change};
@@ -152,10 +154,23 @@ fn may_exist(failure: ApiFailure) -> bool {
     }
 }
 
-/// Looks for the volume that has the name of the one to be created.
+/// Looks for the volume that has the name of the one to be created. The list may show one that has been deleted, so it counts
+/// when its own record is there too.
 pub(super) fn observe_named(ctx: &CallContext, new: &NewVolume) -> Result<Option<Volume>> {
     let doing = format!("looking for volume {} in {}", new.name, new.region);
-    ctx.query(&doing, Error::api(doing.clone()), |cloud| cloud.find_volume(&new.name, &new.region))
+    let (since, mut pauses) = (Instant::now(), ctx.backoff());
+    loop {
+        let listed = ctx.query(&doing, Error::api(doing.clone()), |cloud| cloud.find_volume(&new.name, &new.region))?;
+        let Some(Volume { id, .. }) = listed else { return Ok(None) };
+        if let Some(volume) = ctx.look_at_volume(&id)? {
+            return Ok(Some(volume));
+        }
+        let why = format!("DigitalOcean lists {id}, and does not find it by that id");
+        if since.elapsed() > ctx.patience.propagation() {
+            return Err(ctx.timed_out(&doing, why));
+        }
+        ctx.pause(pauses.next_pause(), &doing, &why)?;
+    }
 }
 
 fn check_region(want: &CreateVolume, ours: &Region) -> Result<()> {

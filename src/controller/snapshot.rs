@@ -231,8 +231,14 @@ impl Controller {
             let all = ctx.observe_snapshots_of(volume)?;
             match all.iter().find(|snapshot| snapshot.name == name) {
                 Some(found) if is_usable(found, progress.is_open)? => {
-                    self.taken_names.enter(found);
-                    return Ok(found.clone());
+                    // The list may show one that has been deleted.
+                    if let Some(found) = ctx.look_at_snapshot(&found.id)? {
+                        self.taken_names.enter(&found);
+                        return Ok(found);
+                    }
+                    let why = format!("DigitalOcean lists {}, and does not find it by that id", found.id);
+                    ctx.pause(progress.pauses.next_pause(), &doing, &why)?;
+                    continue;
                 }
                 Some(found) => {
                     self.ensure_snapshot_deleted(guard, ctx, &found.id)?;

@@ -625,3 +625,15 @@ fn a_clock_that_is_an_hour_behind_decides_nothing() {
     fleet.sim.advance(HOUR);
     assert_eq!(publish(&plugin.client, &id, A), Ok(()));
 }
+
+#[test]
+fn a_deleted_volume_that_is_still_listed_is_not_taken_for_the_new_one() {
+    let (fleet, plugin) = started(&ARGS);
+    fleet.sim.change_rules(|rules| rules.times.deleted_stays_listed = Duration::from_millis(600));
+    let capability = Volume::mounted("", "ext4").capability;
+    let old = plugin.client.create_volume("one", 1 << 30, &capability).unwrap().volume_id;
+    plugin.client.delete_volume(&old).unwrap();
+    fleet.sim.faults().add(Fault::server_error().on("POST", "/v2/volumes"));
+    let new = plugin.client.create_volume("one", 1 << 30, &capability).unwrap().volume_id;
+    assert!(fleet.sim.volume(&new).is_some(), "{new} was deleted");
+}
