@@ -109,17 +109,24 @@ fn plan_detach(sent: &ActionOutcome, facts: &DetachFacts) -> DetachStep {
             return DetachStep::Await(action.clone());
         }
         LastAction::Stuck(_) => return DetachStep::AskDroplet,
-        LastAction::Detached | LastAction::Unknown if !is_shown => return DetachStep::Done,
-        LastAction::Detached if !sent.proves_nothing_attached() => return DetachStep::AwaitShown,
+        LastAction::Detached if !sent.proves_nothing_attached() => {
+            return match facts.listing {
+                Listing::Nowhere => DetachStep::Done,
+                Listing::Here => DetachStep::AwaitShown,
+                Listing::Elsewhere => DetachStep::AskDroplet,
+            };
+        }
         LastAction::Running(_) | LastAction::Detached | LastAction::Attached(..) | LastAction::Unknown => {}
     }
     match (sent, facts.listing) {
-        (_, Listing::Elsewhere) => DetachStep::Done,
-        (sent, Listing::Nowhere) if sent.proves_nothing_attached() => DetachStep::Done,
+        (sent, Listing::Nowhere | Listing::Elsewhere) if sent.proves_nothing_attached() => DetachStep::Done,
         (sent, Listing::Here) if sent.proves_nothing_attached() => DetachStep::AskDroplet,
-        (ActionOutcome::Open(_), Listing::Here | Listing::Nowhere) if is_another(facts) => DetachStep::Open,
-        (_, Listing::Here | Listing::Nowhere) if facts.age == Age::Late => DetachStep::AskDroplet,
-        (_, Listing::Here | Listing::Nowhere) => DetachStep::Again,
+        (ActionOutcome::Open(_), Listing::Here | Listing::Nowhere | Listing::Elsewhere) if is_another(facts) => DetachStep::Open,
+        // The list alone proves nothing: it may be of before the volume was attached.
+        (_, Listing::Here | Listing::Nowhere | Listing::Elsewhere) => match facts.age {
+            Age::Late => DetachStep::AskDroplet,
+            Age::Early => DetachStep::Again,
+        },
     }
 }
 
@@ -265,8 +272,13 @@ impl Detacher {
                 {
                     ctx.pause(pauses.next_pause(), &doing, &"it has been attached, and that does not show")?;
                 }
-                LastAction::Attached(..) | LastAction::Stuck(_) | LastAction::Detached | LastAction::Unknown => {
-                    return Ok(());
+                LastAction::Detached => return Ok(()),
+                // That it lists no droplet proves nothing then. The droplets say which of them has it.
+                LastAction::Attached(..) | LastAction::Stuck(_) | LastAction::Unknown => {
+                    let Some(holder) = ctx.find_holder(id)? else { return Ok(()) };
+                    self.owner.check_change(&volume, "detached from wherever it is")?;
+                    self.ensure_detached(guard, ctx, id, holder)?;
+                    ctx.pause(pauses.next_pause(), &doing, &format!("droplet {holder} had it and was not listed"))?;
                 }
             }
         }
@@ -464,7 +476,9 @@ mod tests {
             (odd(), Here, Detached, None, Age::Early, DetachStep::AwaitShown),
             (errored(), Here, attached(), older, Age::Early, DetachStep::Again),
             (errored(), Here, attached(), None, Age::Late, DetachStep::AskDroplet),
-            (errored(), Nowhere, Unknown, None, Age::Early, DetachStep::Done),
+            (errored(), Nowhere, Unknown, None, Age::Early, DetachStep::Again),
+            (errored(), Nowhere, Unknown, None, Age::Late, DetachStep::AskDroplet),
+            (not_found(), Nowhere, Unknown, None, Age::Early, DetachStep::Done),
             (open(), Here, attached(), None, Age::Early, DetachStep::Again),
             (open(), Here, attached(), same, Age::Early, DetachStep::Again),
             (open(), Here, begun(999), None, Age::Early, DetachStep::Again),
@@ -475,7 +489,12 @@ mod tests {
             (open(), Here, attached(), older, Age::Early, DetachStep::Open),
             (open(), Nowhere, attached(), older, Age::Late, DetachStep::Open),
             (open(), Here, attached(), same, Age::Late, DetachStep::AskDroplet),
-            (open(), Elsewhere, attached(), older, Age::Early, DetachStep::Done),
+            (open(), Elsewhere, attached(), older, Age::Early, DetachStep::Open),
+            (open(), Elsewhere, Unknown, None, Age::Late, DetachStep::AskDroplet),
+            (errored(), Elsewhere, attached(), None, Age::Early, DetachStep::Again),
+            (errored(), Elsewhere, attached(), None, Age::Late, DetachStep::AskDroplet),
+            (errored(), Elsewhere, Detached, None, Age::Early, DetachStep::AskDroplet),
+            (not_found(), Elsewhere, Unknown, None, Age::Early, DetachStep::Done),
             (open(), Here, Unknown, None, Age::Early, DetachStep::Again),
             (open(), Here, Detached, None, Age::Early, DetachStep::AwaitShown),
             (open(), Nowhere, Detached, None, Age::Early, DetachStep::Done),

@@ -94,7 +94,7 @@ impl CallContext {
     /// [`Error::TimedOut`] or [`Error::Api`].
     pub(super) fn observe_droplet(&self, id: DropletId) -> Result<Option<Droplet>> {
         let doing = format!("reading droplet {id}");
-        self.look_twice(&doing, || self.look(&doing, |cloud| cloud.get_droplet(id)), || self.find_listed_droplet(id))
+        self.look_twice(&doing, || self.look(&doing, |cloud| cloud.get_droplet(id)), || self.find_listed_droplet(&format!("looking for droplet {id} among all"), |droplet| droplet.id == id))
     }
 
     /// Whether a droplet says that it has the volume: its record and the volume's are kept apart.
@@ -103,6 +103,16 @@ impl CallContext {
     /// As [`CallContext::observe_droplet`].
     pub(super) fn has_volume(&self, droplet: DropletId, id: &VolumeId) -> Result<bool> {
         Ok(self.observe_droplet(droplet)?.is_some_and(|droplet| droplet.volumes.contains(id)))
+    }
+
+    /// The droplet that says that it has the volume, if there is one.
+    ///
+    /// # Errors
+    /// [`Error::TimedOut`] or [`Error::Api`].
+    pub(super) fn find_holder(&self, id: &VolumeId) -> Result<Option<DropletId>> {
+        let doing = format!("looking for the droplet that has volume {id}");
+        let found = self.find_listed_droplet(&doing, |droplet| droplet.volumes.contains(id))?;
+        Ok(found.map(|droplet| droplet.id))
     }
 
     /// Asks about a volume. That the volume is not found there is believed only when it is gone.
@@ -188,12 +198,10 @@ impl CallContext {
         self.find_listed(&doing, Cloud::list_volumes_to_find_one, volume_id, |volume| volume.id == *id)
     }
 
-    fn find_listed_droplet(&self, id: DropletId) -> Result<Option<Droplet>> {
-        let doing = format!("looking for droplet {id} among all");
+    fn find_listed_droplet(&self, doing: &str, is_it: impl Fn(&Droplet) -> bool) -> Result<Option<Droplet>> {
         let droplet_id = |droplet: &Droplet| droplet.id.to_string();
         for kind in DropletKind::ALL {
-            let is_it = |droplet: &Droplet| droplet.id == id;
-            let found = self.find_listed(&doing, |cloud, page| cloud.list_droplets(kind, page), droplet_id, is_it)?;
+            let found = self.find_listed(doing, |cloud, page| cloud.list_droplets(kind, page), droplet_id, &is_it)?;
             if found.is_some() {
                 return Ok(found);
             }

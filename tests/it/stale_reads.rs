@@ -637,3 +637,37 @@ fn a_deleted_volume_that_is_still_listed_is_not_taken_for_the_new_one() {
     let new = plugin.client.create_volume("one", 1 << 30, &capability).unwrap().volume_id;
     assert!(fleet.sim.volume(&new).is_some(), "{new} was deleted");
 }
+
+#[test]
+fn a_detach_that_failed_is_repeated_while_the_list_shows_where_the_volume_was() {
+    // The list of droplets is old, and once that of actions too.
+    for is_unlisted in [false, true] {
+        let (fleet, plugin) = started(&ARGS);
+        let id = if is_unlisted { fleet.volume("one") } else { fleet.volume_on("one", B) };
+        if !is_unlisted {
+            fleet.sim.faults().add_action(ActionFault::droplet_ids_late(HOUR).of(ActionKind::Detach));
+            fleet.sim.detach(&id, B).unwrap();
+            fleet.rest();
+        }
+        let late = if is_unlisted { ActionFault::unlisted(HOUR) } else { ActionFault::droplet_ids_late(HOUR) };
+        fleet.sim.faults().add_action(late.of(ActionKind::Attach));
+        fleet.sim.attach(&id, A).unwrap();
+        fleet.rest();
+        fleet.sim.faults().add_action(ActionFault::errored().of(ActionKind::Detach));
+        assert_eq!(unpublish(&plugin.client, &id, A), Ok(()));
+        assert_eq!(fleet.sim.attached_to(&id), None, "unlisted: {is_unlisted}");
+    }
+}
+
+#[test]
+fn a_volume_that_no_list_shows_is_detached_from_the_droplet_that_has_it() {
+    for late in [ActionFault::droplet_ids_late(HOUR), ActionFault::unlisted(HOUR)] {
+        let (fleet, plugin) = started(&ARGS);
+        let id = fleet.volume("one");
+        fleet.sim.faults().add_action(late.of(ActionKind::Attach));
+        fleet.sim.attach(&id, A).unwrap();
+        fleet.rest();
+        assert_eq!(plugin.client.controller_unpublish(&id, ""), Ok(()));
+        assert_eq!(fleet.sim.attached_to(&id), None);
+    }
+}
