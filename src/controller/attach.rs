@@ -147,7 +147,7 @@ impl Attacher {
         history: &mut AttachHistory,
     ) -> Result<AttachStep> {
         let refusal = history.refusal.take();
-        history.nothing_on = None;
+        (history.nothing_on, history.is_attached) = (None, false);
         match plan {
             AttachPlan::Done { by } => {
                 if !matches!(facts.place, Place::Here { is_known: true, .. }) {
@@ -220,6 +220,7 @@ impl Attacher {
             ActionOutcome::Overdue(_) | ActionOutcome::Open(_) => history.is_contested = true,
             ActionOutcome::Refused(err) => {
                 history.is_contested = true;
+                history.is_attached = err.kind() == ApiErrorKind::AlreadyAttached;
                 match plan_failure(&err) {
                     ApiFailure::NotFound | ApiFailure::Unrecognized => self.check_cause(ctx, want, volume)?,
                     ApiFailure::LimitReached => return Ok(refused(history, limit(want, &request, err))),

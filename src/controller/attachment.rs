@@ -114,6 +114,8 @@ pub(super) struct AttachHistory {
     pub(super) refusal: Option<Error>,
     /// On this droplet there was nothing to detach a moment ago.
     pub(super) nothing_on: Option<DropletId>,
+    /// The last attach was refused because the volume is attached: what shows it here is not late.
+    pub(super) is_attached: bool,
     /// Since when the list of droplets has been contradicting the actions.
     stale_since: Option<Instant>,
     pub(super) holder: HolderTracker,
@@ -266,6 +268,7 @@ impl AttachHistory {
             is_contested: false,
             refusal: None,
             nothing_on: None,
+            is_attached: false,
             stale_since: None,
             holder: HolderTracker::default(),
         }
@@ -371,10 +374,10 @@ fn plan_here(
         LastAction::Running(action) | LastAction::Stuck(action) => return AttachPlan::WaitFor(action.clone()),
         LastAction::Unknown => return AttachPlan::Done { by: None },
         LastAction::Attached(action, _) if is_known => return AttachPlan::Done { by: Some(*action) },
-        LastAction::Attached(..) | LastAction::Detached if record.has_it() => {
-            return AttachPlan::Done { by: last_action.attach() };
-        }
-        LastAction::Detached if *record == Record::NotAsked => Doubt::ListedAfterDetach(wanting),
+        LastAction::Attached(..) if record.has_it() => return AttachPlan::Done { by: last_action.attach() },
+        // The list and the record can both be late, as one can.
+        LastAction::Detached if record.has_it() && history.is_attached => return AttachPlan::Done { by: None },
+        LastAction::Detached if *record == Record::NotAsked || record.has_it() => Doubt::ListedAfterDetach(wanting),
         LastAction::Attached(..) | LastAction::Detached => Doubt::ListedWithoutRecord(wanting),
     };
     if history.is_fresh(at) || *record == Record::NotAsked {
@@ -396,6 +399,10 @@ fn plan_held(
     if wanting.has_it() {
         return match last_action {
             LastAction::Running(action) | LastAction::Stuck(action) => AttachPlan::WaitFor(action.clone()),
+            LastAction::Detached if !history.is_attached && record.lacks_it() => {
+                plan_free(at, Some(last_action), None, history)
+            }
+            LastAction::Detached if !history.is_attached => AttachPlan::Retry(Doubt::HeldAfterDetach(holder)),
             LastAction::Attached(..) | LastAction::Detached | LastAction::Unknown => {
                 AttachPlan::Done { by: last_action.attach() }
             }
@@ -534,6 +541,7 @@ mod tests {
         let refused: Change = |history| history.refusal = Some(Error::Bug("no".to_owned()));
         let nothing: Change = |history| history.nothing_on = Some(id(OTHER));
         let takeover: Change = |history| history.takeover = true;
+        let refused_as_attached: Change = |history| history.is_attached = true;
         let table: Vec<(Place, Change, AttachPlan, AttachPlan)> = vec![
             (nowhere(None), plain, free(), free()),
             (nowhere(None), refused, RefuseAsAnswered, RefuseAsAnswered),
@@ -554,8 +562,14 @@ mod tests {
                 despite(Doubt::ListedWithoutRecord(id(WANTING))),
             ),
             (here(attached(), false, Record::Gone), refused, no_record.clone(), RefuseAsAnswered),
-            (here(Detached, false, asked.clone()), plain, after_detach.clone(), after_detach),
-            (here(Detached, false, active(true)), plain, Done { by: None }, Done { by: None }),
+            (here(Detached, false, asked.clone()), plain, after_detach.clone(), after_detach.clone()),
+            (
+                here(Detached, false, active(true)),
+                plain,
+                after_detach.clone(),
+                despite(Doubt::ListedAfterDetach(id(WANTING))),
+            ),
+            (here(Detached, false, active(true)), refused_as_attached, Done { by: None }, Done { by: None }),
             (
                 here(Detached, false, active(false)),
                 plain,
@@ -565,7 +579,13 @@ mod tests {
             (Place::HeldLately { holder: id(OTHER) }, plain, is_held.clone(), is_held.clone()),
             (held(Running(action()), asked.clone(), asked.clone()), takeover, wait(), wait()),
             (held(Detached, active(false), active(false)), plain, held_after_detach.clone(), free()),
-            (held(Detached, active(false), active(true)), plain, held_after_detach.clone(), Done { by: None }),
+            (held(Detached, active(false), active(true)), plain, held_after_detach.clone(), free()),
+            (
+                held(Detached, active(false), active(true)),
+                refused_as_attached,
+                held_after_detach.clone(),
+                Done { by: None },
+            ),
             (held(Detached, active(true), asked.clone()), plain, held_after_detach, RefuseHeld(id(OTHER))),
             (held(attached(), active(true), asked.clone()), plain, is_held.clone(), RefuseHeld(id(OTHER))),
             (held(Stuck(action()), active(true), asked.clone()), plain, is_held.clone(), RefuseHeld(id(OTHER))),
@@ -600,15 +620,16 @@ mod tests {
                 }
             }
         }
-        let changes: [fn(&mut AttachHistory); 5] = [
+        let changes: [fn(&mut AttachHistory); 6] = [
             |_| {},
             |history| history.is_contested = true,
             |history| history.refusal = Some(Error::Bug("no".to_owned())),
             |history| history.nothing_on = Some(id(OTHER)),
             |history| history.takeover = true,
+            |history| history.is_attached = true,
         ];
         for (place, change) in places.iter().flat_map(|place| changes.map(|change| (place, change))) {
-            let takeover = history(change).takeover;
+            let AttachHistory { takeover, is_attached, .. } = history(change);
             let (at_once, later) = plans(place, change);
             for (plan, is_long) in [(at_once, false), (later, true)] {
                 let is_safe = match (&plan, place) {
@@ -618,13 +639,20 @@ mod tests {
                         Place::Here { last_action: LastAction::Running(_), .. }
                         | Place::Held { last_action: LastAction::Running(_), .. },
                     ) => matches!(plan, AttachPlan::WaitFor(_)),
+                    (
+                        AttachPlan::Done { .. },
+                        Place::Here { last_action: LastAction::Detached, record: shown, .. }
+                        | Place::Held { last_action: LastAction::Detached, wanting: shown, .. },
+                    ) => shown.has_it() && is_attached,
                     (AttachPlan::Done { .. }, Place::Here { .. }) => true,
                     (AttachPlan::Done { .. }, Place::Held { wanting, .. }) => wanting.has_it(),
                     (AttachPlan::Done { .. }, Place::Nowhere { .. } | Place::HeldLately { .. }) => false,
                     (AttachPlan::Attach { .. }, Place::Nowhere { .. }) => true,
-                    (AttachPlan::Attach { .. }, Place::Here { record, .. }) => is_long && record.lacks_it(),
-                    (AttachPlan::Attach { .. }, Place::Held { record, wanting, .. }) => {
-                        record.lacks_it() && wanting.lacks_it()
+                    (AttachPlan::Attach { .. }, Place::Here { last_action, record, .. }) => {
+                        is_long && (record.lacks_it() || *last_action == LastAction::Detached)
+                    }
+                    (AttachPlan::Attach { .. }, Place::Held { last_action, record, wanting, .. }) => {
+                        record.lacks_it() && (wanting.lacks_it() || *last_action == LastAction::Detached)
                     }
                     (AttachPlan::Attach { .. }, Place::HeldLately { .. }) => false,
                     (AttachPlan::DetachFrom(_), Place::Held { record, .. }) => {

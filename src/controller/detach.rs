@@ -121,7 +121,9 @@ fn plan_detach(sent: &ActionOutcome, facts: &DetachFacts) -> DetachStep {
     match (sent, facts.listing) {
         (sent, Listing::Nowhere | Listing::Elsewhere) if sent.proves_nothing_attached() => DetachStep::Done,
         (sent, Listing::Here) if sent.proves_nothing_attached() => DetachStep::AskDroplet,
-        (ActionOutcome::Open(_), Listing::Here | Listing::Nowhere | Listing::Elsewhere) if is_another(facts) => DetachStep::Open,
+        (ActionOutcome::Open(_), Listing::Here | Listing::Nowhere | Listing::Elsewhere) if is_another(facts) => {
+            DetachStep::Open
+        }
         // The list alone proves nothing: it may be of before the volume was attached.
         (_, Listing::Here | Listing::Nowhere | Listing::Elsewhere) => match facts.age {
             Age::Late => DetachStep::AskDroplet,

@@ -94,7 +94,11 @@ impl CallContext {
     /// [`Error::TimedOut`] or [`Error::Api`].
     pub(super) fn observe_droplet(&self, id: DropletId) -> Result<Option<Droplet>> {
         let doing = format!("reading droplet {id}");
-        self.look_twice(&doing, || self.look(&doing, |cloud| cloud.get_droplet(id)), || self.find_listed_droplet(&format!("looking for droplet {id} among all"), |droplet| droplet.id == id))
+        self.look_twice(
+            &doing,
+            || self.look(&doing, |cloud| cloud.get_droplet(id)),
+            || self.find_listed_droplet(&format!("looking for droplet {id} among all"), |droplet| droplet.id == id),
+        )
     }
 
     /// Whether a droplet says that it has the volume: its record and the volume's are kept apart.

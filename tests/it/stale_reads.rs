@@ -671,3 +671,27 @@ fn a_volume_that_no_list_shows_is_detached_from_the_droplet_that_has_it() {
         assert_eq!(fleet.sim.attached_to(&id), None);
     }
 }
+
+#[test]
+fn a_volume_that_was_detached_is_attached_again_whatever_list_and_droplet_show() {
+    let (fleet, plugin) = started(&ARGS);
+    let id = fleet.volume_on("one", A);
+    fleet.sim.faults().add_action(ActionFault::records_late(HOUR).of(ActionKind::Detach));
+    fleet.sim.detach(&id, A).unwrap();
+    fleet.rest();
+    assert_eq!(publish(&plugin.client, &id, A), Ok(()));
+    assert_eq!(fleet.sim.attached_to(&id), Some(A));
+}
+
+#[test]
+fn a_volume_that_is_where_list_and_droplet_show_it_is_published_though_its_attach_is_not_listed() {
+    let (fleet, plugin) = started(&ARGS);
+    let id = fleet.volume_on("one", A);
+    fleet.sim.detach(&id, A).unwrap();
+    fleet.rest();
+    fleet.sim.faults().add_action(ActionFault::unlisted_only(HOUR).of(ActionKind::Attach));
+    fleet.sim.attach(&id, A).unwrap();
+    fleet.rest();
+    assert_eq!(publish(&plugin.client, &id, A), Ok(()));
+    assert_eq!(fleet.sim.actions().len(), 3, "it was attached again");
+}
