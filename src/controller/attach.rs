@@ -112,11 +112,15 @@ impl Attacher {
             if !mem::take(&mut is_first) {
                 self.check_not_overtaken(ctx, want)?;
             }
+            let is_endangered = self.runner.lost_detaches.may_start(&want.volume, want.droplet, Instant::now());
             let known = self.publish_modes.attached_by(&want.volume, want.droplet);
             let facts = ctx.observe_attachment(want, known, &history)?;
             self.owner.check_use(&facts.volume, "attached")?;
             history.note(&facts);
-            let plan = plan_attach(&facts, want.droplet, &history);
+            let mut plan = plan_attach(&facts, want.droplet, &history);
+            if is_endangered && matches!(plan, AttachPlan::Done { .. } | AttachPlan::Attach { .. }) {
+                plan = AttachPlan::Retry(Doubt::DetachInFlight(want.droplet));
+            }
             let step = self.apply_step(&guard, ctx, want, facts, plan, &mut history)?;
             // The call that makes the volume free must not wait for this one, which waits for that.
             drop(guard);

@@ -149,6 +149,8 @@ pub(super) enum Doubt {
     ListedWithoutRecord(DropletId),
     /// The droplet that wants it is listed, and it has been detached.
     ListedAfterDetach(DropletId),
+    /// A detach from the droplet that wants it may be carried out yet.
+    DetachInFlight(DropletId),
     /// Another droplet is listed, and it has been detached.
     HeldAfterDetach(DropletId),
     /// Another droplet has it, and may be about to let go.
@@ -162,7 +164,10 @@ impl Doubt {
     pub(super) fn is_about_holder(self) -> bool {
         match self {
             Doubt::HeldAfterDetach(_) | Doubt::Held(_) | Doubt::HeldByStopped(_) => true,
-            Doubt::AttachedUnlisted | Doubt::ListedWithoutRecord(_) | Doubt::ListedAfterDetach(_) => false,
+            Doubt::AttachedUnlisted
+            | Doubt::ListedWithoutRecord(_)
+            | Doubt::ListedAfterDetach(_)
+            | Doubt::DetachInFlight(_) => false,
         }
     }
 }
@@ -176,6 +181,9 @@ impl fmt::Display for Doubt {
             }
             Doubt::ListedAfterDetach(droplet) => {
                 write!(f, "DigitalOcean lists it on droplet {droplet}, and has detached it")
+            }
+            Doubt::DetachInFlight(droplet) => {
+                write!(f, "a detach from droplet {droplet} got no answer, and may be carried out yet")
             }
             Doubt::HeldAfterDetach(holder) => write!(f, "it has been detached, and droplet {holder} still shows"),
             Doubt::Held(holder) => write!(f, "droplet {holder} has it"),

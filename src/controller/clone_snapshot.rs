@@ -134,7 +134,8 @@ fn sweep(cloud: &Cloud, owner: &Owner) -> Option<Duration> {
         Ok(found) => found,
         Err(err) => {
             let next = plan_next_try(&err);
-            warn!("cannot look for temporary snapshots{}: {err}", in_words(next));
+            let when = if next.is_none() { ", and it is not tried again before the next start or clone" } else { "" };
+            warn!("cannot look for temporary snapshots{when}: {err}");
             return next;
         }
     };
@@ -194,13 +195,6 @@ fn plan_next_try(err: &ApiError) -> Option<Duration> {
         | ApiFailure::Unrecognized
         | ApiFailure::LimitReached
         | ApiFailure::OutOfTime => Some(NEXT_TRY),
-    }
-}
-
-fn in_words(next: Option<Duration>) -> &'static str {
-    match next {
-        Some(_) => "",
-        None => ", and it is not tried again before the next start or clone",
     }
 }
 

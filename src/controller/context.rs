@@ -87,6 +87,12 @@ impl Timeouts {
         self.0 * 3 / 5
     }
 
+    /// 60 s: for as long a detach without a reply may be carried out yet. As [`DETACH_IN_FLIGHT`](crate::config::DETACH_IN_FLIGHT).
+    #[must_use]
+    pub fn detach_in_flight(self) -> Duration {
+        self.0 * 3 / 5
+    }
+
     /// 1 s and 60 s: the first and the longest pause between detaches of one volume that keep failing.
     #[must_use]
     pub fn detach_backoff(self) -> (Duration, Duration) {

@@ -337,6 +337,10 @@ impl Detacher {
                 return self.await_not_shown(ctx, volume, droplet, Some(*action)).map(|()| true);
             }
             let last_action = ctx.observe_last_action_if_there(id)?;
+            let is_found = matches!(sent, ActionOutcome::Open(_)) && last_action.is_detach();
+            if is_found && ctx.has_begun_detach(id, ctx.cloud.time_of(*sent_at))? {
+                self.runner.lost_detaches.found(id, droplet, Instant::now());
+            }
             let facts = DetachFacts {
                 listing: listing(&volume, droplet),
                 last_action,

@@ -3,7 +3,7 @@
 //! Owns the reading of them. The list of a volume's droplets lags behind: after an action it shows the old state for a while,
 //! and before the end of one that is running it may show either. Whoever is about to believe it asks here first.
 
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use crate::cloud::action::{Action, ActionStatus};
 use crate::controller::context::CallContext;
@@ -26,6 +26,15 @@ pub(super) enum LastAction {
 }
 
 impl LastAction {
+    /// Whether a detach runs or was the last to be carried out.
+    pub(super) fn is_detach(&self) -> bool {
+        match self {
+            LastAction::Running(action) | LastAction::Stuck(action) => is_detach(action),
+            LastAction::Detached => true,
+            LastAction::Attached(..) | LastAction::Unknown => false,
+        }
+    }
+
     /// The attach by which the volume is where it is.
     pub(super) fn attach(&self) -> Option<ActionId> {
         match self {
@@ -75,6 +84,16 @@ impl CallContext {
         let now = self.cloud.now();
         let age = |action: &Action| action.started_at.and_then(|started| now.duration_since(started).ok());
         Ok(plan_last_action(&actions, |action| age(action).is_some_and(|age| age >= self.patience.overdue())))
+    }
+
+    /// Whether a detach of the volume was begun at that time or later. Times of actions are cut off to seconds, and by two seconds
+    /// the clocks may be apart.
+    pub(super) fn has_begun_detach(&self, id: &VolumeId, since: SystemTime) -> Result<bool> {
+        let doing = format!("reading the latest actions of volume {id}");
+        let actions = self.ask_of_volume(id, &doing, |cloud| cloud.newest_actions(id))?;
+        let is_late =
+            |action: &Action| action.started_at.is_some_and(|started| started + Duration::from_secs(3) > since);
+        Ok(actions.iter().any(|action| is_detach(action) && is_late(action)))
     }
 
     /// As [`CallContext::observe_last_action`], for those to whom a missing volume is an answer.

@@ -20,6 +20,7 @@
 //! | `run_action`, [`poll`] | sending what becomes an action, and waiting for its end |
 //! | `detach_backoff`, `busy_droplet`, `recent` | what is remembered of calls that failed |
 //! | `overtaken` | which of an attach and a detach came later |
+//! | `lost_detach` | detaches that may be carried out yet |
 //! | `api_failure` | what a failed API call calls for |
 //! | `tag_scope` | the owner's tag, and whether the token may put it on |
 //! | `owner` | whose a volume or a snapshot is, and whether it may be touched |
@@ -45,6 +46,7 @@ pub mod health;
 pub mod keep;
 mod last_action;
 pub mod list;
+mod lost_detach;
 mod modify;
 mod naming;
 mod overtaken;

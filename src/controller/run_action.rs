@@ -26,6 +26,7 @@ use crate::controller::api_failure::{ApiFailure, plan_failure};
 use crate::controller::busy_droplet::BusyDroplets;
 use crate::controller::context::{CallContext, Timeouts, pause_after};
 use crate::controller::last_action::is_detach;
+use crate::controller::lost_detach::LostDetaches;
 use crate::controller::poll::{ActionKind, Looks, Pace};
 use crate::error::api::{ApiError, ApiErrorKind};
 use crate::error::{Error, Result};
@@ -185,6 +186,7 @@ pub(super) struct ActionRunner {
     /// other here, in order, instead of colliding there.
     droplet_queue: FifoLocks<DropletId>,
     busy_droplets: BusyDroplets,
+    pub(super) lost_detaches: LostDetaches,
 }
 
 impl ActionRunner {
@@ -193,6 +195,7 @@ impl ActionRunner {
             pace: Pace::new(),
             droplet_queue: FifoLocks::default(),
             busy_droplets: BusyDroplets::new(patience.remember_busy()),
+            lost_detaches: LostDetaches::new(patience.detach_in_flight()),
         }
     }
 
@@ -248,6 +251,11 @@ impl ActionRunner {
                 }
                 ApiFailure::OutcomeUnknown => {
                     warn!(request = err.request_id(); "{request}: unclear whether it was begun, reading the volume: {err}");
+                    if let ActionRequest::Detach { volume, droplet } = request
+                        && err.may_be_under_way()
+                    {
+                        self.lost_detaches.lost(volume, *droplet, Instant::now());
+                    }
                     return Ok(ActionOutcome::Open(err));
                 }
                 ApiFailure::OutOfTime => return Err(ctx.timed_out(&request.to_string(), err.to_string())),

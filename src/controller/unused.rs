@@ -183,6 +183,8 @@ impl Controller {
         if outcome == ReleaseOutcome::Detached {
             self.attacher.publish_modes.unpublished(id, DetachFrom::Droplet(droplet));
             self.attacher.publish_modes.taken_from(id, droplet);
+            // No other one was sent.
+            self.runner.lost_detaches.found(id, droplet, Instant::now());
         }
         outcome
     }

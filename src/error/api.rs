@@ -173,6 +173,37 @@ impl ApiError {
         self.kind
     }
 
+    /// Whether the request may be on its way yet, as DigitalOcean itself has not answered it.
+    #[must_use]
+    pub fn may_be_under_way(&self) -> bool {
+        match self.kind {
+            ApiErrorKind::Transport { sent } => sent == Delivery::MaybeSent,
+            // A machine in front of it writes no id.
+            ApiErrorKind::Server | ApiErrorKind::BadReply => self.detail.id.is_empty(),
+            ApiErrorKind::Unauthorized
+            | ApiErrorKind::Forbidden
+            | ApiErrorKind::NotFound
+            | ApiErrorKind::BadRequest
+            | ApiErrorKind::NameTaken
+            | ApiErrorKind::VolumeAttached
+            | ApiErrorKind::Conflict
+            | ApiErrorKind::AlreadyAttached
+            | ApiErrorKind::PendingEvent
+            | ApiErrorKind::AttachmentNotFound
+            | ApiErrorKind::AttachLimit
+            | ApiErrorKind::InvalidSize
+            | ApiErrorKind::InvalidName
+            | ApiErrorKind::NoStorageInRegion
+            | ApiErrorKind::Unprocessable
+            | ApiErrorKind::CapacityLimit
+            | ApiErrorKind::RateLimit { .. }
+            | ApiErrorKind::SnapshotRateLimit { .. }
+            | ApiErrorKind::Untrusted
+            | ApiErrorKind::NoTimeLeft
+            | ApiErrorKind::NoToken => false,
+        }
+    }
+
     /// The HTTP status, when there was a reply.
     #[must_use]
     pub fn status(&self) -> Option<u16> {

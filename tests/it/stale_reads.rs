@@ -8,7 +8,9 @@ use do_csi_plugin::proto::csi::volume_capability::access_mode::Mode;
 use grpcio::RpcStatusCode;
 
 use crate::PROGRAM;
-use crate::sim::{Action, ActionFault, ActionKind, ActionStatus, DropletStatus, Fault, NewVolume, Refusal, Switches};
+use crate::sim::{
+    Action, ActionFault, ActionKind, ActionStatus, DropletStatus, Fault, Gate, NewVolume, Refusal, Switches,
+};
 use crate::support::client::{Client, Outcome, Volume, cloned, new_volume, publish, unpublish};
 use crate::support::controllers::{A, ACTION, B, C, ControllerHarness};
 use crate::support::plugin::Plugin;
@@ -109,6 +111,10 @@ fn a_detach_whose_reply_was_lost_is_not_sent_again_while_it_runs() {
         assert_eq!(fleet.sim.attached_to(&id), None);
         let calls = fleet.sim.calls();
         assert_eq!(calls.of(ACT.0, ACT.1), 1, "{calls}");
+        let asked = Instant::now();
+        publish(&plugin.client, &id, A).unwrap();
+        assert!(asked.elapsed() < Duration::from_secs(4), "it waited for a detach that was seen");
+        unpublish(&plugin.client, &id, A).unwrap();
         plugin.client.delete_volume(&id).unwrap();
     }
 }
@@ -608,37 +614,6 @@ fn moving_all_volumes_of_a_droplet_costs_few_calls() {
 }
 
 #[test]
-fn a_clock_that_is_an_hour_behind_decides_nothing() {
-    let (fleet, plugin) = started(&ARGS);
-    fleet.sim.advance(HOUR);
-    let id = fleet.volume("one");
-    fleet.sim.faults().add_action(ActionFault::droplet_ids_late(Duration::from_millis(700)).of(ActionKind::Attach));
-    fleet.sim.attach(&id, A).unwrap();
-    fleet.rest();
-    // Times of actions are told in whole seconds.
-    std::thread::sleep(Duration::from_millis(1100));
-    assert_eq!(plugin.client.controller_unpublish(&id, ""), Ok(()));
-    assert_eq!(fleet.sim.attached_to(&id), None, "it was taken for attached after the call");
-    // An action of which nobody is told the end.
-    fleet.sim.faults().add_action(ActionFault::stays_in_progress().of(ActionKind::Attach));
-    fleet.sim.attach(&id, A).unwrap();
-    fleet.sim.advance(HOUR);
-    assert_eq!(publish(&plugin.client, &id, A), Ok(()));
-}
-
-#[test]
-fn a_deleted_volume_that_is_still_listed_is_not_taken_for_the_new_one() {
-    let (fleet, plugin) = started(&ARGS);
-    fleet.sim.change_rules(|rules| rules.times.deleted_stays_listed = Duration::from_millis(600));
-    let capability = Volume::mounted("", "ext4").capability;
-    let old = plugin.client.create_volume("one", 1 << 30, &capability).unwrap().volume_id;
-    plugin.client.delete_volume(&old).unwrap();
-    fleet.sim.faults().add(Fault::server_error().on("POST", "/v2/volumes"));
-    let new = plugin.client.create_volume("one", 1 << 30, &capability).unwrap().volume_id;
-    assert!(fleet.sim.volume(&new).is_some(), "{new} was deleted");
-}
-
-#[test]
 fn a_detach_that_failed_is_repeated_while_the_list_shows_where_the_volume_was() {
     // The list of droplets is old, and once that of actions too.
     for is_unlisted in [false, true] {
@@ -694,4 +669,54 @@ fn a_volume_that_is_where_list_and_droplet_show_it_is_published_though_its_attac
     fleet.rest();
     assert_eq!(publish(&plugin.client, &id, A), Ok(()));
     assert_eq!(fleet.sim.actions().len(), 3, "it was attached again");
+}
+
+#[test]
+fn a_clock_that_is_an_hour_behind_decides_nothing() {
+    let (fleet, plugin) = started(&ARGS);
+    fleet.sim.advance(HOUR);
+    let id = fleet.volume("one");
+    fleet.sim.faults().add_action(ActionFault::droplet_ids_late(Duration::from_millis(700)).of(ActionKind::Attach));
+    fleet.sim.attach(&id, A).unwrap();
+    fleet.rest();
+    // Times of actions are told in whole seconds.
+    std::thread::sleep(Duration::from_millis(1100));
+    assert_eq!(plugin.client.controller_unpublish(&id, ""), Ok(()));
+    assert_eq!(fleet.sim.attached_to(&id), None, "it was taken for attached after the call");
+    // An action of which nobody is told the end.
+    fleet.sim.faults().add_action(ActionFault::stays_in_progress().of(ActionKind::Attach));
+    fleet.sim.attach(&id, A).unwrap();
+    fleet.sim.advance(HOUR);
+    assert_eq!(publish(&plugin.client, &id, A), Ok(()));
+}
+
+#[test]
+fn a_deleted_volume_that_is_still_listed_is_not_taken_for_the_new_one() {
+    let (fleet, plugin) = started(&ARGS);
+    fleet.sim.change_rules(|rules| rules.times.deleted_stays_listed = Duration::from_millis(600));
+    let capability = Volume::mounted("", "ext4").capability;
+    let old = plugin.client.create_volume("one", 1 << 30, &capability).unwrap().volume_id;
+    plugin.client.delete_volume(&old).unwrap();
+    fleet.sim.faults().add(Fault::server_error().on("POST", "/v2/volumes"));
+    let new = plugin.client.create_volume("one", 1 << 30, &capability).unwrap().volume_id;
+    assert!(fleet.sim.volume(&new).is_some(), "{new} was deleted");
+}
+
+#[test]
+fn a_detach_that_is_carried_out_after_it_was_given_up_takes_nothing_that_was_published_since() {
+    let (fleet, plugin) = started(&["--call-budget=10", "--api-timeout=0.4"]);
+    let id = fleet.volume_on("one", A);
+    let gate = Gate::default();
+    fleet.sim.faults().add(Fault::held(&gate).on(ACT.0, ACT.1).containing("detach"));
+    assert_eq!(unpublish(&plugin.client, &id, A), Ok(()), "the second one is carried out");
+    assert_eq!(fleet.sim.attached_to(&id), None);
+    std::thread::scope(|scope| {
+        let published = scope.spawn(|| publish(&plugin.client, &id, A));
+        // At once it would be too early for what is to be shown here.
+        wait_for(Duration::from_secs(1), || fleet.sim.attached_to(&id));
+        gate.open();
+        assert_eq!(published.join().unwrap(), Ok(()));
+    });
+    let taken = wait_for(Duration::from_secs(1), || fleet.sim.attached_to(&id).is_none().then_some(()));
+    assert!(taken.is_none(), "it was taken from its new user");
 }
