@@ -219,10 +219,12 @@ impl<'a> Proc<'a> {
         spaces
     }
 
-    /// The mount table of the first of these processes of which it can be read; all have the same.
+    /// The mount table of the first of these processes of which it can be read; they are in one mount namespace. A process whose
+    /// root is a directory in it sees only what is mounted there, so it is read last.
     pub(super) fn mounts(&self, pids: &[u32]) -> Option<MountTable> {
+        let sees_all = |pid: &&u32| fs::read_link(self.of(**pid, "root")).is_ok_and(|root| root == Path::new("/"));
         let mut failed = None;
-        for pid in pids {
+        for pid in pids.iter().filter(sees_all).chain(pids.iter().filter(|pid| !sees_all(pid))) {
             let table = self.of(*pid, "mountinfo");
             match fs::read(&table).and_then(|text| Ok((MountTable::parse(&text).map_err(io::Error::other)?, text))) {
                 // A process that has ended and is not yet waited for has no mounts any more.
@@ -336,6 +338,22 @@ mod tests {
         let line = b"7f0000000000-7f0000001000 r--s 00000000 08:10 131 \t  /srv/a b";
         assert_eq!(parse_mapping(line), Some(OsStr::new("/srv/a b")));
         assert_eq!(parse_mapping(b"7f0000000000-7f0000001000 rw-p 00000000 00:00 0"), None);
+    }
+
+    #[test]
+    fn what_is_mounted_is_told_by_a_process_that_sees_all_of_it() {
+        let proc = tempfile::tempdir().unwrap();
+        for (pid, root, line) in [
+            (7, "/srv/jail", "31 25 8:1 /srv/jail / rw - ext4 /dev/sda1 rw\n"),
+            (8, "/", "25 1 8:1 / / rw - ext4 /dev/sda1 rw\n40 25 8:16 / /mnt/blog rw - xfs /dev/sdb rw\n"),
+        ] {
+            let own = proc.path().join(pid.to_string());
+            fs::create_dir(&own).unwrap();
+            std::os::unix::fs::symlink(root, own.join("root")).unwrap();
+            fs::write(own.join("mountinfo"), line).unwrap();
+        }
+        let mounts = |pids: &[u32]| Proc::at(proc.path()).mounts(pids).unwrap().iter().count();
+        assert_eq!((mounts(&[7, 8]), mounts(&[8]), mounts(&[7])), (2, 2, 1));
     }
 
     #[test]
