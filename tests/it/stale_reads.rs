@@ -712,8 +712,8 @@ fn a_detach_that_is_carried_out_after_it_was_given_up_takes_nothing_that_was_pub
     assert_eq!(fleet.sim.attached_to(&id), None);
     std::thread::scope(|scope| {
         let published = scope.spawn(|| publish(&plugin.client, &id, A));
-        // At once it would be too early for what is to be shown here.
-        wait_for(Duration::from_secs(1), || fleet.sim.attached_to(&id));
+        // Before the answer, the publish would see for itself that it is taken away again.
+        wait_for(Duration::from_millis(1500), || published.is_finished().then_some(()));
         gate.open();
         assert_eq!(published.join().unwrap(), Ok(()));
     });
