@@ -2,8 +2,8 @@
 #
 # Both bases are build arguments, so that an image can also be built from local ones. The second must not be of an older
 # Debian release than the first: the program is linked against the libraries of the first and runs with those of the second.
-ARG BUILD_BASE=docker.io/library/rust:1.95.0-trixie
-ARG TOOLS_BASE=docker.io/library/debian:13.1-slim
+ARG BUILD_BASE=docker.io/library/rust:1.95.0-trixie@sha256:0861191076afc8e2dfcf0bec6ad6c2dec8494b3a1e9249729e1989690afed5ec
+ARG TOOLS_BASE=docker.io/library/debian:13.6-slim@sha256:d7e12182ce18b85b93007c1dedf31f2d29e01ccf3182cc4017c709b6259bc132
 # Where the program comes from: from the stage that compiles it, or from an image that has it already.
 ARG PROGRAM=build
 

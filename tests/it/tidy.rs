@@ -181,6 +181,17 @@ fn a_target_that_a_page_names_is_in_the_makefile() {
 }
 
 #[test]
+fn a_base_of_the_image_that_is_pulled_is_pinned_by_digest() {
+    let text = read("Dockerfile");
+    let pulled: Vec<&str> = text.lines().filter(|line| line.contains("docker.io/")).collect();
+    assert_eq!(pulled.len(), 2, "{pulled:?}");
+    for line in pulled {
+        let digest = line.split_once("@sha256:").map_or("", |(_, digest)| digest);
+        assert!(digest.len() == 64 && digest.bytes().all(|byte| byte.is_ascii_hexdigit()), "{line}");
+    }
+}
+
+#[test]
 fn a_file_that_a_text_names_exists() {
     let mut count = 0;
     for page in pages().into_iter().chain(["src/lib.rs".to_owned()]) {
