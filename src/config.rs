@@ -110,7 +110,7 @@ struct Flags {
         default_value = "unix:///var/lib/kubelet/plugins/dobs.csi.digitalocean.com/csi.sock"
     )]
     endpoint: String,
-    /// DigitalOcean API token; better given by the environment or --token-file, as arguments are visible to everyone
+    /// DigitalOcean API token. Everyone on the machine can read arguments, so use the environment or --token-file
     #[arg(
         help_heading = CLOUD,
         long,
@@ -130,30 +130,30 @@ struct Flags {
     /// Base URL of the DigitalOcean API
     #[arg(help_heading = CLOUD, long, env = "DIGITALOCEAN_API_URL", default_value = "https://api.digitalocean.com/")]
     url: String,
-    /// File of certificates in PEM that are trusted instead of those that are compiled in, where a proxy or a company has an
-    /// authority of its own (not in the official driver)
+    /// File with certificates (PEM) to trust instead of the built-in ones, for a proxy or a company with its own authority (not in
+    /// the official driver)
     #[arg(help_heading = CLOUD, long, env = "SSL_CERT_FILE")]
     ca_file: Option<PathBuf>,
     /// Region of the volumes, such as fra1; default: the droplet's own, from the metadata service
     #[arg(help_heading = CLOUD, long, env = "DIGITALOCEAN_REGION", default_value = "", hide_default_value = true)]
     region: String,
-    /// Id of the droplet that this is, for where the metadata service cannot be reached; with --region, it is not asked at all
+    /// Id of this droplet, if the metadata service cannot be reached; with --region too, the plugin does not ask that service
     /// (not in the official driver)
     #[arg(help_heading = NODE, long, env = "DIGITALOCEAN_DROPLET_ID", default_value = "", hide_default_value = true)]
     droplet_id: String,
-    /// Tag to put on every volume that is created or attached, and the name of the cluster that they belong to: volumes that
-    /// bear another cluster's are neither taken for this one's nor deleted
+    /// Name of this cluster, put as a tag on every volume that is created or attached. A volume with another cluster's tag is
+    /// not adopted and not deleted
     #[arg(help_heading = CLOUD, long, default_value = "", hide_default_value = true)]
     do_tag: String,
-    /// Tag without which no volume and no snapshot is touched, that is attached, detached, deleted, grown, changed, copied or
-    /// restored, whoever names it; what is made here gets it (not in the official driver)
+    /// Allow-list: only volumes and snapshots with this tag are attached, detached, deleted, grown, changed, copied or restored.
+    /// New volumes and snapshots get the tag (not in the official driver)
     #[arg(help_heading = CLOUD, long, env = "DO_CSI_ONLY_TAG", default_value = "", hide_default_value = true)]
     only_tag: String,
     /// CSI name of this driver
     #[arg(help_heading = SERVICE, long, default_value = DRIVER_NAME)]
     driver_name: String,
-    /// Address such as :9810 or 0.0.0.0:9810 to answer GET /livez, /readyz, /health, /metrics and / (a page) on; without a
-    /// host only this machine is answered (the official driver: everybody)
+    /// Address for GET /livez, /readyz, /health, /metrics and / (a page), such as :9810 or 0.0.0.0:9810. Without a host only this
+    /// machine is answered (the official driver: everybody)
     #[arg(help_heading = SERVICE, long, default_value = "", hide_default_value = true)]
     debug_addr: String,
     /// Page size of ListVolumes when the request names none; 0: everything
@@ -165,42 +165,41 @@ struct Flags {
     /// Kept for compatibility: the attachment is always validated before a disk is used
     #[arg(help_heading = CLOUD, long, default_value = "true")]
     validate_attachment: String,
-    /// How many volumes a droplet may hold; those in use outside CSI when the plugin starts are taken off
+    /// How many volumes a droplet may have. Volumes that are used outside CSI when the plugin starts are subtracted
     #[arg(help_heading = NODE, long, default_value = "15")]
     volume_limit: String,
-    /// Take a volume also from a droplet that is running. Dangerous: what runs there loses its disk without warning and
-    /// may lose data; meant for clusters whose orchestrator is certain that nobody uses the volume (not in the official
-    /// driver)
+    /// Take a volume also from a droplet that is running. Dangerous: a process there loses its disk without warning and may lose
+    /// data. Only for clusters whose orchestrator is certain that nobody uses the volume (not in the official driver)
     #[arg(help_heading = CLOUD, long, default_value = "false", hide_default_value = true)]
     takeover: String,
-    /// Up to which level the log goes: off, error, warn, info, debug or trace. Parts of the program can have levels of their own,
-    /// as in info,do_csi_plugin::rpc=debug (not in the official driver)
+    /// Level of the log: off, error, warn, info, debug or trace. Parts of the program can have their own levels, as in
+    /// info,do_csi_plugin::rpc=debug (not in the official driver)
     #[arg(help_heading = LOG, long, env = "RUST_LOG", default_value = "info")]
     log_level: String,
     /// Form of the log's lines; all forms have the same keys (not in the official driver)
     #[arg(help_heading = LOG, long, env = "CSI_LOG_FORMAT", value_enum, default_value = "text")]
     log_format: LogFormat,
-    /// How long a volume of this cluster (--do-tag) may be attached to this droplet and used by nobody before it is detached,
-    /// such as 2m; for orchestrators that forget attachments, as Nomad does. Needs the token and the node service in one
-    /// process (not in the official driver)
+    /// Detach a volume of this cluster (--do-tag) from this droplet when nobody has used it for this time, such as 2m; for
+    /// orchestrators that forget attachments, as Nomad does. Needs the token and the node service in one process (not in the
+    /// official driver)
     #[arg(help_heading = NODE, long, env = "DO_CSI_RELEASE_UNUSED", default_value = "", hide_default_value = true)]
     release_unused: String,
-    /// Directory in which Nomad has a directory for each allocation, as this program sees it; with raw_exec it is known (not in
-    /// the official driver)
+    /// Path at which this program sees Nomad's directories of allocations; not needed with raw_exec (not in the official
+    /// driver)
     #[arg(help_heading = NODE, long, env = "DO_CSI_NOMAD_ALLOCATIONS")]
     nomad_allocations: Option<PathBuf>,
-    /// Seconds in which a controller call ends; Nomad gives up after 120. Every wait inside a call is a part of it (not in
-    /// the official driver; for tests)
+    /// Seconds after which a controller call ends at the latest, with all its waits; Nomad gives up after 120 (not in the
+    /// official driver; for tests)
     #[arg(help_heading = TESTS, long, default_value = "100")]
     call_budget: String,
-    /// Seconds in which DigitalOcean must have answered one request (not in the official driver; for tests)
+    /// Seconds that DigitalOcean has to answer one request (not in the official driver; for tests)
     #[arg(help_heading = TESTS, long, default_value = "20")]
     api_timeout: String,
     /// Largest volume to make, in GiB (not in the official driver)
     #[arg(help_heading = CLOUD, long, default_value_t = SizeLimits::DIGITALOCEAN.max.0.to_string())]
     max_volume_size: String,
-    /// Let readers and writers of a volume share a droplet, as Nomad asks for when a job that reads and one that writes
-    /// run side by side; otherwise the second is refused, as CSI has it (not in the official driver)
+    /// Let a task that reads a volume and one that writes it run on one droplet, as Nomad allows. Without it the second is
+    /// refused, as CSI demands (not in the official driver)
     #[arg(help_heading = CLOUD, long, default_value = "false", hide_default_value = true)]
     mixed_access: String,
     /// Services to offer; without a token only `node` is possible (not in the official driver)
@@ -217,7 +216,7 @@ struct Flags {
     /// driver)
     #[arg(help_heading = NODE, long, default_value = "", hide_default_value = true)]
     selinux_label: String,
-    /// Mount flags that every volume gets unless its own say otherwise, such as nosuid,nodev: a volume carries files from one
+    /// Mount flags for every volume, unless its own flags say otherwise, such as nosuid,nodev: a volume carries files from one
     /// task to another (not in the official driver)
     #[arg(help_heading = NODE, long, default_value = "", hide_default_value = true)]
     default_mount_flags: String,
@@ -230,8 +229,8 @@ struct Flags {
     /// Where sysfs is mounted (not in the official driver; for tests)
     #[arg(help_heading = TESTS, long, default_value = "/sys")]
     sys_dir: PathBuf,
-    /// Serve nothing: ask the plugin that serves the endpoint whether it is ready, and exit with 0 if so, else with 1. For
-    /// health checks of a container (not in the official driver)
+    /// Do not serve: ask the plugin at the endpoint whether it is ready, and exit with 0 if it is, else with 1. For health checks
+    /// of a container (not in the official driver)
     #[arg(help_heading = SERVICE, long)]
     probe: bool,
 }
