@@ -164,17 +164,18 @@ ifeq ($(BASES),local)
 BUILD_BASE ?= $(LOCAL_BUILD_BASE)
 TOOLS_BASE ?= $(LOCAL_TOOLS_BASE)
 endif
-# With PROGRAM=host the image gets what `make build` makes here, so that the C++ core is not compiled once more for it. Without
-# BuildKit, Docker builds every stage, so the one that compiles is taken out of the Dockerfile: up to its first empty line.
+# With PROGRAM=host the image gets what `make build` makes here, and with PROGRAM=FILE that file, so that the C++ core is not compiled
+# once more for it. Without BuildKit, Docker builds every stage, so the one that compiles is taken out of the Dockerfile: up to its
+# first empty line.
 PROGRAM ?= build
 PROGRAM_IMAGE := do-csi-plugin-program:$(VERSION)
-STAGES := $(if $(filter host,$(PROGRAM)),sed '/ AS build$$/$(comma)/^$$/d',cat) Dockerfile
+STAGES := $(if $(filter build,$(PROGRAM)),cat,sed '/ AS build$$/$(comma)/^$$/d') Dockerfile
 image: docker $(if $(filter local,$(BASES)),bases) $(if $(filter host,$(PROGRAM)),plugin) ## Build the Docker image (PLATFORM=linux/arm64, BASES=local, PROGRAM=host)
-	@[ $(PROGRAM) = build ] || tar -c -P --transform='s|.*/|build/target/release/|' "$(PLUGIN)" |
+	@[ $(PROGRAM) = build ] || tar -c -P --transform='s|.*/|build/target/release/|' "$(if $(filter host,$(PROGRAM)),$(PLUGIN),$(PROGRAM))" |
 		tests/image/engine docker import - $(PROGRAM_IMAGE) >/dev/null
 	$(STAGES) | tests/image/engine docker $(if $(PLATFORM),buildx build --load --platform=$(PLATFORM),build) --tag $(IMAGE) --file - \
 		--build-arg VERSION=$(VERSION) --build-arg REVISION=$(REVISION) \
-		$(if $(filter host,$(PROGRAM)),--build-arg PROGRAM=$(PROGRAM_IMAGE)) \
+		$(if $(filter-out build,$(PROGRAM)),--build-arg PROGRAM=$(PROGRAM_IMAGE)) \
 		$(if $(BUILD_BASE),--build-arg BUILD_BASE=$(BUILD_BASE)) \
 		$(if $(TOOLS_BASE),--build-arg TOOLS_BASE=$(TOOLS_BASE)) .
 
@@ -226,15 +227,20 @@ e2e-droplet: root plugin sim disk-tools ## Run a volume's life on this very drop
 # The crates that are linked into the program, with their licences.
 PARTS = cargo tree --locked --edges normal,no-proc-macro --prefix none --format '{p}|{l}'
 
-# What a release consists of, in dist/: a tar.gz, a Debian and an RPM package, the list of parts, and sums.
-dist: plugin packagers ## Build the archive, the packages, the list of parts and their sums into dist/
-	@pages=$$(mktemp -d)
-	trap 'rm -rf "$$pages"' EXIT
-	cargo run $(FAST) --quiet --example do-pages dist "$$pages"
-	$(PARTS) | cargo run $(FAST) --quiet --example do-pages sbom "$$pages/sbom.cdx.json"
-	packaging/build "$(PLUGIN)" "$$pages" $(VERSION) dist
+# What a release consists of, in dist/. Every file gets the time of the commit, and a release without git that of the changelog.
+dist: plugin packagers ## Build the archive, packages, image, list of parts and sums into dist/ (BASES=local)
+	@work=$$(mktemp -d)
+	trap 'rm -rf "$$work"' EXIT
+	trap 'exit 130' INT TERM HUP
+	export SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct 2>/dev/null || stat -c %Y CHANGELOG.md) REVISION=$(REVISION)
+	cargo run $(FAST) --quiet --example do-pages dist "$$work"
+	$(MAKE) image PROGRAM="$(PLUGIN)" BASES=$(BASES)
+	mkdir "$$work/packages"
+	tests/image/engine packaging/image $(IMAGE) "$$work/image.tar" "$$work/packages"
+	$(PARTS) | cargo run $(FAST) --quiet --example do-pages sbom "$$work/sbom.cdx.json" "$$work/packages"
+	packaging/build "$(PLUGIN)" "$$work" $(VERSION) dist
 
-dist-test: root dist debootstrap ## Install and run what dist has made in clean roots of Debian (as root)
+dist-test: root dist debootstrap ## Install and run what dist has made in clean roots of Debian (as root, BASES=local)
 	packaging/test dist bookworm trixie
 
 # A target directory chosen by the user may hold other projects, so there only our own package goes.

@@ -23,6 +23,10 @@
 mod dist;
 #[path = "../pages/flags.rs"]
 mod flags_page;
+#[path = "../pages/licenses.rs"]
+mod licenses;
+#[path = "../pages/sbom.rs"]
+mod sbom;
 #[path = "../sim/mod.rs"]
 mod sim;
 #[path = "../support/mod.rs"]

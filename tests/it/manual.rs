@@ -7,6 +7,7 @@ use do_csi_plugin::config::command::subcommands;
 use tempfile::TempDir;
 
 use crate::dist::write_dist;
+use crate::sbom;
 use crate::support::single_plugin::bare;
 
 /// The headings of the help, those for tests last.
@@ -105,5 +106,25 @@ fn the_help_has_each_flag_under_a_heading_and_those_for_tests_last() {
         let is_for_tests = arg.get_help().is_some_and(|help| help.to_string().contains("for tests"));
         let heading = arg.get_help_heading().unwrap_or_default();
         assert!(!is_for_tests || heading.starts_with("For tests"), "{} is under {heading}", arg.get_id());
+    }
+}
+
+#[test]
+fn the_list_of_parts_has_the_packages_of_the_image_and_every_weakness_that_the_page_on_security_names() {
+    let dir = TempDir::new().unwrap();
+    let status = "Package: e2fsprogs\nArchitecture: amd64\nVersion: 1.47.2-3+b3\n";
+    fs::write(dir.path().join("e2fsprogs"), status).unwrap();
+    let text = sbom::document("ureq v3.5.2|MIT OR Apache-2.0\n", dir.path()).unwrap();
+    assert!(text.contains("pkg:deb/debian/e2fsprogs@1.47.2-3%2Bb3?arch=amd64"), "{text}");
+    assert!(text.contains("pkg:cargo/ureq@3.5.2"), "{text}");
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/security.md");
+    let page = fs::read_to_string(page).unwrap();
+    let (_, section) = page.split_once("## Known weaknesses of gRPC").unwrap();
+    let (section, _) = section.split_once("\n## ").unwrap();
+    let named: Vec<&str> =
+        section.split("CVE-").skip(1).map(|rest| rest.split([',', ' ', ')']).next().unwrap()).collect();
+    assert!(named.len() > 10, "{named:?}");
+    for name in named {
+        assert!(text.contains(&format!("\"CVE-{name}\"")), "CVE-{name} is on the page, not in the list");
     }
 }
