@@ -2,8 +2,8 @@
 # On Debian and Ubuntu root gets missing packages installed; anyone else is told their names.
 
 .DEFAULT_GOAL := help
-.PHONY: help build pages check test test-root figures test-faults sanity demo bench image image-test test-droplets e2e-nomad droplet-test e2e-droplet dist dist-test clean
-.PHONY: plugin sim root rust lints own compiler disk-tools strace packagers csi-sanity docker network debootstrap machines bases tasks nomad
+.PHONY: help build pages check test test-root figures test-faults sanity demo bench image image-test test-droplets e2e-nomad droplet-test e2e-droplet dist dist-test dist-again clean
+.PHONY: plugin program sim root rust lints own compiler disk-tools strace packagers csi-sanity docker network debootstrap machines bases tasks nomad
 # A recipe is one script, so it can use functions, and its first failing line ends it.
 .ONESHELL:
 .SHELLFLAGS := -euc
@@ -227,21 +227,37 @@ e2e-droplet: root plugin sim disk-tools ## Run a volume's life on this very drop
 # The crates that are linked into the program, with their licences.
 PARTS = cargo tree --locked --edges normal,no-proc-macro --prefix none --format '{p}|{l}'
 
+# The program of a release runs on older systems than this machine, and where it is built leaves no trace in it.
+PORTABLE ?= $(HOME)/.cache/do-csi-plugin/portable
+RELEASED = $(PORTABLE)/target/do-csi-plugin
+program: root rust debootstrap
+	@packaging/program "$(PORTABLE)"
+
 # What a release consists of, in dist/. Every file gets the time of the commit, and a release without git that of the changelog.
-dist: plugin packagers ## Build the archive, packages, image, list of parts and sums into dist/ (BASES=local)
+dist: program own compiler packagers ## Build the archive, packages, image, list of parts and sums into dist/ (as root, BASES=local)
 	@work=$$(mktemp -d)
 	trap 'rm -rf "$$work"' EXIT
 	trap 'exit 130' INT TERM HUP
 	export SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct 2>/dev/null || stat -c %Y CHANGELOG.md) REVISION=$(REVISION)
 	cargo run $(FAST) --quiet --example do-pages dist "$$work"
-	$(MAKE) image PROGRAM="$(PLUGIN)" BASES=$(BASES)
+	$(MAKE) image PROGRAM="$(RELEASED)" BASES=$(BASES)
 	mkdir "$$work/packages"
 	tests/image/engine packaging/image $(IMAGE) "$$work/image.tar" "$$work/packages"
 	$(PARTS) | cargo run $(FAST) --quiet --example do-pages sbom "$$work/sbom.cdx.json" "$$work/packages"
-	packaging/build "$(PLUGIN)" "$$work" $(VERSION) dist
+	packaging/build "$(RELEASED)" "$$work" $(VERSION) dist
 
 dist-test: root dist debootstrap ## Install and run what dist has made in clean roots of Debian (as root, BASES=local)
-	packaging/test dist bookworm trixie
+	packaging/test dist "$(PORTABLE)/root" bullseye bookworm trixie
+
+# A clone has what is committed, so nothing else may be here.
+dist-again: root dist ## Build dist once more in a clone, from nothing, and compare (as root, BASES=local)
+	@[ -z "$$(git status --porcelain)" ] || { echo "not everything is committed" >&2; exit 2; }
+	again=$$(mktemp -d)
+	trap 'rm -rf --one-file-system "$$again"' EXIT
+	trap 'exit 130' INT TERM HUP
+	git clone --quiet . "$$again/clone"
+	$(MAKE) -C "$$again/clone" dist BASES=$(BASES) PORTABLE="$$again/portable"
+	diff dist/SHA256SUMS "$$again/clone/dist/SHA256SUMS"
 
 # A target directory chosen by the user may hold other projects, so there only our own package goes.
 clean: ## Remove what was built
@@ -333,7 +349,7 @@ network:
 	@$(call need,ip:iproute2 docker:docker.io dockerd:docker.io iptables:iptables)
 
 debootstrap:
-	@$(call need,debootstrap:debootstrap)
+	@$(call need,debootstrap:debootstrap wget:wget)
 
 machines:
 	@$(call need,qemu-system-x86_64:qemu-system-x86 socat:socat)

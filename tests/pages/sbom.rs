@@ -11,8 +11,9 @@ use crate::licenses;
 
 /// What the program contains besides crates, compiled from C and C++: name, version, licence, and where it comes from.
 ///
-/// Source: the version headers, and `bazel/grpc_deps.bzl`, in grpcio-sys 0.13.0+1.56.2-patched and libz-sys 1.1.31.
-const IN_C: [(&str, &str, &str, &str); 9] = [
+/// Source: the version headers, and `bazel/grpc_deps.bzl`, in grpcio-sys 0.13.0+1.56.2-patched and libz-sys 1.1.31; for libstdc++
+/// the root that `packaging/program` makes.
+const IN_C: [(&str, &str, &str, &str); 10] = [
     ("grpc", "1.56.2", "Apache-2.0", "pkg:github/grpc/grpc@v1.56.2"),
     ("address_sorting", "1.56.2", "BSD-3-Clause", "pkg:github/grpc/grpc@v1.56.2#third_party/address_sorting"),
     ("abseil-cpp", "20230125.3", "Apache-2.0", "pkg:github/abseil/abseil-cpp@20230125.3"),
@@ -21,6 +22,12 @@ const IN_C: [(&str, &str, &str, &str); 9] = [
     ("upb", "61a97ef", "BSD-3-Clause", "pkg:github/protocolbuffers/upb@61a97efa24a5ce01fb8cc73c9d1e6e7060f8ea98"),
     ("utf8_range", "1.56.2", "MIT", "pkg:github/grpc/grpc@v1.56.2#third_party/utf8_range"),
     ("xxHash", "0.8.1", "BSD-2-Clause", "pkg:github/Cyan4973/xxHash@v0.8.1"),
+    (
+        "libstdc++",
+        "7.3.0-16ubuntu3",
+        "GPL-3.0-or-later WITH GCC-exception-3.1",
+        "pkg:deb/ubuntu/libstdc%2B%2B-7-dev@7.3.0-16ubuntu3?distro=ubuntu-18.04",
+    ),
     ("zlib", "1.3.2", "Zlib", "pkg:github/madler/zlib@v1.3.2"),
 ];
 
