@@ -164,7 +164,8 @@ fn the_calls_of_every_change_are_few() {
         client.controller_unpublish(&id, &A.to_string()).unwrap();
     }
     spent("create", 2, &|| drop(client.create_volume("two", 1 << 30, &capability).unwrap()));
-    spent("create again", 2, &|| drop(client.create_volume("two", 1 << 30, &capability).unwrap()));
+    // A list may still show a volume that is gone, so its own record is read before it is adopted.
+    spent("create again", 3, &|| drop(client.create_volume("two", 1 << 30, &capability).unwrap()));
     spent("publish", 5, &|| publish(client, &id, A).unwrap());
     spent("publish again", 2, &|| publish(client, &id, A).unwrap());
     spent("unpublish", 4, &|| client.controller_unpublish(&id, &A.to_string()).unwrap());

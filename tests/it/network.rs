@@ -124,7 +124,7 @@ fn a_proxy_or_an_authority_that_cannot_be_is_one_line_that_names_it() {
     for (variable, value, words) in [
         ("HTTPS_PROXY", "socks5://user:s3cret@127.0.0.1:1080", "HTTPS_PROXY: \"127.0.0.1:1080\""),
         ("https_proxy", "http://user:s3cret@127.0.0.1:x", "https_proxy: \"127.0.0.1:x\""),
-        ("SSL_CERT_FILE", "/nowhere/authority.pem", "--ca-file: /nowhere/authority.pem"),
+        ("SSL_CERT_FILE", "/nowhere/authority.pem", "SSL_CERT_FILE (--ca-file): /nowhere/authority.pem"),
         ("SSL_CERT_FILE", empty.to_str().unwrap(), "BEGIN CERTIFICATE"),
     ] {
         let mut command = solo.command();
