@@ -146,7 +146,7 @@ impl Cloud {
         let call = ApiRequest::new(Method::Get, format_args!("volumes/{volume}/actions"), Class::Essential);
         let wire::ActionsReply { actions, paging } = self.send(&page.ask(call))?.json()?;
         let last = paging.last().map(|number| page.at(number));
-        Ok((ApiPage::new(actions.into_iter().map(Action::from).collect(), page, &paging), last))
+        Ok((ApiPage::new(actions.into_iter().map(|action| action.map(Action::from)), page, &paging), last))
     }
 }
 

@@ -98,7 +98,7 @@ impl Cloud {
     pub fn list_droplets(&self, kind: DropletKind, page: Page) -> ApiResult<ApiPage<Droplet>> {
         let call = ApiRequest::new(Method::Get, "droplets", Class::Essential).query("type", kind.as_str());
         let wire::DropletsReply { droplets, paging } = self.send(&page.ask(call))?.json()?;
-        Ok(ApiPage::new(droplets.into_iter().filter_map(Droplet::read).collect(), page, &paging))
+        Ok(ApiPage::new(droplets.into_iter().map(|droplet| droplet.and_then(Droplet::read)), page, &paging))
     }
 
     /// Reads the account; also the cheapest proof that token and API work.

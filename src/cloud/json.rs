@@ -29,26 +29,24 @@ enum Entry<T> {
     Odd(IgnoredAny),
 }
 
-/// A list that is missing, `null` or there. Entries that are not of its kind are left out, so that one of them does not
-/// hide all the others.
-fn readable_entries<'de, D, T>(deserializer: D) -> Result<Vec<T>, D::Error>
+/// A list that is missing, `null` or there. Entries that are not of its kind are none, so that one of them does not hide all
+/// the others.
+fn readable_entries<'de, D, T>(deserializer: D) -> Result<Vec<Option<T>>, D::Error>
 where
     D: Deserializer<'de>,
     T: Deserialize<'de>,
 {
     let entries: Vec<Entry<T>> = or_default(deserializer)?;
-    let all = entries.len();
-    let good: Vec<T> = entries
-        .into_iter()
-        .filter_map(|entry| match entry {
-            Entry::Good(item) => Some(item),
-            Entry::Odd(IgnoredAny) => None,
-        })
-        .collect();
-    if good.len() < all {
-        warn!("left entries out of a list of DigitalOcean, which cannot be read: {} of {all}", all - good.len());
+    let read = |entry| match entry {
+        Entry::Good(item) => Some(item),
+        Entry::Odd(IgnoredAny) => None,
+    };
+    let all: Vec<Option<T>> = entries.into_iter().map(read).collect();
+    let odd = all.iter().filter(|entry| entry.is_none()).count();
+    if odd > 0 {
+        warn!("left entries out of a list of DigitalOcean, which cannot be read: {odd} of {}", all.len());
     }
-    Ok(good)
+    Ok(all)
 }
 
 #[derive(Debug, Deserialize)]
@@ -59,7 +57,7 @@ pub(super) struct VolumeReply {
 #[derive(Debug, Deserialize)]
 pub(super) struct VolumesReply {
     #[serde(default, deserialize_with = "readable_entries")]
-    pub(super) volumes: Vec<Volume>,
+    pub(super) volumes: Vec<Option<Volume>>,
     #[serde(flatten)]
     pub(super) paging: Paging,
 }
@@ -100,7 +98,7 @@ pub(super) struct ActionReply {
 #[derive(Debug, Deserialize)]
 pub(super) struct ActionsReply {
     #[serde(default, deserialize_with = "readable_entries")]
-    pub(super) actions: Vec<Action>,
+    pub(super) actions: Vec<Option<Action>>,
     #[serde(flatten)]
     pub(super) paging: Paging,
 }
@@ -124,7 +122,7 @@ pub(super) struct SnapshotReply {
 #[derive(Debug, Deserialize)]
 pub(super) struct SnapshotsReply {
     #[serde(default, deserialize_with = "readable_entries")]
-    pub(super) snapshots: Vec<Snapshot>,
+    pub(super) snapshots: Vec<Option<Snapshot>>,
     #[serde(flatten)]
     pub(super) paging: Paging,
 }
@@ -157,7 +155,7 @@ pub(super) struct DropletReply {
 #[derive(Debug, Deserialize)]
 pub(super) struct DropletsReply {
     #[serde(default, deserialize_with = "readable_entries")]
-    pub(super) droplets: Vec<Droplet>,
+    pub(super) droplets: Vec<Option<Droplet>>,
     #[serde(flatten)]
     pub(super) paging: Paging,
 }
@@ -278,14 +276,14 @@ mod tests {
         let odd = r#"{"id":"2","name":"b","size_gigabytes":null}"#;
         let list = format!(r#"{{"volumes":[{odd},{good},7],"links":{{}},"meta":{{"total":3}}}}"#);
         let read: VolumesReply = serde_json::from_str(&list).unwrap();
-        assert_eq!(read.volumes.iter().map(|volume| volume.id.as_str()).collect::<Vec<_>>(), ["1"]);
-        assert_eq!(read.paging.total(), Some(3));
+        assert_eq!(read.volumes.iter().flatten().map(|volume| volume.id.as_str()).collect::<Vec<_>>(), ["1"]);
+        assert_eq!((read.volumes.len(), read.paging.total()), (3, Some(3)));
         let actions = r#"{"actions":[{"id":1,"status":null},{"id":2,"status":"completed"}]}"#;
         let read: ActionsReply = serde_json::from_str(actions).unwrap();
-        assert_eq!(read.actions.iter().map(|action| action.id).collect::<Vec<_>>(), [2]);
+        assert_eq!(read.actions.iter().flatten().map(|action| action.id).collect::<Vec<_>>(), [2]);
         let snapshots = r#"{"snapshots":[{"id":"1"},{"id":"2","min_disk_size":1}]}"#;
         let read: SnapshotsReply = serde_json::from_str(snapshots).unwrap();
-        assert_eq!(read.snapshots.len(), 1);
+        assert_eq!(read.snapshots.iter().flatten().count(), 1);
         for none in [r#"{"volumes":null}"#, "{}"] {
             assert!(serde_json::from_str::<VolumesReply>(none).unwrap().volumes.is_empty(), "{none}");
         }
@@ -322,7 +320,8 @@ mod tests {
                 let _size = volume.size.bytes();
             }
             if let Ok(reply) = serde_json::from_slice::<VolumesReply>(bytes) {
-                let _volumes: Vec<_> = reply.volumes.into_iter().map(crate::cloud::volume::Volume::try_from).collect();
+                let _volumes: Vec<_> =
+                    reply.volumes.into_iter().flatten().map(crate::cloud::volume::Volume::try_from).collect();
             }
             if let Ok(reply) = serde_json::from_slice::<SnapshotReply>(bytes)
                 && let Ok(snapshot) = crate::cloud::snapshot::Snapshot::try_from(reply.snapshot)

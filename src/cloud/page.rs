@@ -90,6 +90,8 @@ impl Page {
 pub struct ApiPage<T> {
     /// The entries, in DigitalOcean's order.
     pub items: Vec<T>,
+    /// Whether entries were left out that cannot be read: what is not on the page may be there all the same.
+    pub has_odd: bool,
     /// The page after this one, when there is one.
     pub next: Option<Page>,
     /// How many entries DigitalOcean says there are; with a filter it is not certain what it counts, so nothing may be
@@ -98,9 +100,12 @@ pub struct ApiPage<T> {
 }
 
 impl<T> ApiPage<T> {
-    pub(super) fn new(items: Vec<T>, asked: Page, paging: &Paging) -> ApiPage<T> {
+    /// A page of entries, of which those that cannot be read are none.
+    pub(super) fn new(entries: impl Iterator<Item = Option<T>>, asked: Page, paging: &Paging) -> ApiPage<T> {
+        let mut has_odd = false;
+        let items = entries.inspect(|entry| has_odd |= entry.is_none()).flatten().collect();
         // A next page that does not lead forward would make the caller's loop endless.
         let next = paging.next().filter(|next| *next > asked.number).map(|number| asked.at(number));
-        ApiPage { items, next, total: paging.total() }
+        ApiPage { items, has_odd, next, total: paging.total() }
     }
 }

@@ -127,7 +127,7 @@ impl Cloud {
 
     fn snapshots(&self, call: ApiRequest, page: Page) -> ApiResult<ApiPage<Snapshot>> {
         let wire::SnapshotsReply { snapshots, paging } = self.send(&page.ask(call))?.json()?;
-        Ok(ApiPage::new(snapshots.into_iter().filter_map(readable).collect(), page, &paging))
+        Ok(ApiPage::new(snapshots.into_iter().map(|snapshot| snapshot.and_then(readable)), page, &paging))
     }
 }
 

@@ -94,7 +94,7 @@ impl Cloud {
         let is_asked = |volume: &wire::Volume| {
             volume.name == name.as_str() && volume.region.as_ref().is_none_or(|there| there.slug == region.as_str())
         };
-        let found = volumes.into_iter().find(is_asked).map(Volume::try_from).transpose();
+        let found = volumes.into_iter().flatten().find(is_asked).map(Volume::try_from).transpose();
         found.map_err(|bad| reply.unusable(&bad.to_string()))
     }
 
@@ -165,7 +165,7 @@ impl Cloud {
 
     fn volumes(&self, call: &ApiRequest, page: Page) -> ApiResult<ApiPage<Volume>> {
         let wire::VolumesReply { volumes, paging } = self.send(call)?.json()?;
-        Ok(ApiPage::new(volumes.into_iter().filter_map(readable).collect(), page, &paging))
+        Ok(ApiPage::new(volumes.into_iter().map(|volume| volume.and_then(readable)), page, &paging))
     }
 }
 

@@ -7,6 +7,8 @@
 //!
 //! Source: `droplet_kit` issue 94 ("could not be found" of a droplet that exists).
 
+use std::collections::HashSet;
+
 use crate::activity::learn_name;
 use crate::cloud::ApiResult;
 use crate::cloud::Cloud;
@@ -30,6 +32,16 @@ enum DropletIdentity {
     Unseen,
     /// Which droplet it is, is not known, or may be of another account, or the token may not read droplets.
     Unknown,
+}
+
+/// What was on the pages of a list in which something was looked for.
+#[derive(Debug, Default)]
+struct Tally {
+    seen: HashSet<String>,
+    /// How many entries DigitalOcean said that there are.
+    total: u64,
+    /// Whether there were some that cannot be read.
+    has_odd: bool,
 }
 
 /// What follows when something is found neither by its id nor elsewhere.
@@ -198,19 +210,24 @@ impl CallContext {
 
     fn find_listed_volume(&self, id: &VolumeId) -> Result<Option<Volume>> {
         let doing = format!("looking for volume {id} among all");
-        let volume_id = |volume: &Volume| volume.id.to_string();
-        self.find_listed(&doing, Cloud::list_volumes_to_find_one, volume_id, |volume| volume.id == *id)
+        let (volume_id, is_it) = (|volume: &Volume| volume.id.to_string(), |volume: &Volume| volume.id == *id);
+        let mut tally = Tally::default();
+        let found = self.find_listed(&doing, Cloud::list_volumes_to_find_one, volume_id, is_it, &mut tally)?;
+        self.unless_incomplete(&doing, found, &tally)
     }
 
     fn find_listed_droplet(&self, doing: &str, is_it: impl Fn(&Droplet) -> bool) -> Result<Option<Droplet>> {
         let droplet_id = |droplet: &Droplet| droplet.id.to_string();
+        let mut tally = Tally::default();
         for kind in DropletKind::ALL {
-            let found = self.find_listed(doing, |cloud, page| cloud.list_droplets(kind, page), droplet_id, &is_it)?;
+            let list = |cloud: &Cloud, page| cloud.list_droplets(kind, page);
+            let found = self.find_listed(doing, list, droplet_id, &is_it, &mut tally)?;
             if found.is_some() {
                 return Ok(found);
             }
         }
-        Ok(None)
+        // It is not documented whether the total is that of the one kind or of all, so it is compared with all.
+        self.unless_incomplete(doing, None, &tally)
     }
 
     /// Looks for an entry of a list.
@@ -220,12 +237,32 @@ impl CallContext {
         fetch: impl Fn(&Cloud, Page) -> ApiResult<ApiPage<T>>,
         id: impl Fn(&T) -> String,
         is_wanted: impl Fn(&T) -> bool,
+        tally: &mut Tally,
     ) -> Result<Option<T>> {
-        let read = |page| self.query(doing, Error::api(doing), |cloud| fetch(cloud, page));
-        match read_list(None, 1, read, id, |item| Some(item).filter(|item| is_wanted(item)))? {
+        let Tally { seen, total, has_odd } = tally;
+        let read = |page| {
+            let listed = self.query(doing, Error::api(doing), |cloud| fetch(cloud, page))?;
+            *total = listed.total.unwrap_or(0).max(*total);
+            *has_odd |= listed.has_odd;
+            Ok::<_, Error>(listed)
+        };
+        let keep = |item: T| {
+            seen.insert(id(&item));
+            Some(item).filter(|item| is_wanted(item))
+        };
+        match read_list(None, 1, read, &id, keep)? {
             Reading::Done(page) => Ok(page.items.into_iter().next()),
             Reading::StartMoved | Reading::Lost => Err(self.timed_out(doing, CHANGES)),
         }
+    }
+
+    /// Sees that a list in which something was not found had all its entries.
+    fn unless_incomplete<T>(&self, doing: &str, found: Option<T>, tally: &Tally) -> Result<Option<T>> {
+        let is_short = u64::try_from(tally.seen.len()).is_ok_and(|seen| seen < tally.total);
+        if found.is_none() && (is_short || tally.has_odd) {
+            return Err(self.timed_out(doing, "DigitalOcean's list lacks entries, or has some that cannot be read"));
+        }
+        Ok(found)
     }
 
     /// Asks until there is an answer, of which "not found" is one.

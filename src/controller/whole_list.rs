@@ -168,7 +168,7 @@ mod tests {
             let total = Some(list.len() as u64);
             pages += 1;
             change(pages, list);
-            Ok::<_, Infallible>(ApiPage { items, next, total })
+            Ok::<_, Infallible>(ApiPage { items, has_odd: false, next, total })
         };
         let Ok(reading) = read_list(start, wanted, fetch, u32::to_string, Some);
         (reading, pages)

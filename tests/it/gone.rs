@@ -120,6 +120,32 @@ fn a_volume_that_the_list_has_is_not_gone() {
 }
 
 #[test]
+fn a_list_that_lacks_an_entry_or_has_one_that_cannot_be_read_makes_nothing_gone() {
+    for (volumes, droplets) in [("", ""), (r#"{"id":null}"#, r#"{"id":"x"}"#)] {
+        let fleet = ControllerHarness::with_actions(ACTION);
+        let plugin = fleet.controller(Path::new(PROGRAM), "one", &["--call-budget=5"]);
+        let id = fleet.volume_on("one", A);
+        let list = |name: &str, entries: &str| {
+            let body = format!(r#"{{"{name}":[{entries}],"links":{{}},"meta":{{"total":3}}}}"#);
+            Fault::answered(200, "application/json", &body).always()
+        };
+        let faults = fleet.sim.faults();
+        faults.add(Fault::not_found().on(DROPLET_RECORD.0, DROPLET_RECORD.1).always());
+        faults.add(list("droplets", droplets).on("GET", "/v2/droplets"));
+        assert_ended(publish(&plugin.client, &id, B), RpcStatusCode::FAILED_PRECONDITION, "lacks entries");
+        faults.clear();
+        for (method, pattern) in [ACT, VOLUME_RECORD, DELETE] {
+            faults.add(Fault::not_found().on(method, pattern).always());
+        }
+        faults.add(list("volumes", volumes).on("GET", "/v2/volumes"));
+        assert_ended(unpublish(&plugin.client, &id, A), RpcStatusCode::UNAVAILABLE, "lacks entries");
+        assert_ended(plugin.client.delete_volume(&id), RpcStatusCode::UNAVAILABLE, "lacks entries");
+        fleet.sim.faults().clear();
+        assert_eq!(fleet.sim.attached_to(&id), Some(A));
+    }
+}
+
+#[test]
 fn a_gateway_that_has_lost_every_route_makes_nothing_gone_and_changes_nothing() {
     let bodies = [
         ("application/json", r#"{"message":"no Route matched with those values"}"#),
