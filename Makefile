@@ -3,7 +3,7 @@
 
 .DEFAULT_GOAL := help
 .PHONY: help build pages check test test-root figures test-faults sanity demo bench image image-test test-droplets e2e-nomad droplet-test e2e-droplet dist dist-test dist-again clean
-.PHONY: plugin program sim root rust lints own compiler disk-tools strace packagers csi-sanity docker network debootstrap machines bases tasks nomad
+.PHONY: plugin program sim root rust lints own compiler disk-tools strace packagers csi-sanity docker monitoring-tools network debootstrap machines bases tasks nomad
 # A recipe is one script, so it can use functions, and its first failing line ends it.
 .ONESHELL:
 .SHELLFLAGS := -euc
@@ -77,9 +77,8 @@ test-root: root rust own compiler disk-tools strace ## Run the kernel tests: loo
 
 # What is shipped for Prometheus is checked and tried with Prometheus itself. Debian's is built without Nomad's service discovery,
 # so that part of the configuration is left out.
-monitoring-test: rust own compiler ## Check and try the alerts with Prometheus, and the page with a browser
-	@$(call need,promtool:prometheus prometheus:prometheus chromium:chromium)
-	cd nomad/monitoring
+monitoring-test: rust own compiler monitoring-tools ## Check and try the alerts with Prometheus, and the page with a browser
+	@cd nomad/monitoring
 	promtool check rules alerts.yml
 	promtool test rules alerts_test.yml
 	scrape=$$(mktemp -d)
@@ -295,7 +294,7 @@ lints:
 	echo "needs rustfmt and clippy: rustup component add rustfmt clippy" >&2
 	exit 2
 
-# $(call need,COMMAND:PACKAGE ...), with packages named as Debian and Ubuntu do.
+# $(call need,COMMAND:PACKAGE ...), with packages named as Debian and Ubuntu do. It ends its recipe, so it is the last of one.
 define need
 missing() { for pair in $(1); do command -v "$${pair%:*}" >/dev/null || echo "$${pair#*:}"; done | sort -u | xargs; }
 packages=$$(missing)
@@ -343,6 +342,9 @@ csi-sanity:
 docker:
 	@! docker info >/dev/null 2>&1 || exit 0
 	$(call need,docker:docker.io dockerd:docker.io iptables:iptables)
+
+monitoring-tools:
+	@$(call need,promtool:prometheus prometheus:prometheus chromium:chromium)
 
 # Droplets with a network each have an Engine each, whatever else answers.
 network:

@@ -164,6 +164,15 @@ fn a_flag_that_a_page_names_exists() {
 }
 
 #[test]
+fn nothing_follows_in_a_recipe_on_what_ends_it_when_all_packages_are_there() {
+    let makefile = read("Makefile");
+    for recipe in makefile.split("\n\n").filter(|part| part.contains("\t@$(call need,")) {
+        let last = recipe.lines().next_back().unwrap_or_default();
+        assert!(last.contains("$(call need,"), "it is skipped where nothing has to be installed:\n{recipe}");
+    }
+}
+
+#[test]
 fn a_target_that_a_page_names_is_in_the_makefile() {
     let makefile = read("Makefile");
     let mut count = 0;
