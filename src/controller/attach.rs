@@ -17,7 +17,6 @@
 //!                            +------------------------------+
 //! ```
 
-use std::mem;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -99,7 +98,6 @@ impl Attacher {
         let key = VolumeKey::Id(want.volume.to_string());
         let full = |why| VolumeBusy::new(key.clone(), why);
         let _place = self.publishing.enter(want.volume.clone(), MAX_QUEUE).map_err(full)?;
-        let mut is_first = true;
         let mut history = AttachHistory::new(ctx.patience, self.takeover, purpose);
         let mut waits = AttachWaits {
             pauses: ctx.retry_backoff(),
@@ -109,9 +107,7 @@ impl Attacher {
         };
         loop {
             let guard = self.locks.acquire_queued(key.clone(), usize::MAX, ctx.deadline())?;
-            if !mem::take(&mut is_first) {
-                self.check_not_overtaken(ctx, want)?;
-            }
+            self.check_not_overtaken(ctx, want)?;
             let is_endangered = self.runner.lost_detaches.may_start(&want.volume, want.droplet, Instant::now());
             let known = self.publish_modes.attached_by(&want.volume, want.droplet);
             let facts = ctx.observe_attachment(want, known, &history)?;
@@ -196,10 +192,10 @@ impl Attacher {
             Purpose::Publish => {
                 self.publish_modes.settle(guard, want, &volume, by)?;
                 self.tagger.apply_tag(guard, ctx, &volume);
+                self.order.published(&want.volume, want.droplet, ctx.started());
             }
             Purpose::Return => {}
         }
-        self.order.published(&want.volume, want.droplet, ctx.started());
         Ok(AttachStep::Done(volume))
     }
 

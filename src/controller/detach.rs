@@ -413,7 +413,7 @@ impl Detacher {
     fn is_without(&self, ctx: &CallContext, droplet: DropletId, id: &VolumeId) -> Result<bool> {
         let is_without = !ctx.has_volume(droplet, id)?;
         if is_without {
-            info!(volume:% = id, droplet = droplet.get(); "the volume is still shown on a droplet that is gone or does not have it");
+            info!(volume:% = id, droplet = droplet.get(); "the droplet that the volume was shown on is gone, or does not have it");
         }
         Ok(is_without)
     }

@@ -33,7 +33,10 @@ impl Order {
 
     /// A call that came then is told that the volume is on the droplet.
     pub(super) fn published(&self, volume: &VolumeId, droplet: DropletId, came: Instant) {
-        self.lock().published.insert(volume.clone(), (droplet, came));
+        let published = &mut self.lock().published;
+        if published.get(volume).is_none_or(|(_, last)| *last < came) {
+            published.insert(volume.clone(), (droplet, came));
+        }
     }
 
     /// Whether a call came after that moment that takes the volume from the droplet.
@@ -79,6 +82,7 @@ mod tests {
 
         let is_overtaken = |last, from, came| order.is_unpublish_overtaken(&(volume(last), from), at(came));
         order.published(&volume('1'), a, at(7));
+        order.published(&volume('1'), a, at(5));
         assert!(is_overtaken('1', Some(a), 6) && is_overtaken('1', None, 6));
         assert!(!is_overtaken('1', Some(b), 6) && !is_overtaken('1', Some(a), 8) && !is_overtaken('2', Some(a), 6));
     }

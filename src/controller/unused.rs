@@ -183,8 +183,6 @@ impl Controller {
         if outcome == ReleaseOutcome::Detached {
             self.attacher.publish_modes.unpublished(id, DetachFrom::Droplet(droplet));
             self.attacher.publish_modes.taken_from(id, droplet);
-            // No other one was sent.
-            self.runner.lost_detaches.found(id, droplet, Instant::now());
         }
         outcome
     }
@@ -211,7 +209,12 @@ impl Controller {
         let (since, mut pauses, mut waits) = (Instant::now(), ctx.backoff(), Waits::new(ctx));
         loop {
             match ctx.observe_last_action_if_there(id)? {
-                LastAction::Detached => return Ok(ReleaseOutcome::Detached),
+                LastAction::Detached => {
+                    if matches!(sent, ActionOutcome::Open(_)) {
+                        self.runner.lost_detaches.found(id, droplet, Instant::now());
+                    }
+                    return Ok(ReleaseOutcome::Detached);
+                }
                 LastAction::Running(action) => {
                     self.runner.await_foreign(ctx, id, &action, &mut waits, &doing)?;
                 }
