@@ -198,17 +198,14 @@ mod tests {
         assert_eq!(Change::ALL.map(Change::name).into_iter().collect::<BTreeSet<_>>().len(), Change::ALL.len());
     }
 
+    /// One test, as the names are the program's own: what fills them up would take the name from another test's hands.
     #[test]
-    fn a_change_has_what_its_call_is_about_and_the_name_that_was_learnt_before() {
+    fn a_change_has_what_its_call_is_about_and_the_name_that_was_learnt_before_and_names_are_bounded() {
         let about = |volume: &str| About::default().with("volume", volume);
         remember_name("named", &"blog");
         let whole = completed(about("named"), about("asked").with("droplet", 7));
         assert_eq!(whole.to_string(), "volume=named droplet=7 name=blog");
         assert_eq!(completed(about("unnamed"), About::default()).to_string(), "volume=unnamed");
-    }
-
-    #[test]
-    fn the_names_of_volumes_are_bounded() {
         for number in 0..2 * MOST_NAMES {
             remember_name(&number.to_string(), &"x");
         }
