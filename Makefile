@@ -326,7 +326,7 @@ strace:
 	@$(call need,strace:strace)
 
 packagers:
-	@$(call need,dpkg-deb:dpkg dpkg-shlibdeps:dpkg-dev rpmbuild:rpm)
+	@$(call need,dpkg-deb:dpkg objdump:binutils rpmbuild:rpm)
 
 # Installed by its version from source, checked by Go's own sums. One that is found has to be that version too, which Go
 # writes into its programs; csi-sanity itself says "(dev)".
