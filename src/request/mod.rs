@@ -185,17 +185,18 @@ mod tests {
             let text = path.to_str().unwrap();
             path.is_absolute() && text != "/" && !text.contains('\0') && !text.split('/').any(|part| part == "..")
         };
+        let none = secrets::Secrets::take(&mut std::collections::HashMap::new());
         crate::fuzz::fuzz("requests", &seeds.each_ref().map(Vec::as_slice), &words, |bytes| {
             macro_rules! parse {
                 ($request:ident, $parse:expr) => {
                     csi::$request::parse_from_bytes(bytes).ok().and_then(|wire| $parse(wire).ok())
                 };
             }
-            if let Some(stage) = parse!(NodeStageVolumeRequest, |wire| node::Stage::parse(wire, &keys)) {
+            if let Some(stage) = parse!(NodeStageVolumeRequest, |wire| node::Stage::parse(wire, &none, &keys)) {
                 assert!(is_straight(&stage.staging), "{stage:?}");
                 let _size = stage.attached.size.map(|size| size.bytes());
             }
-            if let Some(publish) = parse!(NodePublishVolumeRequest, |wire| node::Publish::parse(wire, &keys)) {
+            if let Some(publish) = parse!(NodePublishVolumeRequest, |wire| node::Publish::parse(wire, &none, &keys)) {
                 assert!(is_straight(&publish.target) && is_straight(&publish.stage.staging), "{publish:?}");
                 assert!(!publish.target.starts_with(&publish.stage.staging), "{publish:?}");
             }
@@ -205,14 +206,14 @@ mod tests {
             if let Some(unpublish) = parse!(NodeUnpublishVolumeRequest, node::Unpublish::parse) {
                 assert!(is_straight(&unpublish.target));
             }
-            if let Some(create) = parse!(CreateVolumeRequest, |wire| volume::CreateVolume::parse(wire, &keys)) {
+            if let Some(create) = parse!(CreateVolumeRequest, |wire| volume::CreateVolume::parse(wire, &none, &keys)) {
                 assert!(!create.name.is_empty() && !create.name.contains('\0'));
                 let _size = crate::size::plan_size(&create.range, &crate::size::SizeLimits::DIGITALOCEAN);
             }
             let _others = (
                 parse!(NodeGetVolumeStatsRequest, node::Stats::parse),
                 parse!(NodeGetVolumeHealthRequest, node::Health::parse),
-                parse!(NodeExpandVolumeRequest, node::Expand::parse),
+                parse!(NodeExpandVolumeRequest, |wire| node::Expand::parse(wire, &none)),
                 parse!(ControllerPublishVolumeRequest, attachment::Publish::try_from),
                 parse!(ControllerUnpublishVolumeRequest, attachment::Unpublish::parse),
                 parse!(ControllerExpandVolumeRequest, volume_change::Expand::try_from),
@@ -220,7 +221,7 @@ mod tests {
                 parse!(CreateSnapshotRequest, snapshot::CreateSnapshot::try_from),
                 parse!(ListSnapshotsRequest, |wire| snapshot::ListSnapshots::parse(&wire)),
                 parse!(GetCapacityRequest, query::Capacity::parse),
-                parse!(ValidateVolumeCapabilitiesRequest, |wire| query::Validate::parse(&wire, &keys)),
+                parse!(ValidateVolumeCapabilitiesRequest, |wire| query::Validate::parse(&wire, &none, &keys)),
             );
         });
     }

@@ -38,8 +38,7 @@ impl Stage {
     ///
     /// # Errors
     /// [`Error::Invalid`] or [`Error::Unsupported`].
-    pub fn parse(wire: csi::NodeStageVolumeRequest, keys: &ContextKeys) -> Result<Stage> {
-        let secrets = Secrets::new(wire.secrets);
+    pub fn parse(wire: csi::NodeStageVolumeRequest, secrets: &Secrets, keys: &ContextKeys) -> Result<Stage> {
         let attached = keys.read(&wire.publish_context)?;
         let capability = Capability::parse("volume_capability", wire.volume_capability.into_option())?;
         let volume = required("volume_id", wire.volume_id)?;
@@ -94,8 +93,7 @@ impl Publish {
     /// # Errors
     /// [`Error::Invalid`] or [`Error::Unsupported`]; [`Error::NotStaged`] without a staging path, as this plugin has
     /// the capability STAGE_UNSTAGE_VOLUME. Source: CSI specification, NodePublishVolume errors.
-    pub fn parse(wire: csi::NodePublishVolumeRequest, keys: &ContextKeys) -> Result<Publish> {
-        let secrets = Secrets::new(wire.secrets);
+    pub fn parse(wire: csi::NodePublishVolumeRequest, secrets: &Secrets, keys: &ContextKeys) -> Result<Publish> {
         let volume = required("volume_id", wire.volume_id)?;
         let target = absolute_path("target_path", wire.target_path)?;
         let capability = Capability::parse("volume_capability", wire.volume_capability.into_option())?;
@@ -197,8 +195,7 @@ impl Expand {
     ///
     /// # Errors
     /// [`Error::Invalid`] or [`Error::Unsupported`]; [`Error::NotFound`] for a path at which nothing can be.
-    pub fn parse(wire: csi::NodeExpandVolumeRequest) -> Result<Expand> {
-        let secrets = Secrets::new(wire.secrets);
+    pub fn parse(wire: csi::NodeExpandVolumeRequest, secrets: &Secrets) -> Result<Expand> {
         let volume = required("volume_id", wire.volume_id)?;
         let range = size_range(&wire.capacity_range.unwrap_or_default())?;
         if let Some(capability) = wire.volume_capability.into_option() {

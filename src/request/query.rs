@@ -8,6 +8,7 @@ use crate::proto::csi;
 use crate::request::capability::Capability;
 use crate::request::parameters::{PARAMETERS, Parameters, TagChange};
 use crate::request::publish_context::ContextKeys;
+use crate::request::secrets::Secrets;
 use crate::request::volume::region;
 use crate::request::volume_context::CONTEXT;
 use crate::request::{required, volume_id};
@@ -27,10 +28,14 @@ impl Validate {
     ///
     /// # Errors
     /// [`Error::Invalid`] when something is missing or malformed, [`Error::NotFound`] for an impossible id.
-    pub fn parse(wire: &csi::ValidateVolumeCapabilitiesRequest, keys: &ContextKeys) -> Result<Validate> {
+    pub fn parse(
+        wire: &csi::ValidateVolumeCapabilitiesRequest,
+        secrets: &Secrets,
+        keys: &ContextKeys,
+    ) -> Result<Validate> {
         let volume = required("volume_id", wire.volume_id.clone())?;
         let refusal = match Capability::parse_all("volume_capabilities", wire.volume_capabilities.clone()) {
-            Ok(capabilities) => check_rest(wire, keys, &capabilities).err().map(|err| err.to_string()),
+            Ok(capabilities) => check_rest(wire, secrets, keys, &capabilities).err().map(|err| err.to_string()),
             Err(Error::Unsupported(why)) => Some(why),
             Err(err) => return Err(err),
         };
@@ -41,11 +46,13 @@ impl Validate {
 /// Checks what a question about capabilities says besides them.
 fn check_rest(
     wire: &csi::ValidateVolumeCapabilitiesRequest,
+    secrets: &Secrets,
     keys: &ContextKeys,
     capabilities: &[Capability],
 ) -> Result<()> {
-    keys.settings(&wire.volume_id, CONTEXT, &wire.volume_context, capabilities)?;
-    keys.settings(&wire.volume_id, PARAMETERS, &wire.parameters, capabilities)?;
+    let staged = keys.settings(&wire.volume_id, CONTEXT, &wire.volume_context, capabilities)?;
+    let created = keys.settings(&wire.volume_id, PARAMETERS, &wire.parameters, capabilities)?;
+    secrets.key_for(staged.is_encrypted || created.is_encrypted)?;
     Parameters::parse(&wire.parameters)?;
     TagChange::parse(&wire.mutable_parameters)?;
     Ok(())

@@ -16,18 +16,18 @@ pub const NAMES: [&str; 3] = ["encryption-passphrase", "encryptionPassphrase", "
 
 /// Overwrites the secrets of a request that has no use for them.
 pub fn forget(wire: &mut HashMap<String, String>) {
-    drop(Secrets::new(std::mem::take(wire)));
+    drop(Secrets::take(wire));
 }
 
-/// The secrets of a request. Their memory is overwritten when this is dropped. So they are taken out of a request
-/// before any part of it can be refused.
+/// The secrets of a request. Their memory is overwritten when this is dropped. So they are taken out of a request as soon as it
+/// comes: it may be refused before anybody reads it.
 pub struct Secrets(HashMap<String, String>);
 
 impl Secrets {
-    /// Takes a request's secrets.
+    /// Takes a request's secrets out of it.
     #[must_use]
-    pub fn new(wire: HashMap<String, String>) -> Secrets {
-        Secrets(wire)
+    pub fn take(wire: &mut HashMap<String, String>) -> Secrets {
+        Secrets(std::mem::take(wire))
     }
 
     /// Reads the key, if there is one.
@@ -90,7 +90,7 @@ mod tests {
     use super::*;
 
     fn map(pairs: &[(&str, &str)]) -> Secrets {
-        Secrets::new(pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect())
+        Secrets(pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect())
     }
 
     #[test]

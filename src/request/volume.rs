@@ -55,8 +55,7 @@ impl CreateVolume {
     ///
     /// # Errors
     /// [`Error::Invalid`], [`Error::Unsupported`]; [`Error::NotFound`] for a source that cannot exist.
-    pub fn parse(wire: csi::CreateVolumeRequest, keys: &ContextKeys) -> Result<CreateVolume> {
-        let secrets = Secrets::new(wire.secrets);
+    pub fn parse(wire: csi::CreateVolumeRequest, secrets: &Secrets, keys: &ContextKeys) -> Result<CreateVolume> {
         let range = wire.capacity_range.into_option().unwrap_or_default();
         let topology = wire.accessibility_requirements.into_option().unwrap_or_default();
         let name = csi_name("name", wire.name)?;
@@ -120,11 +119,13 @@ pub(super) fn requisite_regions(topology: csi::TopologyRequirement) -> Result<Ve
 }
 
 pub(crate) fn region(topology: csi::Topology) -> Result<String> {
-    let mut segments = topology.segments;
-    let region = segments.remove(REGION_KEY);
-    match (region, segments.into_keys().next()) {
-        (Some(region), None) => Ok(region),
-        (Some(_) | None, Some(key)) => {
+    // Keys have no case: CSI specification, `Topology`.
+    let (mut regions, mut others): (Vec<_>, Vec<_>) =
+        topology.segments.into_iter().partition(|(key, _)| key.eq_ignore_ascii_case(REGION_KEY));
+    match (regions.pop(), others.pop()) {
+        (Some((_, region)), None) if regions.is_empty() => Ok(region),
+        (Some(_), None) => Err(Error::invalid("accessibility_requirements", "a topology has one key twice")),
+        (Some(_) | None, Some((key, _))) => {
             Err(Error::Unsupported(format!("topology key {key:?}; the only one there is, is {REGION_KEY:?}")))
         }
         (None, None) => Err(Error::invalid("accessibility_requirements", "a topology has no segment")),
@@ -156,7 +157,10 @@ mod tests {
 
     #[test]
     fn a_topology_has_exactly_the_region() {
-        assert_eq!(region(topology(&[("region", "fra1")])).unwrap(), "fra1");
+        for key in ["region", "Region"] {
+            assert_eq!(region(topology(&[(key, "fra1")])).unwrap(), "fra1");
+        }
+        assert!(matches!(region(topology(&[("region", "fra1"), ("REGION", "ams3")])), Err(Error::Invalid { .. })));
         assert!(matches!(region(topology(&[])), Err(Error::Invalid { .. })));
         assert!(matches!(region(topology(&[("zone", "a")])), Err(Error::Unsupported(_))));
         assert!(matches!(region(topology(&[("region", "fra1"), ("zone", "a")])), Err(Error::Unsupported(_))));

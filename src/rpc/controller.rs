@@ -18,7 +18,7 @@ use crate::proto::csi_grpc;
 use crate::request::attachment::{Publish, Unpublish};
 use crate::request::publish_context::ContextKeys;
 use crate::request::query::{Capacity, Page, Validate};
-use crate::request::secrets::forget;
+use crate::request::secrets::{Secrets, forget};
 use crate::request::snapshot::{CreateSnapshot, ListSnapshots};
 use crate::request::volume::CreateVolume;
 use crate::request::volume_change::{Expand, Modify};
@@ -116,12 +116,13 @@ impl csi_grpc::Controller for ControllerService {
     fn create_volume(
         &mut self,
         ctx: RpcContext<'_>,
-        wire: csi::CreateVolumeRequest,
+        mut wire: csi::CreateVolumeRequest,
         sink: UnarySink<csi::CreateVolumeResponse>,
     ) {
+        let secrets = Secrets::take(&mut wire.secrets);
         let keys = Arc::clone(&self.keys);
         self.answer(&ctx, sink, RpcInfo::change("CreateVolume", of("name", &wire.name)), move |controller, ctx| {
-            let want = CreateVolume::parse(wire, &keys)?;
+            let want = CreateVolume::parse(wire, &secrets, &keys)?;
             let made = controller.create_volume(&ctx, &want)?;
             let answer = csi::Volume { volume_context: want.context, ..volume(&made) };
             Ok(csi::CreateVolumeResponse { volume: Some(answer).into(), ..Default::default() })
@@ -187,14 +188,14 @@ impl csi_grpc::Controller for ControllerService {
         mut wire: csi::ValidateVolumeCapabilitiesRequest,
         sink: UnarySink<csi::ValidateVolumeCapabilitiesResponse>,
     ) {
-        forget(&mut wire.secrets);
+        let secrets = Secrets::take(&mut wire.secrets);
         let keys = Arc::clone(&self.keys);
         self.answer(
             &ctx,
             sink,
             RpcInfo::question("ValidateVolumeCapabilities", of("volume", &wire.volume_id)),
             move |controller, ctx| {
-                let request = Validate::parse(&wire, &keys)?;
+                let request = Validate::parse(&wire, &secrets, &keys)?;
                 controller.find_volume(&ctx, &request.volume)?;
                 Ok(validated(wire, request.refusal))
             },

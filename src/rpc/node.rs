@@ -23,7 +23,7 @@ use crate::proto::csi::volume_usage::Unit;
 use crate::proto::csi_grpc;
 use crate::request::node::{Expand, Health, Publish, Stage, Stats, Unpublish, Unstage};
 use crate::request::publish_context::ContextKeys;
-use crate::request::secrets::forget;
+use crate::request::secrets::{Secrets, forget};
 use crate::rpc::health::{storage_health, volume_health};
 use crate::rpc::response::{condition, topology};
 use crate::rpc::worker::{Incoming, Pool, RpcInfo, answer_now, refuse};
@@ -156,13 +156,14 @@ impl csi_grpc::Node for NodeService {
     fn node_stage_volume(
         &mut self,
         ctx: RpcContext<'_>,
-        wire: csi::NodeStageVolumeRequest,
+        mut wire: csi::NodeStageVolumeRequest,
         sink: UnarySink<csi::NodeStageVolumeResponse>,
     ) {
+        let secrets = Secrets::take(&mut wire.secrets);
         let keys = Arc::clone(&self.keys);
         let call = Named::new("NodeStageVolume", &wire.volume_id, &wire.staging_target_path);
         self.answer(&self.pools.bring, &ctx, sink, call, move |node, arrival| {
-            node.stage(&Stage::parse(wire, &keys)?, arrival)?;
+            node.stage(&Stage::parse(wire, &secrets, &keys)?, arrival)?;
             Ok(csi::NodeStageVolumeResponse::default())
         });
     }
@@ -183,13 +184,14 @@ impl csi_grpc::Node for NodeService {
     fn node_publish_volume(
         &mut self,
         ctx: RpcContext<'_>,
-        wire: csi::NodePublishVolumeRequest,
+        mut wire: csi::NodePublishVolumeRequest,
         sink: UnarySink<csi::NodePublishVolumeResponse>,
     ) {
+        let secrets = Secrets::take(&mut wire.secrets);
         let keys = Arc::clone(&self.keys);
         let call = Named::new("NodePublishVolume", &wire.volume_id, &wire.target_path);
         self.answer(&self.pools.bring, &ctx, sink, call, move |node, arrival| {
-            node.publish(&Publish::parse(wire, &keys)?, arrival)?;
+            node.publish(&Publish::parse(wire, &secrets, &keys)?, arrival)?;
             Ok(csi::NodePublishVolumeResponse::default())
         });
     }
@@ -257,12 +259,13 @@ impl csi_grpc::Node for NodeService {
     fn node_expand_volume(
         &mut self,
         ctx: RpcContext<'_>,
-        wire: csi::NodeExpandVolumeRequest,
+        mut wire: csi::NodeExpandVolumeRequest,
         sink: UnarySink<csi::NodeExpandVolumeResponse>,
     ) {
+        let secrets = Secrets::take(&mut wire.secrets);
         let call = Named::new("NodeExpandVolume", &wire.volume_id, &wire.volume_path);
         self.answer(&self.pools.bring, &ctx, sink, call, move |node, arrival| {
-            let size = node.expand(&Expand::parse(wire)?, arrival)?;
+            let size = node.expand(&Expand::parse(wire, &secrets)?, arrival)?;
             Ok(csi::NodeExpandVolumeResponse { capacity_bytes: size.wire(), ..Default::default() })
         });
     }

@@ -393,6 +393,12 @@ fn a_question_about_a_volume_needs_its_id_and_well_formed_capabilities() {
             assert!(answer.confirmed.is_none() && answer.message.contains(meant), "{name}: {answer}");
         }
     }
+    // So is a key for a volume of which nothing says that it is encrypted: every NodeStageVolume would refuse it.
+    let keyed = Request { secrets: text_map(&[("encryption-passphrase", "secret")]), ..good.clone() };
+    let answer = ask(bench.client(), &keyed).unwrap();
+    assert!(answer.confirmed.is_none() && answer.message.contains("encrypted"), "{answer}");
+    let encrypted = Request { volume_context: setting("encrypted", "true"), ..keyed };
+    assert!(ask(bench.client(), &encrypted).unwrap().confirmed.is_some());
     let mut table = malformed;
     table.push(spoil("volume_id", |request: &mut Request| request.volume_id.clear()));
     table.push(spoil("volume_capabilities", |request: &mut Request| request.volume_capabilities.clear()));

@@ -9,7 +9,7 @@ use crate::error::command::{CommandError, Exit};
 use crate::error::{Error, Result};
 use crate::host::command::{Cmd, Output, Runner, Tool};
 use crate::host::device::Device;
-use crate::host::luks::header::{why_not_header, why_not_table};
+use crate::host::luks::header::{CIPHER, why_not_header, why_not_table};
 use crate::host::luks::layout::{DATA_AT, SUBSYSTEM, SUBSYSTEM_NEW};
 use crate::host::luks::passphrase::Key;
 use crate::id::VolumeName;
@@ -26,6 +26,8 @@ const KEY_BUDGET: Duration = Duration::from_secs(60);
 const KEY_MEMORY: &str = "32768";
 /// For how long, in milliseconds, making a key is to take on the droplet on which the volume is made.
 const KEY_TIME: &str = "1000";
+/// The length of the key that data is encrypted with: AES-256, as XTS has two.
+const KEY_BITS: &str = "512";
 
 /// Sees that this kernel can open encrypted volumes, before a disk is made one. cryptsetup is asked for the state of a name
 /// that there is not, for which it needs the device mapper as it does for opening, and has the kernel load its module. dmsetup
@@ -92,6 +94,7 @@ pub(in crate::host) fn apply_format(
     let cmd = Cmd::new(Tool::Cryptsetup, KEY_BUDGET)
         .args(["luksFormat", "--type", "luks2", "--batch-mode", "--key-file=-", "--offset", &sectors])
         .args(["--pbkdf", "argon2id", "--pbkdf-memory", KEY_MEMORY, "--pbkdf-parallel", "1", "--iter-time", KEY_TIME])
+        .args(["--cipher", CIPHER, "--key-size", KEY_BITS, "--hash", "sha256"])
         .args(["--subsystem", SUBSYSTEM_NEW])
         .arg(disk.path())
         .reading(key)

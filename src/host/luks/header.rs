@@ -17,7 +17,7 @@ use crate::host::device::number::DeviceNumber;
 ///
 /// Source: `DEFAULT_LUKS1_CIPHER` and `DEFAULT_LUKS1_KEYBITS` in cryptsetup's `configure.ac`; `get_adjusted_key_size` in its
 /// `src/utils_luks.c`.
-const CIPHER: &str = "aes-xts-plain64";
+pub(super) const CIPHER: &str = "aes-xts-plain64";
 const KEY_LENGTHS: [u64; 2] = [64, 32];
 
 /// The least that cryptsetup lets anybody choose for making a key from a passphrase. A slot that costs little cannot be planted,

@@ -230,7 +230,7 @@ pub(in crate::host) fn observe_lost(places: &DevicePlaces, number: DeviceNumber)
 pub(in crate::host) fn observe_mapped(places: &DevicePlaces, name: &OsStr) -> Result<Option<DeviceNumber>> {
     let all = places.sysfs.join("class/block");
     for device in mapped_in(&all)? {
-        if read_attribute(&all.join(&device).join("dm/name"))?.is_some_and(|have| have.as_str() == name) {
+        if observe_while_there(&all.join(&device).join("dm/name"))?.is_some_and(|have| have.as_str() == name) {
             return read_number(&all.join(&device));
         }
     }
@@ -254,7 +254,7 @@ pub fn observe_names(places: &DevicePlaces, volume: &VolumeName) -> Result<Names
     let all = places.sysfs.join("class/block");
     let mut taken = Vec::new();
     for device in mapped_in(&all)? {
-        taken.extend(read_attribute(&all.join(device).join("dm/name"))?.filter(|name| is_name_of(volume, name)));
+        taken.extend(observe_while_there(&all.join(device).join("dm/name"))?.filter(|name| is_name_of(volume, name)));
     }
     let free = (1..=MOST_NAMES).map(|number| name_of(volume, number)).find(|name| !taken.contains(name));
     let none = || {
