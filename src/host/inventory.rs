@@ -4,7 +4,7 @@
 //! mount table, none of which waits for a disk. What waits, the question how a mount is, is asked by threads of its
 //! own with a limit of time: a dead mount holds up nobody but its own thread, of which there is never a second one.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -18,7 +18,7 @@ use crate::host::id_link::observe_ids_of;
 use crate::host::mount_health::observe_health;
 use crate::host::mount_report::{MountReport, observe_report};
 use crate::host::mount_table::observe_mounts;
-use crate::host::mountinfo::{Mount, MountTable};
+use crate::host::mountinfo::{Mount, MountKey, MountTable};
 use crate::host::owner::{Owner, observe_owner};
 use crate::host::presence::{observe_is_there, observe_metadata, observe_names, observe_real};
 use crate::host::under_mount::{UnderMount, observe_disk};
@@ -98,8 +98,8 @@ pub enum VolumeState {
 pub struct Inventory {
     places: DevicePlaces,
     budget: Duration,
-    /// Looks that have not ended yet, by the path of the mount that they are about.
-    looks: Looks<PathBuf, VolumeState>,
+    /// Looks that have not ended yet, by the mount that they are about.
+    looks: Looks<MountKey, VolumeState>,
 }
 
 /// A volume before its mount was asked.
@@ -124,10 +124,13 @@ impl Inventory {
     pub fn observe(&self) -> Result<Vec<VolumeHere>> {
         let mounts = observe_mounts()?;
         let found = observe_found(&self.places, &mounts)?;
+        let there: HashSet<MountKey> = mounts.iter().map(Mount::key).collect();
+        // How a mount was that is gone tells nothing of what is there now.
+        drop(self.looks.take_ended(|key| there.contains(key)));
         let give_up = Instant::now() + self.budget;
-        let asked: Vec<(VolumeHere, Option<PathBuf>)> =
+        let asked: Vec<(VolumeHere, Option<MountKey>)> =
             found.into_iter().map(|found| self.ask(found, &mounts)).collect();
-        let wait = |(volume, key): (VolumeHere, Option<PathBuf>)| match key {
+        let wait = |(volume, key): (VolumeHere, Option<MountKey>)| match key {
             Some(key) => VolumeHere { state: self.wait(&key, give_up), ..volume },
             None => volume,
         };
@@ -135,9 +138,9 @@ impl Inventory {
     }
 
     /// Has a thread look at a volume, unless an earlier one is at it still.
-    fn ask(&self, found: Found, mounts: &MountTable) -> (VolumeHere, Option<PathBuf>) {
+    fn ask(&self, found: Found, mounts: &MountTable) -> (VolumeHere, Option<MountKey>) {
         let Found { volume, asked: Some(mount) } = found else { return (found.volume, None) };
-        let (key, places, mounts) = (mount.target.clone(), self.places.clone(), mounts.clone());
+        let (key, places, mounts) = (mount.key(), self.places.clone(), mounts.clone());
         match self.looks.begin(key.clone(), move || observe_state(&places, &mounts, &mount)) {
             Ok(_) => (volume, Some(key)),
             Err(err) => {
@@ -147,7 +150,7 @@ impl Inventory {
         }
     }
 
-    fn wait(&self, key: &PathBuf, give_up: Instant) -> VolumeState {
+    fn wait(&self, key: &MountKey, give_up: Instant) -> VolumeState {
         match self.looks.wait(key, give_up) {
             Seen::Ended(state) => state,
             Seen::Silent(time) => VolumeState::Silent(time),

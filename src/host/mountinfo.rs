@@ -44,7 +44,18 @@ pub struct Mount {
     pub super_options: Vec<String>,
 }
 
+/// Which mount this is, as long as anything works at it: another one at the same place has another number till then.
+///
+/// Source: `cleanup_mnt` in the kernel's `fs/namespace.c`, which frees the number with the last user of a mount.
+pub(crate) type MountKey = (u64, PathBuf);
+
 impl Mount {
+    /// What tells this mount from others that come to its place.
+    #[must_use]
+    pub(crate) fn key(&self) -> MountKey {
+        (self.id, self.target.clone())
+    }
+
     /// Whether nothing can be written through this mount: by its own flag, or because the file system is read-only.
     #[must_use]
     pub fn is_read_only(&self) -> bool {

@@ -5,7 +5,8 @@
 //! its own, so that one which does not answer holds up nothing else. What is own has to be certain: it lies in Nomad's layout, and either its disk is a volume's, or, where
 //! the disk is gone, it was seen to be before, or the directory is one in which such mounts are.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::hash::Hash;
 use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError};
@@ -23,7 +24,7 @@ use crate::host::flush::apply_flush_apart;
 use crate::host::id_link::observe_ids_of;
 use crate::host::mount::observe_mounts;
 use crate::host::mount_health::{Health, observe_health};
-use crate::host::mountinfo::{Mount, MountTable};
+use crate::host::mountinfo::{Mount, MountKey, MountTable};
 use crate::host::owner::{Owner, observe_owner};
 use crate::host::presence::{observe_is_there, observe_names};
 use crate::host::under_mount::{UnderMount, observe_disk};
@@ -35,21 +36,23 @@ use crate::node::{Node, NodeCall, mount_point};
 use crate::ops::diagnosis::Finding;
 use crate::ops::diagnosis::here::diagnose_left;
 use crate::request::node::Unpublish;
-use crate::sync::looks::Seen;
+use crate::sync::looks::{Looks, Seen};
 use crate::sync::volume_lock::VolumeKey;
 
-/// How long a look at all mounts waits for them, and for those that are taken away: longer than an unmount is tried.
-const TIDY_BUDGET: Duration = Duration::from_secs(15);
+/// How long a look at all mounts waits for their answers.
+const LOOK_BUDGET: Duration = Duration::from_secs(5);
+/// How long it waits then for those that are taken away: longer than an unmount is tried.
+const REMOVAL_BUDGET: Duration = Duration::from_secs(15);
 
 /// What earlier looks have shown.
 #[derive(Debug, Default)]
 pub struct MountsSeen {
-    /// The mounts that were a volume's while its disk was there, by the numbers that the kernel gives them.
-    volumes: HashMap<u64, DeviceNumber>,
+    /// The mounts that were a volume's while its disk was there.
+    volumes: HashMap<MountKey, DeviceNumber>,
     /// The directories in which such mounts were.
     bases: HashSet<PathBuf>,
     /// What was said of a mount.
-    told: HashMap<u64, String>,
+    told: HashMap<MountKey, String>,
 }
 
 /// Whether Nomad still has an allocation's directory.
@@ -72,17 +75,6 @@ struct MountFacts {
     allocation: Allocation,
 }
 
-/// What was done with a mount.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Tidied {
-    /// Nothing, or it was taken away.
-    Settled,
-    /// Nothing: it is as it should be.
-    InUse,
-    /// Nothing: a person has to look at a mount that is so.
-    ToTell(Health),
-}
-
 /// A mount that is looked at.
 #[derive(Debug, Clone)]
 struct Placed {
@@ -92,6 +84,29 @@ struct Placed {
     name: Option<String>,
     /// It was a volume's, or others in the same directory are.
     is_known: bool,
+}
+
+impl Placed {
+    /// What is taken away as one: everything of a volume, as its calls exclude each other; else this mount alone.
+    fn volume_key(&self) -> VolumeKey {
+        self.name.clone().map_or_else(|| VolumeKey::Path(self.mount.target.clone()), VolumeKey::Name)
+    }
+}
+
+/// A mount that is to be taken away.
+#[derive(Debug)]
+struct Leftover {
+    placed: Placed,
+    health: Health,
+    step: MountStep,
+}
+
+/// The looks at mounts that may have been left behind, and the removals of those that were.
+#[derive(Debug, Default)]
+pub(super) struct Tidying {
+    looks: Looks<MountKey, Result<(Health, MountStep)>>,
+    /// By volume; each gives the mounts that could not be taken away, and why.
+    removals: Looks<VolumeKey, Vec<(Mount, String)>>,
 }
 
 /// What follows.
@@ -125,17 +140,34 @@ impl Node {
     /// Looks at every mount of this plugin's own, names those that are not as they should be, and takes away those that certainly
     /// serve nobody. `allocations` is where Nomad has the directories of its allocations, where that is known for certain.
     ///
-    /// A second look says nothing twice. It takes no longer than the budget, whatever the disks do, and waits once only for what
+    /// A second look says nothing twice. It takes no longer than its budgets, whatever the disks do, and waits once only for what
     /// does not answer.
     pub fn tidy_mounts(self: &Arc<Self>, seen: &mut MountsSeen, allocations: Option<&Allocations>) {
         let mounts = match observe_mounts() {
             Ok(mounts) => mounts,
             Err(err) => return warn!("cannot look for mounts that were left behind: {}", Chain(&err)),
         };
-        seen.forget_all_but(&mounts);
+        let mut left = Vec::new();
+        let leftovers = self.look_at_mounts(seen, &mounts, allocations, &mut left);
+        self.take_away(seen, leftovers, &mut left);
+        *self.left_mounts.lock().unwrap_or_else(PoisonError::into_inner) = left;
+    }
+
+    /// Looks at each mount; gives what is to be taken away, by volume.
+    fn look_at_mounts(
+        self: &Arc<Self>,
+        seen: &mut MountsSeen,
+        mounts: &MountTable,
+        allocations: Option<&Allocations>,
+        left: &mut Vec<Finding>,
+    ) -> BTreeMap<VolumeKey, Vec<Leftover>> {
+        seen.forget_all_but(mounts);
+        let there: HashSet<MountKey> = mounts.iter().map(Mount::key).collect();
+        // How a mount was that is gone tells nothing of what is there now.
+        drop(self.tidying.looks.take_ended(|key| there.contains(key)));
         // Those that live say which directories are this plugin's, so they are looked at first.
         let named: Vec<(&Mount, NomadPlace, Option<String>)> =
-            placed(&mounts).map(|(mount, place)| (mount, place.clone(), self.learn(seen, mount, place))).collect();
+            placed(mounts).map(|(mount, place)| (mount, place.clone(), self.learn(seen, mount, place))).collect();
         // What another one hides is looked at when that is gone.
         let is_topmost = |mount: &Mount| mounts.at(&mount.target).is_some_and(|topmost| topmost.id == mount.id);
         let looks: Vec<(Placed, io::Result<bool>)> = named
@@ -143,33 +175,63 @@ impl Node {
             .filter(|(mount, ..)| is_topmost(mount))
             .map(|(mount, place, name)| {
                 let is_of_ours = seen.bases.contains(&place.base) || mounts.at(&place.base).is_some();
-                let is_known = is_of_ours || seen.volumes.contains_key(&mount.id);
+                let is_known = is_of_ours || seen.volumes.contains_key(&mount.key());
                 let placed = Placed { mount: mount.clone(), place, name, is_known };
                 let (node, asked, all) = (Arc::clone(self), placed.clone(), allocations.cloned());
-                let begun = self.tidying.begin(mount.target.clone(), move || node.tidy_mount(&asked, all.as_ref()));
+                let begun = self.tidying.looks.begin(mount.key(), move || node.judge(&asked, all.as_ref()));
                 (placed, begun)
             })
             .collect();
-        let give_up = Instant::now() + TIDY_BUDGET;
-        let left = looks.into_iter().filter_map(|(placed, begun)| {
-            let mount = &placed.mount;
-            let deadline = |is_new| if is_new { give_up } else { Instant::now() };
-            let why = match begun.map(|is_new| self.tidying.wait(&mount.target, deadline(is_new))) {
-                Ok(Seen::Ended(Ok(done))) => {
-                    seen.tell(&placed, done);
-                    return None;
+        let give_up = Instant::now() + LOOK_BUDGET;
+        let mut leftovers: BTreeMap<VolumeKey, Vec<Leftover>> = BTreeMap::new();
+        for (placed, begun) in looks {
+            let key = placed.mount.key();
+            let judged = await_end(&self.tidying.looks, &key, begun, give_up, "it does not answer");
+            match judged.and_then(|judged| judged.map_err(|err| Chain(&err).to_string())) {
+                Ok((_, MountStep::Leave)) => seen.tell_in_use(&placed),
+                Ok((health, MountStep::Tell)) => {
+                    seen.tell_once(&placed.mount, "was left behind", &health.to_string());
                 }
-                Ok(Seen::Ended(Err(err))) => Chain(&err).to_string(),
-                Ok(Seen::Silent(_)) => "it does not answer".to_owned(),
-                Ok(Seen::Nothing(why)) => why.to_owned(),
-                Err(err) => format!("the system gives no thread to look at it: {err}"),
-            };
-            let finding = diagnose_left(&mount.target, &why);
-            seen.tell_once(mount, "cannot be judged", || why);
-            Some(finding)
-        });
-        let left = left.collect();
-        *self.left_mounts.lock().unwrap_or_else(PoisonError::into_inner) = left;
+                Ok((health, step @ (MountStep::Clear | MountStep::Unpublish))) => {
+                    leftovers.entry(placed.volume_key()).or_default().push(Leftover { placed, health, step });
+                }
+                Err(why) => left.push(seen.tell_left(&placed.mount, "cannot be judged", &why)),
+            }
+        }
+        leftovers
+    }
+
+    /// Takes away what certainly serves nobody; what cannot be is `left`.
+    fn take_away(
+        self: &Arc<Self>,
+        seen: &mut MountsSeen,
+        leftovers: BTreeMap<VolumeKey, Vec<Leftover>>,
+        left: &mut Vec<Finding>,
+    ) {
+        const STAYS: &str = "cannot be taken away";
+        let begin = |(key, leftovers): (VolumeKey, Vec<Leftover>)| {
+            let mounts: Vec<Mount> = leftovers.iter().map(|leftover| leftover.placed.mount.clone()).collect();
+            let node = Arc::clone(self);
+            let begun = self.tidying.removals.begin(key.clone(), move || node.apply_end_all(&leftovers));
+            (key, mounts, begun)
+        };
+        let removals: Vec<_> = leftovers.into_iter().map(begin).collect();
+        let is_asked = |key: &VolumeKey| removals.iter().any(|(asked, ..)| asked == key);
+        for (mount, why) in self.tidying.removals.take_ended(is_asked).into_iter().flatten() {
+            left.push(seen.tell_left(&mount, STAYS, &why));
+        }
+        let give_up = Instant::now() + REMOVAL_BUDGET;
+        for (key, mounts, begun) in removals {
+            let slow = "taking away what is left of its volume has not ended yet";
+            let stay = await_end(&self.tidying.removals, &key, begun, give_up, slow).unwrap_or_else(|why| {
+                let now = observe_mounts().ok();
+                let is_gone = |mount: &Mount| now.as_ref().is_some_and(|now| now.iter().all(|one| one.id != mount.id));
+                mounts.into_iter().filter(|mount| !is_gone(mount)).map(|mount| (mount, why.clone())).collect()
+            });
+            for (mount, why) in stay {
+                left.push(seen.tell_left(&mount, STAYS, &why));
+            }
+        }
     }
 
     /// What the last look at the mounts could not end: the others that are dead are told of by [`Node::storage_health`] as they
@@ -179,29 +241,22 @@ impl Node {
         self.left_mounts.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Looks at one mount, and ends it if it certainly serves nobody.
-    fn tidy_mount(&self, placed: &Placed, allocations: Option<&Allocations>) -> Result<Tidied> {
-        let Placed { mount, place, name, is_known } = placed;
-        let health = observe_health(&self.places, mount)?;
+    /// Looks at one mount, and decides what follows.
+    fn judge(&self, placed: &Placed, allocations: Option<&Allocations>) -> Result<(Health, MountStep)> {
+        let health = observe_health(&self.places, &placed.mount)?;
         let facts = MountFacts {
             health,
-            is_volumes: name.is_some(),
-            is_known: *is_known,
-            allocation: observe_allocation(&place.purpose, allocations)?,
+            is_volumes: placed.name.is_some(),
+            is_known: placed.is_known,
+            allocation: observe_allocation(&placed.place.purpose, allocations)?,
         };
-        match plan_leftover(facts) {
-            MountStep::Leave => return Ok(if name.is_some() { Tidied::InUse } else { Tidied::Settled }),
-            MountStep::Tell => return Ok(Tidied::ToTell(health)),
-            MountStep::Clear => self.apply_clear_leftover(mount, place, health)?,
-            MountStep::Unpublish => self.apply_unpublish_leftover(mount, place, name.as_ref())?,
-        }
-        Ok(Tidied::Settled)
+        Ok((health, plan_leftover(facts)))
     }
 
     /// Keeps in mind what a volume's mount shows; gives the volume's name. What cannot be seen is no volume's.
     fn learn(&self, seen: &mut MountsSeen, mount: &Mount, place: NomadPlace) -> Option<String> {
         let name = self.observe_volume_under(mount).ok().flatten()?;
-        seen.volumes.insert(mount.id, mount.device);
+        seen.volumes.insert(mount.key(), mount.device);
         seen.bases.insert(place.base);
         Some(name)
     }
@@ -215,48 +270,71 @@ impl Node {
         })
     }
 
-    /// Takes away a mount whose disk is gone, unless a call is at work there.
-    fn apply_clear_leftover(&self, mount: &Mount, place: &NomadPlace, health: Health) -> Result<()> {
-        let Some(call) = self.hold_now([VolumeKey::Path(mount.target.clone())]) else { return Ok(()) };
-        // With the lock held it is looked at again: it may be another one by now.
-        let mounts = observe_mounts()?;
-        let is_same = mounts.at(&mount.target).is_some_and(|now| now.id == mount.id);
-        if !is_same || observe_health(&self.places, mount)? != health {
-            return Ok(());
-        }
-        warn!(
-            "taking away a mount that was left behind when its disk went: a task ended, or a disk was detached, while no plugin \
-             ran on this droplet path={}",
-            mount.target.display()
-        );
-        apply_clear(&call, &mount.target, health)?;
-        match place.purpose {
-            Purpose::Staging => Ok(()),
-            Purpose::Target { .. } | Purpose::Scratch => mount_point::apply_remove_place(&call.guard, &mount.target),
-        }
+    /// Takes away what is left of one volume, unless a call is at work on it; gives what could not be, and why.
+    fn apply_end_all(&self, leftovers: &[Leftover]) -> Vec<(Mount, String)> {
+        let stays = |leftover: &Leftover, err: &Error| (leftover.placed.mount.clone(), Chain(err).to_string());
+        let (call, volume) = match self.hold_leftovers(leftovers) {
+            Ok(Some(held)) => held,
+            Ok(None) => return Vec::new(),
+            Err(err) => return leftovers.iter().map(|leftover| stays(leftover, &err)).collect(),
+        };
+        let end = |leftover: &Leftover| Some(stays(leftover, &self.apply_end(&call, &volume, leftover).err()?));
+        leftovers.iter().filter_map(end).collect()
     }
 
-    /// Does what the call would have done that nobody made when the allocation ended.
-    fn apply_unpublish_leftover(&self, mount: &Mount, place: &NomadPlace, name: Option<&String>) -> Result<()> {
-        let names = name.and_then(|name| VolumeName::parse(name).ok());
-        let ids = names.as_ref().map_or_else(|| Ok(Vec::new()), |name| observe_ids_of(&self.places, name))?;
-        let volume = ids.first().or(name).cloned().unwrap_or_default();
-        let keys = ids.into_iter().map(VolumeKey::Id).chain([VolumeKey::Path(mount.target.clone())]);
-        let Some(call) = self.hold_now(keys) else { return Ok(()) };
-        if place.purpose == Purpose::Scratch {
-            return match apply_clear_left(&call, &mount.target, Duration::ZERO) {
-                // Another plugin is at work there.
-                Err(Error::VolumeBusy(_)) => Ok(()),
-                cleared => cleared.inspect(|()| {
-                    warn!(volume; "took away what a call that was killed has left path={}", mount.target.display());
-                }),
-            };
+    /// Locks a volume and the paths of all that is left of it; gives its id, too. `None`: a call is at work on it.
+    fn hold_leftovers(&self, leftovers: &[Leftover]) -> Result<Option<(NodeCall<'_>, String)>> {
+        let shown = leftovers.iter().find_map(|leftover| leftover.placed.name.clone());
+        let name = shown.as_ref().and_then(|name| VolumeName::parse(name).ok());
+        let ids = name.as_ref().map_or_else(|| Ok(Vec::new()), |name| observe_ids_of(&self.places, name))?;
+        let volume = ids.first().cloned().or(shown).unwrap_or_default();
+        let paths = leftovers.iter().map(|leftover| VolumeKey::Path(leftover.placed.mount.target.clone()));
+        let names = name.map(|name| VolumeKey::Name(name.to_string()));
+        let call = self.hold_now(ids.into_iter().map(VolumeKey::Id).chain(paths).chain(names));
+        Ok(call.map(|call| (call, volume)))
+    }
+
+    /// Takes one mount away that certainly serves nobody, if it is still there and still so.
+    fn apply_end(&self, call: &NodeCall<'_>, volume: &str, leftover: &Leftover) -> Result<()> {
+        let Leftover { placed: Placed { mount, place, .. }, health, step } = leftover;
+        let mounts = observe_mounts()?;
+        if mounts.at(&mount.target).is_none_or(|now| now.id != mount.id) {
+            return Ok(());
         }
-        warn!(
-            "taking away a mount whose allocation is gone, which ended while no plugin ran on this droplet volume={volume} path={}",
-            mount.target.display()
-        );
-        self.ensure_unpublished(&call, &Unpublish { volume, target: mount.target.clone() })
+        let path = mount.target.display();
+        match (step, &place.purpose) {
+            (MountStep::Leave | MountStep::Tell, _) => Ok(()),
+            (MountStep::Clear, _) if observe_health(&self.places, mount)? != *health => Ok(()),
+            (MountStep::Clear, purpose) => {
+                warn!(
+                    "taking away a mount that was left behind when its disk went: a task ended, or a disk was detached, while no \
+                     plugin ran on this droplet path={path}"
+                );
+                apply_clear(call, &mount.target, *health)?;
+                match purpose {
+                    Purpose::Staging => Ok(()),
+                    Purpose::Target { .. } | Purpose::Scratch => {
+                        mount_point::apply_remove_place(&call.guard, &mount.target)
+                    }
+                }
+            }
+            (MountStep::Unpublish, Purpose::Scratch) => match apply_clear_left(call, &mount.target, Duration::ZERO) {
+                // Another plugin is at work there, or has cleared it away.
+                Err(Error::VolumeBusy(_)) | Ok(false) => Ok(()),
+                Ok(true) => {
+                    warn!(volume; "took away what a call that was killed has left path={path}");
+                    Ok(())
+                }
+                Err(err) => Err(err),
+            },
+            (MountStep::Unpublish, Purpose::Staging | Purpose::Target { .. }) => {
+                warn!(
+                    "taking away a mount whose allocation is gone, which ended while no plugin ran on this droplet \
+                     volume={volume} path={path}"
+                );
+                self.ensure_unpublished(call, &Unpublish { volume: volume.to_owned(), target: mount.target.clone() })
+            }
+        }
     }
 
     /// Locks all of these, if nobody else wants any of them at this moment.
@@ -317,6 +395,22 @@ impl Node {
     }
 }
 
+/// Waits for what has been begun: until the deadline if it is new, and else no longer. `silent` says that it has not ended.
+fn await_end<K: Eq + Hash, T: Send + 'static>(
+    looks: &Looks<K, T>,
+    key: &K,
+    begun: io::Result<bool>,
+    deadline: Instant,
+    silent: &str,
+) -> Result<T, String> {
+    let is_new = begun.map_err(|err| format!("the system gives no thread for it: {err}"))?;
+    match looks.wait(key, if is_new { deadline } else { Instant::now() }) {
+        Seen::Ended(seen) => Ok(seen),
+        Seen::Silent(_) => Err(silent.to_owned()),
+        Seen::Nothing(why) => Err(why.to_owned()),
+    }
+}
+
 /// Every mount of our making in Nomad's layout, with its place.
 fn placed(mounts: &MountTable) -> impl Iterator<Item = (&Mount, NomadPlace)> {
     let ours = mounts.iter().filter(|mount| mount.is_of_our_making());
@@ -348,32 +442,31 @@ fn observe_allocation(purpose: &Purpose, allocations: Option<&Allocations>) -> R
 }
 
 impl MountsSeen {
-    /// Forgets mounts that are no more: the kernel gives their numbers to others.
+    /// Forgets mounts that are no more.
     fn forget_all_but(&mut self, mounts: &MountTable) {
-        let there: HashMap<u64, DeviceNumber> = mounts.iter().map(|mount| (mount.id, mount.device)).collect();
-        self.volumes.retain(|id, device| there.get(id) == Some(device));
-        self.told.retain(|id, _| there.contains_key(id));
+        let there: HashMap<MountKey, DeviceNumber> = mounts.iter().map(|mount| (mount.key(), mount.device)).collect();
+        self.volumes.retain(|key, device| there.get(key) == Some(device));
+        self.told.retain(|key, _| there.contains_key(key));
     }
 
-    fn tell(&mut self, placed: &Placed, done: Tidied) {
-        match (done, &placed.name) {
-            (Tidied::InUse, Some(name)) => self.tell_in_use(&placed.mount, name),
-            (Tidied::InUse, None) | (Tidied::Settled, _) => {}
-            (Tidied::ToTell(health), _) => self.tell_once(&placed.mount, "was left behind", || health.to_string()),
-        }
-    }
-
-    fn tell_in_use(&mut self, mount: &Mount, name: &str) {
-        if self.told.insert(mount.id, name.to_owned()).is_none() {
+    fn tell_in_use(&mut self, placed: &Placed) {
+        let Placed { mount, name: Some(name), .. } = placed else { return };
+        if self.told.insert(mount.key(), name.clone()).as_ref() != Some(name) {
             info!("mounted here name={name} path={}", mount.target.display());
         }
     }
 
-    fn tell_once(&mut self, mount: &Mount, how: &str, why: impl FnOnce() -> String) {
-        let text = format!("a mount {how}: {} path={}", why(), mount.target.display());
-        if self.told.insert(mount.id, text.clone()).as_ref() != Some(&text) {
+    fn tell_once(&mut self, mount: &Mount, how: &str, why: &str) {
+        let text = format!("a mount {how}: {why} path={}", mount.target.display());
+        if self.told.insert(mount.key(), text.clone()).as_ref() != Some(&text) {
             warn!("{text}");
         }
+    }
+
+    /// The same, for a person who looks without the log as well.
+    fn tell_left(&mut self, mount: &Mount, how: &str, why: &str) -> Finding {
+        self.tell_once(mount, how, why);
+        diagnose_left(&mount.target, why)
     }
 }
 

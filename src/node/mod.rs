@@ -27,7 +27,7 @@ mod whose;
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -43,11 +43,10 @@ use crate::host::propagation::UnclearMounts;
 use crate::id::VolumeName;
 use crate::node::filesystem::FsTools;
 pub use crate::node::leftover::MountsSeen;
-use crate::node::leftover::Tidied;
+use crate::node::leftover::Tidying;
 use crate::node::release::LeftDisks;
 use crate::ops::diagnosis::Finding;
 use crate::sync::caller::Caller;
-use crate::sync::looks::Looks;
 use crate::sync::recent_calls::{RecentCalls, RunningCall};
 use crate::sync::semaphore::Semaphore;
 use crate::sync::volume_lock::{Queued, VolumeGuard, VolumeKey, VolumeLocks};
@@ -80,8 +79,7 @@ pub struct Node {
     default_flags: DefaultFlags,
     left: LeftDisks,
     inventory: Arc<Inventory>,
-    /// The looks at mounts that may have been left behind.
-    tidying: Looks<PathBuf, Result<Tidied>>,
+    tidying: Tidying,
     /// What the last look at all mounts could not end.
     left_mounts: Mutex<Vec<Finding>>,
     recent_calls: RecentCalls,
@@ -158,7 +156,7 @@ impl Node {
             label: config.selinux_label.clone(),
             default_flags: config.default_mount_flags.clone(),
             left: LeftDisks::default(),
-            tidying: Looks::default(),
+            tidying: Tidying::default(),
             left_mounts: Mutex::default(),
             recent_calls: RecentCalls::default(),
             released: Mutex::default(),

@@ -144,7 +144,7 @@ pub(super) fn apply_clean(call: &NodeCall<'_>, path: &Path) -> Result<()> {
         return Ok(());
     }
     let _lock = acquire_lock(call, path)?;
-    clear(&call.guard, &place)
+    clear(&call.guard, &place).map(drop)
 }
 
 /// Clears away what killed calls have left of a volume beside any path, of which `is_volumes` says which mounts it has: it would
@@ -168,11 +168,12 @@ pub(super) fn ensure_none_of(
     if is_as_it_was { Ok(mounts) } else { observe_mounts() }
 }
 
-/// Clears away one such place. What another call or plugin uses is waited for as long as the budget lasts.
+/// Clears away one such place; gives whether anything was mounted there. What another call or plugin uses is waited for as long
+/// as the budget lasts.
 ///
 /// # Errors
 /// As [`ScratchMount::open`].
-pub(super) fn apply_clear_left(call: &NodeCall<'_>, place: &Path, budget: Duration) -> Result<()> {
+pub(super) fn apply_clear_left(call: &NodeCall<'_>, place: &Path, budget: Duration) -> Result<bool> {
     let _lock = PathLock::acquire(&call.guard, lock_of(place), place, budget)?;
     clear(&call.guard, place)
 }
@@ -219,15 +220,16 @@ fn shortened(name: &OsStr) -> OsString {
     OsString::from_vec(head.chain(number.bytes()).collect())
 }
 
-fn clear(guard: &VolumeGuard, place: &Path) -> Result<()> {
+/// Gives whether anything was mounted there.
+fn clear(guard: &VolumeGuard, place: &Path) -> Result<bool> {
     // Nobody but us knows the place, so nothing can be in use there.
-    for _ in 0..MOST_MOUNTS {
+    for unmounted in 0..MOST_MOUNTS {
         let was_mounted = apply_unmount(guard, place, Unmount::WhenFree)?;
         match mount_point::apply_remove_place(guard, place) {
             // What still lies below the mount is taken away in turn.
             Err(err) if was_mounted && is_busy(&err) => {}
             Ok(()) if was_mounted && observe_entry(place)?.is_some() => {}
-            done => return done,
+            done => return done.map(|()| was_mounted || unmounted > 0),
         }
     }
     Err(too_many(place))

@@ -10,7 +10,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crossbeam::channel::{Receiver, RecvTimeoutError, bounded};
+use crossbeam::channel::{Receiver, RecvTimeoutError, TryRecvError, bounded};
 
 /// Looks that have not ended yet, by what they are about.
 #[derive(Debug)]
@@ -73,6 +73,23 @@ impl<K: Eq + Hash, T: Send + 'static> Looks<K, T> {
         seen
     }
 
+    /// Forgets the looks at what is no longer there, as soon as they have ended; gives what they have brought.
+    pub fn take_ended(&self, is_there: impl Fn(&K) -> bool) -> Vec<T> {
+        let mut ended = Vec::new();
+        self.lock().retain(|key, look| {
+            if is_there(key) {
+                return true;
+            }
+            match look.ends.try_recv() {
+                Ok(seen) => ended.push(seen),
+                Err(TryRecvError::Empty) => return true,
+                Err(TryRecvError::Disconnected) => {}
+            }
+            false
+        });
+        ended
+    }
+
     fn lock(&self) -> MutexGuard<'_, HashMap<K, Look<T>>> {
         // Each change is a single one.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
@@ -102,5 +119,22 @@ mod tests {
         assert_eq!(looks.wait(&"hung", later()), Seen::Ended(8));
         assert!(matches!(looks.wait(&"hung", later()), Seen::Nothing(_)));
         assert!(looks.0.lock().unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_look_at_what_has_gone_is_forgotten_when_it_has_ended_and_not_before() {
+        let looks: Looks<u32, u32> = Looks::default();
+        let (end, may_end) = bounded::<u32>(0);
+        assert!(looks.begin(1, move || may_end.recv().unwrap()).unwrap());
+        assert!(looks.take_ended(|_| false).is_empty(), "it may still be at work");
+        assert!(!looks.begin(1, || unreachable!()).unwrap());
+        end.send(7).unwrap();
+        let ends = looks.lock()[&1].ends.clone();
+        while ends.is_empty() {
+            thread::yield_now();
+        }
+        assert!(looks.take_ended(|key| *key == 1).is_empty(), "it is there, and somebody may ask");
+        assert_eq!(looks.take_ended(|_| false), [7]);
+        assert!(looks.begin(1, || 8).unwrap(), "what comes in its place is looked at anew");
     }
 }

@@ -9,10 +9,11 @@ use tempfile::TempDir;
 
 use crate::debug_server::{free_address, get};
 use crate::harness::{NodeHarness, Sysfs, Vol};
+use crate::root_answers::Fault;
 use crate::support::client::option;
 use crate::support::wait_for;
 
-const LIMIT: Duration = Duration::from_secs(30);
+const LIMIT: Duration = Duration::from_secs(60);
 
 /// A volume in use on the droplet, with a file that is on its disk.
 fn used(rig: &NodeHarness, sysfs: &Sysfs, name: &str) -> Vol {
@@ -92,7 +93,7 @@ fn root_a_mount_whose_allocation_has_gone_is_taken_away_unless_something_uses_it
     let user = File::open(rig.file(&busy, "file")).unwrap();
     rig.restart();
     assert!(wait_for(LIMIT, || rig.mount_at(&gone).is_none().then_some(())).is_some(), "{}", rig.plugin().log());
-    await_log(&rig, &["cannot be judged", &busy.to_string_lossy(), "in use"]);
+    await_log(&rig, &["cannot be taken away", &busy.to_string_lossy(), "in use"]);
     assert!(rig.mount_at(&kept).is_some() && rig.mount_at(&busy).is_some(), "{}", rig.plugin().log());
     // Who looks sees it without the log.
     let metric = "do_csi_findings{reason=\"MountLeftBehind\",severity=\"warning\"} 1";
@@ -108,6 +109,56 @@ fn root_a_mount_whose_allocation_has_gone_is_taken_away_unless_something_uses_it
         rig.unpublish(vol, alloc).unwrap();
         rig.unstage(vol).unwrap();
     }
+    rig.close();
+}
+
+#[test]
+#[ignore = "needs root: make test-root"]
+fn root_all_that_is_left_of_a_volume_is_taken_away_at_once_and_what_takes_long_is_not_called_silent() {
+    let allocations = TempDir::new().unwrap();
+    fs::create_dir(allocations.path().join("own")).unwrap();
+    let directory = format!("DO_CSI_NOMAD_ALLOCATIONS={}", allocations.path().display());
+    let mut rig = NodeHarness::start_within(&["env", "NOMAD_ALLOC_ID=own", &directory]);
+    let vol = rig.volume("vol", "xfs");
+    rig.stage(&vol).unwrap();
+    let targets = ["one", "two", "three", "four"].map(|alloc| {
+        rig.publish(&vol, alloc).unwrap();
+        rig.target(&vol, alloc)
+    });
+    // Each is tried for 10 s, so both take longer than is waited for.
+    let users = [0, 2].map(|busy| File::open(rig.file(&targets[busy], "")).unwrap());
+    rig.restart();
+    await_log(&rig, &["cannot be taken away", "has not ended yet", &targets[2].to_string_lossy()]);
+    let is_clear = || [1, 3].iter().all(|free| rig.mount_at(&targets[*free]).is_none()).then_some(());
+    assert!(wait_for(LIMIT, is_clear).is_some(), "{}", rig.plugin().log());
+    assert!(rig.mount_at(&targets[0]).is_some() && rig.mount_at(&targets[2]).is_some());
+    assert!(!rig.plugin().log().contains("does not answer"), "{}", rig.plugin().log());
+    drop(users);
+    for alloc in ["one", "three"] {
+        rig.unpublish(&vol, alloc).unwrap();
+    }
+    rig.unstage(&vol).unwrap();
+    rig.close();
+}
+
+#[test]
+#[ignore = "needs root: make test-root"]
+fn root_what_somebody_else_takes_away_meanwhile_is_not_said_to_be_taken_away() {
+    let rig = NodeHarness::start();
+    let vol = rig.volume("vol", "ext4");
+    rig.stage(&vol).unwrap();
+    await_log(&rig, &["mounted here", "vol"]);
+    let target = rig.target(&vol, "killed");
+    let place = target.with_file_name(format!(".{}.do-csi", target.file_name().unwrap().to_string_lossy()));
+    let lock = PathBuf::from(format!("{}-lock", place.display()));
+    let slow = Fault::begin(&rig, "flock:delay_enter=10000000", std::slice::from_ref(&lock));
+    assert_eq!(begin_to_show(&rig, &vol, &rig.staging(&vol)), place);
+    assert!(wait_for(LIMIT, || lock.exists().then_some(())).is_some(), "{}", rig.plugin().log());
+    rig.run("umount", &[&place.to_string_lossy()]);
+    assert!(wait_for(LIMIT, || (!lock.exists()).then_some(())).is_some(), "{}", rig.plugin().log());
+    assert!(slow.stop().contains("(DELAYED)"));
+    rig.unstage(&vol).unwrap();
+    assert!(!place.exists() && !rig.plugin().log().contains("took away"), "{}", rig.plugin().log());
     rig.close();
 }
 
