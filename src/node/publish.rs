@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use log::warn;
 
 use crate::activity::{About, Change, tell_change};
+use crate::config::LOCK_PATIENCE;
 use crate::error::{Chain, Error, Result};
 use crate::fs::FsKind;
 use crate::host::device::Device;
@@ -80,7 +81,7 @@ impl Node {
             Access::Block => {
                 let device = self.await_disk(&call, stage)?;
                 let source = device.path().to_owned();
-                let mounts = ensure_none_of(&call, mounts, |mount| mount.shows_device(&device))?;
+                let mounts = ensure_none_of(&call, mounts, LOCK_PATIENCE, |mount| mount.shows_device(&device))?;
                 let shown = PublishedMount { device: &device, want, target, source, shape: Shape::File, options: None };
                 ensure_shown(&call, &mounts, &shown)
             }
@@ -88,7 +89,7 @@ impl Node {
                 let flags = self.mount_options(flags, &want.stage)?;
                 let (device, source, mounts) = self.ensure_staging(&call, want, *fs, &flags, mounts)?;
                 remember(&call, &stage.volume, &stage.attached.name);
-                let mounts = ensure_none_of(&call, mounts, |mount| mount.shows_device(&device))?;
+                let mounts = ensure_none_of(&call, mounts, LOCK_PATIENCE, |mount| mount.shows_device(&device))?;
                 let options = if want.is_read_only { flags.read_only() } else { flags };
                 let shown = PublishedMount {
                     device: &device,

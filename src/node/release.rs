@@ -13,7 +13,7 @@ use log::{error, info, warn};
 
 use crate::activity::wait_for;
 use crate::backoff::{Backoff, look_until};
-use crate::config::RELEASE_BUDGET;
+use crate::config::{LOCK_PATIENCE, RELEASE_BUDGET};
 use crate::error::{Chain, Error, Result};
 use crate::host::device::DevicePlaces;
 use crate::host::device::busy::{BUSY_PAUSES, is_busy};
@@ -72,8 +72,13 @@ impl Left {
         Ok(Some(Left { disks: DiskUnder::all_of(places, number)?, is_raw: true }))
     }
 
+    /// Whether a mount shows what was under the one that was, or is, taken away.
+    pub(super) fn is_under(&self, mount: &Mount) -> bool {
+        self.disks.iter().any(|disk| disk.is_under(mount))
+    }
+
     fn shown_in(&self, mounts: &MountTable, step: Step) -> StillMounted {
-        let shows = |mount: &&Mount| self.disks.iter().any(|disk| disk.is_under(mount));
+        let shows = |mount: &&Mount| self.is_under(mount);
         let targets: Vec<&Path> = mounts.iter().filter(shows).map(|mount| mount.target.as_path()).collect();
         plan_shown(step, &targets)
     }
@@ -152,8 +157,8 @@ impl LeftDisks {
         if lefts.is_empty() {
             lefts.extend(Left::observe_by_name(call.places, volume)?);
         }
-        let is_of_one = |mount: &Mount| lefts.iter().any(|left| left.disks.iter().any(|disk| disk.is_under(mount)));
-        let mounts = ensure_none_of(call, mounts, is_of_one)?;
+        let is_of_one = |mount: &Mount| lefts.iter().any(|left| left.is_under(mount));
+        let mounts = ensure_none_of(call, mounts, LOCK_PATIENCE, is_of_one)?;
         let mounts = observe_let_go(call, volume, &lefts, step, mounts)?;
         self.forget(volume);
         forget_unused(call, &mounts, volume);
@@ -168,8 +173,7 @@ impl LeftDisks {
 /// Prepares the unmount of what is mounted nowhere else. A file system that a dead backup tool has left frozen is thawed,
 /// as it would stay frozen, and what a raw disk has in memory is written.
 pub(super) fn apply_before_last(call: &NodeCall<'_>, mounts: &MountTable, mount: &Mount, left: &Left, path: &Path) {
-    let is_other = |other: &&Mount| other.id != mount.id && left.disks.iter().any(|disk| disk.is_under(other));
-    if mounts.iter().any(|other| is_other(&other)) {
+    if mounts.iter().any(|other| other.id != mount.id && left.is_under(other)) {
         return;
     }
     if left.is_raw {

@@ -149,20 +149,21 @@ pub(super) fn apply_clean(call: &NodeCall<'_>, path: &Path) -> Result<()> {
 
 /// Clears away what killed calls have left of a volume beside any path, of which `is_volumes` says which mounts it has: it would
 /// pass for somebody who uses the volume, or who has its disk. `mounts` is the table as it is, and what this gives is the table
-/// as it is then. The volume's lock is held, and what another plugin uses there is waited for.
+/// as it is then. The volume's lock is held, and what another plugin uses there is waited for as long as the budget lasts.
 ///
 /// # Errors
 /// As [`ScratchMount::open`].
 pub(super) fn ensure_none_of(
     call: &NodeCall<'_>,
     mounts: MountTable,
+    budget: Duration,
     is_volumes: impl Fn(&Mount) -> bool,
 ) -> Result<MountTable> {
     let left: Vec<&Path> =
         mounts.iter().filter(|mount| is_volumes(mount)).map(|mount| mount.target.as_path()).collect();
     let mut is_as_it_was = true;
     for place in left.into_iter().filter(|target| is_scratch(target)) {
-        apply_clear_left(call, place, call.cap(LOCK_PATIENCE))?;
+        apply_clear_left(call, place, call.cap(budget))?;
         is_as_it_was = false;
     }
     if is_as_it_was { Ok(mounts) } else { observe_mounts() }

@@ -11,7 +11,7 @@ use log::{info, warn};
 
 use crate::activity::wait_for;
 use crate::backoff::{Backoff, look_until};
-use crate::config::{ATTACH_BUDGET, DETACH_IN_FLIGHT, DEVICE_BUDGET, MOUNT_BUDGET};
+use crate::config::{ATTACH_BUDGET, DETACH_IN_FLIGHT, DEVICE_BUDGET, LOCK_PATIENCE, MOUNT_BUDGET};
 use crate::error::{Chain, Error, Result};
 use crate::fs::FsKind;
 use crate::host::CLAIM_BUDGET;
@@ -268,7 +268,7 @@ fn ensure_no_scratch(call: &NodeCall<'_>, path: &Path, disk: &Device) -> Result<
     if let Some(real) = mount_point::observe_real_path(path)? {
         scratch_mount::apply_clean(call, &real)?;
     }
-    scratch_mount::ensure_none_of(call, observe_mounts()?, |mount| mount.shows_device(disk))
+    scratch_mount::ensure_none_of(call, observe_mounts()?, LOCK_PATIENCE, |mount| mount.shows_device(disk))
 }
 
 /// Makes the staging directory, unless something is mounted there: a dead mount cannot even be examined.

@@ -5,6 +5,7 @@
 //! go in the usual way. Other mounts of the same volume stay.
 
 use std::path::Path;
+use std::time::Duration;
 
 use log::warn;
 
@@ -19,8 +20,9 @@ use crate::node::block::apply_unprotect_after;
 use crate::node::luks::close::ensure_closed_after;
 use crate::node::mount_point::{MOST_MOUNTS, too_many};
 use crate::node::release::{Left, LeftDisks, Step, apply_before_last, flush_or_say, or_users};
+use crate::node::scratch_mount::{self, ensure_none_of};
 use crate::node::whose::{Whose, observe_whose_at};
-use crate::node::{Arrival, Node, NodeCall, mount_point, scratch_mount};
+use crate::node::{Arrival, Node, NodeCall, mount_point};
 use crate::request::node::{Unpublish, Unstage};
 
 /// Takes away one mount after the other until none is seen at a path; gives what was kept of each, and the mount table as it
@@ -28,14 +30,14 @@ use crate::request::node::{Unpublish, Unstage};
 fn take_all_down<T>(
     call: &NodeCall<'_>,
     path: &Path,
-    mut apply_one: impl FnMut(&MountTable, &Mount) -> Result<T>,
+    mut apply_one: impl FnMut(MountTable, &Mount) -> Result<T>,
 ) -> Result<(Vec<T>, MountTable)> {
     scratch_mount::apply_clean(call, path)?;
     let mut kept = Vec::new();
     for _ in 0..MOST_MOUNTS {
         let mounts = observe_mounts()?;
-        match mounts.at(path) {
-            Some(mount) => kept.push(apply_one(&mounts, mount)?),
+        match mounts.at(path).cloned() {
+            Some(mount) => kept.push(apply_one(mounts, &mount)?),
             None => return Ok((kept, mounts)),
         }
     }
@@ -194,7 +196,7 @@ fn apply_take_down(
     call: &NodeCall<'_>,
     left_disks: &LeftDisks,
     volume: &str,
-    mounts: &MountTable,
+    mounts: MountTable,
     mount: &Mount,
     health: Health,
 ) -> Result<()> {
@@ -203,7 +205,17 @@ fn apply_take_down(
         return apply_clear_for_good(call, left_disks, volume, path, health);
     }
     let left = Left::observe(call.places, mount)?;
-    apply_before_last(call, mounts, mount, &left, path);
+    // What a killed call has left uses nothing, and would pass for somebody who does. What cannot be cleared away now is waited
+    // for when this mount is gone.
+    let mounts = match ensure_none_of(call, mounts, Duration::ZERO, |other| left.is_under(other)) {
+        Ok(mounts) => mounts,
+        Err(Error::VolumeBusy(_)) => observe_mounts()?,
+        Err(err) => {
+            warn!(volume; "cannot clear away what a killed call has left: {}", Chain(&err));
+            observe_mounts()?
+        }
+    };
+    apply_before_last(call, &mounts, mount, &left, path);
     let Err(err) = apply_unmount_within(&call.guard, path, call.cap(UNMOUNT_BUDGET)) else {
         left_disks.keep(volume, left);
         return Ok(());
@@ -216,7 +228,7 @@ fn apply_take_down(
     // Nomad has the disk detached also after this failed, and then what is in memory is lost.
     flush_or_say(call, path);
     let now = observe_mounts();
-    Err(or_users(volume, now.as_ref().unwrap_or(mounts), mount, &left)(err))
+    Err(or_users(volume, now.as_ref().unwrap_or(&mounts), mount, &left)(err))
 }
 
 /// Takes a mount away to which nothing can be written any more, so that nothing is waited for afterwards.

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use grpcio::RpcStatusCode;
 
 use crate::harness::{NodeHarness, Vol, refused};
+use crate::root_leftover::begin_to_show;
 
 const FILESYSTEMS: [&str; 4] = ["xfs", "ext4", "ext3", "btrfs"];
 
@@ -87,6 +88,29 @@ fn root_a_file_system_that_was_left_frozen_is_thawed_before_it_is_unmounted() {
         rig.unstage(&vol).unwrap();
         assert_eq!(thaws(), before + 1, "{fs}: {}", rig.plugin().log());
     }
+    rig.close();
+}
+
+#[test]
+#[ignore = "needs root: make test-root"]
+fn root_what_a_killed_call_has_left_does_not_pass_for_a_user_when_the_last_mount_is_taken_down() {
+    let rig = NodeHarness::start();
+    let vol = rig.volume("vol", "ext4");
+    rig.stage(&vol).unwrap();
+    let frozen = Frozen::new(&rig, &vol);
+    begin_to_show(&rig, &vol, &rig.staging(&vol));
+    rig.unstage(&vol).unwrap();
+    rig.stage(&vol).unwrap();
+    assert!(takes_writes(&rig, &vol), "it is frozen yet");
+    frozen.was_thawed();
+    rig.unstage(&vol).unwrap();
+    let raw = rig.volume("raw", "").block();
+    let node = rig.node(&raw);
+    rig.publish_as(&raw, "reader", true).unwrap();
+    begin_to_show(&rig, &raw, &node);
+    rig.unpublish(&raw, "reader").unwrap();
+    assert_eq!(rig.run("blockdev", &["--getro", &node.to_string_lossy()]).trim(), "0", "nobody reads it any more");
+    rig.unstage(&raw).unwrap();
     rig.close();
 }
 
