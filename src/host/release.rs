@@ -160,7 +160,10 @@ impl DiskUnder {
     }
 
     /// Whether sysfs no longer shows it, or shows another disk in its place.
-    fn is_gone(&self) -> Result<bool> {
+    ///
+    /// # Errors
+    /// [`Error::Io`] when sysfs cannot be read.
+    pub(crate) fn is_gone(&self) -> Result<bool> {
         Ok(read_number(&self.sysfs)? != Some(self.number)
             || read_attribute(&self.sysfs.join("diskseq"))? != self.sequence)
     }

@@ -126,8 +126,14 @@ fn plan_shown(step: Step, targets: &[&Path]) -> StillMounted {
 pub(super) struct LeftDisks(Mutex<BTreeMap<String, Vec<Left>>>);
 
 impl LeftDisks {
+    /// Without the disks that have gone since, as the kernel gives their numbers to others.
     fn of(&self, volume: &str) -> Vec<Left> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(volume).cloned().unwrap_or_default()
+        let kept = self.0.lock().unwrap_or_else(PoisonError::into_inner).get(volume).cloned();
+        let mut lefts = kept.unwrap_or_default();
+        for left in &mut lefts {
+            left.disks.retain(|disk| !disk.is_gone().unwrap_or(false));
+        }
+        lefts
     }
 
     /// Keeps in mind what was under a mount that was taken away: whatever fails afterwards, the next call looks.
@@ -329,6 +335,29 @@ pub(super) fn flush_or_say(call: &NodeCall<'_>, path: &Path) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::host::device::number::DeviceNumber;
+    use std::fs;
+
+    #[test]
+    fn another_disk_that_gets_the_number_of_one_that_went_is_not_taken_for_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let (disk, all) = (dir.path().join("devices/sda"), dir.path().join("dev/block"));
+        for directory in [&disk, &all] {
+            fs::create_dir_all(directory).unwrap();
+        }
+        fs::write(disk.join("dev"), "8:0\n").unwrap();
+        fs::write(disk.join("diskseq"), "1\n").unwrap();
+        std::os::unix::fs::symlink(&disk, all.join("8:0")).unwrap();
+        let places = DevicePlaces { sysfs: dir.path().to_owned(), ..DevicePlaces::default() };
+        let disks = DiskUnder::all_of(&places, DeviceNumber { major: 8, minor: 0 }).unwrap();
+        let lefts = LeftDisks::default();
+        lefts.keep("blog", Left { disks, is_raw: false });
+        let mounts = MountTable::parse(b"9 1 8:0 / /mnt/other rw - ext4 /dev/sda rw\n").unwrap();
+        let shown = || lefts.of("blog").iter().map(|left| left.shown_in(&mounts, Step::Unstage)).collect::<Vec<_>>();
+        assert_eq!(shown(), [StillMounted::Foreign("/mnt/other".into())]);
+        fs::write(disk.join("diskseq"), "2\n").unwrap();
+        assert_eq!(shown(), [StillMounted::Nowhere]);
+    }
 
     #[test]
     fn only_a_mount_that_the_orchestrator_knows_of_excuses_a_disk_that_it_is_about_to_detach() {
