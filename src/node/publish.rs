@@ -196,19 +196,22 @@ fn apply_show_at(call: &NodeCall<'_>, mounts: &MountTable, shown: &PublishedMoun
     ensure_access(call, mounts, shown)?;
     let (device, source, options) = (shown.device, &shown.source, shown.options.as_ref());
     let mounts = apply_copied(call, &Copied { device, source, shape: shown.shape, options }, target)?;
-    let at = observe_at(call.places, &mounts, target, shown.device, |mount| shown.difference(mount))?;
-    plan_mounted(target, &at)
+    let seen = observe_at(call.places, &mounts, target, shown.device, |mount| shown.difference(mount))
+        .and_then(|at| plan_mounted(target, &at));
+    seen.inspect_err(|_| {
+        if let Err(err) = apply_unmount(&call.guard, target, Unmount::WhenFree) {
+            warn!("could not undo the mount at {}: {}", target.display(), Chain(&err));
+        }
+    })
 }
 
-/// Takes back what showing a volume has done before it failed.
+/// Takes back what showing a volume has done before it failed. What is mounted there by now is somebody else's.
 fn apply_hide(call: &NodeCall<'_>, shown: &PublishedMount<'_>, target: &Path) -> Result<()> {
-    let is_ours = |mount: &Mount| mount.is_of(shown.device) || mount.is_node_of(shown.device);
     let mounts = observe_mounts()?;
-    if mounts.at(target).is_some_and(is_ours) {
-        apply_unmount(&call.guard, target, Unmount::WhenFree)?;
+    if mounts.at(target).is_some() {
+        return Ok(());
     }
-    let is_other = |mount: &Mount| mount.is_node() && mount.target != target;
-    if shown.shape == Shape::File && !mounts.of_device(shown.device).any(is_other) {
+    if shown.shape == Shape::File && !mounts.of_device(shown.device).any(Mount::is_node) {
         apply_unprotect(call, &Flagged::from(shown.device));
     }
     mount_point::apply_remove_place(&call.guard, target)

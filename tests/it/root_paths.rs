@@ -13,8 +13,10 @@ use grpcio::RpcStatusCode;
 
 use crate::PROGRAM;
 use crate::harness::{NodeHarness, Vol, refused};
+use crate::root_answers::Fault;
 use crate::support::client::{Client, Outcome};
 use crate::support::cloud::TOKEN;
+use crate::support::single_plugin::until;
 
 const PRECONDITION: RpcStatusCode = RpcStatusCode::FAILED_PRECONDITION;
 
@@ -270,5 +272,26 @@ fn root_what_is_mounted_inside_one_target_is_seen_in_no_other_and_keeps_none_fro
     assert!(left.iter().all(|line| !line.contains("/vol/")), "{left:?}");
     plugin.stop().unwrap();
     drop(task);
+    rig.close();
+}
+
+#[test]
+#[ignore = "needs root: make test-root"]
+fn root_what_another_plugin_has_published_meanwhile_stays_when_a_call_fails_because_of_it() {
+    let rig = NodeHarness::start();
+    let vol = rig.volume("vol", "xfs");
+    rig.stage(&vol).unwrap();
+    let target = rig.target(&vol, "alloc");
+    let slow = Fault::begin(&rig, "mkdir:delay_exit=10000000", std::slice::from_ref(&target));
+    thread::scope(|scope| {
+        let call = scope.spawn(|| rig.publish(&vol, "alloc"));
+        until("the target is made", || target.exists());
+        rig.run("mount", &["--bind", &rig.staging(&vol).to_string_lossy(), &target.to_string_lossy()]);
+        refused(call.join().unwrap(), PRECONDITION, &["was mounted there meanwhile"]);
+    });
+    assert!(slow.stop().contains("(DELAYED)"));
+    assert_eq!(mounts_at(&rig, &target).len(), 1, "{}", rig.plugin().log());
+    rig.unpublish(&vol, "alloc").unwrap();
+    rig.unstage(&vol).unwrap();
     rig.close();
 }
