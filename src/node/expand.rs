@@ -103,10 +103,11 @@ fn observe_volume_at(path: &Path) -> Result<(PathBuf, Mount)> {
 }
 
 /// Through which mount a file system is grown: one for reading only, as a reader has it, takes no change, but another of the
-/// same file system may. Pure.
+/// same file system may that no other mount hides. Pure.
 fn plan_through(mounts: &MountTable, asked: &Mount) -> PathBuf {
     let is_same = |mount: &&Mount| mount.device == asked.device && mount.fstype == asked.fstype && mount.is_whole();
-    let writable = mounts.iter().filter(is_same).find(|mount| !mount.is_read_only());
+    let is_seen = |mount: &Mount| mounts.at(&mount.target).is_some_and(|seen| seen.id == mount.id);
+    let writable = mounts.iter().filter(is_same).find(|mount| !mount.is_read_only() && is_seen(mount));
     let through = if asked.is_read_only() { writable.unwrap_or(asked) } else { asked };
     through.target.clone()
 }
@@ -135,11 +136,13 @@ mod tests {
         let writer = "6 1 8:0 / /writer rw - xfs /dev/sda rw\n";
         let part = "7 1 8:0 /part /part rw - xfs /dev/sda rw\n";
         let other = "8 1 8:16 / /other rw - xfs /dev/sdb rw\n";
+        let hides_writer = "10 6 8:16 / /writer rw - xfs /dev/sdb rw\n";
         let reader = "9 1 8:0 / /reader ro - xfs /dev/sda rw\n";
         for (others, want) in [
             (vec![writer], "/writer"),
             (vec![part, other, writer], "/writer"),
             (vec![part, other], "/reader"),
+            (vec![writer, hides_writer], "/reader"),
             (vec![], "/reader"),
         ] {
             let table = MountTable::parse([others.concat().as_str(), reader].concat().as_bytes()).unwrap();
