@@ -43,8 +43,8 @@ const SEND_LIMIT: Duration = Duration::from_secs(5);
 /// How many calls for one volume may be ahead of one that comes. The room of a pool is for all volumes.
 const MAX_QUEUE: usize = 8;
 
-/// How long a thread waits for work before it ends.
-const IDLE: Duration = Duration::from_secs(60);
+/// How long a thread waits for work before it ends, and gives its stack back.
+const IDLE: Duration = Duration::from_secs(5);
 
 /// How often it is said at most that calls were refused as there is no room for them: they come by the thousand.
 const REFUSALS_TOLD: Duration = Duration::from_secs(1);
@@ -98,7 +98,7 @@ pub struct Incoming {
 }
 
 /// A bounded queue, and threads that are started when there is work for them, up to a number, and end when there has been
-/// none for a minute.
+/// none for some seconds.
 #[derive(Debug, Clone)]
 pub struct Pool {
     shared: Arc<Shared>,

@@ -13,7 +13,7 @@ use crate::host::PROBE_BUDGET;
 use crate::host::command::{Cmd, Runner, Tool};
 use crate::host::device::Device;
 use crate::host::probe::blkid::{Filesystem, Luks, Signature, parse_export};
-use crate::host::probe::{Disk, Probe, Trace, find_unfinished, first_non_zero, is_unfinished_xfs};
+use crate::host::probe::{Disk, Probe, Trace, find_unfinished, is_unfinished_xfs};
 
 /// What is read first of all: in it is the head of every file system that this plugin makes.
 const HEAD: u64 = 128 * 1024;
@@ -116,7 +116,7 @@ enum Asked {
 fn look(runner: &dyn Runner, device: &Device, asked: Asked) -> Result<Content> {
     let disk = Disk::open(device)?;
     // A disk in use has its header in the right place. The rest of the disk need not be read.
-    let is_headless = first_non_zero(&disk.read_head(HEAD)?).is_none();
+    let is_headless = disk.is_zero_before(HEAD.min(disk.size()))?;
     let early = if is_headless { Some(Probe::read(&disk)?) } else { None };
     if asked == Asked::Unless && early.as_ref().is_some_and(|probe| probe.first_non_zero.is_none()) {
         return Ok(Content::AllZero);

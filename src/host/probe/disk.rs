@@ -14,8 +14,9 @@ use crate::host::device::Device;
 use crate::host::probe::places::{Place, places};
 use crate::host::probe::{BLOCK, first_non_zero};
 
-/// What is read in one go, and all memory that a look at a disk takes.
-const BUFFER: u64 = 64 * 1024;
+/// What is read in one go, and all memory that a look at a disk takes. It is on the stack: what the heap of a thread has once
+/// given out stays with the program.
+const BUFFER: usize = 64 * 1024;
 /// The kernel reads no more than this for one advice.
 const ADVICE: u64 = 256 * 1024;
 
@@ -59,19 +60,22 @@ impl<'a> Disk<'a> {
         self.read(0, length.min(self.size()))
     }
 
+    /// Whether it has nothing but zeros before a place. All of it is read: what cannot be read is not known to be zero.
+    pub(in crate::host) fn is_zero_before(&self, end: u64) -> Result<bool> {
+        let mut is_zero = true;
+        self.show(Place { at: 0, length: end }, &mut [0; BUFFER], |_, piece| {
+            is_zero &= first_non_zero(piece).is_none();
+            Ok(())
+        })?;
+        Ok(is_zero)
+    }
+
     /// Reads all places where it is looked at, in order, and shows what was read in pieces, with the offset of each.
     pub(in crate::host) fn scan(&self, mut show: impl FnMut(u64, &[u8]) -> Result<()>) -> Result<()> {
         self.ask_ahead()?;
-        let mut buffer = vec![0; self.in_memory(BUFFER)?];
+        let mut buffer = [0; BUFFER];
         for place in &self.places {
-            let mut at = place.at;
-            while at < place.end() {
-                let length = BUFFER.min(place.end() - at);
-                let piece = buffer.split_at_mut(self.in_memory(length)?).0;
-                self.fill(piece, at)?;
-                show(at, piece)?;
-                at += length;
-            }
+            self.show(*place, &mut buffer, &mut show)?;
         }
         // Nobody needs it again: the next look should read the disk itself.
         self.advise(PosixFadviseAdvice::POSIX_FADV_DONTNEED, 0, 0)
@@ -93,6 +97,19 @@ impl<'a> Disk<'a> {
             Ok(())
         })?;
         Ok(is_explained)
+    }
+
+    /// Reads one place in pieces that fit the buffer, and shows each.
+    fn show(&self, place: Place, buffer: &mut [u8], mut show: impl FnMut(u64, &[u8]) -> Result<()>) -> Result<()> {
+        let mut at = place.at;
+        while at < place.end() {
+            let length = self.in_memory(place.end() - at)?.min(buffer.len());
+            let piece = buffer.split_at_mut(length).0;
+            self.fill(piece, at)?;
+            show(at, piece)?;
+            at = at.saturating_add(u64::try_from(length).unwrap_or(u64::MAX));
+        }
+        Ok(())
     }
 
     /// Lets the kernel read all places at once: a volume on a network answers a thousand questions asked together almost as

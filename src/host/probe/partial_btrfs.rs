@@ -31,7 +31,7 @@ pub(super) fn is_there(disk: &Disk<'_>) -> Result<bool> {
         return Ok(false);
     };
     // What btrfs-convert works on has its own superblock before that.
-    if first_non_zero(&disk.read(0, at)?).is_some() {
+    if !disk.is_zero_before(at)? {
         return Ok(false);
     }
     for at in COPIES.into_iter().filter(|at| at + LENGTH <= disk.size()) {
