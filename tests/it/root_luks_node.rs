@@ -102,6 +102,19 @@ fn root_the_beginning_of_an_encrypted_volume_is_not_given_out_as_a_raw_disk() {
 
 #[test]
 #[ignore = "needs root: make test-root"]
+fn root_an_encrypted_volume_that_was_made_elsewhere_is_refused_where_the_kernel_opens_none() {
+    let rig = NodeHarness::start();
+    let vol = rig.volume("elsewhere", "").fs("ext4").encrypted(KEY);
+    let args = "--batch-mode luksFormat --type luks2 --pbkdf pbkdf2 --pbkdf-force-iterations 1000 --key-file=-";
+    rig.run("sh", &["-c", &format!("printf '{KEY}' | cryptsetup {args} {}", rig.node(&vol).display())]);
+    if has_device_mapper() {
+        return close(rig);
+    }
+    refuses_to_open(rig, &vol);
+}
+
+#[test]
+#[ignore = "needs root: make test-root"]
 fn root_the_key_may_come_with_either_call_and_must_be_right() {
     let rig = NodeHarness::start();
     let vol = rig.volume("secret", "").fs("ext4").encrypted(KEY);

@@ -73,8 +73,8 @@ fn lacks_crypt(out: &Output) -> bool {
 
 fn no_mapper(volume: &VolumeName, said: &CommandError) -> Error {
     Error::HostUnfit(format!(
-        "volume {volume} is not encrypted and its disk is as it was, because the kernel of this droplet could not open it: \
-         {said}; it needs the modules dm-mod and dm-crypt (`modprobe dm-crypt` must work on the droplet)"
+        "the encrypted volume {volume} is neither made nor opened and its disk is as it was, because the kernel of this droplet \
+         could not open it: {said}; it needs the modules dm-mod and dm-crypt (`modprobe dm-crypt` must work on the droplet)"
     ))
 }
 
@@ -127,9 +127,17 @@ pub fn apply_open(
         .holding(guard)
         .with_permit(turn);
     let doing = format!("opening the encrypted volume {} on {}", disk.volume(), disk.path().display());
-    run(runner, &cmd, disk.volume(), doing)?;
+    run(runner, &cmd, disk.volume(), doing).map_err(|failed| or_no_mapper(runner, disk, failed))?;
     log::info!(name:% = disk.volume(), device:% = disk.path().display(), mapper:% = name; "opened the encrypted volume");
     Ok(())
+}
+
+/// The error for a volume that could not be opened: that this kernel opens none, when that is why. cryptsetup ends then as with
+/// anything that it does not know.
+fn or_no_mapper(runner: &dyn Runner, disk: &Device, failed: Error) -> Error {
+    let is_its_end = matches!(&failed, Error::Command { source: CommandError::Failed { exit: Exit::Code(_), .. }, .. });
+    let unfit = if is_its_end { check_has_mapper(runner, disk).err() } else { None };
+    unfit.filter(|unfit| matches!(unfit, Error::HostUnfit(_))).unwrap_or(failed)
 }
 
 /// Makes an open encrypted volume as large as its disk. The kernel keeps the key to itself, so cryptsetup needs it again.
