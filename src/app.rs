@@ -345,6 +345,7 @@ fn parts(
     if let Some(cloud) = cloud {
         insight.cloud = Some(cloud.clone());
         let controller = Arc::new(Controller::new(config, cloud, Arc::clone(droplet_identity)));
+        controller.sweep();
         seen.map_or(Ok(()), |seen| watch_region(&controller, seen))?;
         let pool = |name| Pool::new(name, config::CONTROLLER_WORKERS, config::QUEUE_LENGTH);
         let list = Pool::new("list", config::LISTERS, config::QUEUE_LENGTH);

@@ -46,7 +46,7 @@ pub(super) fn run(source: &Source, wish: &Wish) -> Result<ExitCode, String> {
         print(&as_text(&world, &about, &checks, &findings, &blind));
     }
     if wish.fix {
-        repair(source, world.region.as_ref(), &findings, wish.yes);
+        repair(source, &world, &findings, wish.yes);
     }
     Ok(plan_exit(&findings, !blind.is_empty()))
 }

@@ -1,26 +1,30 @@
 //! What `doctor --fix` does: detach volumes where that cannot lose data.
 //!
-//! Owns the second look before each change, and the look at its end. A volume is detached only when all that the finding follows
-//! from was read again a while later and says the same: a droplet that reboots passes through `off`, and a task that was just placed
-//! has a claim soon.
+//! Owns the second look before each change. A volume is detached only when all that the finding follows from was read again a while
+//! later and says the same: a droplet that reboots passes through `off`, and a task that was just placed has a claim soon. How it is
+//! detached is the plugin's own way: from a droplet that cannot use it as a ControllerPublishVolume elsewhere does it, from this
+//! droplet as `--release-unused` does it, with the disk held until it is known what has come of the detach.
 
 use std::io::{self, BufRead};
+use std::sync::Arc;
 use std::thread;
-use std::time::{Duration, Instant};
 
 use crate::commands::print;
 use crate::commands::terminal::printable;
-use crate::commands::world::Source;
+use crate::commands::world::{Source, World};
+use crate::controller::Controller;
 use crate::controller::context::Timeouts;
+use crate::controller::unused::ReleaseOutcome;
+use crate::droplet_identity::{DropletIdentity, Given};
+use crate::error::Chain;
+use crate::host::command::{SystemRunner, find_tools};
 use crate::id::{DropletId, VolumeId};
+use crate::node::Node;
 use crate::ops::diagnosis::{Finding, Repair};
-use crate::region::Region;
-
-/// How often a volume is read while it is detached.
-const LOOK: Duration = Duration::from_millis(500);
+use crate::upkeep::release_by_hand;
 
 /// Does what the findings say can be done, after asking.
-pub(super) fn repair(source: &Source, region: Option<&Region>, findings: &[Finding], yes: bool) {
+pub(super) fn repair(source: &Source, world: &World, findings: &[Finding], yes: bool) {
     let wanted: Vec<&Finding> = findings.iter().filter(|finding| finding.repair.is_some()).collect();
     if wanted.is_empty() {
         print("\nNothing of this can be repaired without a person's judgement.\n");
@@ -37,20 +41,9 @@ pub(super) fn repair(source: &Source, region: Option<&Region>, findings: &[Findi
     thread::sleep(Timeouts::of(source.config.call_budget).power_off_grace());
     for finding in wanted {
         let Some(Repair::Detach { volume, droplet }) = &finding.repair else { continue };
-        // Before each one: the detach of the one before may have taken minutes.
-        let now = source.read_again(volume, region);
-        let is_still_so = |is: &Finding| is.repair == finding.repair && is.reason == finding.reason;
-        if !now.volumes.iter().flat_map(|known| &known.findings).any(is_still_so) {
-            let why = match now.blind.as_slice() {
-                [] => "it is not so any more".to_owned(),
-                blind => format!("it could not be looked at again: {}", blind.join("; ")),
-            };
-            print(&format!("Not done, as {}: {}\n", printable(&why), in_words(finding)));
-            continue;
-        }
-        match detach(source, volume, *droplet) {
+        match detach(source, world, finding, volume, *droplet) {
             Ok(()) => print(&format!("Done: {}\n", in_words(finding))),
-            Err(why) => print(&format!("Failed: {}: {}\n", in_words(finding), printable(&why))),
+            Err(why) => print(&format!("Not done, as {}: {}\n", printable(&why), in_words(finding))),
         }
     }
 }
@@ -71,21 +64,45 @@ fn is_agreed() -> bool {
     io::stdin().lock().read_line(&mut answer).is_ok() && matches!(answer.trim(), "y" | "Y" | "yes")
 }
 
-/// Detaches a volume and sees it free.
-fn detach(source: &Source, volume: &VolumeId, droplet: DropletId) -> Result<(), String> {
+/// Detaches a volume if all is as it was found, and sees it free.
+fn detach(
+    source: &Source,
+    world: &World,
+    finding: &Finding,
+    volume: &VolumeId,
+    droplet: DropletId,
+) -> Result<(), String> {
     let access = source.cloud.as_ref().ok_or("there is no token")?;
-    let budget = source.config.call_budget;
-    let cloud = access.within(budget);
-    cloud.detach(volume, droplet).map_err(|err| err.to_string())?;
-    let end = Instant::now().checked_add(budget).unwrap_or_else(Instant::now);
-    loop {
-        let found = cloud.get_volume(volume).map_err(|err| err.to_string())?;
-        if !found.is_attached_to(droplet) {
-            return Ok(());
-        }
-        if Instant::now() >= end {
-            return Err(format!("it is still attached after {} s; look again later", budget.as_secs()));
-        }
-        thread::sleep(LOOK);
+    let identity = DropletIdentity::new(Given { id: world.own, region: world.region.clone() });
+    let controller = Controller::new(&source.config, access.whole(), Arc::clone(&identity));
+    let told = |err| Chain(&err).to_string();
+    // Before each one: the detach of the one before may have taken minutes.
+    let look = || look_again(source, world, finding, volume);
+    if world.own == Some(droplet) {
+        let known = world.volumes.iter().find(|known| known.volume.id == *volume);
+        let name = known.map(|known| &known.volume.name).ok_or("its name is not known")?;
+        let tools = find_tools().map_err(|missing| missing.to_string())?;
+        let node = Node::new(&source.config, Box::new(SystemRunner::new(tools)));
+        return release_by_hand(&controller, &node, (volume, name), look).map_err(told)?.map_or(Ok(()), Err);
     }
+    look()?;
+    let ctx = controller.context_of_own(source.config.call_budget);
+    match controller.release_from_dead(&ctx, volume, droplet).map_err(told)? {
+        ReleaseOutcome::Detached => Ok(()),
+        ReleaseOutcome::Refused(why) => Err(why),
+        ReleaseOutcome::Unclear(why) => Err(format!("it is not known yet what came of it, look again later: {why}")),
+    }
+}
+
+/// Sees that the finding is still so, by what it follows from.
+fn look_again(source: &Source, world: &World, finding: &Finding, volume: &VolumeId) -> Result<(), String> {
+    let now = source.read_again(volume, world);
+    let is_still_so = |is: &Finding| is.repair == finding.repair && is.reason == finding.reason;
+    if now.volumes.iter().flat_map(|known| &known.findings).any(is_still_so) {
+        return Ok(());
+    }
+    Err(match now.blind.as_slice() {
+        [] => "it is not so any more".to_owned(),
+        blind => format!("it could not be looked at again: {}", blind.join("; ")),
+    })
 }

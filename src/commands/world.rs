@@ -148,8 +148,8 @@ impl Source {
 
     /// Reads one volume again, with its droplet, its claims and its disk here: what a finding that can be repaired follows
     /// from. That is two requests to DigitalOcean, however many volumes there are.
-    pub(super) fn read_again(&self, id: &VolumeId, region: Option<&Region>) -> World {
-        let mut world = World { region: region.cloned(), ..World::default() };
+    pub(super) fn read_again(&self, id: &VolumeId, before: &World) -> World {
+        let mut world = World { region: before.region.clone(), own: before.own, ..World::default() };
         let Some(access) = &self.cloud else { return world };
         let here = self.read_here(&mut world);
         self.read_nomad(&mut world, |registered| VolumeId::parse(&registered.external_id).as_ref() == Ok(id));
@@ -233,8 +233,10 @@ impl Source {
                 ..found
             }));
             findings.extend(agreed.extract_if(.., |finding| finding.subject == subject));
-            let seen = DiskSeen::of(here.as_ref());
-            let refusal = owner.check_change(&volume, "detached").err().map(|err| err.to_string());
+            let seen = DiskSeen::of(here.as_ref(), world.own.is_some_and(|own| volume.droplets.contains(&own)));
+            let mut registered = world.claims.iter().flat_map(|claims| claims.of(&volume.id));
+            let is_registered = registered.any(|registered| registered.provider == *driver);
+            let refusal = owner.check_repair(&volume, is_registered).err().map(|err| err.to_string());
             let judge = |one| with_safe_repair(one, seen, refusal.as_deref());
             let mut findings: Vec<Finding> = findings.into_iter().map(judge).collect();
             findings.sort_by(|a, b| b.cmp(a));

@@ -90,11 +90,18 @@ impl Controller {
 /// A thread that removes what was left behind.
 #[derive(Debug)]
 pub(super) struct Sweeper {
-    wake: Sender<()>,
+    wake: Sender<Duration>,
+}
+
+impl Controller {
+    /// Begins to remove the temporary snapshots that earlier processes have left behind.
+    pub fn sweep(&self) {
+        self.sweeper.look_after(FIRST_LOOK);
+    }
 }
 
 impl Sweeper {
-    /// Starts the thread; it ends when the sweeper is dropped.
+    /// Starts the thread; it ends when the sweeper is dropped, and looks at nothing before it is woken.
     #[must_use]
     pub(super) fn start(cloud: Cloud, owner: Owner) -> Sweeper {
         let (wake, woken) = bounded(1);
@@ -107,20 +114,24 @@ impl Sweeper {
 
     /// Says that a snapshot was left behind just now. Does nothing when that is known already.
     pub(super) fn wake(&self) {
+        self.look_after(LEFT_BEHIND);
+    }
+
+    fn look_after(&self, pause: Duration) {
         // Full means that the thread is about to hear of it, disconnected that there is none, which was said.
-        let _heard = self.wake.try_send(());
+        let _heard = self.wake.try_send(pause);
     }
 }
 
-fn work(cloud: &Cloud, owner: &Owner, woken: &Receiver<()>) {
-    let mut next = Some(Instant::now() + FIRST_LOOK);
+fn work(cloud: &Cloud, owner: &Owner, woken: &Receiver<Duration>) {
+    let mut next = None;
     loop {
         let heard = match next {
             Some(at) => woken.recv_deadline(at),
             None => woken.recv().map_err(|_| RecvTimeoutError::Disconnected),
         };
         match heard {
-            Ok(()) => next = next.or_else(|| Some(Instant::now() + LEFT_BEHIND)),
+            Ok(after) => next = next.or_else(|| Some(Instant::now() + after)),
             Err(RecvTimeoutError::Timeout) => next = sweep(cloud, owner).map(|after| Instant::now() + after),
             Err(RecvTimeoutError::Disconnected) => return,
         }

@@ -211,6 +211,33 @@ impl Owner {
         plan_claim(made_by(&volume.description).as_ref(), &volume.tags, self.tag())
     }
 
+    /// Whether the owner's mark is on a volume: by its creation, or as the tag that each volume gets which is attached.
+    pub(super) fn is_own(&self, volume: &Volume) -> bool {
+        let Some(own) = self.tag() else { return false };
+        match self.claim(volume) {
+            Claim::Ours => true,
+            Claim::Unclaimed { .. } | Claim::Unmarked | Claim::Foreign(_) | Claim::HandedOver { .. } => {
+                volume.tags.iter().any(|tag| own.is(tag))
+            }
+        }
+    }
+
+    /// Sees that a volume may be detached by who was not asked for that very volume: it is the owner's, or its registration with
+    /// this driver says that the driver is to move it.
+    ///
+    /// # Errors
+    /// [`Error::NotOurs`].
+    pub(crate) fn check_repair(&self, volume: &Volume, is_registered: bool) -> Result<()> {
+        self.check_change(volume, "detached")?;
+        if is_registered || self.is_own(volume) {
+            return Ok(());
+        }
+        let why = "nothing says that it is of this plugin: it has not the owner's tag (--do-tag), and no Nomad that was asked \
+                   (NOMAD_ADDR) has it registered with this driver";
+        let cure = "give --do-tag and NOMAD_ADDR as the plugin and its jobs have them".to_owned();
+        Err(not_ours(volume, "detached", why.to_owned(), cure))
+    }
+
     /// Why a volume is another owner's, and how to make it this plugin's; none: it is not another's.
     pub(super) fn foreign(&self, volume: &Volume) -> Option<(String, String)> {
         let claim = self.claim(volume);

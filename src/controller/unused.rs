@@ -12,8 +12,8 @@ use crate::controller::Controller;
 use crate::controller::attachment::Purpose;
 use crate::controller::context::{CallContext, Timeouts};
 use crate::controller::last_action::{LastAction, is_detach};
-use crate::controller::owner::Claim;
 use crate::controller::run_action::{ActionOutcome, ActionRequest, OnBusy, Waits};
+use crate::controller::takeover::can_use;
 use crate::droplet_identity::Facts;
 use crate::error::{Chain, Error, Result, Thing};
 use crate::id::{DropletId, VolumeId, VolumeName};
@@ -161,14 +161,10 @@ impl Controller {
         if let Err(refusal) = self.owner.check_use(volume, "detached") {
             return Mark::NotOwners(refusal.to_string());
         }
-        let is_tagged = self.owner.tag().is_some_and(|own| volume.tags.iter().any(|tag| own.is(tag)));
-        match self.owner.claim(volume) {
-            Claim::Ours if self.owner.tag().is_some() => Mark::Owners,
-            _claim if is_tagged => Mark::Owners,
-            Claim::Ours | Claim::Unclaimed { .. } | Claim::Unmarked | Claim::Foreign(_) | Claim::HandedOver { .. } => {
-                Mark::NotOwners("the owner's tag (--do-tag) is not on it".to_owned())
-            }
+        if self.owner.is_own(volume) {
+            return Mark::Owners;
         }
+        Mark::NotOwners("the owner's tag (--do-tag) is not on it".to_owned())
     }
 
     /// Detaches a volume from this droplet, by one request, and waits until it is known what has come of it.
@@ -178,7 +174,7 @@ impl Controller {
             Ok(Facts { id, .. }) => id,
             Err(err) => return ReleaseOutcome::Refused(Chain(&err).to_string()),
         };
-        let outcome = self.try_release(guard, ctx, id, droplet);
+        let outcome = self.try_release(guard, ctx, id, droplet, || Ok(true));
         let outcome = outcome.unwrap_or_else(|err| ReleaseOutcome::Unclear(Chain(&err).to_string()));
         if outcome == ReleaseOutcome::Detached {
             self.attacher.publish_modes.unpublished(id, DetachFrom::Droplet(droplet));
@@ -187,15 +183,30 @@ impl Controller {
         outcome
     }
 
+    /// Detaches a volume from a droplet that cannot use it: one that is off, archived or gone at this moment, and still is when the
+    /// request has its turn.
+    ///
+    /// # Errors
+    /// [`Error::VolumeBusy`], [`Error::TimedOut`], [`Error::Api`].
+    pub fn release_from_dead(&self, ctx: &CallContext, id: &VolumeId, droplet: DropletId) -> Result<ReleaseOutcome> {
+        let guard = self.hold_unused(id)?;
+        let is_dead = || Ok(!can_use(ctx.observe_droplet(droplet)?.as_ref().map(|droplet| &droplet.status)));
+        if !is_dead()? {
+            return Ok(ReleaseOutcome::Refused(format!("droplet {droplet} may use it by now")));
+        }
+        self.try_release(&guard, ctx, id, droplet, is_dead)
+    }
+
     fn try_release(
         &self,
         guard: &VolumeGuard,
         ctx: &CallContext,
         id: &VolumeId,
         droplet: DropletId,
+        is_still_so: impl Fn() -> Result<bool>,
     ) -> Result<ReleaseOutcome> {
         let request = ActionRequest::Detach { volume: id, droplet };
-        let sent = self.runner.run(guard, ctx, &request, OnBusy::Return)?;
+        let sent = self.runner.run_if(guard, ctx, &request, OnBusy::Return, is_still_so, || {})?;
         match sent {
             ActionOutcome::Completed(_) => return Ok(ReleaseOutcome::Detached),
             ActionOutcome::Busy(_) | ActionOutcome::Refused(_) | ActionOutcome::Withdrawn => {

@@ -17,7 +17,7 @@ use log::warn;
 use crate::config::Allocations;
 use crate::node::{MountsSeen, Node};
 use crate::ops::findings::Findings;
-pub use crate::upkeep::unused::{BringBack, Unused};
+pub use crate::upkeep::unused::{BringBack, Unused, release_by_hand};
 
 /// How often the mounts are looked at.
 const MOUNTS_EVERY: Duration = Duration::from_secs(30);

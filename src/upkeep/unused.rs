@@ -28,7 +28,7 @@ use crate::config::RELEASE_UNUSED_BUDGET;
 use crate::controller::Controller;
 use crate::controller::unused::ReleaseOutcome;
 use crate::error::{Chain, Result};
-use crate::id::VolumeName;
+use crate::id::{VolumeId, VolumeName};
 use crate::metrics::events::{EventKind, record};
 use crate::node::unused::{DiskUse, HeldDisk, SeenDisk};
 use crate::node::{Attach, Node};
@@ -209,23 +209,57 @@ fn try_release(
     held.mark()?;
     let outcome = controller.apply_release(&guard, &ctx, &volume.id);
     drop(claim);
-    match outcome {
-        ReleaseOutcome::Detached => {
-            warn!("detached, as nobody has used it volume={} name={}", volume.id, volume.name);
-            record(EventKind::Released, format_args!("volume {} ({}): nobody had used it", volume.name, volume.id));
-            held.await_gone(&disk)?;
-            Ok(Tried::Released)
-        }
-        ReleaseOutcome::Refused(why) => {
-            held.unmark()?;
-            Ok(Tried::Failed(why))
-        }
-        // The mark stays: whoever uses the disk next waits, and asks. It was made before the request had its turn.
-        ReleaseOutcome::Unclear(why) => {
-            held.mark()?;
-            Ok(Tried::Failed(why))
-        }
+    if outcome == ReleaseOutcome::Detached {
+        warn!("detached, as nobody has used it volume={} name={}", volume.id, volume.name);
+        record(EventKind::Released, format_args!("volume {} ({}): nobody had used it", volume.name, volume.id));
     }
+    settle(&held, &disk, outcome).map(|failed| failed.map_or(Tried::Released, Tried::Failed))
+}
+
+/// Leaves the mark, or takes it away, as what has come of the detach demands; gives why it has failed.
+fn settle(held: &HeldDisk<'_>, disk: &SeenDisk, outcome: ReleaseOutcome) -> Result<Option<String>> {
+    match outcome {
+        ReleaseOutcome::Detached => held.await_gone(disk).map(|()| None),
+        ReleaseOutcome::Refused(why) => held.unmark().map(|()| Some(why)),
+        // The mark stays: whoever uses the disk next waits, and asks. It was made before the request had its turn.
+        ReleaseOutcome::Unclear(why) => held.mark().map(|()| Some(why)),
+    }
+}
+
+/// Detaches a volume from this droplet for a person, in a process of its own: its disk is held as above, and marked, so that the
+/// plugin's calls wait, before `look` sees for the last time that nobody claims the volume. Gives why it was not done.
+///
+/// # Errors
+/// What could not be looked at; as [`Controller::hold_unused`].
+pub fn release_by_hand(
+    controller: &Controller,
+    node: &Node,
+    (id, name): (&VolumeId, &VolumeName),
+    look: impl FnOnce() -> std::result::Result<(), String>,
+) -> Result<Option<String>> {
+    let kept = |reason: Reason| Ok(Some(reason.to_string()));
+    let disks = node.observe_disks()?;
+    let Some(seen) = disks.get(name) else { return Ok(Some("its disk cannot be seen here".to_owned())) };
+    let Some(mut held) = node.hold_unused(seen) else { return kept(Reason::CalledFor) };
+    if held.is_detach_in_flight()? {
+        return kept(Reason::DetachUnclear);
+    }
+    let Some(claim) = held.claim()? else { return kept(Reason::Taken) };
+    if !held.hold_id(id) {
+        return kept(Reason::CalledFor);
+    }
+    let guard = controller.hold_unused(id)?;
+    held.mark()?;
+    let outcome = match look() {
+        Ok(()) => {
+            // The look may have taken as long as a mark holds.
+            held.mark()?;
+            controller.apply_release(&guard, &controller.context_of_own(RELEASE_UNUSED_BUDGET), id)
+        }
+        Err(why) => ReleaseOutcome::Refused(why),
+    };
+    drop(claim);
+    settle(&held, seen, outcome)
 }
 
 /// Brings volumes back that this program may have detached.

@@ -4,6 +4,8 @@
 use std::fs::{self, OpenOptions};
 use std::io::Write;
 use std::path::Path;
+use std::process::Stdio;
+use std::thread;
 use std::time::Duration;
 
 use do_csi_plugin::proto::csi;
@@ -11,6 +13,7 @@ use grpcio::RpcStatusCode;
 
 use crate::PROGRAM;
 use crate::harness::{NodeHarness, Sysfs, Vol};
+use crate::sim::{Fault, Gate};
 use crate::support::client::option;
 use crate::support::fake_nomad::{FakeNomad, Registration};
 use crate::support::wait_for;
@@ -157,6 +160,47 @@ fn root_health_is_told_of_volumes_that_are_here() {
 
 #[test]
 #[ignore = "needs root: make test-root"]
+fn root_a_disk_that_doctor_is_about_to_detach_is_staged_by_nobody_before_that_is_over() {
+    let rig = NodeHarness::start();
+    let nomad = FakeNomad::start(rig.machine().id);
+    let vol = rig.volume("vol", "").fs("ext4");
+    nomad.register(&[Registration {
+        id: "blog",
+        namespace: "default",
+        external_id: &vol.csi.id,
+        provider: "dobs.csi.digitalocean.com",
+        claims: &[],
+    }]);
+    // A disk without a file system may be written to by a process that is not seen.
+    rig.stage(&vol).unwrap();
+    rig.unstage(&vol).unwrap();
+    let gate = Gate::default();
+    rig.cloud.sim.faults().add(Fault::held(&gate).on("POST", "/v2/volumes/{id}/actions").about(&vol.csi.id));
+    let launch = rig.machine().launch(Path::new(PROGRAM));
+    let mut run = launch.command;
+    run.env("NOMAD_ADDR", nomad.url()).args(["doctor", "--fix", "--yes", "--call-budget=10"]).args(&launch.args);
+    let child = run.stdout(Stdio::piped()).spawn().unwrap();
+    assert!(gate.is_reached_within(Duration::from_secs(60)), "no detach is sent");
+    thread::scope(|scope| {
+        // A task is placed, and its volume is still here.
+        let staged = scope.spawn(|| rig.stage(&vol));
+        let is_mounted = wait_for(Duration::from_secs(2), || rig.mount_at(&rig.staging(&vol)));
+        gate.open();
+        assert_eq!(is_mounted, None, "its disk is about to go");
+        let shown = String::from_utf8_lossy(&child.wait_with_output().unwrap().stdout).into_owned();
+        assert!(shown.contains("Done: detach volume vol"), "{shown}");
+        rig.cloud.sim.settle().unwrap();
+        // Its orchestrator attaches it anew.
+        rig.attach(&vol.csi.id, "vol");
+        staged.join().unwrap().unwrap();
+    });
+    rig.write(&rig.staging(&vol), "file", "on its disk").unwrap();
+    rig.unstage(&vol).unwrap();
+    rig.close();
+}
+
+#[test]
+#[ignore = "needs root: make test-root"]
 fn root_a_leaked_attachment_is_repaired_only_where_every_claim_and_the_free_disk_are_seen() {
     let rig = NodeHarness::start();
     let nomad = FakeNomad::start(rig.machine().id);
@@ -183,6 +227,11 @@ fn root_a_leaked_attachment_is_repaired_only_where_every_claim_and_the_free_disk
     assert!(shown.contains("AttachedWithoutClaim") && is_attached(), "{shown}");
     rig.write(&rig.staging(&vol), "file", "still there").unwrap();
     rig.unstage(&vol).unwrap();
+    // No mount has it, and a process writes to the raw disk.
+    let writer = OpenOptions::new().write(true).open(rig.node(&vol)).unwrap();
+    let shown = fix();
+    assert!(shown.contains("Not done, as something has its disk") && is_attached(), "{shown}");
+    drop(writer);
     // Nothing has it, but the token may not see all claims.
     nomad.set("/v1/acl/token/self", 200, serde_json::json!({ "Type": "client" }));
     let shown = fix();

@@ -55,19 +55,24 @@ pub enum DiskSeen {
 }
 
 impl DiskSeen {
-    /// What is seen of the disk of a volume that is here; `None`: it is not.
+    /// What is seen of the disk of a volume that is here (`None`: it is not), where DigitalOcean lists the volume here or does
+    /// not. Where the two contradict each other, it may be used.
     #[must_use]
-    pub fn of(here: Option<&VolumeHere>) -> DiskSeen {
-        match here.map(|volume| (&volume.state, volume.mounts.as_slice())) {
-            None => DiskSeen::NotHere,
-            Some((VolumeState::NotMounted { is_taken: false }, [])) => DiskSeen::Free,
-            Some((
-                VolumeState::NotMounted { .. }
-                | VolumeState::Answered(_)
-                | VolumeState::Silent(_)
-                | VolumeState::Unknown(_),
-                _,
-            )) => DiskSeen::MayBeUsed,
+    pub fn of(here: Option<&VolumeHere>, is_listed_here: bool) -> DiskSeen {
+        match (here.map(|volume| (&volume.state, volume.mounts.as_slice())), is_listed_here) {
+            (None, false) => DiskSeen::NotHere,
+            (Some((VolumeState::NotMounted { is_taken: false }, [])), true) => DiskSeen::Free,
+            (
+                None
+                | Some((
+                    VolumeState::NotMounted { .. }
+                    | VolumeState::Answered(_)
+                    | VolumeState::Silent(_)
+                    | VolumeState::Unknown(_),
+                    _,
+                )),
+                true | false,
+            ) => DiskSeen::MayBeUsed,
         }
     }
 }
@@ -82,8 +87,11 @@ pub fn with_safe_repair(finding: Finding, seen: DiskSeen, refusal: Option<&str>)
     }
     let before = match (finding.reason == Reason::AttachedWithoutClaim, seen, refusal) {
         (true | false, _, Some(why)) => format!("ask who owns it first: {why}; then"),
-        (true | false, DiskSeen::Free, None) | (false, DiskSeen::NotHere, None) => return finding,
-        (true | false, DiskSeen::MayBeUsed, None) | (true, DiskSeen::NotHere, None) => {
+        (true, DiskSeen::Free, None) | (false, DiskSeen::NotHere, None) => return finding,
+        (true | false, DiskSeen::MayBeUsed, None)
+        | (true, DiskSeen::NotHere, None)
+        // A droplet that is off runs nothing, and this one does.
+        | (false, DiskSeen::Free, None) => {
             "see on that droplet that nothing uses the disk any more, as `do-csi-plugin doctor --fix` does there; then"
                 .to_owned()
         }
@@ -362,10 +370,16 @@ mod tests {
             here(VolumeState::Silent(Duration::ZERO), vec![mount.clone()]),
             here(VolumeState::Unknown(String::new()), vec![mount]),
         ];
-        assert_eq!(DiskSeen::of(None), DiskSeen::NotHere);
-        assert_eq!(DiskSeen::of(Some(&free)), DiskSeen::Free);
+        for (here, is_listed_here, want) in [
+            (None, false, DiskSeen::NotHere),
+            (None, true, DiskSeen::MayBeUsed),
+            (Some(&free), true, DiskSeen::Free),
+            (Some(&free), false, DiskSeen::MayBeUsed),
+        ] {
+            assert_eq!(DiskSeen::of(here, is_listed_here), want, "{here:?} {is_listed_here}");
+        }
         for used in &used {
-            assert_eq!(DiskSeen::of(Some(used)), DiskSeen::MayBeUsed, "{used:?}");
+            assert_eq!(DiskSeen::of(Some(used), true), DiskSeen::MayBeUsed, "{used:?}");
         }
         let (id, droplet) =
             (VolumeId::parse("506f78a4-8f00-11f0-9a11-0a58ac14d1e2").unwrap(), DropletId::new(7).unwrap());
@@ -374,7 +388,7 @@ mod tests {
             (AttachedWithoutClaim, DiskSeen::NotHere, false),
             (AttachedWithoutClaim, DiskSeen::MayBeUsed, false),
             (AttachedToDeadDroplet, DiskSeen::NotHere, true),
-            (AttachedToDeadDroplet, DiskSeen::Free, true),
+            (AttachedToDeadDroplet, DiskSeen::Free, false),
             (AttachedToDeadDroplet, DiskSeen::MayBeUsed, false),
         ] {
             let repair = Repair::Detach { volume: id.clone(), droplet };
