@@ -10,6 +10,7 @@ use crate::cloud::volume::NewVolume;
 use crate::cloud::{ApiResult, Cloud};
 use crate::commands::world::{CloudAccess, NO_TOKEN, Source, World};
 use crate::config::Config;
+use crate::config::command::Lent;
 use crate::error::Chain;
 use crate::error::api::{ApiError, ApiErrorKind};
 use crate::host::inventory::VolumeHere;
@@ -65,11 +66,7 @@ impl Check {
 /// Looks at everything besides the volumes.
 pub(super) fn look(source: &Source, world: &World) -> Vec<Check> {
     let mut checks = Vec::new();
-    if !source.taken_over.is_empty() {
-        let flags = source.taken_over.join(" ");
-        checks
-            .push(Check { name: "flags", outcome: Outcome::Well(format!("{flags}, as the running plugin has them")) });
-    }
+    checks.extend(look_at_flags(&source.lent));
     match &source.cloud {
         Some(access) => checks.extend(look_at_cloud(&source.config, access, world)),
         None => {
@@ -83,6 +80,17 @@ pub(super) fn look(source: &Source, world: &World) -> Vec<Check> {
     checks.push(look_at_machine(source, world));
     checks.push(look_at_nomad(source, world));
     checks
+}
+
+/// What was taken over of the running plugin, and what could not be.
+fn look_at_flags(lent: &Lent) -> Option<Check> {
+    let taken = format!("{}, as the running plugin has them", lent.taken_over.join(" "));
+    let outcome = match (lent.taken_over.as_slice(), lent.left_out.as_slice()) {
+        ([], []) => return None,
+        ([_, ..], []) => Outcome::Well(taken),
+        (_, left_out) => Outcome::Blind(format!("not as the running plugin has them: {}", left_out.join("; "))),
+    };
+    Some(Check { name: "flags", outcome })
 }
 
 fn look_at_cloud(config: &Config, access: &CloudAccess, world: &World) -> Vec<Check> {

@@ -46,7 +46,10 @@ pub(super) fn run(source: &Source, wish: &Wish) -> Result<ExitCode, String> {
         print(&as_text(&world, &about, &checks, &findings, &blind));
     }
     if wish.fix {
-        repair(source, &world, &findings, wish.yes);
+        match source.lent.check_changes() {
+            Ok(()) => repair(source, &world, &findings, wish.yes),
+            Err(why) => print(&format!("\n{}\n", printable(&why))),
+        }
     }
     Ok(plan_exit(&findings, !blind.is_empty()))
 }

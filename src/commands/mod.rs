@@ -26,7 +26,7 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 
 use crate::commands::world::{CloudAccess, Source};
-use crate::config::command::{CommandLine, Subcommand};
+use crate::config::command::{CommandLine, Lent, Subcommand};
 use crate::config::{Config, variable};
 use crate::nomad::{Nomad, NomadVariables};
 
@@ -38,22 +38,23 @@ const COULD_NOT_LOOK: u8 = 2;
 /// # Errors
 /// One line: nothing could be looked at, which is exit code 2.
 pub fn run(line: CommandLine) -> Result<ExitCode, String> {
-    let CommandLine { subcommand, mut config, taken_over } = line;
+    let CommandLine { subcommand, mut config, lent } = line;
     let cloud = config.token.take().map(|token| CloudAccess::new(&config, token));
     match subcommand {
-        Subcommand::Volumes { is_json, watch } => volumes::run(&source(config, cloud, taken_over)?, is_json, watch),
+        Subcommand::Volumes { is_json, watch } => volumes::run(&source(config, cloud, lent)?, is_json, watch),
         Subcommand::Doctor { volume, is_json, fix, yes } => {
-            doctor::run(&source(config, cloud, taken_over)?, &doctor::Wish { volume, is_json, fix, yes })
+            doctor::run(&source(config, cloud, lent)?, &doctor::Wish { volume, is_json, fix, yes })
         }
         Subcommand::Snapshot { volume, keep, is_dry } => {
+            lent.check_changes()?;
             snapshot::run(&config, cloud.as_ref(), &snapshot::Wish { volume, keep, is_dry })
         }
     }
 }
 
-fn source(config: Config, cloud: Option<CloudAccess>, taken_over: Vec<String>) -> Result<Source, String> {
+fn source(config: Config, cloud: Option<CloudAccess>, lent: Lent) -> Result<Source, String> {
     let nomad = Nomad::new(&NomadVariables::read(variable))?;
-    Ok(Source { config, cloud, nomad, taken_over })
+    Ok(Source { config, cloud, nomad, lent })
 }
 
 /// Writes to standard output. Whoever closes it has seen enough.

@@ -16,6 +16,7 @@ use crate::cloud::token::Token;
 use crate::cloud::volume::Volume;
 use crate::cloud::{ApiResult, Cloud};
 use crate::config::Config;
+use crate::config::command::Lent;
 use crate::controller::owner::Owner;
 use crate::error::Chain;
 use crate::error::api::ApiErrorKind;
@@ -48,8 +49,8 @@ pub(super) struct Source {
     pub(super) config: Config,
     pub(super) cloud: Option<CloudAccess>,
     pub(super) nomad: Option<Nomad>,
-    /// Flags that are as the running plugin has them.
-    pub(super) taken_over: Vec<String>,
+    /// What is as the running plugin has it.
+    pub(super) lent: Lent,
 }
 
 /// DigitalOcean's API, and where its token is from.

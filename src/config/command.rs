@@ -11,7 +11,7 @@ use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser};
 
 use crate::config::keep::Keep;
 use crate::config::refusal::{early, with_variable};
-use crate::config::running::observe_running_flags;
+use crate::config::running::{WHOSE, observe_running_flags};
 use crate::config::{Config, Early, Flags, SWITCHES, as_switch, double_dashes, without_empty_variable};
 
 /// What a command shows.
@@ -53,8 +53,32 @@ pub struct CommandLine {
     pub subcommand: Subcommand,
     /// The settings.
     pub config: Config,
-    /// Those of them that are as the plugin has them that serves the socket, as its arguments.
+    /// What the plugin that serves the socket has lent it.
+    pub lent: Lent,
+}
+
+/// The settings of a command that are as the plugin has them that serves the socket.
+#[derive(Debug, Default)]
+pub struct Lent {
+    /// Its arguments that were taken over.
     pub taken_over: Vec<String>,
+    /// Those that were not, each with the reason.
+    pub left_out: Vec<String>,
+    /// The same for those that say whose everything is.
+    unknown_owner: Option<String>,
+}
+
+impl Lent {
+    /// Sees that it is known what the plugin may change.
+    ///
+    /// # Errors
+    /// One line: why that is not known, and what to do.
+    pub fn check_changes(&self) -> Result<(), String> {
+        let Some(why) = &self.unknown_owner else { return Ok(()) };
+        Err(format!(
+            "nothing is changed, as it is not known what the running plugin may change: {why}; give --do-tag and --only-tag as it has them"
+        ))
+    }
 }
 
 /// What the commands that read only say of Nomad.
@@ -166,12 +190,12 @@ impl CommandLine {
 /// The settings of a command, and those that the running plugin has lent it.
 struct Settings {
     config: Config,
-    taken_over: Vec<String>,
+    lent: Lent,
 }
 
 impl Settings {
     fn with(self, subcommand: Subcommand) -> CommandLine {
-        CommandLine { subcommand, config: self.config, taken_over: self.taken_over }
+        CommandLine { subcommand, config: self.config, lent: self.lent }
     }
 }
 
@@ -179,19 +203,38 @@ fn read<T: CommandFactory + FromArgMatches, A>(
     args: impl Iterator<Item = OsString>,
     settings: impl Fn(T) -> (A, Flags),
 ) -> Result<(A, Settings), Early> {
-    let args: Vec<OsString> = double_dashes(args).collect();
-    let (arguments, config, given) = read_once(&args, &settings)?;
-    let running = observe_running_flags(&config.socket).into_iter().filter(|flag| !given.has(flag.name));
-    let running: Vec<OsString> = running.map(|flag| flag.argument).collect();
-    if !running.is_empty() {
-        // What the plugin has and this process cannot have, such as a file in the plugin's container, is left out.
-        let all: Vec<OsString> = args.iter().chain(&running).cloned().collect();
-        if let Ok((arguments, config, _)) = read_once(&all, &settings) {
-            let taken_over = running.iter().map(|argument| argument.to_string_lossy().into_owned()).collect();
-            return Ok((arguments, Settings { config, taken_over }));
+    let mut args: Vec<OsString> = double_dashes(args).collect();
+    let (mut arguments, mut config, given) = read_once(&args, &settings)?;
+    let mut lent = Lent::default();
+    let running = observe_running_flags(&config.socket).unwrap_or_else(|why| {
+        let is_open = WHOSE.iter().any(|name| !given.has(name));
+        lent.unknown_owner = is_open.then(|| why.clone());
+        lent.left_out.push(why);
+        Vec::new()
+    });
+    for flag in running.into_iter().filter(|flag| !given.has(flag.name)) {
+        let shown = flag.argument.to_string_lossy().into_owned();
+        args.push(flag.argument);
+        match read_once(&args, &settings) {
+            Ok(read) => {
+                (arguments, config, _) = read;
+                lent.taken_over.push(shown);
+            }
+            // What the plugin has and this process cannot have, such as a file in the plugin's container.
+            Err(refused) => {
+                args.pop();
+                let why = match refused {
+                    Early::Refusal(line) => format!("{shown}: {line}"),
+                    Early::Answer(_) | Early::Probe(_) => shown,
+                };
+                if WHOSE.contains(&flag.name) {
+                    lent.unknown_owner = Some(why.clone());
+                }
+                lent.left_out.push(why);
+            }
         }
     }
-    Ok((arguments, Settings { config, taken_over: Vec::new() }))
+    Ok((arguments, Settings { config, lent }))
 }
 
 /// Which flags were given.

@@ -14,20 +14,25 @@ use rustix::net::sockopt::socket_peercred;
 use crate::config::parse::double_dashes;
 
 /// The flags that are taken over, all of which have a value.
-const TAKEN: [&str; 12] = [
+const TAKEN: [&str; 15] = [
     "url",
     "region",
     "droplet-id",
     "metadata-url",
     "token-file",
     "do-tag",
+    "only-tag",
     "driver-name",
     "selinux-label",
     "ca-file",
     "device-dir",
     "sys-dir",
     "api-timeout",
+    "call-budget",
+    "do-api-rate-limit",
 ];
+/// Those that say whose everything is: without them nothing may be changed.
+pub(super) const WHOSE: [&str; 2] = ["do-tag", "only-tag"];
 
 /// A flag of the running plugin.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,12 +43,19 @@ pub(super) struct RunningFlag {
     pub(super) argument: OsString,
 }
 
-/// The flags of the process that serves this socket, as far as it can be seen.
-pub(super) fn observe_running_flags(socket: &Path) -> Vec<RunningFlag> {
-    // Whatever keeps them from being read, the command does without.
-    let peer = UnixStream::connect(socket).ok().and_then(|stream| socket_peercred(&stream).ok());
-    let line = peer.and_then(|peer| fs::read(format!("/proc/{}/cmdline", peer.pid)).ok());
-    line.map_or_else(Vec::new, |line| parse_flags(&line))
+/// The flags of the process that serves this socket; none when nobody does.
+///
+/// # Errors
+/// One line: a process serves it, and its flags cannot be read.
+pub(super) fn observe_running_flags(socket: &Path) -> Result<Vec<RunningFlag>, String> {
+    let Ok(stream) = UnixStream::connect(socket) else { return Ok(Vec::new()) };
+    let unread =
+        |why: String| format!("the flags of the plugin that serves {} cannot be read: {why}", socket.display());
+    let peer = socket_peercred(&stream).map_err(|err| unread(err.to_string()))?;
+    // A process in another PID namespace has the number 0 here.
+    let path = format!("/proc/{}/cmdline", peer.pid);
+    let line = fs::read(&path).map_err(|err| unread(format!("{path}: {err}")))?;
+    Ok(parse_flags(&line))
 }
 
 /// The flags of a command line as `/proc` has it. A flag that is there twice counts as what it was last. Pure.
@@ -83,6 +95,7 @@ mod tests {
             (b"do-csi-plugin\0-do-tag=prod\0--url\0http://x\0", vec!["--do-tag=prod", "--url=http://x"]),
             (b"do-csi-plugin\0--token=dop_v1_x\0--token\0dop_v1_y\0--debug-addr=:1\0--mode=node\0", vec![]),
             (b"do-csi-plugin\0--region=a\0--region=b\0", vec!["--region=b"]),
+            (b"do-csi-plugin\0--only-tag=ours\0--call-budget=50\0", vec!["--only-tag=ours", "--call-budget=50"]),
             (b"do-csi-plugin\0--takeover=true\0--url", vec![]),
             (b"do-csi-plugin\0--do-tag=\xff\0", vec![]),
         ] {
@@ -94,6 +107,6 @@ mod tests {
 
     #[test]
     fn a_socket_that_nobody_serves_has_no_flags() {
-        assert_eq!(observe_running_flags(Path::new("/nowhere/csi.sock")), []);
+        assert_eq!(observe_running_flags(Path::new("/nowhere/csi.sock")), Ok(vec![]));
     }
 }

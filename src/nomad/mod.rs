@@ -68,7 +68,8 @@ impl NomadVariables {
         NomadVariables {
             address: get("NOMAD_ADDR").or_else(|| get("NOMAD_TOKEN").and_then(|_| of_task())),
             token: get("NOMAD_TOKEN").map(Redacted),
-            namespace: get("NOMAD_NAMESPACE"),
+            // In a task Nomad sets its job's own, which nobody chose to look at.
+            namespace: get("NOMAD_NAMESPACE").filter(|_| get("NOMAD_ALLOC_ID").is_none()),
             region: get("NOMAD_REGION"),
             ca_file: get("NOMAD_CACERT").map(PathBuf::from),
             client_cert: get("NOMAD_CLIENT_CERT").map(PathBuf::from),

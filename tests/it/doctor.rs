@@ -170,6 +170,45 @@ fn the_running_plugins_flags_need_not_be_given_again() {
 }
 
 #[test]
+fn what_the_running_plugin_may_touch_holds_for_the_commands_too_or_nothing_is_changed() {
+    let fleet = cloud();
+    let theirs = own_on(&fleet, "theirs", A);
+    fleet.sim.set_droplet_status(A, DropletStatus::Off);
+    let certificates = fleet.home.path().join("ca.pem");
+    let cert = include_str!("../fixtures/tls/authority.pem");
+    std::fs::write(&certificates, cert).unwrap();
+    let ca = format!("--ca-file={}", certificates.display());
+    let _plugin = fleet.controller(Path::new(PROGRAM), "running", &[&ca, "--do-tag=prod", "--only-tag=ours"]);
+    let endpoint = format!("--endpoint={}", fleet.home.path().join("running.sock").display());
+    let silent = format!("--endpoint={}", fleet.home.path().join("no.sock").display());
+    let ask = |within: &[&str], args: &[&str]| {
+        let given = fleet.command(Path::new(PROGRAM), &[]);
+        let mut words = within.iter().chain([&PROGRAM]).chain(args);
+        let mut command = Command::new(words.next().unwrap());
+        command.args(words).args(given.get_args().filter(|arg| *arg != silent.as_str())).arg(&endpoint);
+        command.envs(given.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        text(&command.stdin(Stdio::null()).output().unwrap())
+    };
+    let (fix, keep) = (["doctor", "--fix", "--yes"], ["snapshot", "--volume=theirs", "--keep=daily=1"]);
+    // A file that this process cannot read leaves out that flag, and no other.
+    std::fs::remove_file(&certificates).unwrap();
+    let shown = ask(&[], &fix);
+    assert!(shown.contains("ca.pem") && shown.contains("(--only-tag)"), "{shown}");
+    let shown = ask(&[], &keep);
+    assert!(shown.contains("(--only-tag)"), "{shown}");
+    // Nor is anything changed where the plugin's flags are not seen.
+    let hidden = ["unshare", "--pid", "--fork", "--mount-proc"];
+    if rustix::process::geteuid().is_root() {
+        for args in [&fix[..], &keep] {
+            let shown = ask(&hidden, args);
+            assert!(shown.contains("nothing is changed, as it is not known"), "{shown}");
+        }
+    }
+    fleet.rest();
+    assert_eq!((fleet.sim.attached_to(&theirs), fleet.sim.snapshots().len()), (Some(A), 0));
+}
+
+#[test]
 fn a_directory_without_its_mount_is_found_once_it_is_old_and_is_worse_with_files_in_it() {
     let fleet = cloud();
     let usage = "rw-file-system-single-node-writer";
@@ -227,6 +266,11 @@ fn what_does_not_agree_with_nomad_is_found() {
         let want: Vec<String> = want.into_iter().map(str::to_owned).collect();
         assert_eq!(doctor(&fleet, &[], Some(&nomad)), (want, Some(code)), "{volumes:?}");
     }
+    // In a task Nomad sets the namespace of the task's job, and the volumes are in others, too.
+    let mut command = fleet.command(Path::new(PROGRAM), &["doctor"]);
+    command.envs([("NOMAD_ADDR", nomad.url().as_str()), ("NOMAD_NAMESPACE", "system"), ("NOMAD_ALLOC_ID", "7b1e")]);
+    let shown = text(&command.stdin(Stdio::null()).output().unwrap());
+    assert!(shown.contains("WrongPluginId") && shown.contains("every claim is seen"), "{shown}");
     // By the socket of a task's own API it is the same.
     let socket = fleet.home.path().join("api.sock");
     nomad.listen_on(&socket);
