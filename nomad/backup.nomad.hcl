@@ -81,6 +81,10 @@ job "backup-postgres" {
       config {
         image = var.image
         args  = ["snapshot", "--volume=${var.volume}", "--keep=${var.keep}", "--do-tag=${var.owner}"]
+        # It only talks to DigitalOcean.
+        readonly_rootfs = true
+        cap_drop        = ["all"]
+        security_opt    = ["no-new-privileges"]
       }
 
       # nomad var put nomad/jobs/backup-postgres token=dop_v1_...

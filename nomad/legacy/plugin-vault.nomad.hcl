@@ -36,7 +36,20 @@ job "do-csi-plugin" {
           "--endpoint=unix:///csi/csi.sock",
           "--token-file=${NOMAD_SECRETS_DIR}/token",
           "--do-tag=CLUSTER_NAME",
+          "--default-mount-flags=nosuid,nodev",
         ]
+
+        # Nothing of the image is written to. cryptsetup makes a lock in /run.
+        readonly_rootfs = true
+
+        mounts {
+          type   = "tmpfs"
+          target = "/run"
+
+          tmpfs_options {
+            size = 1000000
+          }
+        }
       }
 
       # Nomad 1.10 and later give tasks access to Vault by their identity: there, write vault {} and give the policy to the

@@ -43,7 +43,20 @@ job "do-csi-plugin" {
           "--endpoint=unix:///csi/csi.sock",
           "--token-file=/etc/do-csi-plugin/token",
           "--do-tag=CLUSTER_NAME",
+          "--default-mount-flags=nosuid,nodev",
         ]
+
+        # Nothing of the image is written to. cryptsetup makes a lock in /run.
+        readonly_rootfs = true
+
+        mounts {
+          type   = "tmpfs"
+          target = "/run"
+
+          tmpfs_options {
+            size = 1000000
+          }
+        }
       }
 
       csi_plugin {

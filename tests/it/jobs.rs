@@ -141,16 +141,6 @@ fn plugin_jobs_use_settings_that_the_program_has_and_keep_the_token_out_of_argum
         let is_privileged = text(&config.body, "privileged").is_some_and(|value| value == "true");
         let is_in_docker = text(&task.body, "driver").unwrap() == "docker";
         assert_eq!(is_privileged, is_in_docker && kind != "controller", "{name}");
-        // A privileged container has every capability, whatever is dropped; one that is not needs none.
-        let has = |name: &str, value: &str| text(&config.body, name).is_some_and(|found| found.contains(value));
-        if is_in_docker {
-            assert!(has("readonly_rootfs", "true"), "{name}");
-            assert_eq!(has("cap_drop", "all"), !is_privileged, "{name}");
-            assert_eq!(has("security_opt", "no-new-privileges"), !is_privileged, "{name}");
-            // The image has nothing that can be written to, and cryptsetup makes a lock.
-            let run = blocks(&config.body, "mount").iter().any(|mount| text(&mount.body, "target").unwrap() == "/run");
-            assert_eq!(run, is_privileged, "{name}");
-        }
         assert_eq!(blocks(&task.body, "template").len(), usize::from(kind != "node"), "{name}");
         assert_eq!(text(&task.body, "kill_timeout").unwrap(), "100s", "{name}");
         // Who checks file systems needs room for it, or the kernel kills the check and the next node begins it anew.
@@ -158,6 +148,40 @@ fn plugin_jobs_use_settings_that_the_program_has_and_keep_the_token_out_of_argum
         let memory: u32 = text(&resources.body, "memory").unwrap().parse().unwrap();
         assert!(memory >= if kind == "controller" { 32 } else { 256 }, "{name}: {memory} MB");
     }
+}
+
+#[test]
+fn every_container_of_the_image_can_do_no_more_than_its_work_takes() {
+    let legacy = legacy_files().into_iter().map(|(name, body)| (format!("legacy/{name}"), body));
+    let files: Vec<(String, Body)> = files().into_iter().chain(legacy).collect();
+    let mut count = 0;
+    let configs = files
+        .iter()
+        .flat_map(|(name, body)| blocks(body, "config").into_iter().map(move |config| (name, body, config)));
+    for (name, body, config) in configs {
+        let config = &config.body;
+        let variables = blocks(body, "variable");
+        let variable = variables.iter().find(|block| block.labels()[0].as_str() == "image");
+        let default = || variable.and_then(|block| text(&block.body, "default"));
+        let image = text(config, "image").and_then(|image| if image == "var.image" { default() } else { Some(image) });
+        if !image.is_some_and(|image| image.starts_with("do-csi-plugin:")) {
+            continue;
+        }
+        let has = |name: &str, value: &str| text(config, name).is_some_and(|found| found.contains(value));
+        assert!(has("readonly_rootfs", "true"), "{name}");
+        // A privileged container has every capability, whatever is dropped; one that is not needs none.
+        let is_privileged = has("privileged", "true");
+        assert_eq!(has("cap_drop", "all"), !is_privileged, "{name}");
+        assert_eq!(has("security_opt", "no-new-privileges"), !is_privileged, "{name}");
+        // The image has nothing that can be written to, and cryptsetup makes a lock.
+        let mounts = blocks(config, "mount").into_iter().chain(blocks(config, "mounts"));
+        let run = mounts.filter(|mount| text(&mount.body, "target").unwrap() == "/run").count();
+        assert_eq!(run, usize::from(is_privileged), "{name}");
+        // Who mounts volumes.
+        assert_eq!(has("args", "--default-mount-flags=nosuid,nodev"), is_privileged, "{name}");
+        count += 1;
+    }
+    assert_eq!(count, 6);
 }
 
 /// Messages that are Nomad's own.
@@ -295,7 +319,7 @@ type Version = (u8, u8, u8);
 ///
 /// Source: hashicorp/nomad v0.11.8, jobspec/parse_job.go, parse_group.go, parse_task.go, parse.go (lists of valid keys),
 /// api/tasks.go and api/csi.go (what is decoded without a list), drivers/docker/config.go.
-const KEYS_OF_0_11: [(&str, &[&str]); 26] = [
+const KEYS_OF_0_11: [(&str, &[&str]); 27] = [
     ("job", &["constraint", "datacenters", "group", "type", "update", "namespace", "periodic", "priority", "meta"]),
     (
         "group",
@@ -330,8 +354,21 @@ const KEYS_OF_0_11: [(&str, &[&str]); 26] = [
     ),
     (
         "config",
-        &["image", "command", "args", "privileged", "volumes", "ports", "cap_drop", "security_opt", "readonly_rootfs"],
+        &[
+            "image",
+            "command",
+            "args",
+            "privileged",
+            "volumes",
+            "mounts",
+            "ports",
+            "cap_drop",
+            "security_opt",
+            "readonly_rootfs",
+        ],
     ),
+    // As blocks they are read by HCL 1, of Nomad 0.11, and by HCL 2.
+    ("mounts", &["type", "target", "tmpfs_options"]),
     ("mount", &["type", "target", "tmpfs_options"]),
     ("tmpfs_options", &["size"]),
     ("csi_plugin", &["id", "type", "mount_dir"]),
@@ -425,7 +462,7 @@ fn the_legacy_plugins_are_the_same_plugin() {
         assert_eq!(text(config, "image").unwrap(), format!("do-csi-plugin:{}", env!("CARGO_PKG_VERSION")));
         let arguments = attribute(config, "args").unwrap().to_string();
         let flags: Vec<&str> = arguments.split(['"', '=']).filter(|word| word.starts_with("--")).collect();
-        assert_eq!(flags, ["--endpoint", "--token-file", "--do-tag"]);
+        assert_eq!(flags, ["--endpoint", "--token-file", "--do-tag", "--default-mount-flags"]);
         assert!(flags.iter().all(|flag| help.contains(flag)), "{flags:?}");
     }
 }
