@@ -74,7 +74,7 @@ job "do-csi-plugin" {
       config {
         command = var.command
         # Volumes carry this name, so that no other cluster takes them for its own or deletes them.
-        args = ["--do-tag=${var.owner}", "--default-mount-flags=nosuid,nodev"]
+        args = ["--do-tag=${var.owner}", "--default-mount-flags=nosuid,nodev", "--release-unused=2m"]
       }
 
       # nomad var put nomad/jobs/do-csi-plugin token=dop_v1_...

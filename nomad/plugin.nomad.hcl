@@ -76,8 +76,9 @@ job "do-csi-plugin" {
         # Only a privileged container may open disks that come after its start. The plugin gives up what it does not use of that.
         privileged = true
         # Volumes carry this name, so that no other cluster takes them for its own or deletes them.
+        # A volume that nobody has used on its client for two minutes is detached: Nomad forgets attachments.
         # Volumes carry files from one task to another: none is a device node, and none gives its caller its owner's rights.
-        args = ["--do-tag=${var.owner}", "--default-mount-flags=nosuid,nodev"]
+        args = ["--do-tag=${var.owner}", "--default-mount-flags=nosuid,nodev", "--release-unused=2m"]
         # "--only-tag=${var.owner}-volumes" among these: only what carries that tag is touched, whoever registers a volume.
         # Nothing of the image is written to. cryptsetup makes a lock in /run.
         readonly_rootfs = true

@@ -37,6 +37,7 @@ job "do-csi-plugin" {
           "--token-file=${NOMAD_SECRETS_DIR}/token",
           "--do-tag=CLUSTER_NAME",
           "--default-mount-flags=nosuid,nodev",
+          "--release-unused=2m",
         ]
 
         # Nothing of the image is written to. cryptsetup makes a lock in /run.

@@ -44,6 +44,7 @@ job "do-csi-plugin" {
           "--token-file=/etc/do-csi-plugin/token",
           "--do-tag=CLUSTER_NAME",
           "--default-mount-flags=nosuid,nodev",
+          "--release-unused=2m",
         ]
 
         # Nothing of the image is written to. cryptsetup makes a lock in /run.

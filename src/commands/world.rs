@@ -235,8 +235,8 @@ impl Source {
             }));
             findings.extend(agreed.extract_if(.., |finding| finding.subject == subject));
             let seen = DiskSeen::of(here.as_ref(), world.own.is_some_and(|own| volume.droplets.contains(&own)));
-            let mut registered = world.claims.iter().flat_map(|claims| claims.of(&volume.id));
-            let is_registered = registered.any(|registered| registered.provider == *driver);
+            let is_of = |claims: &Claims| claims.of(&volume.id).any(|registered| registered.provider == *driver);
+            let is_registered = world.claims.as_ref().is_some_and(is_of);
             let refusal = owner.check_repair(&volume, is_registered).err().map(|err| err.to_string());
             let judge = |one| with_safe_repair(one, seen, refusal.as_deref());
             let mut findings: Vec<Finding> = findings.into_iter().map(judge).collect();

@@ -121,6 +121,8 @@ fn plugin_jobs_use_settings_that_the_program_has_and_keep_the_token_out_of_argum
         // Who makes volumes says for whom, and no two clusters have one name because nobody thought of it.
         let kind = text(&blocks(&task.body, "csi_plugin")[0].body, "type").unwrap();
         assert_eq!(arguments.contains("--do-tag=${var.owner}"), kind != "node", "{name}: {arguments}");
+        // Who detaches what nobody uses has the token to bring it back, and the disk to see that.
+        assert_eq!(arguments.contains("--release-unused=2m"), kind == "monolith", "{name}: {arguments}");
         let (_, body) = files.iter().find(|(file, _)| file == name).unwrap();
         let variables = blocks(body, "variable");
         let owner = variables.iter().find(|block| block.labels()[0].as_str() == "owner");
@@ -462,7 +464,7 @@ fn the_legacy_plugins_are_the_same_plugin() {
         assert_eq!(text(config, "image").unwrap(), format!("do-csi-plugin:{}", env!("CARGO_PKG_VERSION")));
         let arguments = attribute(config, "args").unwrap().to_string();
         let flags: Vec<&str> = arguments.split(['"', '=']).filter(|word| word.starts_with("--")).collect();
-        assert_eq!(flags, ["--endpoint", "--token-file", "--do-tag", "--default-mount-flags"]);
+        assert_eq!(flags, ["--endpoint", "--token-file", "--do-tag", "--default-mount-flags", "--release-unused"]);
         assert!(flags.iter().all(|flag| help.contains(flag)), "{flags:?}");
     }
 }

@@ -30,9 +30,9 @@ job "do-csi-plugin" {
         privileged = true
 [[- if var "monitoring" . ]]
         ports      = ["health"]
-        args       = ["--do-tag=[[ var "owner" . ]]", "--default-mount-flags=nosuid,nodev", "--debug-addr=0.0.0.0:9810"]
+        args       = ["--do-tag=[[ var "owner" . ]]", "--default-mount-flags=nosuid,nodev", "--release-unused=2m", "--debug-addr=0.0.0.0:9810"]
 [[- else ]]
-        args       = ["--do-tag=[[ var "owner" . ]]", "--default-mount-flags=nosuid,nodev"]
+        args       = ["--do-tag=[[ var "owner" . ]]", "--default-mount-flags=nosuid,nodev", "--release-unused=2m"]
 [[- end ]]
         readonly_rootfs = true
 
