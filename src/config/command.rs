@@ -104,7 +104,7 @@ struct VolumesArguments {
 #[derive(Debug, Parser)]
 #[command(
     name = "do-csi-plugin doctor",
-    about = "Say what is wrong, and the command that ends it. Exit code 0: nothing, 1: something, 2: could not look",
+    about = "Say what is wrong, and the command that ends it. Exit code 0: nothing, or notices alone; 1: a warning or worse; 2: could not look",
     after_help = WITH_NOMAD
 )]
 struct DoctorArguments {

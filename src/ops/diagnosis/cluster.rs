@@ -136,9 +136,12 @@ fn diagnose_node(subject: &Subject, claim: &ClaimingAllocation, claims: &Claims)
         Some(_) => return None,
     };
     let message = format!("allocation {} claims {subject} on node {}, {how}", claim.id, claim.node);
+    let droplet = claims.droplets.iter().find(|(_, node)| **node == claim.node);
+    let droplet = droplet.map_or_else(|| "DROPLET_ID".to_owned(), |(droplet, _)| droplet.to_string());
+    // As nomad/README.md has it, which was played.
     let cure = format!(
-        "bring the node back, or, when it is certain that it does not run, power its droplet off and run `nomad alloc stop {}`",
-        claim.id
+        "bring the node back, or make certain that its droplet is off: `doctl compute droplet-action power-off {droplet}`; then create or \
+         register the volume again from its file, which makes Nomad look at its claims: `nomad volume create FILE`"
     );
     Some(Finding::new(Reason::ClaimOnLostNode, subject, message, cure))
 }
@@ -257,6 +260,9 @@ mod tests {
             let reasons: Vec<Reason> = found(droplets, volumes, true).iter().map(|finding| finding.reason).collect();
             assert_eq!(reasons, want, "{shown}");
         }
+        let lost = found(&[7], one(vec![claim("n2", "unknown")]), true);
+        let cure = lost.first().map(|finding| finding.cure.clone()).unwrap_or_default();
+        assert!(cure.contains("power-off") && cure.contains("`nomad volume create FILE`"), "{cure}");
         assert_eq!(found(&[], vec![other_driver], true).first().map(|finding| finding.reason), Some(WrongPluginId));
     }
 
