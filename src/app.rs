@@ -6,7 +6,7 @@
 use std::fs;
 use std::sync::Arc;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use crossbeam::channel::{Receiver, Sender, bounded, never};
 use grpcio::Service;
@@ -46,14 +46,13 @@ use crate::ops::scheduled_snapshots::{ScheduledCollector, ScheduledSnapshots};
 use crate::ops::service_manager::{ServiceState, tell_service_manager};
 use crate::ops::signals::{Asked, Signals};
 use crate::proto::csi_grpc::{create_controller, create_identity, create_node};
-use crate::request::query::Page;
 use crate::rpc::Server;
 use crate::rpc::controller::{ControllerService, Pools};
 use crate::rpc::identity::IdentityService;
 use crate::rpc::node::NodeService;
 use crate::rpc::socket::SocketFile;
 use crate::rpc::worker::Pool;
-use crate::upkeep::{BringBack, Unused, Upkeep, await_end};
+use crate::upkeep::{BringBack, RegionWatch, Unused, Upkeep, await_end};
 
 /// Serves until SIGTERM or SIGINT, then lets running calls finish, for which a second signal ends the wait. Nothing is
 /// unmounted or detached at the end. What other signals ask for is done meanwhile.
@@ -131,11 +130,6 @@ fn about_endpoint(line: String, config: &Config) -> String {
          Nomad it is --endpoint=unix:///csi/csi.sock"
     )
 }
-
-/// When the volumes of the region are looked at first, and how often then. A look costs three requests or more of the 5,000 that
-/// the token has in an hour.
-const FIRST_LOOK: Duration = Duration::from_secs(30);
-const LOOK_PERIOD: Duration = Duration::from_secs(600);
 
 /// Writes what is in memory to the disks, on a thread of its own; tells when that has ended. Without a thread it is not done.
 fn flush_meanwhile(node: &Arc<Node>) -> Option<Receiver<()>> {
@@ -254,7 +248,7 @@ fn start_debug_server(
     config: &Config,
     health: &Arc<Health>,
     droplet_identity: &Arc<DropletIdentity>,
-) -> Result<Option<Seen>, String> {
+) -> Result<Option<RegionWatch>, String> {
     let Some(address) = config.debug_addr else { return Ok(None) };
     metrics::start(word(config.mode));
     metrics::add_collector(health.collector());
@@ -279,36 +273,7 @@ fn start_debug_server(
         figures,
     };
     endpoint::start(address, endpoint)?;
-    Ok(Some(Seen { findings, snapshots }))
-}
-
-/// What was seen last, for the page and the metrics.
-#[derive(Debug, Clone)]
-struct Seen {
-    findings: Arc<Findings>,
-    snapshots: Arc<ScheduledSnapshots>,
-}
-
-/// Looks now and then which volumes of the region are not well, and how old their snapshots are.
-fn watch_region(controller: &Arc<Controller>, seen: &Seen) -> Result<(), String> {
-    let (controller, Seen { findings, snapshots }) = (Arc::clone(controller), seen.clone());
-    let work = move || {
-        thread::sleep(FIRST_LOOK);
-        loop {
-            let ctx = controller.context_of_call(Instant::now(), Arc::default());
-            match controller.list_abnormal(&ctx, &Page { max_entries: None, start: None }) {
-                Ok(listed) => findings.replace_region(listed.items.into_iter().flat_map(|one| one.findings).collect()),
-                Err(err) => warn!("what is wrong in the region is as old as it was: {}", Chain(&err)),
-            }
-            let ctx = controller.context_of_call(Instant::now(), Arc::default());
-            match controller.list_newest_scheduled(&ctx) {
-                Ok(newest) => snapshots.replace(newest.unwrap_or_default()),
-                Err(err) => warn!("how old the snapshots are is not known anew: {}", Chain(&err)),
-            }
-            thread::sleep(LOOK_PERIOD);
-        }
-    };
-    thread::Builder::new().name("region".to_owned()).spawn(work).map(drop).map_err(no_thread)
+    Ok(Some(RegionWatch { findings, snapshots }))
 }
 
 fn word(mode: Mode) -> &'static str {
@@ -337,7 +302,7 @@ fn parts(
     cloud: Option<Cloud>,
     quota: Arc<RateLimit>,
     droplet_identity: &Arc<DropletIdentity>,
-    seen: Option<&Seen>,
+    seen: Option<&RegionWatch>,
 ) -> Result<Parts, String> {
     let mut services = vec![create_identity(IdentityService::new(Arc::clone(config)))];
     let mut insight = Insight { cloud: None, quota, pools: Vec::new() };
@@ -346,7 +311,8 @@ fn parts(
         insight.cloud = Some(cloud.clone());
         let controller = Arc::new(Controller::new(config, cloud, Arc::clone(droplet_identity)));
         controller.sweep();
-        seen.map_or(Ok(()), |seen| watch_region(&controller, seen))?;
+        let watch = |seen: &RegionWatch| seen.clone().start(Arc::clone(&controller)).map_err(no_thread);
+        seen.map_or(Ok(()), watch)?;
         let pool = |name| Pool::new(name, config::CONTROLLER_WORKERS, config::QUEUE_LENGTH);
         let list = Pool::new("list", config::LISTERS, config::QUEUE_LENGTH);
         let pools = Pools { change: pool("controller"), unpublish: pool("unpublish"), look: pool("look"), list };

@@ -13,7 +13,7 @@
 //!
 //! # The map, in reading order
 //! - [`app`]: the order of start and stop
-//! - [`upkeep`]: what the program looks after by itself: mounts that were left behind, attachments that nobody uses
+//! - [`upkeep`]: what the program looks after by itself: mounts that were left behind, attachments that nobody uses, the region
 //! - [`ops`]: what an operator sees: the log, the answers on `--debug-addr`, what is wrong and what ends it
 //! - [`commands`]: the commands `volumes` and `doctor` for people, and `snapshot` for a periodic job
 //! - [`rpc`]: the gRPC server and what stands before it, its worker threads, status codes; the three CSI services, each a thin

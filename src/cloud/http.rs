@@ -266,6 +266,10 @@ impl Http {
         }
     }
 
+    pub(super) fn token_origin(&self) -> String {
+        self.token.origin()
+    }
+
     pub(super) fn reload_token(&self) -> std::io::Result<()> {
         self.token.reload()
     }

@@ -123,6 +123,12 @@ impl Cloud {
         self.http.reload_token()
     }
 
+    /// Where the token is from.
+    #[must_use]
+    pub fn token_origin(&self) -> String {
+        self.http.token_origin()
+    }
+
     fn send(&self, call: &ApiRequest) -> ApiResult<Reply> {
         self.http.send(call, self.deadline)
     }

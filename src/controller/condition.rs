@@ -40,7 +40,7 @@ impl Controller {
 }
 
 impl CallContext {
-    fn observe_moves(&self, id: &VolumeId) -> Result<Moves> {
+    pub(super) fn observe_moves(&self, id: &VolumeId) -> Result<Moves> {
         let doing = format!("reading the latest actions of volume {id}");
         let actions = self.ask_of_volume(id, &doing, |cloud| cloud.newest_actions(id))?;
         Ok(Moves::read(&actions, self.cloud.now()))

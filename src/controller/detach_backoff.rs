@@ -4,6 +4,7 @@
 //! detach in a hot loop, and each try costs calls of the account's quota; and since 1.6.1 it sends a plugin one call at a
 //! time, so that every other volume waits behind each. Forgetting it all, as a restart does, is harmless.
 
+use std::collections::BTreeSet;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -75,6 +76,14 @@ impl DetachBackoff {
     /// Whether a failed detach is young enough to make the next pause longer; after a long while, what failed is finished business.
     fn counts(&self, failed_detach: &FailedDetach, now: Instant) -> bool {
         now < failed_detach.until + self.longest_pause * 10
+    }
+
+    /// The volumes whose last detach has failed lately, in the order of their ids and no more than so many.
+    pub(super) fn failing(&self, most: usize, now: Instant) -> BTreeSet<VolumeId> {
+        let table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        let failing: BTreeSet<VolumeId> =
+            table.iter().filter(|(_, last)| self.counts(last, now)).map(|((id, _), _)| id.clone()).collect();
+        failing.into_iter().take(most).collect()
     }
 
     /// A try failed, for this reason: the next pause is twice as long as the last.

@@ -21,7 +21,6 @@ use crate::controller::context::CallContext;
 use crate::controller::naming::plan_name;
 use crate::controller::snapshot::MOST_OF_A_VOLUME;
 use crate::controller::whole_list::{CHANGES, every_entry};
-use crate::error::api::ApiErrorKind;
 use crate::error::{Error, Result, Thing};
 use crate::id::{VolumeId, VolumeName};
 use crate::ops::scheduled_snapshots::NewestScheduled;
@@ -252,22 +251,14 @@ impl Controller {
     ///
     /// # Errors
     /// [`Error::TimedOut`], [`Error::Api`].
-    pub fn list_newest_scheduled(&self, ctx: &CallContext) -> Result<Option<Vec<NewestScheduled>>> {
+    pub fn list_newest_scheduled(&self, ctx: &CallContext) -> Result<Vec<NewestScheduled>> {
         let doing = "listing the snapshots";
         let fetch = |page| ctx.query(doing, Error::api(doing), |cloud: &Cloud| cloud.list_snapshots(page));
         let id = |snapshot: &Snapshot| snapshot.id.to_string();
-        let marked = match every_entry(
-            fetch,
-            id,
-            |snapshot| Some(snapshot).filter(has_mark),
-            || ctx.timed_out(doing, CHANGES),
-        ) {
-            Ok(marked) => marked,
-            Err(Error::Api { source, .. }) if source.kind() == ApiErrorKind::Forbidden => return Ok(None),
-            Err(err) => return Err(err),
-        };
+        let keep = |snapshot| Some(snapshot).filter(has_mark);
+        let marked = every_entry(fetch, id, keep, || ctx.timed_out(doing, CHANGES))?;
         if marked.is_empty() {
-            return Ok(Some(Vec::new()));
+            return Ok(Vec::new());
         }
         let region = self.droplet_identity.region()?;
         let doing = "listing the volumes";
@@ -279,7 +270,7 @@ impl Controller {
                 marked.iter().filter(|one| is_marked(one, &volume.id)).filter_map(Snapshot::taken_at).max()?;
             Some(NewestScheduled { volume: volume.id, name: volume.name.to_string(), taken_at })
         };
-        Ok(Some(volumes.into_iter().filter_map(newest).collect()))
+        Ok(volumes.into_iter().filter_map(newest).collect())
     }
 }
 

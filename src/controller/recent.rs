@@ -30,6 +30,11 @@ impl<K: Eq + Hash + Clone, V> Recent<K, V> {
         self.entries.get(key).map(|(_, value)| value)
     }
 
+    /// All that is known, in no order.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&K, &V)> {
+        self.entries.iter().map(|(key, (_, value))| (key, value))
+    }
+
     /// Writes an entry, and forgets the oldest one when there are too many.
     pub(super) fn insert(&mut self, key: K, value: V) {
         let number = self.next;

@@ -21,6 +21,8 @@ use crate::ops::figures::FigureReader;
 pub struct Findings {
     figures: Option<Arc<FigureReader>>,
     region: Mutex<Region>,
+    /// What the last look at the region has met, whether it came to its end or not.
+    account: Mutex<Vec<Finding>>,
     /// What the look at the mounts here could not end.
     left_mounts: Mutex<Vec<Finding>>,
 }
@@ -36,7 +38,7 @@ impl Findings {
     /// Nothing but what is found on this droplet, with the node service.
     #[must_use]
     pub fn new(figures: Option<Arc<FigureReader>>) -> Findings {
-        Findings { figures, region: Mutex::default(), left_mounts: Mutex::default() }
+        Findings { figures, region: Mutex::default(), account: Mutex::default(), left_mounts: Mutex::default() }
     }
 
     /// Takes what was found of mounts that were left behind, in place of what was found of them before.
@@ -49,6 +51,11 @@ impl Findings {
         *self.region() = Region { found: findings, at: Some(Instant::now()) };
     }
 
+    /// Takes what is wrong with the token and the account in place of what was wrong with them before.
+    pub fn replace_account(&self, findings: Vec<Finding>) {
+        *self.account() = findings;
+    }
+
     /// All of them, the most severe first, each once.
     #[must_use]
     pub fn all(&self) -> Vec<Finding> {
@@ -56,10 +63,16 @@ impl Findings {
         let here = here.into_iter().flat_map(|figures| figures.findings);
         let mut all: Vec<Finding> = self.region().found.clone();
         all.extend(here);
+        all.extend(self.account().iter().cloned());
         all.extend(self.left_mounts().iter().cloned());
         all.sort_by(|one, other| other.severity.cmp(&one.severity).then_with(|| one.cmp(other)));
         all.dedup();
         all
+    }
+
+    fn account(&self) -> MutexGuard<'_, Vec<Finding>> {
+        // As the others.
+        self.account.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn left_mounts(&self) -> MutexGuard<'_, Vec<Finding>> {
@@ -112,6 +125,10 @@ mod tests {
         let (notice, critical) = (find(Reason::AttachedButUnused), find(Reason::DetachKeepsFailing));
         findings.replace_region(vec![notice.clone(), critical.clone(), critical.clone()]);
         assert_eq!(findings.all(), [critical.clone(), notice.clone()]);
+        let account = find(Reason::TokenRejected);
+        findings.replace_account(vec![account.clone()]);
+        assert!(findings.all().contains(&account) && findings.all().contains(&notice));
+        findings.replace_account(Vec::new());
         let left = find(Reason::MountLeftBehind);
         findings.replace_left_mounts(vec![left.clone()]);
         findings.replace_left_mounts(vec![left.clone()]);

@@ -1,8 +1,10 @@
-//! What this program looks after by itself, between the calls: mounts that were left behind, and attachments that nobody uses.
+//! What this program looks after by itself, between the calls: mounts that were left behind, attachments that nobody uses, and what is
+//! wrong in the region.
 //!
-//! Owns the one thread for it and its pace. Nothing depends on it: a look that fails is made again.
+//! Owns the thread for the droplet and its pace. Nothing depends on it: a look that fails is made again.
 
 mod plan;
+mod region;
 mod unused;
 
 use std::io;
@@ -17,6 +19,7 @@ use log::warn;
 use crate::config::Allocations;
 use crate::node::{MountsSeen, Node};
 use crate::ops::findings::Findings;
+pub use crate::upkeep::region::RegionWatch;
 pub use crate::upkeep::unused::{BringBack, Unused, release_by_hand};
 
 /// How often the mounts are looked at.

@@ -7,7 +7,7 @@ use nix::sys::signal::Signal;
 
 use crate::PROGRAM;
 use crate::debug_server::{Debugged, send};
-use crate::sim::{DropletStatus, Fault};
+use crate::sim::{ActionFault, ActionKind, DropletStatus, Fault, Refusal};
 use crate::support::client::{new_volume, publish, unpublish};
 use crate::support::single_plugin::{DROPLET, SinglePlugin, TOKEN, until};
 use crate::support::wait_for;
@@ -91,17 +91,23 @@ fn a_call_that_hangs_is_seen_with_its_age_before_it_ends() {
 #[test]
 fn a_controller_finds_what_is_wrong_in_its_region() {
     let solo = SinglePlugin::new(PROGRAM);
-    let debugged = Debugged::launch(|flag| solo.launch(&[flag, "--mode=controller", "--region=fra1"]));
+    let flags = ["--mode=controller", "--region=fra1", "--call-budget=5"];
+    let debugged = Debugged::launch(|flag| solo.launch(&[&[flag], &flags[..]].concat()));
     let client = &debugged.plugin.client;
     let id = client.create(&new_volume("blog", 1 << 30)).unwrap().volume_id;
     publish(client, &id, DROPLET).unwrap();
+    // One that cannot be detached, as this controller has seen.
+    let wedged = client.create(&new_volume("wedged", 1 << 30)).unwrap().volume_id;
+    publish(client, &wedged, DROPLET).unwrap();
+    solo.sim.faults().add_action(ActionFault::errored().of(ActionKind::Detach).times(100));
+    unpublish(client, &wedged, DROPLET).unwrap_err();
     let taken = solo.sim.create_tagged_snapshot(&id, "nightly", &["do-csi-scheduled"]).unwrap();
     solo.sim.backdate_snapshot(&taken, Duration::from_secs(86_400));
     solo.sim.set_droplet_status(DROPLET, DropletStatus::Off);
     let dead = "do_csi_findings{reason=\"AttachedToDeadDroplet\",severity=\"warning\"}";
     assert_eq!(scrape(&debugged).get(dead), Some(&0.0));
     // It looks half a minute after its start.
-    let is_found = || (scrape(&debugged).get(dead) == Some(&1.0)).then_some(());
+    let is_found = || (scrape(&debugged).get(dead) == Some(&2.0)).then_some(());
     assert!(wait_for(Duration::from_secs(60), is_found).is_some(), "{}", debugged.plugin.log());
     assert!(scrape(&debugged)["do_csi_region_findings_age_seconds"] < 60.0);
     let newest = format!("do_csi_scheduled_snapshot_timestamp_seconds{{volume=\"{id}\",name=\"blog\"}}");
@@ -112,6 +118,37 @@ fn a_controller_finds_what_is_wrong_in_its_region() {
     let (_, page) = debugged.get("/");
     let command = format!("doctl compute volume-action detach {id} {DROPLET}");
     assert!(page.contains("AttachedToDeadDroplet") && page.contains(&command), "{page}");
+    let keeps_failing = scrape(&debugged)["do_csi_findings{reason=\"DetachKeepsFailing\",severity=\"critical\"}"];
+    assert!(keeps_failing == 1.0 && page.contains("DetachKeepsFailing"), "{page}");
+    let reply = client.list_health(0, "").unwrap();
+    assert!(format!("{reply:?}").contains("DetachKeepsFailing"), "{reply:?}");
+}
+
+#[test]
+fn a_controller_whose_token_is_not_taken_any_more_says_so() {
+    let solo = SinglePlugin::new(PROGRAM);
+    let debugged = Debugged::launch(|flag| solo.launch(&[flag, "--mode=controller", "--region=fra1"]));
+    solo.sim.faults().add(Fault::refused(Refusal::UNAUTHORIZED).always());
+    let rejected = "do_csi_findings{reason=\"TokenRejected\",severity=\"critical\"}";
+    assert_eq!(scrape(&debugged).get(rejected), Some(&0.0));
+    let is_found = || (scrape(&debugged).get(rejected) == Some(&1.0)).then_some(());
+    assert!(wait_for(Duration::from_secs(60), is_found).is_some(), "{}", debugged.plugin.log());
+    assert!(debugged.get("/").1.contains("TokenRejected"));
+}
+
+#[test]
+fn a_controller_tells_of_a_scope_that_its_token_lacks_and_of_a_limit_that_is_reached() {
+    let solo = SinglePlugin::new(PROGRAM);
+    let debugged = Debugged::launch(|flag| solo.launch(&[flag, "--mode=controller", "--region=fra1"]));
+    debugged.plugin.client.create(&new_volume("blog", 1 << 30)).unwrap();
+    solo.sim.change_rules(|rules| rules.limits.volumes = 1);
+    solo.sim.faults().add(Fault::refused(Refusal::FORBIDDEN).on("GET", "/v2/droplets").always());
+    let count = |reason: &str| {
+        let series = scrape(&debugged);
+        series.iter().filter(|(name, _)| name.contains(&format!("\"{reason}\""))).map(|(_, count)| *count).sum::<f64>()
+    };
+    let is_found = || (count("ScopeMissing") == 1.0 && count("QuotaExhausted") == 1.0).then_some(());
+    assert!(wait_for(Duration::from_secs(60), is_found).is_some(), "{}", debugged.plugin.log());
 }
 
 #[test]

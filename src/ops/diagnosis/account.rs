@@ -9,6 +9,7 @@ use crate::cloud::http::ClockReading;
 use crate::cloud::proxy::Proxy;
 use crate::cloud::snapshot::Snapshot;
 use crate::error::api::{ApiError, ApiErrorKind};
+use crate::error::{Chain, Error};
 use crate::ops::diagnosis::{Finding, Reason, Subject};
 
 /// How much of a limit is used up when it is nearly reached, in percent.
@@ -17,6 +18,8 @@ const NEARLY: u64 = 90;
 const TEMPORARY_FOR: Duration = Duration::from_secs(3600);
 /// How far this machine's clock may be off: DigitalOcean tells whole seconds, and an answer takes some time.
 const CLOCK_TOLERANCE: Duration = Duration::from_secs(30);
+/// What ends an API that does not answer.
+const UNREACHABLE: &str = "look at the network and the proxy of this machine, and at https://status.digitalocean.com";
 /// The tag of such snapshots.
 const TEMPORARY: &str = "do-csi-temporary";
 
@@ -67,11 +70,22 @@ pub fn diagnose_refusal(err: &ApiError, scope: &str, origin: &str) -> Finding {
         | ApiErrorKind::Untrusted
         | ApiErrorKind::NoTimeLeft => {
             let message = format!("DigitalOcean's API cannot be used: {err}");
-            let cure =
-                "look at the network and the proxy of this machine, and at https://status.digitalocean.com".to_owned();
-            find(Reason::ApiUnreachable, message, cure)
+            find(Reason::ApiUnreachable, message, UNREACHABLE.to_owned())
         }
     }
+}
+
+/// What is wrong with the way to the API, by an error of which a look at the region has ended; `None`: nothing, as far as that error
+/// tells. Pure.
+#[must_use]
+pub fn diagnose_failure(err: &Error, origin: &str) -> Option<Finding> {
+    if let Error::Api { source, .. } = err {
+        return Some(diagnose_refusal(source, "block_storage:read", origin));
+    }
+    matches!(err, Error::TimedOut { .. }).then(|| {
+        let message = format!("DigitalOcean's API cannot be used: {}", Chain(err));
+        Finding::new(Reason::ApiUnreachable, &Subject::Account, message, UNREACHABLE.to_owned())
+    })
 }
 
 /// What is wrong with this machine's clock. Pure.

@@ -52,7 +52,9 @@ const GAUGES: [Gauge; 9] = [
         f.space().inodes.map(|inodes| number(inodes.used))
     }),
     ("volume_read_only", "1 when nothing can be written to a volume", |f| Some(flag(f.is_read_only()))),
-    ("volume_answers", "0 when the mount of a volume does not answer", |f| Some(flag(f.silent_for().is_none()))),
+    ("volume_answers", "0 when the mount of a volume does not answer, or only with errors", |f| {
+        Some(flag(f.answers()))
+    }),
     ("volume_figures_age_seconds", "How old the size, bytes and inodes of a mounted volume are", |f| {
         f.age().map(|age| age.as_secs_f64())
     }),

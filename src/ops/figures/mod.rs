@@ -101,6 +101,15 @@ impl Figures {
         }
     }
 
+    /// Whether its mount can be looked at; one that is not mounted has nothing to say.
+    #[must_use]
+    pub fn answers(&self) -> bool {
+        match &self.volume.state {
+            VolumeState::NotMounted { .. } | VolumeState::Answered(_) => true,
+            VolumeState::Silent(_) | VolumeState::Unknown(_) => false,
+        }
+    }
+
     /// How old the figures of its space are; nothing where there are none to be had.
     #[must_use]
     pub fn age(&self) -> Option<Duration> {
@@ -225,6 +234,8 @@ pub(super) mod tests {
         let never = Figures::after(None, volume(silent), None, start);
         assert_eq!(never.space(), Space::default());
         assert!(never.age().unwrap() >= Duration::from_secs(100), "counted from when it was asked first");
+        let unread = Figures::after(Some(&first), volume(VolumeState::Unknown("EIO".to_owned())), None, start);
+        assert_eq!([&first, &second, &unread].map(Figures::answers), [true, false, false]);
         let unused = Figures::after(Some(&first), volume(VolumeState::NotMounted { is_taken: true }), None, start);
         assert_eq!((unused.space(), unused.age()), (Space::default(), None));
     }
