@@ -109,12 +109,13 @@ pub fn run(mut config: Config) -> Result<(), String> {
     tell_service_manager(ServiceState::Stopping);
     droplet_identity.stop_waiting();
     health.reach(Stage::Stopping);
+    let end = Instant::now() + config::END_BUDGET;
     let enough = second_end(signals);
     let looked = upkeep.map(Upkeep::stop);
     // At once, as the caller may not wait for the running calls: what tasks write after this reaches the disk in its time.
     let flushed = node.as_ref().and_then(flush_meanwhile);
     server.shut_down(config::DRAIN_BUDGET, &enough);
-    let deadline = Instant::now() + config::UPKEEP_END;
+    let deadline = end.min(Instant::now() + config::UPKEEP_END);
     looked.iter().chain(&flushed).for_each(|ended| await_end(ended, deadline, &enough));
     info!("stopped; mounts and attachments stay as they are");
     Ok(())

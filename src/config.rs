@@ -31,7 +31,7 @@ use crate::config::parse::{
 use crate::config::refusal::{early, with_variable};
 use crate::config::upkeep::plan_allocations;
 pub use crate::config::upkeep::{
-    ATTACH_BUDGET, Allocations, DETACH_IN_FLIGHT, FLUSH_BUDGET, RELEASE_UNUSED_BUDGET, UPKEEP_END,
+    ATTACH_BUDGET, Allocations, DETACH_IN_FLIGHT, END_BUDGET, FLUSH_BUDGET, RELEASE_UNUSED_BUDGET, UPKEEP_END,
 };
 use crate::fs::FsKind;
 use crate::host::mount_options::{DefaultFlags, SelinuxLabel};

@@ -15,6 +15,8 @@ pub const RELEASE_UNUSED_BUDGET: Duration = Duration::from_secs(30);
 pub const DETACH_IN_FLIGHT: Duration = Duration::from_secs(60);
 /// How long the end of the program waits for what it does by itself, when the calls have ended.
 pub const UPKEEP_END: Duration = Duration::from_secs(10);
+/// How long all of the program's end may take. The job files' `kill_timeout` is 100 s.
+pub const END_BUDGET: Duration = Duration::from_secs(95);
 /// How long writing what is in memory to the disks may take at start and at the end. Clients of Nomad allow a task 5 s by default,
 /// and most of what can be written is written by then.
 pub const FLUSH_BUDGET: Duration = Duration::from_secs(10);

@@ -25,6 +25,7 @@ use crossbeam::select;
 use grpcio::{ChannelBuilder, EnvBuilder, ResourceQuota, ServerBuilder, ServerCredentials, Service};
 use log::warn;
 
+use crate::config::{DRAIN_BUDGET, END_BUDGET};
 use crate::rpc::front::{Front, Inner};
 use crate::rpc::socket::SocketFile;
 
@@ -45,6 +46,8 @@ const MAX_HEADERS: i32 = 16 << 10;
 const MEMORY_QUOTA: usize = 16 << 20;
 /// How long the answers to cancelled calls may take to be sent.
 const CANCEL_BUDGET: Duration = Duration::from_secs(1);
+/// The calls have ended by then, and what the program does by itself has some time left.
+const _: () = assert!(DRAIN_BUDGET.as_secs() + 2 * CANCEL_BUDGET.as_secs() < END_BUDGET.as_secs());
 
 /// A server that answers on its socket until it is shut down.
 pub struct Server {
