@@ -5,6 +5,9 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
+/// How often is seldom enough for a line in the log.
+const SELDOM: Duration = Duration::from_secs(60);
+
 /// Growing pauses: each is twice as long as the one before it, up to the longest.
 #[derive(Debug, Clone)]
 pub struct Backoff {
@@ -32,6 +35,21 @@ impl Backoff {
         let pause = self.next;
         self.next = (self.next * 2).min(self.longest);
         if self.has_jitter { pause.mul_f64(0.5 + fastrand::f64()) } else { pause }
+    }
+}
+
+/// Says that something may be told again: at once, and then once a minute, however often it happens.
+#[derive(Debug, Default)]
+pub struct Seldom(Option<Instant>);
+
+impl Seldom {
+    /// Whether it is to be told now.
+    pub fn is_due(&mut self, now: Instant) -> bool {
+        let is_due = self.0.is_none_or(|told| now.saturating_duration_since(told) >= SELDOM);
+        if is_due {
+            self.0 = Some(now);
+        }
+        is_due
     }
 }
 
@@ -96,5 +114,12 @@ mod tests {
         assert_eq!(looks_until(3, Duration::ZERO), 1);
         let last = looks_until(u32::MAX, Duration::from_millis(20));
         assert!(last > 1, "it looked {last} times");
+    }
+
+    #[test]
+    fn what_happens_all_the_time_is_told_once_a_minute() {
+        let (start, mut seldom) = (Instant::now(), Seldom::default());
+        let told = (0..1800).filter(|tenth| seldom.is_due(start + Duration::from_millis(100) * *tenth)).count();
+        assert_eq!(told, 3);
     }
 }

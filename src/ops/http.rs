@@ -14,6 +14,8 @@ use std::time::{Duration, Instant};
 
 use log::{debug, error, warn};
 
+use crate::backoff::Seldom;
+
 /// In which the whole head of a request must have come, from the moment of the connection.
 const READ_BUDGET: Duration = Duration::from_secs(3);
 /// In which the whole answer must have been taken.
@@ -67,11 +69,15 @@ pub fn serve(address: SocketAddr, handler: Box<Handler>) -> io::Result<SocketAdd
 }
 
 fn accept(listener: &TcpListener, connections: &Arc<Connections>) {
+    let mut told = Seldom::default();
     for stream in listener.incoming() {
         match stream {
             Ok(stream) => connections.start(stream),
             Err(err) => {
-                warn!("--debug-addr: cannot accept a connection: {err}");
+                // Without a free file this goes on for as long as that is so.
+                if told.is_due(Instant::now()) {
+                    warn!("--debug-addr: cannot accept a connection: {err}");
+                }
                 thread::sleep(ACCEPT_PAUSE);
             }
         }

@@ -23,6 +23,7 @@ use nix::fcntl::{OFlag, open};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::stat::Mode;
 
+use crate::backoff::Seldom;
 use crate::rpc::front::frames::{Answers, Cut, Requests};
 
 /// Most connections at a time. An orchestrator has one or two, and each health check one for a moment.
@@ -68,8 +69,15 @@ impl Front {
         listener.set_nonblocking(true)?;
         let (stop, told) = UnixStream::pair()?;
         let open = Arc::<Connections>::default();
-        let relay =
-            Relay { inner, listener: Some(listener), told, open: Arc::clone(&open), all: BTreeMap::new(), next: 0 };
+        let relay = Relay {
+            inner,
+            listener: Some(listener),
+            told,
+            open: Arc::clone(&open),
+            all: BTreeMap::new(),
+            next: 0,
+            warned: Seldom::default(),
+        };
         thread::Builder::new().name("front".to_owned()).spawn(move || relay.run())?;
         Ok(Front { stop: Some(stop), open })
     }
@@ -118,6 +126,8 @@ struct Relay {
     /// By the order in which they came.
     all: BTreeMap<u64, Connection>,
     next: u64,
+    /// That connections are not taken.
+    warned: Seldom,
 }
 
 /// What can be done at once.
@@ -232,14 +242,19 @@ impl Relay {
             match listener.accept() {
                 Ok((client, _)) => {
                     if let Err(err) = self.welcome(client, now) {
-                        warn!("a connection is not taken: {err}");
+                        if self.warned.is_due(now) {
+                            warn!("a connection is not taken: {err}");
+                        }
                         return false;
                     }
                 }
                 Err(err) if err.kind() == io::ErrorKind::WouldBlock => return true,
                 Err(err) if err.kind() == io::ErrorKind::ConnectionAborted => {}
                 Err(err) => {
-                    warn!("no connection can be taken: {err}");
+                    // Without a free file this goes on for as long as that is so.
+                    if self.warned.is_due(now) {
+                        warn!("no connection can be taken: {err}");
+                    }
                     return false;
                 }
             }
@@ -432,7 +447,15 @@ mod tests {
         let pair = || UnixStream::pair().unwrap();
         let ((told, _keep), now) = (pair(), Instant::now());
         let inner = Inner(OwnedFd::from(pair().0));
-        let mut relay = Relay { inner, listener: None, told, open: Arc::default(), all: BTreeMap::new(), next: 2 };
+        let mut relay = Relay {
+            inner,
+            listener: None,
+            told,
+            open: Arc::default(),
+            all: BTreeMap::new(),
+            next: 2,
+            warned: Seldom::default(),
+        };
         let others: Vec<_> = (0..2)
             .map(|id| {
                 let (client, server) = (pair(), pair());
