@@ -1,4 +1,6 @@
-//! How like two words are, for messages that say what was probably meant.
+//! How words are written: how like two are, for messages that say what was probably meant, and as a shell reads one.
+
+use std::borrow::Cow;
 
 /// In how many places two words differ: a letter that is missing, too many, another one, or swapped with the next.
 ///
@@ -24,6 +26,16 @@ pub fn distance(one: &str, other: &str) -> usize {
     last.last().copied().unwrap_or(0)
 }
 
+/// A text as one word of a command that a person pastes into a shell.
+#[must_use]
+pub fn shell_word(text: &str) -> Cow<'_, str> {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "_@%+=:,./-".contains(c);
+    if !text.is_empty() && text.chars().all(is_plain) {
+        return Cow::Borrowed(text);
+    }
+    Cow::Owned(format!("'{}'", text.replace('\'', r"'\''")))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -34,6 +46,22 @@ mod tests {
             [("", "", 0), ("", "ab", 2), ("ab", "", 2), ("abc", "acb", 1), ("abc", "abd", 1), ("abcd", "badc", 2)];
         for (one, other, want) in cases {
             assert_eq!(distance(one, other), want, "{one} {other}");
+        }
+    }
+
+    #[test]
+    fn a_shell_takes_a_quoted_text_for_one_word() {
+        for (text, want) in [
+            ("blog", "blog"),
+            ("/mnt/a-b_c.d", "/mnt/a-b_c.d"),
+            ("", "''"),
+            ("my disk", "'my disk'"),
+            ("$(reboot)", "'$(reboot)'"),
+            ("it's; reboot", r"'it'\''s; reboot'"),
+        ] {
+            assert_eq!(shell_word(text), want);
+            let shell = std::process::Command::new("sh").arg("-c").arg(format!("printf %s {want}")).output().unwrap();
+            assert_eq!(String::from_utf8_lossy(&shell.stdout), text);
         }
     }
 }

@@ -10,6 +10,7 @@ use crate::id::{DropletId, VolumeId};
 use crate::nomad::{ClaimingAllocation, NomadNode, Plugin, Registered};
 use crate::ops::diagnosis::attachment::detach_command;
 use crate::ops::diagnosis::{Finding, Reason, Repair, Subject};
+use crate::spelling::shell_word;
 
 /// What was read of Nomad.
 #[derive(Debug, Clone, Default)]
@@ -79,7 +80,7 @@ fn diagnose_volume(volume: &Volume, claims: &Claims, driver: &str) -> Vec<Findin
     match (volume.droplets.as_slice(), live.as_slice()) {
         ([], _) => findings.extend(live.iter().find(|claim| claim.client_status == "running").map(|claim| {
             let message = format!("allocation {} claims {subject} and runs, and no droplet has the volume", claim.id);
-            let cure = format!("restart it, which attaches the volume: `nomad alloc stop {}`", claim.id);
+            let cure = format!("restart it, which attaches the volume: `nomad alloc stop {}`", shell_word(&claim.id));
             Finding::new(Reason::ClaimedWithoutAttachment, &subject, message, cure)
         })),
         ([droplet], []) if registered.iter().all(|one| one.claims.is_empty()) => {
@@ -170,7 +171,7 @@ fn diagnose_unknown(registered: &Registered, volumes: &[Volume]) -> Option<Findi
 
 /// A registration as an argument of Nomad's commands.
 fn named(registered: &Registered) -> String {
-    format!("-namespace={} {}", registered.namespace, registered.id)
+    format!("-namespace={} {}", shell_word(&registered.namespace), shell_word(&registered.id))
 }
 
 /// What is wrong with a plugin, by what Nomad says of it. Pure.
@@ -180,7 +181,7 @@ pub fn diagnose_plugin(plugin: &Plugin) -> Option<Finding> {
         let message = format!("Nomad's plugin {:?} has {healthy} of {expected} healthy {what}", plugin.id);
         let cure = format!(
             "look at it with `nomad plugin status -verbose {}` and at its log with `nomad alloc logs -stderr ALLOC_ID`",
-            plugin.id
+            shell_word(&plugin.id)
         );
         Finding::new(Reason::PluginUnhealthy, &Subject::Nomad, message, cure)
     };
@@ -260,6 +261,8 @@ mod tests {
             let reasons: Vec<Reason> = found(droplets, volumes, true).iter().map(|finding| finding.reason).collect();
             assert_eq!(reasons, want, "{shown}");
         }
+        let odd = Registered { id: "my blog".into(), ..registered(ID, "a b", vec![]) };
+        assert_eq!(named(&odd), "-namespace='a b' 'my blog'");
         let lost = found(&[7], one(vec![claim("n2", "unknown")]), true);
         let cure = lost.first().map(|finding| finding.cure.clone()).unwrap_or_default();
         assert!(cure.contains("power-off") && cure.contains("`nomad volume create FILE`"), "{cure}");

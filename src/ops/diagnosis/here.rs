@@ -11,6 +11,7 @@ use crate::host::mount_health::Health;
 use crate::host::mount_report::{Condition, Counts, MountReport, Usage};
 use crate::host::propagation::CURE as REACH_CURE;
 use crate::ops::diagnosis::{Finding, Reason, Severity, Subject};
+use crate::spelling::shell_word;
 
 /// How full a file system is, in percent of what users may take, when it is nearly full.
 pub const NEARLY_FULL: u64 = 90;
@@ -147,7 +148,10 @@ pub fn diagnose_left(path: &Path, why: &str) -> Finding {
     let shown = path.display();
     let message =
         format!("the mount at {shown} was looked at by the plugin, which could not end what is wrong with it: {why}");
-    let cure = format!("end what uses it (`fuser -vm {shown}`); the plugin looks again every 30 s");
+    let cure = format!(
+        "end what uses it (`fuser -vm {}`); the plugin looks again every 30 s",
+        shell_word(&path.to_string_lossy())
+    );
     Finding::new(Reason::MountLeftBehind, &Subject::Node, message, cure)
 }
 

@@ -5,6 +5,7 @@
 use std::path::PathBuf;
 
 use crate::ops::diagnosis::{Finding, Reason, Severity, Subject};
+use crate::spelling::shell_word;
 
 /// How many volumes DigitalOcean attaches to a droplet. Source: product documentation, "Volumes", limits.
 const SLOTS: usize = 15;
@@ -89,7 +90,7 @@ pub fn diagnose_machine(machine: &Machine) -> Vec<Finding> {
     }
     if let Some(rule) = &machine.automount_rule {
         let message = format!("the rule {} mounts volumes when they are attached", rule.display());
-        let cure = format!("run `rm -f {} && udevadm control -R`", rule.display());
+        let cure = format!("run `rm -f {} && udevadm control -R`", shell_word(&rule.to_string_lossy()));
         found.push(Finding::new(Reason::AutomountRule, &Subject::Node, message, cure));
     }
     if !machine.has_device_mapper {
@@ -122,13 +123,15 @@ pub fn diagnose_machine(machine: &Machine) -> Vec<Finding> {
 /// What is wrong with a directory that has no mount. Files in it are on the droplet's own disk. Pure.
 fn diagnose_left(left: &LeftDirectory) -> Finding {
     let shown = left.path.display();
+    let path = left.path.to_string_lossy();
+    let word = shell_word(&path);
     if left.is_empty {
         let message = format!("the directory {shown} was left behind: nothing is mounted there");
-        let cure = format!("it is in nobody's way; run `rmdir {shown}`");
+        let cure = format!("it is in nobody's way; run `rmdir {word}`");
         return Finding::new(Reason::DirectoryLeftBehind, &Subject::Node, message, cure);
     }
     let message = format!("nothing is mounted at {shown}, and there are files in it, on the droplet's own disk");
-    let cure = format!("look whose they are (`ls -la {shown}`), save what is needed, and remove the directory");
+    let cure = format!("look whose they are (`ls -la {word}`), save what is needed, and remove the directory");
     let finding = Finding::new(Reason::DirectoryLeftBehind, &Subject::Node, message, cure);
     Finding { severity: Severity::Warning, ..finding }
 }
