@@ -96,9 +96,10 @@ fn look_at_flags(lent: &Lent) -> Option<Check> {
 fn look_at_cloud(config: &Config, access: &CloudAccess, world: &World) -> Vec<Check> {
     let cloud = access.within(BUDGET);
     let origin = &access.token_origin;
+    let volumes = world.is_listed.then(|| u64::try_from(world.volumes.len()).unwrap_or(u64::MAX));
     let mut account = Vec::new();
     match cloud.get_account() {
-        Ok(found) => account.extend(diagnose_account(&found, u64::try_from(world.volumes.len()).unwrap_or(u64::MAX))),
+        Ok(found) => account.extend(diagnose_account(&found, volumes.unwrap_or_default())),
         Err(err) => account.push(diagnose_refusal(&err, "account:read", origin)),
     }
     let is_refused =
@@ -119,7 +120,9 @@ fn look_at_cloud(config: &Config, access: &CloudAccess, world: &World) -> Vec<Ch
     if is_refused {
         return checks;
     }
-    checks.push(Check::new("account", account, format!("active, with {} volumes", world.volumes.len())));
+    let how_many =
+        volumes.map_or_else(|| "which does not tell its volumes".to_owned(), |all| format!("with {all} volumes"));
+    checks.push(Check::new("account", account, format!("active, {how_many}")));
     let mut scopes: Vec<Finding> = world.refusals.clone();
     scopes.extend(
         missing_scopes(&cloud, config.tag.as_ref())

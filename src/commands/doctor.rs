@@ -8,7 +8,7 @@ use crate::commands::checks::{Check, Outcome, look};
 use crate::commands::repair::repair;
 use crate::commands::terminal::{coloured, has_colours, printable};
 use crate::commands::volumes::line_of;
-use crate::commands::world::{Known, NO_TOKEN, Source, World};
+use crate::commands::world::{Actions, Known, NO_TOKEN, Source, World};
 use crate::commands::{COULD_NOT_LOOK, print};
 use crate::host::inventory::VolumeHere;
 use crate::ops::diagnosis::here::diagnose_here;
@@ -25,7 +25,7 @@ pub(super) struct Wish {
 
 /// Looks, prints, and repairs if that is asked for.
 pub(super) fn run(source: &Source, wish: &Wish) -> Result<ExitCode, String> {
-    let world = source.read();
+    let world = source.read(wish.volume.as_deref().map_or(Actions::OfAll, Actions::Of));
     let about = match &wish.volume {
         Some(called) => About::One(find(called, source, &world)?),
         None => About::All,

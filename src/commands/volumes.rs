@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::cloud::action::{Action, ActionStatus};
 use crate::commands::terminal::{coloured, has_colours, printable, table};
-use crate::commands::world::{Known, NO_TOKEN, Source, World};
+use crate::commands::world::{Actions, Known, NO_TOKEN, Source, World};
 use crate::commands::{COULD_NOT_LOOK, print};
 use crate::host::inventory::{VolumeHere, VolumeState};
 use crate::host::mount_report::{Counts, Usage};
@@ -19,7 +19,7 @@ const HEAD: [&str; 9] = ["NAME", "SIZE", "DROPLET", "STATE", "FS", "USED", "USED
 /// Prints the volumes, once or again and again.
 pub(super) fn run(source: &Source, is_json: bool, watch: Option<Duration>) -> Result<ExitCode, String> {
     loop {
-        let mut world = source.read();
+        let mut world = source.read(Actions::OfAttached);
         // A node's own volumes are known without a token; who has none of either sees why nothing is shown.
         if source.cloud.is_none() {
             world.blind.push(format!("DigitalOcean's volumes: {NO_TOKEN}"));

@@ -2,7 +2,7 @@
 //!
 //! Owns reading each of them once. What cannot be read is a finding or a line, and never ends the reading of the rest.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -36,7 +36,7 @@ use crate::spelling::distance;
 pub(super) const NO_TOKEN: &str = "no token is given (DIGITALOCEAN_ACCESS_TOKEN, --token-file)";
 /// How long all requests to DigitalOcean may take together.
 const CLOUD_BUDGET: Duration = Duration::from_secs(60);
-/// Of how many volumes at most the latest actions are read when everything is.
+/// Of how many volumes at most the latest actions are read, a request for each.
 const MOST_ACTIONS: usize = 50;
 /// In how many places a name may differ from a volume's and still be meant as it.
 const SLIPS: usize = 2;
@@ -93,6 +93,8 @@ pub(super) struct World {
     pub(super) metadata: Option<String>,
     /// All volumes of the account, with what is known of each.
     pub(super) volumes: Vec<Known>,
+    /// Whether DigitalOcean has told them.
+    pub(super) is_listed: bool,
     /// The volumes here that DigitalOcean's list does not explain: its token shows none of that name.
     pub(super) only_here: Vec<VolumeHere>,
     /// Nomad's side.
@@ -124,13 +126,24 @@ pub(super) struct Known {
 struct Listed {
     volumes: Vec<Volume>,
     droplets: Option<HashMap<DropletId, Droplet>>,
-    /// Of how many volumes at most the latest actions are read: that is a request for each.
-    most_actions: usize,
+}
+
+/// Of which volumes the latest actions are read.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Actions<'a> {
+    /// Of none.
+    Unread,
+    /// Of those that are attached.
+    OfAttached,
+    /// Of all, those that are attached first.
+    OfAll,
+    /// Of the one that somebody calls so.
+    Of(&'a str),
 }
 
 impl Source {
     /// Reads everything.
-    pub(super) fn read(&self) -> World {
+    pub(super) fn read(&self, actions: Actions<'_>) -> World {
         let mut world = World::default();
         self.read_identity(&mut world);
         let here = self.read_here(&mut world);
@@ -141,7 +154,10 @@ impl Source {
         };
         let cloud = access.within(CLOUD_BUDGET);
         match list(&cloud, access, &mut world) {
-            Some(listed) => self.combine(&cloud, listed, here, &mut world),
+            Some(listed) => {
+                world.is_listed = true;
+                self.combine(&cloud, listed, here, actions, &mut world);
+            }
             None => world.only_here = here,
         }
         world
@@ -157,8 +173,8 @@ impl Source {
         let cloud = access.within(CLOUD_BUDGET);
         match cloud.get_volume(id) {
             Ok(volume) => {
-                let listed = Listed { volumes: vec![volume], droplets: Some(HashMap::new()), most_actions: 0 };
-                self.combine(&cloud, listed, here, &mut world);
+                let listed = Listed { volumes: vec![volume], droplets: Some(HashMap::new()) };
+                self.combine(&cloud, listed, here, Actions::Unread, &mut world);
             }
             Err(err) if err.kind() == ApiErrorKind::NotFound => {}
             Err(err) => world.blind.push(format!("volume {id}: {err}")),
@@ -203,16 +219,27 @@ impl Source {
         }
     }
 
-    fn combine(&self, cloud: &Cloud, listed: Listed, mut here: Vec<VolumeHere>, world: &mut World) {
+    fn combine(
+        &self,
+        cloud: &Cloud,
+        listed: Listed,
+        mut here: Vec<VolumeHere>,
+        actions: Actions<'_>,
+        world: &mut World,
+    ) {
         let driver = &self.config.driver_name;
         let owner = Owner::new(self.config.tag.clone(), self.config.only_tag.clone());
         let mut agreed =
             world.claims.as_ref().map_or_else(Vec::new, |claims| diagnose_claims(&listed.volumes, claims, driver));
-        let attached = listed.volumes.iter().filter(|volume| !volume.droplets.is_empty()).count();
+        let (to_read, unread) = plan_actions(&listed.volumes, actions, world.claims.as_ref());
+        if unread > 0 {
+            world.blind.push(format!(
+                "the latest actions of {unread} volumes, as that is a request for each; of one `do-csi-plugin doctor VOLUME` reads them"
+            ));
+        }
         for volume in listed.volumes {
             let holder = observe_holder(cloud, &volume, listed.droplets.as_ref(), &mut world.blind);
-            let has_actions = attached <= listed.most_actions && !volume.droplets.is_empty();
-            let actions = has_actions.then(|| cloud.newest_actions(&volume.id));
+            let actions = to_read.contains(&volume.id).then(|| cloud.newest_actions(&volume.id));
             let actions = actions.transpose().unwrap_or_else(|err| {
                 world.blind.push(format!("the actions of volume {} ({}): {err}", volume.name, volume.id));
                 None
@@ -304,6 +331,23 @@ fn observe_holder(
     }
 }
 
+/// Of which volumes the latest actions are read, and of how many they would be, were it not for the bound. Pure.
+fn plan_actions(volumes: &[Volume], actions: Actions<'_>, claims: Option<&Claims>) -> (BTreeSet<VolumeId>, usize) {
+    let is_wanted = |volume: &&Volume| match actions {
+        Actions::Unread => false,
+        Actions::OfAttached => !volume.droplets.is_empty(),
+        Actions::OfAll => true,
+        Actions::Of(called) => {
+            let in_nomad = claims.is_some_and(|claims| claims.of(&volume.id).any(|registered| registered.id == called));
+            in_nomad || volume.id.as_str() == called || volume.name.as_str() == called
+        }
+    };
+    let mut wanted: Vec<&Volume> = volumes.iter().filter(is_wanted).collect();
+    wanted.sort_by_key(|volume| volume.droplets.is_empty());
+    let unread = wanted.len().saturating_sub(MOST_ACTIONS);
+    (wanted.into_iter().take(MOST_ACTIONS).map(|volume| volume.id.clone()).collect(), unread)
+}
+
 /// DigitalOcean's lists; `None`: it does not tell the volumes.
 fn list(cloud: &Cloud, access: &CloudAccess, world: &mut World) -> Option<Listed> {
     let origin = &access.token_origin;
@@ -330,7 +374,7 @@ fn list(cloud: &Cloud, access: &CloudAccess, world: &mut World) -> Option<Listed
             }
         }
     }
-    Some(Listed { volumes, droplets, most_actions: MOST_ACTIONS })
+    Some(Listed { volumes, droplets })
 }
 
 /// Every entry of a list, each once. An entry that moves between two pages may be missed: who looks sees it at the

@@ -74,6 +74,14 @@ fn each_breakage_at_digitalocean_is_found_with_its_cure_and_exit_code_1() {
         fleet.sim.set_droplet_status(A, DropletStatus::Off);
     };
     let wedged = |fleet: &ControllerHarness| fail_detaches(fleet, &fleet.volume_on("blog", A));
+    let unwanted = |fleet: &ControllerHarness| {
+        let id = fleet.volume("blog");
+        for _ in 0..2 {
+            fleet.sim.faults().add_action(ActionFault::errored().of(ActionKind::Attach).times(1));
+            fleet.sim.attach(&id, A).unwrap();
+            fleet.rest();
+        }
+    };
     let refused = |refusal: Refusal, method: &'static str, route: &'static str| {
         move |fleet: &ControllerHarness| fleet.sim.faults().add(Fault::refused(refusal).on(method, route).always())
     };
@@ -87,7 +95,8 @@ fn each_breakage_at_digitalocean_is_found_with_its_cure_and_exit_code_1() {
         fleet.sim.backdate_snapshot(&snapshot, Duration::from_secs(7200));
     };
     let behind = |fleet: &ControllerHarness| fleet.sim.advance(Duration::from_secs(3600));
-    let table: [(&str, Play, i32); 11] = [
+    let table: [(&str, Play, i32); 12] = [
+        ("AttachKeepsFailing", Box::new(unwanted), 1),
         ("AttachedToDeadDroplet", Box::new(on_dead), 1),
         ("DetachKeepsFailing", Box::new(wedged), 1),
         ("TokenRejected", Box::new(refused(Refusal::UNAUTHORIZED, "GET", "/v2/account")), 1),
@@ -121,6 +130,34 @@ fn the_scope_for_tags_is_asked_about_where_volumes_get_one_and_no_question_chang
     fleet.sim.faults().clear();
     assert_eq!(doctor(&fleet, &["--do-tag=prod"], None), (vec![], Some(0)));
     assert!(fleet.sim.volumes().is_empty() && fleet.sim.snapshots().is_empty() && fleet.sim.actions().is_empty());
+}
+
+#[test]
+fn of_many_volumes_not_all_actions_are_read_and_that_is_said() {
+    let fleet = cloud();
+    for number in 0..51 {
+        fleet.volume(&format!("vol-{number}"));
+    }
+    let reads = |args: &[&str]| {
+        fleet.sim.reset_calls();
+        let shown = text(&run(&fleet, args, None));
+        (fleet.sim.calls().of("GET", "/v2/volumes/{id}/actions"), shown)
+    };
+    // One more is asked about, of which there is no volume: the question is about a scope.
+    let (count, shown) = reads(&["doctor"]);
+    assert!(count == 51 && shown.contains("could not look at the latest actions of 1 volumes"), "{count}: {shown}");
+    let (count, shown) = reads(&["doctor", "vol-50"]);
+    assert!(count == 1 && !shown.contains("could not look"), "{count}: {shown}");
+}
+
+#[test]
+fn volumes_that_are_not_told_are_not_counted() {
+    let fleet = cloud();
+    fleet.volume("blog");
+    let shown = || text(&run(&fleet, &["doctor"], None));
+    assert!(shown().contains("active, with 1 volumes"), "{}", shown());
+    fleet.sim.faults().add(Fault::refused(Refusal::FORBIDDEN).on("GET", "/v2/volumes").always());
+    assert!(shown().contains("active, which does not tell its volumes"), "{}", shown());
 }
 
 #[test]
