@@ -307,8 +307,9 @@ impl Node {
             (MountStep::Clear, _) if observe_health(&self.places, mount)? != *health => Ok(()),
             (MountStep::Clear, purpose) => {
                 warn!(
+                    path:%;
                     "taking away a mount that was left behind when its disk went: a task ended, or a disk was detached, while no \
-                     plugin ran on this droplet path={path}"
+                     plugin ran on this droplet"
                 );
                 apply_clear(call, &mount.target, *health)?;
                 match purpose {
@@ -322,15 +323,15 @@ impl Node {
                 // Another plugin is at work there, or has cleared it away.
                 Err(Error::VolumeBusy(_)) | Ok(false) => Ok(()),
                 Ok(true) => {
-                    warn!(volume; "took away what a call that was killed has left path={path}");
+                    warn!(volume, path:%; "took away what a call that was killed has left");
                     Ok(())
                 }
                 Err(err) => Err(err),
             },
             (MountStep::Unpublish, Purpose::Staging | Purpose::Target { .. }) => {
                 warn!(
-                    "taking away a mount whose allocation is gone, which ended while no plugin ran on this droplet \
-                     volume={volume} path={path}"
+                    volume, path:%;
+                    "taking away a mount whose allocation is gone, which ended while no plugin ran on this droplet"
                 );
                 self.ensure_unpublished(call, &Unpublish { volume: volume.to_owned(), target: mount.target.clone() })
             }
@@ -452,14 +453,14 @@ impl MountsSeen {
     fn tell_in_use(&mut self, placed: &Placed) {
         let Placed { mount, name: Some(name), .. } = placed else { return };
         if self.told.insert(mount.key(), name.clone()).as_ref() != Some(name) {
-            info!("mounted here name={name} path={}", mount.target.display());
+            info!(name, path:% = mount.target.display(); "mounted here");
         }
     }
 
     fn tell_once(&mut self, mount: &Mount, how: &str, why: &str) {
-        let text = format!("a mount {how}: {why} path={}", mount.target.display());
+        let text = format!("a mount {how}: {why}");
         if self.told.insert(mount.key(), text.clone()).as_ref() != Some(&text) {
-            warn!("{text}");
+            warn!(path:% = mount.target.display(); "{text}");
         }
     }
 

@@ -77,7 +77,7 @@ impl Node {
         let disk = match &self.attach {
             None => wait(DEVICE_BUDGET)?,
             Some(attach) if self.released().remove(name) || may_have_gone => {
-                info!("volume={} is asked for anew, as it was to be detached for being used by nobody", want.volume);
+                info!(volume:% = want.volume; "it is asked for anew, as it was to be detached for being used by nobody");
                 attach.ensure_attached(name, call.cap(ATTACH_BUDGET))?;
                 apply_unmark(&call.guard, call.places, name)?;
                 wait(DEVICE_BUDGET)?
@@ -88,7 +88,7 @@ impl Node {
                         Ok(()) => {}
                         Err(err @ (Error::AttachedElsewhere { .. } | Error::NotFound(_))) => return Err(err),
                         Err(err) => {
-                            warn!("volume={} has no disk here, and asking for it failed: {}", want.volume, Chain(&err))
+                            warn!(volume:% = want.volume; "it has no disk here, and asking for it failed: {}", Chain(&err));
                         }
                     }
                     wait(DEVICE_BUDGET)?
@@ -250,7 +250,7 @@ fn await_detach_over(call: &NodeCall<'_>, volume: &str, name: &VolumeName) -> Re
         return Ok(first.is_some());
     }
     let why = "a detach of it was sent for being used by nobody, and it is not known what came of it";
-    info!("volume={volume} is not used before it is certain that it stays: {why}");
+    info!(volume; "it is not used before it is certain that it stays: {why}");
     let _wait = wait_for(format!("waiting until no detach of volume {name} can come any more"), why);
     let (began, budget) = (Instant::now(), call.cap(DETACH_IN_FLIGHT));
     let seen = look_until(began + budget, DETACH_PAUSES, look, |seen| !seen.as_ref().is_ok_and(may_come))?;

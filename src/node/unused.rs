@@ -95,7 +95,7 @@ impl Node {
         let look = |name: VolumeName| match self.observe_seen(&mounts, &name) {
             Ok(seen) => Some((name, seen?)),
             Err(err) => {
-                debug!("cannot see how a volume's disk is used name={name}: {}", Chain(&err));
+                debug!(name:%; "cannot see how a volume's disk is used: {}", Chain(&err));
                 None
             }
         };
@@ -156,7 +156,7 @@ impl HeldDisk<'_> {
     /// As [`Node::unstage`]: something uses it all the same.
     pub fn ensure_unstaged(&self, staging: &[PathBuf]) -> Result<()> {
         for path in staging {
-            info!("unstaging what is shown to nobody name={} path={}", self.name, path.display());
+            info!(name:% = self.name, path:% = path.display(); "unstaging what is shown to nobody");
             let volume = self.ids.first().cloned().unwrap_or_else(|| self.name.to_string());
             self.node.ensure_unstaged(&self.call, &Unstage { volume, staging: path.clone() })?;
         }
@@ -190,11 +190,11 @@ impl HeldDisk<'_> {
         for under in DiskUnder::all_of(places, disk.number())? {
             let writers = observe_writers(&under.sought(), WRITERS_BUDGET)?;
             if !writers.found().is_empty() {
-                debug!("not detached, as it is open for writing name={}: {writers}", self.name);
+                debug!(name:% = self.name; "not detached, as it is open for writing: {writers}");
                 return Ok(None);
             }
             if !writers.saw_all() && !observe_has_file_system(&self.call, &disk)? {
-                debug!("not detached, as a process may write to it that is not seen from here name={}", self.name);
+                debug!(name:% = self.name; "not detached, as a process may write to it that is not seen from here");
                 return Ok(None);
             }
         }

@@ -101,7 +101,7 @@ impl Unused {
         let unused_for = self.watched.get(&name).map(|watched| now.saturating_duration_since(watched.since));
         match plan_local(node, &disk, unused_for, after) {
             Plan::Keep(reason) => {
-                debug!("a volume stays attached name={name}: {reason}");
+                debug!(name:%; "a volume stays attached: {reason}");
                 // Who was called for it anew is about to use it.
                 self.watched.remove(&name);
             }
@@ -117,8 +117,8 @@ impl Unused {
                 match tried {
                     Ok(Tried::Released) => drop(self.watched.remove(&name)),
                     Ok(Tried::Kept(plan)) => watched.tell(&name, plan),
-                    Ok(Tried::Failed(why)) => warn!("not detached, although nobody uses it name={name}: {why}"),
-                    Err(err) => warn!("not detached, although nobody uses it name={name}: {}", Chain(&err)),
+                    Ok(Tried::Failed(why)) => warn!(name:%; "not detached, although nobody uses it: {why}"),
+                    Err(err) => warn!(name:%; "not detached, although nobody uses it: {}", Chain(&err)),
                 }
             }
         }
@@ -130,7 +130,7 @@ impl Watched {
     fn tell(&mut self, name: &VolumeName, plan: Plan) {
         let Plan::Keep(reason) = plan else { return };
         if self.told.as_ref() != Some(&reason) {
-            info!("nobody uses this volume, and it stays attached name={name}: {reason}");
+            info!(name:%; "nobody uses this volume, and it stays attached: {reason}");
             self.told = Some(reason);
         }
     }
@@ -200,17 +200,15 @@ fn try_release(
         return Ok(Tried::Kept(plan));
     }
     warn!(
-        "detaching a volume that nobody has used for {} s; an orchestrator has forgotten it, or attached it and not used it \
-         volume={} name={}",
-        since.elapsed().as_secs(),
-        volume.id,
-        volume.name
+        volume:% = volume.id, name:% = volume.name;
+        "detaching a volume that nobody has used for {} s; an orchestrator has forgotten it, or attached it and not used it",
+        since.elapsed().as_secs()
     );
     held.mark()?;
     let outcome = controller.apply_release(&guard, &ctx, &volume.id);
     drop(claim);
     if outcome == ReleaseOutcome::Detached {
-        warn!("detached, as nobody has used it volume={} name={}", volume.id, volume.name);
+        warn!(volume:% = volume.id, name:% = volume.name; "detached, as nobody has used it");
         record(EventKind::Released, format_args!("volume {} ({}): nobody had used it", volume.name, volume.id));
     }
     settle(&held, &disk, outcome).map(|failed| failed.map_or(Tried::Released, Tried::Failed))

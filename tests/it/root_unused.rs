@@ -229,8 +229,9 @@ fn root_whatever_speaks_for_a_user_keeps_a_volume_where_it_is() {
         assert_eq!(sim.attached_to(&vol.csi.id), Some(cluster.id()), "{}: {}", vol.name, cluster.log());
     }
     for (vol, why) in [(&kept, "do-csi-keep"), (&foreign, "--do-tag")] {
-        let line = format!("stays attached name={}: ", vol.name);
-        assert!(cluster.log().lines().any(|text| text.contains(&line) && text.contains(why)), "{}", cluster.log());
+        let name = format!(" name={}", vol.name);
+        let is_it = |text: &str| text.contains("stays attached: ") && text.ends_with(&name) && text.contains(why);
+        assert!(cluster.log().lines().any(is_it), "{}", cluster.log());
     }
     drop(writer);
     cluster.await_released(&written);

@@ -439,6 +439,22 @@ fn nothing_is_left_to_do() {
     }
 }
 
+/// What a program looks for in the log is a key with a value, quoted where that is needed, and no part of the sentence.
+#[test]
+fn a_line_of_the_log_has_its_keys_beside_its_sentence() {
+    for file in rust_files().iter().filter(|file| file.starts_with("src/")) {
+        let text = read(file);
+        for level in ["trace", "debug", "info", "warn", "error"] {
+            for line in without_tests(&text).split(&format!(" {level}!(")).skip(1) {
+                let end = line.find(");").or_else(|| line.find("),")).unwrap_or(line.len());
+                let line = &line[..end];
+                let is_key = |(at, _): (usize, &str)| line[..at].ends_with(|c: char| c.is_ascii_lowercase());
+                assert!(!line.match_indices("={").any(is_key), "{file}: {line}");
+            }
+        }
+    }
+}
+
 #[test]
 fn a_file_is_short_and_says_first_what_it_owns() {
     for file in rust_files() {
