@@ -4,11 +4,13 @@
 //! it was given: a read-only mount of the device node does not. The flag holds for all users of the disk and lasts until it
 //! is taken back or the disk goes.
 
+use std::fs::File;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::error::{Error, Result};
 use crate::host::command::{Cmd, Runner, Tool};
+use crate::host::device::busy::{lock_or_busy, retry_while_busy};
 use crate::host::device::sysfs::read_attribute;
 use crate::host::device::{Device, DevicePlaces};
 use crate::host::mountinfo::Mount;
@@ -41,6 +43,16 @@ impl Flagged {
         let (node, sysfs) = (places.nodes.join(name), places.sysfs_named(name));
         let is_there = observe_is_there(&node)? && observe_is_there(&sysfs)?;
         Ok(is_there.then_some(Flagged { node, sysfs }))
+    }
+
+    /// Takes the lock of [`Device::lock`], by the node.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when the node does not open, and "Device or resource busy" when somebody has the lock for longer than the
+    /// budget.
+    pub(crate) fn lock(&self, budget: Duration) -> Result<File> {
+        let open = || File::open(&self.node).map_err(Error::io("opening", &self.node));
+        retry_while_busy(budget, || lock_or_busy(open()?, &self.node))
     }
 }
 

@@ -17,22 +17,20 @@ use crate::host::probe::content::observe_unfinished;
 use crate::host::read_only::{Flagged, apply_protection, observe_is_protected};
 use crate::node::NodeCall;
 use crate::node::mount_point;
-use crate::node::mount_state::{elsewhere, observe_at, raw_difference, used_otherwise};
+use crate::node::mount_state::{observe_at, raw_difference, used_otherwise};
 use crate::node::plan::{ProtectionPlan, plan_exclusive_use, plan_mount_point, plan_protection};
 
-/// Makes the disk read-only or writable, as the caller requests who is about to use it at `target`.
+/// Makes the disk read-only or writable, as the caller requests who is about to use it at one more place.
 pub(super) fn ensure_protection(
     call: &NodeCall<'_>,
     mounts: &MountTable,
     device: &Device,
-    target: &Path,
     is_read_only: bool,
 ) -> Result<()> {
     // While the disk is held open, no other disk gets its name. So the flag is set on this disk.
     let _pin = device.open()?;
     let disk = Flagged::from(device);
-    let apart = [target];
-    let other = elsewhere(mounts, device, &apart).map(|mount| mount.target.as_path()).next();
+    let other = mounts.of_device(device).map(|mount| mount.target.as_path()).next();
     match plan_protection(device.volume(), is_read_only, observe_is_protected(&disk)?, other)? {
         ProtectionPlan::Keep => Ok(()),
         ProtectionPlan::Protect => apply_protection(&call.guard, &call.runner, &disk, true),
@@ -46,16 +44,19 @@ pub(super) fn ensure_protection(
     }
 }
 
-/// Makes a disk writable again after the last place where it was shown is gone. `mounts` is the table that was read
-/// after that.
-pub(super) fn apply_unprotect_after(call: &NodeCall<'_>, mounts: &MountTable, was: &Mount) {
-    if mounts.iter().any(|mount| mount.is_node() && mount.root == was.root) {
-        return;
-    }
-    match Flagged::observe_bound_at(call.places, was) {
-        Ok(Some(disk)) => apply_unprotect(call, &disk),
-        Ok(None) => {}
-        Err(err) => warn!("cannot tell whether the disk is there, and leave its read-only flag: {}", Chain(&err)),
+/// Makes a disk writable again after the last place where it was shown is gone. Another plugin may be about to show it read-only
+/// somewhere else, so its places are looked at with the disk's lock held.
+pub(super) fn apply_unprotect_after(call: &NodeCall<'_>, was: &Mount) {
+    let apply = || -> Result<()> {
+        let Some(disk) = Flagged::observe_bound_at(call.places, was)? else { return Ok(()) };
+        let _lock = disk.lock(call.cap(CLAIM_BUDGET))?;
+        if !observe_mounts()?.iter().any(|mount| mount.is_node() && mount.root == was.root) {
+            apply_unprotect(call, &disk);
+        }
+        Ok(())
+    };
+    if let Err(err) = apply() {
+        warn!("cannot tell whether the disk is used elsewhere, and leave its read-only flag: {}", Chain(&err));
     }
 }
 

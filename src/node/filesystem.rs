@@ -106,7 +106,7 @@ impl FsTools {
             info!(name:% = device.volume(), device:% = device.path().display(), fs:%; "checking the file system: {why}");
             // The check also writes for a reader. With a read-only flag that a killed call has left, it would always
             // fail.
-            ensure_protection(call, mounts, device, want.staging, false)?;
+            ensure_protection(call, mounts, device, false)?;
             apply_check(&call.guard, &self.check, &call.runner, device, fs)?;
         }
         Ok(fs)

@@ -13,7 +13,7 @@ use crate::error::{Chain, Error, Result};
 use crate::fs::FsKind;
 use crate::host::device::Device;
 use crate::host::device::lookup::{LookupResult, observe_device};
-use crate::host::mount::{Unmount, apply_unmount, observe_mounts};
+use crate::host::mount::observe_mounts;
 use crate::host::mount_options::MountOptions;
 use crate::host::mountinfo::{Mount, MountTable};
 use crate::host::propagation::check_reaches_host;
@@ -23,9 +23,7 @@ use crate::node::luks::open::observe_opened;
 use crate::node::mount_point;
 use crate::node::mount_point::Shape;
 use crate::node::mount_state::{elsewhere, fs_difference, observe_at, raw_difference, used_otherwise};
-use crate::node::plan::{
-    MountPointPlan, MountPointState, plan_exclusive_use, plan_mount_point, plan_mounted, plan_target,
-};
+use crate::node::plan::{MountPointPlan, MountPointState, plan_exclusive_use, plan_mount_point, plan_target};
 use crate::node::scratch_mount::{Copied, apply_copied, ensure_none_of};
 use crate::node::take_down::{apply_clear, ensure_not_dead};
 use crate::node::whose::remember;
@@ -168,6 +166,23 @@ fn ensure_shown(call: &NodeCall<'_>, mounts: &MountTable, shown: &PublishedMount
 
 fn apply_show(call: &NodeCall<'_>, mounts: &MountTable, shown: &PublishedMount<'_>) -> Result<()> {
     call.check_caller()?;
+    match shown.shape {
+        Shape::Directory => apply_show_once(call, mounts, shown),
+        Shape::File => {
+            // Whether a disk takes writes is one for all its targets, and another plugin knows none of this one's locks. While the
+            // disk is held open no other disk gets its name, so what is bound is the disk that was found.
+            let lock = shown.device.lock(call.cap(LOCK_PATIENCE))?;
+            let mounts = observe_mounts()?;
+            if shown.target.as_deref().is_some_and(|target| mounts.at(target).is_some()) {
+                drop(lock);
+                return ensure_shown(call, &mounts, shown);
+            }
+            apply_show_once(call, &mounts, shown)
+        }
+    }
+}
+
+fn apply_show_once(call: &NodeCall<'_>, mounts: &MountTable, shown: &PublishedMount<'_>) -> Result<()> {
     // A raw disk is not mounted at its staging path, so none of its places has to be left out.
     check_company(mounts, shown, &[&shown.source])?;
     if shown.shape == Shape::File {
@@ -177,7 +192,6 @@ fn apply_show(call: &NodeCall<'_>, mounts: &MountTable, shown: &PublishedMount<'
         Some(target) => mount_point::ensure_real_place(&call.guard, target.clone(), shown.shape)?,
         None => mount_point::ensure_place(&call.guard, &shown.want.target, shown.shape)?,
     };
-    mount_point::check_is_empty(&target)?;
     let outcome = apply_show_at(call, mounts, shown, &target);
     if outcome.is_ok() {
         let about = About::default().with("name", &shown.want.stage.attached.name);
@@ -191,41 +205,30 @@ fn apply_show(call: &NodeCall<'_>, mounts: &MountTable, shown: &PublishedMount<'
 }
 
 fn apply_show_at(call: &NodeCall<'_>, mounts: &MountTable, shown: &PublishedMount<'_>, target: &Path) -> Result<()> {
-    // While it is held open no other disk gets its name, so what is bound is the disk that was found.
-    let _pin = (shown.shape == Shape::File).then(|| shown.device.open()).transpose()?;
-    ensure_access(call, mounts, shown)?;
-    let (device, source, options) = (shown.device, &shown.source, shown.options.as_ref());
-    let mounts = apply_copied(call, &Copied { device, source, shape: shown.shape, options }, target)?;
-    let seen = observe_at(call.places, &mounts, target, shown.device, |mount| shown.difference(mount))
-        .and_then(|at| plan_mounted(target, &at));
-    seen.inspect_err(|_| {
-        if let Err(err) = apply_unmount(&call.guard, target, Unmount::WhenFree) {
-            warn!("could not undo the mount at {}: {}", target.display(), Chain(&err));
+    let (device, source, shape, options) = (shown.device, &shown.source, shown.shape, shown.options.as_ref());
+    let difference = &|mount: &Mount| shown.difference(mount);
+    let copied = Copied { device, source, shape, options, difference };
+    match shape {
+        Shape::Directory => apply_copied(call, &copied, target).map(drop),
+        Shape::File => {
+            // A raw disk is as writable as asked, for which its mounts do not matter.
+            ensure_protection(call, mounts, device, shown.want.is_read_only)?;
+            apply_copied(call, &copied, target).map(drop)
         }
-    })
+    }
 }
 
-/// Takes back what showing a volume has done before it failed. What is mounted there by now is somebody else's.
+/// Takes back what showing a volume has done before it failed: this call has nothing mounted there any more. What another plugin
+/// has mounted is in use.
 fn apply_hide(call: &NodeCall<'_>, shown: &PublishedMount<'_>, target: &Path) -> Result<()> {
     let mounts = observe_mounts()?;
-    if mounts.at(target).is_some() {
-        return Ok(());
-    }
     if shown.shape == Shape::File && !mounts.of_device(shown.device).any(Mount::is_node) {
         apply_unprotect(call, &Flagged::from(shown.device));
     }
-    mount_point::apply_remove_place(&call.guard, target)
-}
-
-/// A raw disk is as writable as asked, for which its mounts do not matter.
-fn ensure_access(call: &NodeCall<'_>, mounts: &MountTable, shown: &PublishedMount<'_>) -> Result<()> {
-    match shown.shape {
-        Shape::Directory => Ok(()),
-        Shape::File => {
-            let target = shown.target.as_deref().unwrap_or(&shown.want.target);
-            ensure_protection(call, mounts, shown.device, target, shown.want.is_read_only)
-        }
+    if mounts.at(target).is_some() {
+        return Ok(());
     }
+    mount_point::apply_remove_place(&call.guard, target)
 }
 
 /// Refuses a target inside the staging path, or the other way round, also where links hide that.

@@ -9,6 +9,7 @@
 //! still of its source's peer group, would appear at that source as well.
 
 use std::ffi::{OsStr, OsString};
+use std::fmt;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::MetadataExt;
@@ -33,10 +34,11 @@ use crate::node::NodeCall;
 use crate::node::mount_point;
 use crate::node::mount_point::Shape;
 use crate::node::mount_point::{MOST_MOUNTS, too_many};
+use crate::node::mount_state::observe_at;
+use crate::node::plan::{MountPointPlan, plan_mount_point, plan_mounted};
 use crate::sync::volume_lock::VolumeGuard;
 
 /// A mount, or a device's node, that is to be seen at one more place.
-#[derive(Debug)]
 pub(super) struct Copied<'a> {
     /// The volume's device.
     pub(super) device: &'a Device,
@@ -46,6 +48,14 @@ pub(super) struct Copied<'a> {
     pub(super) shape: Shape,
     /// The flags of the new mount; none: as they come.
     pub(super) options: Option<&'a MountOptions>,
+    /// How a mount of the volume at the target is not as asked.
+    pub(super) difference: &'a dyn Fn(&Mount) -> Option<String>,
+}
+
+impl fmt::Debug for Copied<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.source.display())
+    }
 }
 
 /// Makes a mount appear at a target, which is real, with the flags asked for from the first moment on, and seen to be the
@@ -54,8 +64,12 @@ pub(super) struct Copied<'a> {
 /// What is mounted inside it later is seen in no other place of the volume: each is of a peer group of its own. In one group a
 /// mount that a task makes in its target would appear at all others, and nothing could be unmounted any more.
 ///
+/// The volume as asked that another plugin has mounted there meanwhile is kept. After an error nothing of this call is mounted
+/// there, and what another plugin has mounted still is.
+///
 /// # Errors
-/// [`Error::WrongDevice`] when something else is at the source by now, [`Error::Io`].
+/// [`Error::WrongDevice`] when something else is at the source by now, [`Error::TargetTaken`] and [`Error::MountedOtherwise`] by
+/// what another plugin has mounted, [`Error::Io`].
 pub(super) fn apply_copied(call: &NodeCall<'_>, what: &Copied<'_>, target: &Path) -> Result<MountTable> {
     let guard = &call.guard;
     let scratch_mount = ScratchMount::open(call, target, what.shape)?;
@@ -66,16 +80,51 @@ pub(super) fn apply_copied(call: &NodeCall<'_>, what: &Copied<'_>, target: &Path
     let mounts = observe_mounts()?;
     let mount = check_copy(what, &copy, &mounts)?;
     // Nothing was there when the call looked, before the place was its own.
-    if let Some(other) = mounts.at(target) {
-        let by = format!("{} was mounted there meanwhile, by another plugin or by hand", other.source.display());
-        return Err(Error::TargetTaken { path: target.to_owned(), by });
+    if observe_is_there_by_now(call, &mounts, target, what.device, what.difference)? {
+        return Ok(mounts);
     }
+    mount_point::check_is_empty(target)?;
     apply_alone(guard, &copy)?;
     if let Some(options) = what.options.filter(|options| options.in_full().differs_at(mount).is_some()) {
         apply_own_flags(guard, scratch_mount.path(), options)?;
     }
     apply_bind(guard, &copy, &Held::open(target)?)?;
-    observe_mounts().inspect_err(|_| take_back(target))
+    check_mounted(call, observe_mounts(), target, what.device, what.difference)
+}
+
+/// Whether the volume is mounted at a path as asked, which was free when the call looked first; the path's lock is held.
+///
+/// # Errors
+/// As [`plan_mount_point`], for what another plugin, or a person, has mounted there meanwhile.
+pub(super) fn observe_is_there_by_now(
+    call: &NodeCall<'_>,
+    mounts: &MountTable,
+    path: &Path,
+    device: &Device,
+    difference: impl Fn(&Mount) -> Option<String>,
+) -> Result<bool> {
+    let at = observe_at(call.places, mounts, path, device, difference)?;
+    match plan_mount_point(path, &at)? {
+        MountPointPlan::Keep => Ok(true),
+        MountPointPlan::Mount => Ok(false),
+        MountPointPlan::ClearThenMount(_) => plan_mounted(path, &at).map(|()| true),
+    }
+}
+
+/// Sees that what this call has just mounted at a path, whose lock it holds, is the volume as asked, and alive; otherwise takes it
+/// back. Gives the mount table as it is then.
+pub(super) fn check_mounted(
+    call: &NodeCall<'_>,
+    mounts: Result<MountTable>,
+    path: &Path,
+    device: &Device,
+    difference: impl Fn(&Mount) -> Option<String>,
+) -> Result<MountTable> {
+    let check = |mounts: MountTable| {
+        plan_mounted(path, &observe_at(call.places, &mounts, path, device, difference)?)?;
+        Ok(mounts)
+    };
+    mounts.and_then(check).inspect_err(|_| take_back(path))
 }
 
 /// Sees that a copy shows what it should: the source may have been unmounted, or replaced, before it was bound.

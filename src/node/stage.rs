@@ -18,7 +18,7 @@ use crate::host::CLAIM_BUDGET;
 use crate::host::bind::Held;
 use crate::host::device::Device;
 use crate::host::device::lookup::await_device;
-use crate::host::mount::{Unmount, apply_mount, apply_unmount, apply_writable, observe_mounts};
+use crate::host::mount::{apply_mount, apply_writable, observe_mounts};
 use crate::host::mount_options::{MountOptions, NO_UUID};
 use crate::host::mountinfo::{Mount, MountTable};
 use crate::host::presence::observe_is_there;
@@ -32,9 +32,9 @@ use crate::node::mount_point;
 use crate::node::mount_point::Shape;
 use crate::node::mount_state::{observe_at, observe_superblock, used_otherwise};
 use crate::node::ownership::{Root, ensure_root};
-use crate::node::plan::{MountPlan, MountPointPlan, plan_exclusive_use, plan_mount, plan_mount_point, plan_mounted};
+use crate::node::plan::{MountPlan, MountPointPlan, plan_exclusive_use, plan_mount, plan_mount_point};
 use crate::node::scratch_mount;
-use crate::node::scratch_mount::{Copied, ScratchMount, apply_copied};
+use crate::node::scratch_mount::{Copied, ScratchMount, apply_copied, check_mounted, observe_is_there_by_now};
 use crate::node::take_down::apply_clear;
 use crate::node::whose::remember;
 use crate::node::{Arrival, Node, NodeCall};
@@ -146,43 +146,28 @@ impl Node {
     /// use somewhere comes back as dead as it was.
     fn apply_mount_seen(&self, call: &NodeCall<'_>, before: &MountTable, want: &WantedFs<'_>) -> Result<MountTable> {
         mount_point::check_is_empty(want.staging)?;
-        let mounts = self.apply_mount_as_planned(call, before, want)?;
-        let seen = observe_at(call.places, &mounts, want.staging, want.device, |mount| want.difference(mount))
-            .and_then(|at| plan_mounted(want.staging, &at));
-        seen.map(|()| mounts).inspect_err(|_| {
-            if let Err(err) = apply_unmount(&call.guard, want.staging, Unmount::WhenFree) {
-                warn!("could not undo the mount at {}: {}", want.staging.display(), Chain(&err));
-            }
-        })
-    }
-
-    fn apply_mount_as_planned(
-        &self,
-        call: &NodeCall<'_>,
-        mounts: &MountTable,
-        want: &WantedFs<'_>,
-    ) -> Result<MountTable> {
-        plan_exclusive_use(want.device.volume(), false, used_otherwise(mounts, want.device, false))?;
-        let superblock = observe_superblock(call.places, mounts, want.device, &[want.staging])?;
+        plan_exclusive_use(want.device.volume(), false, used_otherwise(before, want.device, false))?;
+        let superblock = observe_superblock(call.places, before, want.device, &[want.staging])?;
         call.check_caller()?;
         match plan_mount(want.device, want.fs, want.options.is_read_only(), &superblock)? {
             MountPlan::First => {
                 // Nothing is made on a disk, checked or changed that somebody has.
                 want.device.check_is_free("the mount", call.cap(CLAIM_BUDGET))?;
                 if !want.options.is_read_only() {
-                    ensure_protection(call, mounts, want.device, want.staging, false)?;
+                    ensure_protection(call, before, want.device, false)?;
                 }
-                let fs = self.fs_tools.ensure_filesystem(call, mounts, want)?;
+                let fs = self.fs_tools.ensure_filesystem(call, before, want)?;
                 ensure_marked_used(call, want.new_on)?;
                 // No mount that is seen from here explains a use. If both mounts are for writing, the kernel lets them share
                 // the file system, frozen or not, and the other one loses its disk when this one is done with it.
                 want.device.check_is_free("the mount", call.cap(CLAIM_BUDGET))?;
-                apply_mount_alone(call, mounts, want, fs)
+                apply_mount_alone(call, before, want, fs)
             }
-            MountPlan::Again(fs) => apply_mount_alone(call, mounts, want, fs),
+            MountPlan::Again(fs) => apply_mount_alone(call, before, want, fs),
             MountPlan::AgainReadOnly { at } => {
                 let (device, options) = (want.device, Some(&want.options));
-                let copied = Copied { device, source: &at, shape: Shape::Directory, options };
+                let difference = &|mount: &Mount| want.difference(mount);
+                let copied = Copied { device, source: &at, shape: Shape::Directory, options, difference };
                 apply_copied(call, &copied, want.staging)
             }
             MountPlan::AgainWritable(fs) => {
@@ -191,7 +176,7 @@ impl Node {
                 apply_mount_of(call, want.device, fs, scratch_mount.path(), &read_only)?;
                 apply_writable(&call.guard, scratch_mount.path(), &want.options)?;
                 // The place's lock is the path's, too.
-                apply_mount_if_free(call, mounts, want, fs)
+                apply_mount_if_free(call, before, want, fs)
             }
         }
     }
@@ -297,14 +282,12 @@ fn apply_mount_if_free(
     call.check_caller()?;
     if !Held::open(want.staging)?.mount(before)?.is_some_and(is_known) {
         let mounts = observe_mounts()?;
-        let at = observe_at(call.places, &mounts, want.staging, want.device, |mount| want.difference(mount))?;
-        match plan_mount_point(want.staging, &at)? {
-            MountPointPlan::Keep => return Ok(mounts),
-            MountPointPlan::Mount => {}
-            MountPointPlan::ClearThenMount(_) => plan_mounted(want.staging, &at)?,
+        if observe_is_there_by_now(call, &mounts, want.staging, want.device, |mount| want.difference(mount))? {
+            return Ok(mounts);
         }
     }
-    apply_mount_of(call, want.device, fs, want.staging, &want.options)
+    let mounts = apply_mount_of(call, want.device, fs, want.staging, &want.options)?;
+    check_mounted(call, Ok(mounts), want.staging, want.device, |mount| want.difference(mount))
 }
 
 fn apply_mount_of(

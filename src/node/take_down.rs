@@ -100,7 +100,7 @@ impl Node {
             Ok(mount.clone())
         })?;
         for node in removed.iter().filter(|mount| mount.is_node()) {
-            apply_unprotect_after(call, &mounts, node);
+            apply_unprotect_after(call, node);
         }
         mount_point::apply_remove_place(&call.guard, &target)?;
         if !removed.is_empty() {

@@ -169,7 +169,7 @@ impl Node {
             UnlockPlan::Open | UnlockPlan::OpenNew => {}
         }
         if formatting != Formatting::ReadOnly {
-            ensure_protection(call, mounts, disk, &want.staging, false)?;
+            ensure_protection(call, mounts, disk, false)?;
         }
         let opened = self.apply_in_turn(call, plan, disk, key);
         let (device, pin) = opened.inspect_err(|_| tell_of_no_loss(plan, disk))?;
