@@ -12,6 +12,7 @@ use log::warn;
 use crate::activity::{About, Change, tell_change};
 use crate::config::UNMOUNT_BUDGET;
 use crate::error::{Chain, Error, Result};
+use crate::host::device::busy::is_busy;
 use crate::host::mount::{Unmount, apply_unmount, apply_unmount_within, observe_mounts};
 use crate::host::mount_health::{Health, observe_health};
 use crate::host::mountinfo::{Mount, MountTable};
@@ -32,7 +33,13 @@ fn take_all_down<T>(
     path: &Path,
     mut apply_one: impl FnMut(MountTable, &Mount) -> Result<T>,
 ) -> Result<(Vec<T>, MountTable)> {
-    scratch_mount::apply_clean(call, path)?;
+    match scratch_mount::apply_clean(call, path) {
+        // Another plugin is about to mount at the path.
+        Err(err @ Error::VolumeBusy(_)) => return Err(err),
+        // What is left beside the path does not keep the volume mounted at it.
+        Err(err) => warn!("what a call that was killed has left stays: {}", Chain(&err)),
+        Ok(()) => {}
+    }
     let mut kept = Vec::new();
     for _ in 0..MOST_MOUNTS {
         let mounts = observe_mounts()?;
@@ -102,11 +109,12 @@ impl Node {
         for node in removed.iter().filter(|mount| mount.is_node()) {
             apply_unprotect_after(call, node);
         }
-        mount_point::apply_remove_place(&call.guard, &target)?;
+        let place = mount_point::apply_remove_place(&call.guard, &target);
         if !removed.is_empty() {
             tell_change(Change::Unpublished, "unpublished", About::default().with("path", target.display()));
         }
-        self.left.ensure_let_go(call, volume, Step::Unpublish, mounts)
+        self.left.ensure_let_go(call, volume, Step::Unpublish, mounts)?;
+        or_left_in_place(place)
     }
 
     /// Lets go of a volume on this droplet: what is still in memory is written, then the staging path is unmounted, and an
@@ -147,6 +155,18 @@ impl Node {
             under?.map_or(Ok(()), |under| ensure_closed_after(call, &mounts, volume, &under))?;
         }
         Ok(mounts)
+    }
+}
+
+/// An empty directory or file that cannot be removed, as on a root file system that has become read-only, is no reason to refuse:
+/// the volume is unmounted, and Nomad would detach it without ever unstaging it. "Busy" is one: something was mounted there anew.
+fn or_left_in_place(removed: Result<()>) -> Result<()> {
+    match removed {
+        Err(err) if !is_busy(&err) => {
+            warn!("the volume is unpublished, and its empty target stays: {}", Chain(&err));
+            Ok(())
+        }
+        removed => removed,
     }
 }
 

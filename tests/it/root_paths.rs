@@ -197,6 +197,35 @@ fn root_a_raw_disk_that_two_plugins_show_is_for_all_as_it_was_said_to_be() {
 
 #[test]
 #[ignore = "needs root: make test-root"]
+fn root_a_target_that_cannot_be_removed_keeps_no_volume_mounted() {
+    // The kernel makes the droplet's root file system read-only when it has seen errors in it.
+    let rig = NodeHarness::start();
+    for vol in [rig.volume("files", "xfs"), rig.volume("raw", "").block()] {
+        let target = rig.target(&vol, "alloc");
+        let parent = target.parent().unwrap().to_string_lossy().into_owned();
+        fs::create_dir_all(&parent).unwrap();
+        rig.stage(&vol).unwrap();
+        rig.run("mount", &["--bind", &parent, &parent]);
+        rig.publish(&vol, "alloc").unwrap();
+        // What a killed call has left beside it.
+        fs::write(target.with_file_name(format!(".{}.do-csi-lock", target.file_name().unwrap().to_string_lossy())), "")
+            .unwrap();
+        rig.run("mount", &["-o", "remount,bind,ro", &parent]);
+        for _ in 0..2 {
+            rig.unpublish(&vol, "alloc").unwrap();
+            assert_eq!(rig.mount_at(&target), None);
+        }
+        rig.unstage(&vol).unwrap();
+        assert!(target.exists());
+        rig.run("umount", &[&parent]);
+        rig.unpublish(&vol, "alloc").unwrap();
+        assert!(!target.exists());
+    }
+    rig.close();
+}
+
+#[test]
+#[ignore = "needs root: make test-root"]
 fn root_of_two_volumes_that_two_plugins_stage_at_one_path_one_is_there_and_only_that_is_said_to_be() {
     let rig = NodeHarness::start();
     let vols = [rig.volume("one", "ext4"), rig.volume("two", "ext4")];
