@@ -17,6 +17,7 @@ use crate::config::{LOCK_PATIENCE, RELEASE_BUDGET};
 use crate::error::{Chain, Error, Result};
 use crate::host::device::DevicePlaces;
 use crate::host::device::busy::{BUSY_PAUSES, is_busy};
+use crate::host::device::number::observe_node;
 use crate::host::external_volumes::is_csi_place;
 use crate::host::freeze::apply_thaw;
 use crate::host::holders::{Holders, Sought, observe_holders, observe_users, observe_writers};
@@ -27,7 +28,7 @@ use crate::host::mountinfo::{Mount, MountTable};
 use crate::host::release::{Claim, DiskUnder};
 use crate::node::NodeCall;
 use crate::node::scratch_mount::ensure_none_of;
-use crate::node::whose::{forget_unused, observe_named};
+use crate::node::whose::{Named, forget_unused, observe_named, unclear};
 
 /// The pauses between two looks that cost more than asking the kernel for a disk.
 const SLOW_PAUSES: Backoff = Backoff::new(Duration::from_millis(250), Duration::from_millis(250));
@@ -61,11 +62,14 @@ impl Left {
     /// known until it was let go of.
     fn observe_by_name(places: &DevicePlaces, volume: &str) -> Result<Option<Left>> {
         let Some(name) = observe_name_of(places, volume)? else { return Ok(None) };
-        let Some((disk, upon)) = observe_named(places, &name)? else { return Ok(None) };
-        let number = match &upon {
-            DiskHolder::Open(open) => open.number(),
-            DiskHolder::Nothing | DiskHolder::Temporary(_) | DiskHolder::Closing(_) | DiskHolder::Other(_) => {
-                disk.number()
+        let number = match observe_named(places, &name)? {
+            Named::Gone => return Ok(None),
+            Named::Works(_, DiskHolder::Open(open)) => open.number(),
+            Named::Works(disk, _) => disk.number(),
+            // A disk that does not work for now may be mounted elsewhere all the same, which the kernel tells.
+            Named::Unusable { node, seen } => {
+                let number = node.map_or(Ok(None), |node| observe_node(&node))?;
+                number.ok_or_else(|| unclear(&name, &seen))?
             }
         };
         // It may have been a raw volume: nobody but who writes to a disk has it open for writing.

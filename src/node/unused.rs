@@ -27,7 +27,7 @@ use crate::host::release::{Claim, DiskUnder};
 use crate::host::release_mark::{apply_unmark, ensure_marked, observe_mark};
 use crate::id::{VolumeId, VolumeName};
 use crate::node::nomad_place::{NomadPlace, Purpose};
-use crate::node::whose::observe_named;
+use crate::node::whose::{Named, observe_named};
 use crate::node::{Node, NodeCall};
 use crate::request::node::Unstage;
 use crate::sync::volume_lock::{VolumeGuard, VolumeKey};
@@ -103,7 +103,7 @@ impl Node {
     }
 
     fn observe_seen(&self, mounts: &MountTable, name: &VolumeName) -> Result<Option<SeenDisk>> {
-        let Some((disk, upon)) = observe_named(&self.places, name)? else { return Ok(None) };
+        let Some((disk, upon)) = observe_named(&self.places, name)?.working(name)? else { return Ok(None) };
         let disks = DiskUnder::all_of(&self.places, disk.number())?;
         let usage = match &upon {
             DiskHolder::Nothing => observe_use(mounts, &disk, &disks)?,
@@ -181,7 +181,8 @@ impl HeldDisk<'_> {
     /// [`crate::error::Error::Io`] when that cannot be seen.
     pub fn claim(&self) -> Result<Option<File>> {
         let places = &self.node.places;
-        let Some((disk, DiskHolder::Nothing)) = observe_named(places, &self.name)? else { return Ok(None) };
+        let named = observe_named(places, &self.name)?.working(&self.name)?;
+        let Some((disk, DiskHolder::Nothing)) = named else { return Ok(None) };
         let claim = match disk.claim_for_reading() {
             Ok(claim) => claim,
             Err(err) if is_busy(&err) => return Ok(None),
@@ -247,7 +248,7 @@ impl HeldDisk<'_> {
 
     /// Whether a disk is found under the volume's name.
     fn is_linked(&self) -> Result<bool> {
-        Ok(observe_named(&self.node.places, &self.name)?.is_some())
+        Ok(!matches!(observe_named(&self.node.places, &self.name)?, Named::Gone))
     }
 }
 

@@ -4,6 +4,7 @@
 //! statistics. A call with a wrong path or a wrong id must not take another volume, or the droplet's own disk, away
 //! from its users.
 
+use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 
 use log::{Level, log, warn};
@@ -62,28 +63,66 @@ pub(super) fn forget_unused(call: &NodeCall<'_>, mounts: &MountTable, volume: &s
     }
 }
 
-/// The disk of the volume with this name, if it is there and works, and what lies on it.
+/// What is found under a volume's name.
+#[derive(Debug)]
+pub(super) enum Named {
+    /// Certainly no disk: none carries the name, and the link leads nowhere or to another volume's.
+    Gone,
+    /// A disk that works, and what lies on it.
+    Works(Box<Device>, DiskHolder),
+    /// A disk that does not work, as one that the kernel has blocked, or something of which nobody can say what it is.
+    Unusable {
+        /// Its node, where there is one.
+        node: Option<PathBuf>,
+        /// What was seen.
+        seen: String,
+    },
+}
+
+impl Named {
+    /// The disk, for one who can do nothing with one that does not work.
+    ///
+    /// # Errors
+    /// [`Error::HostUnfit`] for such a disk.
+    pub(super) fn working(self, name: &VolumeName) -> Result<Option<(Device, DiskHolder)>> {
+        match self {
+            Named::Gone => Ok(None),
+            Named::Works(disk, upon) => Ok(Some((*disk, upon))),
+            Named::Unusable { seen, .. } => Err(unclear(name, &seen)),
+        }
+    }
+}
+
+/// The error for a disk of which nobody can say whether it is in use.
+pub(super) fn unclear(name: &VolumeName, seen: &str) -> Error {
+    Error::HostUnfit(format!("cannot tell whether volume {name} is used: {seen}"))
+}
+
+/// Looks for the disk of the volume with this name.
 ///
 /// # Errors
-/// [`Error::Io`] when that cannot be seen, [`Error::HostUnfit`] when the disk does not open for a reason that says nothing of it.
-pub(super) fn observe_named(places: &DevicePlaces, name: &VolumeName) -> Result<Option<(Device, DiskHolder)>> {
-    let disk = match observe_device(places, name, None)? {
-        LookupResult::Ready(disk) | LookupResult::TooSmall { device: disk, .. } => disk,
-        unclear @ LookupResult::DoesNotOpen { .. } => {
-            return Err(Error::HostUnfit(format!("cannot tell whether volume {name} is used: {unclear}")));
+/// [`Error::Io`] when that cannot be seen.
+pub(super) fn observe_named(places: &DevicePlaces, name: &VolumeName) -> Result<Named> {
+    let looked = observe_device(places, name, None)?;
+    let seen = looked.to_string();
+    match looked {
+        LookupResult::Ready(disk) | LookupResult::TooSmall { device: disk, .. } => {
+            let upon = observe_holder_of(places, &disk)?;
+            Ok(Named::Works(Box::new(disk), upon))
         }
-        LookupResult::Missing { .. }
-        | LookupResult::NotABlockDevice { .. }
-        | LookupResult::NotRunning { .. }
-        | LookupResult::OtherVolume { .. }
-        | LookupResult::ZeroSize { .. } => return Ok(None),
-    };
-    let upon = observe_holder_of(places, &disk)?;
-    Ok(Some((disk, upon)))
+        LookupResult::Missing { .. } | LookupResult::OtherVolume { .. } => Ok(Named::Gone),
+        LookupResult::NotRunning { path, .. } | LookupResult::ZeroSize { path } => {
+            Ok(Named::Unusable { node: Some(path), seen })
+        }
+        LookupResult::NotABlockDevice { .. }
+        | LookupResult::DoesNotOpen { .. }
+        | LookupResult::Several { .. }
+        | LookupResult::Unread { .. } => Ok(Named::Unusable { node: None, seen }),
+    }
 }
 
 fn observe_is_used(places: &DevicePlaces, mounts: &MountTable, name: &VolumeName) -> Result<bool> {
-    let Some((disk, upon)) = observe_named(places, name)? else { return Ok(false) };
+    let Some((disk, upon)) = observe_named(places, name)?.working(name)? else { return Ok(false) };
     Ok(match upon {
         DiskHolder::Nothing | DiskHolder::Temporary(_) => mounts.of_device(&disk).next().is_some(),
         DiskHolder::Open(open) => mounts.of_device(&open).next().is_some(),

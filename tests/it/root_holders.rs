@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use grpcio::RpcStatusCode;
 
-use crate::harness::{NodeHarness, Vol, ok, refused};
+use crate::harness::{NodeHarness, Sysfs, Vol, ok, refused};
 use crate::support::droplet::Droplet;
 
 const PRECONDITION: RpcStatusCode = RpcStatusCode::FAILED_PRECONDITION;
@@ -342,6 +342,33 @@ fn root_a_plugin_that_was_started_since_is_as_strict() {
         other.end();
         rig.unstage(&vol).unwrap();
     }
+    rig.close();
+}
+
+#[test]
+#[ignore = "needs root: make test-root"]
+fn root_a_disk_that_does_not_work_for_now_is_not_taken_for_one_that_is_gone() {
+    let sysfs = Sysfs::new();
+    let mut rig = NodeHarness::start_with(&[&sysfs.flag()]);
+    let vol = rig.volume("vol", "xfs");
+    let device = sysfs.show_scsi(&rig.node(&vol), "vol", "running\n");
+    rig.stage(&vol).unwrap();
+    let other = Bystander::apart(&rig, "true", &[]);
+    let has_it = format!("process {} (sh)", other.pid());
+    refused(rig.unstage(&vol), PRECONDITION, &[&has_it]);
+    rig.restart();
+    // The kernel blocks a disk whose host answers late.
+    fs::write(device.join("state"), "blocked\n").unwrap();
+    refused(rig.unstage(&vol), PRECONDITION, &[&has_it]);
+    // Of two disks that carry one name nobody can say which of them was meant.
+    fs::write(device.join("state"), "running\n").unwrap();
+    let twin = rig.volume("twin", "xfs");
+    sysfs.show_scsi(&rig.node(&twin), "vol", "running\n");
+    refused(rig.unstage(&vol), PRECONDITION, &["cannot tell", "several disks"]);
+    sysfs.hide(&rig.node(&twin));
+    other.end();
+    fs::write(device.join("state"), "blocked\n").unwrap();
+    rig.unstage(&vol).unwrap();
     rig.close();
 }
 

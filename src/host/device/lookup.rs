@@ -3,8 +3,6 @@
 //! Owns the search for the disk, by its link and by the name that the disks carry, the checks it must pass before it counts
 //! as found, and the wait for it.
 
-use std::collections::HashSet;
-use std::ffi::OsString;
 use std::fmt;
 use std::fs::File;
 use std::io::{ErrorKind, Seek, SeekFrom};
@@ -16,11 +14,12 @@ use nix::libc;
 use crate::activity::wait_for;
 use crate::backoff::{Backoff, look_until};
 use crate::error::{Chain, Error, Result};
+use crate::host::device::named::{Named, disks_named};
 use crate::host::device::number::DeviceNumber;
-use crate::host::device::scsi_id::{Identity, NameMatch};
+use crate::host::device::scsi_id::NameMatch;
 use crate::host::device::sysfs::{is_going, read_number};
 use crate::host::device::{Device, DevicePlaces, DiskFingerprint};
-use crate::host::presence::{observe_if_there, observe_is_there, observe_metadata, observe_names, observe_real};
+use crate::host::presence::{observe_if_there, observe_is_there, observe_metadata, observe_real};
 use crate::id::VolumeName;
 use crate::size::{Bytes, Gib};
 use crate::sync::volume_lock::VolumeGuard;
@@ -62,6 +61,16 @@ pub enum LookupResult {
         /// What the disk says it is.
         found: String,
     },
+    /// Several disks carry the name, and none can be told to be the right one.
+    Several {
+        /// The link looked for.
+        link: PathBuf,
+    },
+    /// No disk that could be read carries the name, and one could not be read.
+    Unread {
+        /// Why not.
+        why: String,
+    },
     /// The disk is there, but has no size yet.
     ZeroSize {
         /// The device node.
@@ -88,6 +97,10 @@ impl fmt::Display for LookupResult {
             LookupResult::NotRunning { path, state } => write!(f, "{} is not running but {state:?}", path.display()),
             LookupResult::DoesNotOpen { path, why } => write!(f, "{} does not open: {why}", path.display()),
             LookupResult::OtherVolume { path, found } => write!(f, "{} is another disk: {found}", path.display()),
+            LookupResult::Several { link } => {
+                write!(f, "{}: several disks carry the name, and none can be told to be the right one", link.display())
+            }
+            LookupResult::Unread { why } => write!(f, "a disk that may be the volume's cannot be read: {why}"),
             LookupResult::ZeroSize { path } => write!(f, "{} has no size", path.display()),
             LookupResult::TooSmall { device, want } => {
                 write!(f, "{} has {}, which is less than {want}", device.path().display(), device.size())
@@ -129,11 +142,11 @@ pub fn observe_device(places: &DevicePlaces, volume: &VolumeName, size: Option<G
     match (plan_choice(linked.by_link, by_name), names.pop(), unread) {
         (Choice::ByName, Some(name), _) => Ok(look.by_name(&name)?.sighting),
         (Choice::Unclear, _, Some(err)) => Err(err),
+        (Choice::Unread, _, Some(err)) => Ok(LookupResult::Unread { why: Chain(&err).to_string() }),
         (Choice::ByLink, _, _) | (Choice::ByName, None, _) => Ok(linked.sighting),
-        (Choice::Neither, _, _) | (Choice::Unclear, _, None) => Ok(LookupResult::OtherVolume {
-            path: places.link(volume),
-            found: format!("several disks carry the name {volume}, and none can be told to be the right one"),
-        }),
+        (Choice::Neither, _, _) | (Choice::Unclear | Choice::Unread, _, None) => {
+            Ok(LookupResult::Several { link: places.link(volume) })
+        }
     }
 }
 
@@ -178,6 +191,8 @@ enum Choice {
     Neither,
     /// None: a disk that cannot be read may be the volume, and the one that the link leads to need not be.
     Unclear,
+    /// None: a disk that cannot be read may be the volume, and the link leads to none that may be it.
+    Unread,
 }
 
 /// Decides between the disk that udev linked and the one that carries the name. Pure.
@@ -192,8 +207,8 @@ fn plan_choice(by_link: ByLink, by_name: ByName) -> Choice {
             Choice::ByName
         }
         (ByLink::Silent | ByLink::Compatible, ByName::Unread) => Choice::Unclear,
-        (ByLink::Same, ByName::TheLinks)
-        | (ByLink::Nowhere | ByLink::Other | ByLink::Same, ByName::Unread)
+        (ByLink::Nowhere | ByLink::Other, ByName::Unread) => Choice::Unread,
+        (ByLink::Same, ByName::TheLinks | ByName::Unread)
         | (ByLink::Nowhere | ByLink::Other | ByLink::Silent | ByLink::Compatible | ByLink::Same, ByName::Nobody) => {
             Choice::ByLink
         }
@@ -251,10 +266,11 @@ fn await_ready(
     drop(wait);
     match seen {
         LookupResult::Ready(device) => Ok(device),
-        LookupResult::OtherVolume { .. } | LookupResult::NotABlockDevice { .. } => {
+        LookupResult::OtherVolume { .. } | LookupResult::Several { .. } | LookupResult::NotABlockDevice { .. } => {
             Err(Error::WrongDevice { volume: volume.clone(), found: seen.to_string() })
         }
         LookupResult::Missing { .. }
+        | LookupResult::Unread { .. }
         | LookupResult::NotRunning { .. }
         | LookupResult::DoesNotOpen { .. }
         | LookupResult::ZeroSize { .. }
@@ -455,47 +471,6 @@ fn going(path: PathBuf, err: Error) -> Result<LookupResult> {
     if is_going(&err) { Ok(LookupResult::NotRunning { path, state: "going away".to_owned() }) } else { Err(err) }
 }
 
-/// The kernel names of the disks without hardware, as loop devices and LVM: such a disk carries no name. Where sysfs does not
-/// list them, none is taken for one.
-///
-/// Source: `virtual_device_parent` in the kernel's `drivers/base/core.c`.
-fn virtual_disks(sysfs: &Path) -> Result<HashSet<OsString>> {
-    let listed = observe_names(&sysfs.join("devices/virtual/block"))?;
-    Ok(listed.unwrap_or_default().into_iter().collect())
-}
-
-/// The disks that carry a volume's name.
-struct Named {
-    /// Their kernel names, in order.
-    names: Vec<String>,
-    /// Why a disk could not be read that may be one of them.
-    unread: Option<Error>,
-}
-
-fn disks_named(places: &DevicePlaces, volume: &VolumeName) -> Result<Named> {
-    let directory = places.sysfs.join("block");
-    let without_hardware = virtual_disks(&places.sysfs)?;
-    let mut found = Named { names: Vec::new(), unread: None };
-    let not_there = || Error::io("listing", &directory)(ErrorKind::NotFound.into());
-    for name in observe_names(&directory)?.ok_or_else(not_there)? {
-        if without_hardware.contains(&name) {
-            continue;
-        }
-        match Identity::read(&directory.join(&name)).map(|identity| identity.proves(volume)) {
-            Ok(NameMatch::Same) => found.names.push(name.to_string_lossy().into_owned()),
-            Ok(NameMatch::Other(_) | NameMatch::Compatible | NameMatch::Silent) => {}
-            // A disk that goes away is not the one that is looked for.
-            Err(err) if is_going(&err) => {}
-            // One disk that cannot be read says nothing of the others.
-            Err(err) => {
-                log::debug!("passed over in the search for volume {volume}: {}", Chain(&err));
-                found.unread = Some(err);
-            }
-        }
-    }
-    Ok(found)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -504,11 +479,12 @@ mod tests {
     fn the_choice_between_the_link_and_the_name_in_full() {
         use ByLink::{Compatible, Nowhere, Other, Same, Silent};
         use ByName::{Another, Nobody, Several, TheLinks, Unread};
-        let (link, name, neither, unclear) = (Choice::ByLink, Choice::ByName, Choice::Neither, Choice::Unclear);
+        let (link, name, neither) = (Choice::ByLink, Choice::ByName, Choice::Neither);
+        let (unclear, unread) = (Choice::Unclear, Choice::Unread);
         let by_name = [Nobody, TheLinks, Another, Several, Unread];
         let table = [
-            (Nowhere, [link, name, name, neither, link]),
-            (Other, [link, name, name, neither, link]),
+            (Nowhere, [link, name, name, neither, unread]),
+            (Other, [link, name, name, neither, unread]),
             (Silent, [link, name, name, neither, unclear]),
             (Compatible, [link, name, name, neither, unclear]),
             (Same, [link, link, neither, neither, link]),
@@ -518,14 +494,5 @@ mod tests {
                 assert_eq!(plan_choice(by_link, by_name), want, "{by_link:?} {by_name:?}");
             }
         }
-    }
-    #[test]
-    fn only_disks_that_sysfs_lists_as_virtual_are_left_out() {
-        let dir = tempfile::tempdir().unwrap();
-        assert!(virtual_disks(dir.path()).unwrap().is_empty());
-        for disk in ["devices/virtual/block/loop0", "block/loop0", "block/sda"] {
-            std::fs::create_dir_all(dir.path().join(disk)).unwrap();
-        }
-        assert_eq!(virtual_disks(dir.path()).unwrap(), HashSet::from([OsString::from("loop0")]));
     }
 }

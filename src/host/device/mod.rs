@@ -6,6 +6,7 @@
 pub mod busy;
 pub(crate) mod links;
 pub mod lookup;
+mod named;
 pub mod number;
 pub mod scsi_id;
 pub mod sysfs;
