@@ -5,6 +5,7 @@
 //! what it writes ends on the droplet's own disk.
 
 use std::collections::BTreeSet;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
@@ -50,7 +51,7 @@ enum Reach {
 /// Source: mount_namespaces(7), "Shared subtrees"; Nomad's `plugin_supervisor_hook.go`, which asks for "bidirectional".
 pub(crate) fn check_reaches_host(mounts: &MountTable, path: &Path, unclear: &UnclearMounts) -> Result<()> {
     let Some(holding) = path.parent().and_then(|parent| mounts.holding(parent)) else { return Ok(()) };
-    match plan_reach(&observe_namespace(), holding) {
+    match plan_reach(&observe_namespace()?, holding) {
         Reach::Yes => Ok(()),
         Reach::Unclear => {
             unclear.warn_once(holding, "that mount is a copy of the droplet's and shared with others");
@@ -87,7 +88,7 @@ impl UnclearMounts {
 /// # Errors
 /// [`Error::Io`] when the mount table cannot be read.
 pub(crate) fn observe_nothing_reaches() -> Result<bool> {
-    let (mounts, namespace) = (observe_mounts()?, observe_namespace());
+    let (mounts, namespace) = (observe_mounts()?, observe_namespace()?);
     Ok(mounts.iter().all(|mount| plan_reach(&namespace, mount) == Reach::No))
 }
 
@@ -135,16 +136,21 @@ fn plan_reach(namespace: &Namespace, holding: &Mount) -> Reach {
     }
 }
 
-fn observe_namespace() -> Namespace {
+fn observe_namespace() -> Result<Namespace> {
     if !sees_all_processes() {
-        return Namespace::Apart { of_host: None, is_of_parent: false };
+        return Ok(Namespace::Apart { of_host: None, is_of_parent: false });
     }
     if is_own_namespace_of_host() {
-        return Namespace::Host;
+        return Ok(Namespace::Host);
     }
-    let groups = |table: MountTable| table.iter().filter_map(Mount::peer_group).map(str::to_owned).collect();
-    let of_host = observe_mounts_of(TABLE_OF_HOST).ok().map(groups);
-    Namespace::Apart { of_host, is_of_parent: is_namespace_of_parent() }
+    let of_host = match observe_mounts_of(TABLE_OF_HOST) {
+        Ok(table) => Some(table.iter().filter_map(Mount::peer_group).map(str::to_owned).collect()),
+        // A container may see all processes and be allowed to look at none.
+        Err(Error::Io { source, .. }) if source.kind() == ErrorKind::PermissionDenied => None,
+        // What fails once must not pass for a mount that reaches the droplet.
+        Err(err) => return Err(err),
+    };
+    Ok(Namespace::Apart { of_host, is_of_parent: is_namespace_of_parent() })
 }
 
 #[cfg(test)]
@@ -172,6 +178,8 @@ mod tests {
             ("shared:9 master:1 ", apart(Some(&["1", "9"])), Reach::Yes),
             ("", apart(Some(&["1"])), Reach::No),
             ("shared:1 ", apart(Some(&["1"])), Reach::Yes),
+            // With whom Docker has it, whose namespace need not be that of the droplet's first process.
+            ("shared:9 ", apart(Some(&["1"])), Reach::Yes),
             ("", with_parent(), Reach::Parent),
             ("shared:9 master:1 ", with_parent(), Reach::Parent),
             ("shared:1 ", with_parent(), Reach::Yes),
