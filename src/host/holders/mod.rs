@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::{AtFlags, CWD, FileType, StatxFlags, statx};
 
 pub(crate) use self::named::{Holder, Holders};
-use self::process::{OpenFile, Proc, Process};
+use self::process::{Mapping, OpenFile, Proc, Process};
 use crate::error::{Chain, Error, Result};
 use crate::host::device::number::DeviceNumber;
 use crate::host::device::sysfs::{is_going, read_attribute, read_number};
@@ -30,8 +30,10 @@ use crate::host::presence::{observe_is_there, observe_names, observe_real};
 const PROC: &str = "/proc";
 /// How long a search may take that is for a message: thousands of processes with many open files take a second.
 const SEARCH_BUDGET: Duration = Duration::from_secs(3);
-/// On which file systems a device's node is looked for: those that answer without asking another machine or a program.
-const NODE_FILE_SYSTEMS: [&str; 7] = ["devtmpfs", "tmpfs", "overlay", "ext4", "ext3", "xfs", "btrfs"];
+/// The file systems without a disk of their own that answer without asking another machine or a program.
+const ANSWERING: [&str; 7] = ["devtmpfs", "tmpfs", "ramfs", "overlay", "aufs", "btrfs", "zfs"];
+/// Those with a disk that may have to ask all the same.
+const ASKING: [&str; 3] = ["fuseblk", "ocfs2", "gfs2"];
 
 /// A disk, and all that is made of it, as sysfs shows it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -163,6 +165,9 @@ fn observe_writers_in(proc: &Path, sought: &Sought, budget: Duration) -> Result<
     let search = Search::start(proc, sought, budget);
     let mut found = loops(&search.proc, &sought.all, |file| is_at(file, &[], &sought.nodes));
     found.extend(search.opened(|open| open.is_writable && search.is_node(open)));
+    if found.is_empty() {
+        found.extend(search.mapped_nodes());
+    }
     let holders = search.end(found);
     if !holders.found().is_empty() {
         return Ok(holders);
@@ -228,6 +233,12 @@ fn is_copy(other: &Mount, mount: &Mount) -> bool {
 /// The end of a path by which an orchestrator tells places apart: allocation, volume, access.
 fn name_of_place(path: &Path) -> Vec<Component<'_>> {
     path.components().rev().take(3).collect()
+}
+
+/// Whether a device's node is looked for in a mount. Pure.
+fn surely_answers(mount: &Mount) -> bool {
+    let fstype = mount.fstype.as_str();
+    ANSWERING.contains(&fstype) || mount.device.major != 0 && !ASKING.contains(&fstype)
 }
 
 fn is_at(file: &Path, targets: &[&Path], nodes: &[PathBuf]) -> bool {
@@ -308,10 +319,12 @@ impl<'a> Search<'a> {
         for (namespace, pids) in by_namespace {
             let table = if Instant::now() < deadline { proc.mounts(&pids) } else { None };
             let is_host = sees_all && pids.contains(&1);
-            spaces.extend(table.map(|table| Space { is_own: own.as_ref() == Some(&namespace), is_host, pids, table }));
+            // Where no mount is seen, as by a process whose root was taken away lazily, processes may have files open all the same.
+            let table = table.unwrap_or_default();
+            spaces.push(Space { is_own: own.as_ref() == Some(&namespace), is_host, pids, table });
         }
         let mounts = spaces.iter().flat_map(|space: &Space| space.table.iter());
-        let surely = mounts.filter(|mount| NODE_FILE_SYSTEMS.contains(&mount.fstype.as_str()));
+        let surely = mounts.filter(|mount| surely_answers(mount));
         let answering = surely.map(|mount| mount.id).collect();
         let known = spaces.iter().flat_map(|space: &Space| space.table.iter()).map(|mount| mount.id).collect();
         Search { proc, sought, spaces, answering, known, deadline }
@@ -368,6 +381,20 @@ impl<'a> Search<'a> {
         self.first_open(is_sought).map(|(path, by)| Holder::Open { path, by }).collect()
     }
 
+    /// The processes that have a node of what is sought mapped into their memory to write to it, which stays when it is closed.
+    fn mapped_nodes(&self) -> Vec<Holder> {
+        let nodes = self.sought.nodes.iter().filter_map(|node| std::fs::metadata(node).ok());
+        let nodes: Vec<(DeviceNumber, u64)> =
+            nodes.map(|node| (DeviceNumber::from_raw(node.dev()), node.ino())).collect();
+        let is_node = |mapped: &Mapping<'_>| mapped.is_shared_writable && nodes.contains(&mapped.file);
+        let pids = self.spaces.iter().flat_map(|space| &space.pids).take_while(|_| Instant::now() < self.deadline);
+        let holder = |pid: &u32| {
+            let path = self.proc.mapped(*pid, self.deadline, is_node)?;
+            Some(Holder::Open { path, by: self.proc.process(*pid) })
+        };
+        pids.filter_map(holder).collect()
+    }
+
     /// The processes that have a file open in a mount that no table shows. Of the kernel's own mounts, which no table shows
     /// either, the files have paths that tell them.
     fn detached(&self) -> Vec<Holder> {
@@ -421,7 +448,8 @@ impl<'a> Search<'a> {
         if let Some(open) = self.proc.open_files(pid).find(|open| ids.contains(&open.mount)) {
             return Some(Holder::Open { path: open.path, by: by() });
         }
-        let path = if seen.is_empty() { None } else { self.proc.mapped(pid, |path| is_in(Path::new(path))) };
+        let is_mapped = |mapped: &Mapping<'_>| is_in(Path::new(mapped.path));
+        let path = if seen.is_empty() { None } else { self.proc.mapped(pid, self.deadline, is_mapped) };
         Some(Holder::Open { path: path?, by: by() })
     }
 }

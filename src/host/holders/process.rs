@@ -13,16 +13,23 @@ use std::fs;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
+use std::time::{Duration, Instant};
 
 use nix::libc;
 
 use crate::error::Error;
+use crate::host::device::number::DeviceNumber;
 use crate::host::mountinfo::MountTable;
+use crate::sync::looks::{Looks, Seen};
 
 /// What the kernel calls the first PID namespace, in which all processes of the machine are seen.
 ///
 /// Source: `PID_NS_INIT_INO` in the kernel's `include/uapi/linux/nsfs.h` (`PROC_PID_INIT_INO` before).
 const FIRST_PID_NAMESPACE: &str = "pid:[4026531836]";
+
+/// How long the memory of one process is waited for.
+const MAPS_BUDGET: Duration = Duration::from_secs(1);
 
 /// A process.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -266,19 +273,62 @@ impl<'a> Proc<'a> {
         })
     }
 
-    /// The first file of these paths that a process has mapped into its memory.
-    pub(super) fn mapped(&self, pid: u32, is_sought: impl Fn(&OsStr) -> bool) -> Option<PathBuf> {
-        let text = fs::read(self.of(pid, "maps")).ok()?;
-        text.split(|byte| *byte == b'\n').filter_map(parse_mapping).find(|path| is_sought(path)).map(PathBuf::from)
+    /// The first such file that a process has mapped into its memory. A process that hangs while it changes its memory does not
+    /// let it be looked at: then it counts as hidden, and nobody waits for it for long.
+    pub(super) fn mapped(
+        &self,
+        pid: u32,
+        deadline: Instant,
+        is_sought: impl Fn(&Mapping<'_>) -> bool,
+    ) -> Option<PathBuf> {
+        static LOOKS: LazyLock<Looks<PathBuf, io::Result<Vec<u8>>>> = LazyLock::new(Looks::default);
+        let maps = self.of(pid, "maps");
+        let text = loop {
+            let (asked, give_up) = (maps.clone(), deadline.min(Instant::now() + MAPS_BUDGET));
+            let begun = LOOKS.begin(maps.clone(), move || fs::read(asked));
+            match begun.map(|_| LOOKS.wait(&maps, give_up)) {
+                Ok(Seen::Ended(text)) => break self.seen(&maps, text)?,
+                // Another search has just got the answer.
+                Ok(Seen::Nothing(_)) if Instant::now() < give_up => {}
+                Ok(Seen::Nothing(_) | Seen::Silent(_)) | Err(_) => {
+                    self.hides.set(true);
+                    return None;
+                }
+            }
+        };
+        let mut mappings = text.split(|byte| *byte == b'\n').filter_map(Mapping::parse);
+        mappings.find(|mapping| is_sought(mapping)).map(|mapping| PathBuf::from(mapping.path))
     }
 }
 
-/// Reads the path of a line of `/proc/PID/maps`. Pure.
-///
-/// Source: proc_pid_maps(5).
-fn parse_mapping(line: &[u8]) -> Option<&OsStr> {
-    let at = line.iter().position(|byte| *byte == b'/')?;
-    line.get(at..).map(OsStr::from_bytes)
+/// A file that a process has mapped into its memory.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Mapping<'a> {
+    pub(super) path: &'a OsStr,
+    /// Whether what the process writes there is written to the file.
+    pub(super) is_shared_writable: bool,
+    /// The file system that the file, or the device's node, is in, and its number there.
+    pub(super) file: (DeviceNumber, u64),
+}
+
+impl<'a> Mapping<'a> {
+    /// Reads a line of `/proc/PID/maps`. Pure.
+    ///
+    /// Source: proc_pid_maps(5); `show_vma_header_prefix` in the kernel's `fs/proc/task_mmu.c`: the device's numbers are hexadecimal.
+    fn parse(line: &'a [u8]) -> Option<Self> {
+        let at = line.iter().position(|byte| *byte == b'/')?;
+        let (head, path) = line.split_at_checked(at)?;
+        let mut words = std::str::from_utf8(head).ok()?.split_ascii_whitespace().skip(1);
+        let (access, _offset, device) = (words.next()?, words.next()?, words.next()?);
+        let (major, minor) = device.split_once(':')?;
+        let hexadecimal = |text: &str| u64::from_str_radix(text, 16).ok();
+        let device = DeviceNumber { major: hexadecimal(major)?, minor: hexadecimal(minor)? };
+        Some(Mapping {
+            path: OsStr::from_bytes(path),
+            is_shared_writable: access.contains('w') && access.contains('s'),
+            file: (device, words.next()?.parse().ok()?),
+        })
+    }
 }
 
 /// A place that a process uses without having it open.
@@ -335,9 +385,13 @@ mod tests {
         assert_eq!(parse_fdinfo(&text("0100001")), Some((77, true)));
         assert_eq!(parse_fdinfo(&text("02100002")), Some((77, true)));
         assert_eq!(parse_fdinfo("pos:\t0\n"), None);
-        let line = b"7f0000000000-7f0000001000 r--s 00000000 08:10 131 \t  /srv/a b";
-        assert_eq!(parse_mapping(line), Some(OsStr::new("/srv/a b")));
-        assert_eq!(parse_mapping(b"7f0000000000-7f0000001000 rw-p 00000000 00:00 0"), None);
+        for (access, is_shared_writable) in [("r--s", false), ("rw-p", false), ("rw-s", true), ("-w-s", true)] {
+            let line = format!("7f0000000000-7f0000001000 {access} 00000000 08:1f 131 \t  /srv/a b");
+            let file = (DeviceNumber { major: 8, minor: 31 }, 131);
+            let want = Mapping { path: OsStr::new("/srv/a b"), is_shared_writable, file };
+            assert_eq!(Mapping::parse(line.as_bytes()), Some(want));
+        }
+        assert_eq!(Mapping::parse(b"7f0000000000-7f0000001000 rw-p 00000000 00:00 0"), None);
     }
 
     #[test]
@@ -367,10 +421,9 @@ mod tests {
         assert!(table.iter().any(|mount| mount.id == open[0].mount));
         assert!(!proc.pids().contains(&pid) && !proc.process(pid).command.is_empty());
         assert!(proc.places(pid).any(|(place, path)| place == Place::Root && path == Path::new("/")));
-        assert!(
-            proc.mapped(pid, |path| Some(path) == std::env::current_exe().ok().as_deref().map(Path::as_os_str))
-                .is_some()
-        );
+        let program = std::env::current_exe().unwrap();
+        let by = Instant::now() + Duration::from_secs(60);
+        assert!(proc.mapped(pid, by, |mapped| mapped.path == program.as_os_str()).is_some());
         assert_eq!(proc.by_namespace(&[pid]).into_keys().next(), proc.own_namespace());
     }
 }

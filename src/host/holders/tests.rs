@@ -180,6 +180,57 @@ fn a_copy_of_a_mount_is_known_by_its_peer_group() {
 }
 
 #[test]
+fn who_writes_by_a_mapping_alone_is_seen_also_where_no_mounts_are() {
+    let dir = tempfile::tempdir().unwrap();
+    let (proc, all, node) = (dir.path().join("proc"), dir.path().join("all"), dir.path().join("node"));
+    fs::create_dir_all(proc.join("7/ns")).unwrap();
+    fs::create_dir_all(proc.join("7/fd")).unwrap();
+    fs::create_dir(&all).unwrap();
+    fs::write(&node, "").unwrap();
+    symlink("mnt:[1]", proc.join("7/ns/mnt")).unwrap();
+    // As a process sees it whose root was taken away lazily.
+    fs::write(proc.join("7/mountinfo"), "").unwrap();
+    let sought = Sought {
+        numbers: vec![DeviceNumber { major: 8, minor: 0 }],
+        nodes: vec![node.clone()],
+        all,
+        ..Sought::default()
+    };
+    let found = fs::metadata(&node).unwrap();
+    let DeviceNumber { major, minor } = DeviceNumber::from_raw(found.dev());
+    for (access, is_writer) in [("r--s", false), ("rw-p", false), ("rw-s", true)] {
+        let line = format!("7f00-7f01 {access} 00000000 {major:02x}:{minor:02x} {} {}\n", found.ino(), node.display());
+        fs::write(proc.join("7/maps"), line).unwrap();
+        let holders = observe_writers_in(&proc, &sought, BUDGET).unwrap();
+        assert_eq!(!holders.found().is_empty(), is_writer, "{access}: {holders:?}");
+    }
+    // A process that hangs while its memory is changed.
+    fs::remove_file(proc.join("7/maps")).unwrap();
+    nix::unistd::mkfifo(&proc.join("7/maps"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+    for _ in 0..2 {
+        let holders = observe_writers_in(&proc, &sought, BUDGET).unwrap();
+        assert!(holders.found().is_empty() && !holders.saw_all());
+    }
+    fs::write(proc.join("7/maps"), "").unwrap();
+}
+
+#[test]
+fn nodes_are_looked_for_on_every_file_system_that_surely_answers() {
+    for (line, want) in [
+        ("8:1 / / rw - ext2 /dev/sda1 rw", true),
+        ("7:1 / /snap ro - squashfs /dev/loop1 ro", true),
+        ("0:40 / / rw - zfs rpool/root rw", true),
+        ("0:5 / /dev rw - devtmpfs udev rw", true),
+        ("0:50 / /n rw - nfs4 server:/x rw", false),
+        ("0:51 / /f rw - fuse.sshfs x rw", false),
+        ("8:1 / /f rw - fuseblk /dev/sda1 rw", false),
+    ] {
+        let table = MountTable::parse(format!("9 1 {line}\n").as_bytes()).unwrap();
+        assert_eq!(surely_answers(table.iter().next().unwrap()), want, "{line}");
+    }
+}
+
+#[test]
 fn swap_space_is_read_from_its_list() {
     let text =
         b"Filename\t\t\t\tType\t\tSize\n/dev/dm-1                               partition\t1\n/srv/a\\040b file\t\t2\n";
