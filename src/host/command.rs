@@ -119,10 +119,33 @@ impl fmt::Display for Cmd {
     }
 }
 
-fn shell_quoted(arg: &OsStr) -> String {
-    let text = arg.to_string_lossy();
+/// Text as one word of a shell, which a person can paste: whoever has chosen a path or a name has not chosen what is run. Control
+/// characters, which a terminal would obey, are written so that printf(1) makes them.
+pub(crate) fn shell_quoted(word: impl AsRef<OsStr>) -> String {
+    let text = word.as_ref().to_string_lossy();
     let is_plain = !text.is_empty() && text.chars().all(|c| c.is_ascii_alphanumeric() || "-_./=:,@+%".contains(c));
-    if is_plain { text.into_owned() } else { format!("'{}'", text.replace('\'', r"'\''")) }
+    if is_plain {
+        return text.into_owned();
+    }
+    if text.chars().all(is_shown) {
+        return format!("'{}'", text.replace('\'', r"'\''"));
+    }
+    let octal = |c: char| -> String { c.to_string().bytes().map(|byte| format!("\\{byte:03o}")).collect() };
+    let is_itself = |c: char| is_shown(c) && !r"'\%!".contains(c);
+    let format: String = text.chars().map(|c| if is_itself(c) { c.to_string() } else { octal(c) }).collect();
+    // printf takes a percent sign for itself, however it is written.
+    format!("\"$(printf '{}')\"", format.replace("\\045", "%%"))
+}
+
+/// Whether a character is neither a control character nor one that turns the direction of writing.
+fn is_shown(c: char) -> bool {
+    !c.is_control() && !matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
+/// Text without control characters: each is shown by its bytes, as `\x1b`.
+pub(crate) fn printable(text: &str) -> String {
+    let bytes = |c: char| -> String { c.to_string().bytes().map(|byte| format!("\\x{byte:02x}")).collect() };
+    text.chars().map(|c| if is_shown(c) { c.to_string() } else { bytes(c) }).collect()
 }
 
 /// What a command that ran has left.
@@ -667,9 +690,24 @@ mod tests {
 
     #[test]
     fn a_command_is_printed_so_that_a_shell_reads_it_back() {
-        let odd = ["plain", "", "two words", "it's", "$HOME", "a\\b", "*", "/dev/sda", "a\nb", "-L"];
+        let odd = [
+            "plain",
+            "",
+            "two words",
+            "it's",
+            "$HOME",
+            "a\\b",
+            "*",
+            "/dev/sda",
+            "-L",
+            "`id`; $x",
+            "a\nb",
+            "\u{1b}[2J'\\100%",
+            "\u{202e}txt \u{fc}!",
+        ];
         let cmd = odd.iter().fold(Cmd::new(Tool::Blkid, Duration::ZERO), |cmd, arg| cmd.arg(arg));
         let line = cmd.to_string();
+        assert!(line.chars().all(is_shown), "{line:?}");
         let words = stdout(&format!("set -- {line}; shift; printf '%s|' \"$@\""));
         assert_eq!(words, odd.map(|arg| format!("{arg}|")).concat());
     }

@@ -15,6 +15,7 @@ use crate::activity::wait_for;
 use crate::backoff::{Backoff, look_until};
 use crate::config::{LOCK_PATIENCE, RELEASE_BUDGET};
 use crate::error::{Chain, Error, Result};
+use crate::host::command::shell_quoted;
 use crate::host::device::DevicePlaces;
 use crate::host::device::busy::{BUSY_PAUSES, is_busy};
 use crate::host::device::number::observe_node;
@@ -297,7 +298,7 @@ fn mounted_by_others(volume: &str, path: &Path) -> Error {
         ),
         found: format!(
             "something other than this plugin has mounted it at {0}; `umount {0}` ends that",
-            path.display()
+            shell_quoted(path)
         ),
         cure: "end that before the volume is detached; if it comes back, an automount rule of the distribution does it (see docs/troubleshooting.md)",
     }

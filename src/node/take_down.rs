@@ -12,6 +12,7 @@ use log::warn;
 use crate::activity::{About, Change, tell_change};
 use crate::config::UNMOUNT_BUDGET;
 use crate::error::{Chain, Error, Result};
+use crate::host::command::shell_quoted;
 use crate::host::device::busy::is_busy;
 use crate::host::mount::{Unmount, apply_unmount, apply_unmount_within, observe_mounts};
 use crate::host::mount_health::{Health, observe_health};
@@ -72,7 +73,7 @@ pub(super) fn apply_clear(call: &NodeCall<'_>, path: &Path, health: Health) -> R
 
 /// The refusal to take away what is mounted somewhere; `found` is what it is, as the end of a sentence.
 fn not_taken_away(mount: &Mount, found: &str) -> Error {
-    let target = mount.target.display();
+    let target = shell_quoted(&mount.target);
     let by = format!(
         "{} ({}) is mounted there, {found}; nothing was unmounted; if it is this volume's all the same, `umount {target}` on \
          the droplet ends it",

@@ -21,6 +21,7 @@ use rustix::fs::{AtFlags, CWD, FileType, StatxFlags, statx};
 pub(crate) use self::named::{Holder, Holders};
 use self::process::{Mapping, OpenFile, Proc, Process};
 use crate::error::{Chain, Error, Result};
+use crate::host::command::shell_quoted;
 use crate::host::device::number::DeviceNumber;
 use crate::host::device::sysfs::{is_going, read_attribute, read_number};
 use crate::host::mountinfo::{Mount, MountTable};
@@ -103,7 +104,7 @@ impl Sought {
         let number = self.numbers.iter().map(|number| format!(" {number} "));
         let node = self.nodes.iter().map(|node| format!(" {} ", node.display()));
         let words: Vec<String> = number.chain(node).collect();
-        format!("`grep -lE '{}' /proc/[0-9]*/mountinfo`", words.join("|"))
+        format!("`grep -lE {} /proc/[0-9]*/mountinfo`", shell_quoted(words.join("|")))
     }
 }
 
@@ -206,10 +207,10 @@ pub(crate) fn observe_users(sought: &Sought, mounts: &MountTable, mount: &Mount)
 /// Source: fuser(1): without `-m` a device's node is looked for by itself, with it the file system that is on it.
 pub(super) fn command_for_users(mount: &Mount) -> String {
     if !mount.is_node() {
-        return format!("`fuser -vm {}`", mount.source.display());
+        return format!("`fuser -vm {}`", shell_quoted(&mount.source));
     }
     let name = mount.root.to_string_lossy();
-    format!("`fuser -v /dev{}`", name.strip_suffix("//deleted").unwrap_or(&name))
+    format!("`fuser -v {}`", shell_quoted(format!("/dev{}", name.strip_suffix("//deleted").unwrap_or(&name))))
 }
 
 fn below(mount: &Mount) -> Holder {

@@ -5,6 +5,7 @@
 use std::fmt;
 use std::path::PathBuf;
 
+use crate::host::command::shell_quoted;
 use crate::host::holders::process::{Place, Process};
 
 /// How many holders a message names.
@@ -83,32 +84,33 @@ impl fmt::Display for Holder {
             Holder::Mounted { at, by, is_host } => {
                 let space =
                     if *is_host { "the droplet's own mount namespace, as of" } else { "the mount namespace of" };
-                let (at, pid) = (at.display(), by.pid);
+                let (at, pid) = (shell_quoted(at), by.pid);
                 write!(f, "it is mounted at {at} in {space} {by} (`nsenter -t {pid} -m umount {at}` ends that)")
             }
             Holder::Below { at, fstype } => {
-                let at = at.display();
+                let at = shell_quoted(at);
                 write!(f, "{fstype} is mounted below it, at {at} (`umount {at}` ends that)")
             }
-            Holder::Open { path, by } => write!(f, "{by} has {} open", path.display()),
-            Holder::Node { path, by } => write!(f, "{by} has {} open, perhaps for itself alone", path.display()),
+            Holder::Open { path, by } => write!(f, "{by} has {} open", shell_quoted(path)),
+            Holder::Node { path, by } => write!(f, "{by} has {} open, perhaps for itself alone", shell_quoted(path)),
             Holder::Detached { path, by } => {
-                let path = path.display();
+                let path = shell_quoted(path);
                 write!(f, "{by} has {path} open in a mount that was taken away lazily, perhaps of this disk")
             }
-            Holder::Place { place, path, by } => write!(f, "{by} has {place} at {}", path.display()),
+            Holder::Place { place, path, by } => write!(f, "{by} has {place} at {}", shell_quoted(path)),
             Holder::Device { name, mapped: None } => {
                 write!(f, "{name} is made of it (`mdadm --stop /dev/{name}` ends that for RAID)")
             }
             Holder::Device { name, mapped: Some(mapped) } => write!(
                 f,
-                "{name} ({mapped}) is made of it (`vgchange -an` ends that for LVM, `dmsetup remove {mapped}` for the rest)"
+                "{name} ({0}) is made of it (`vgchange -an` ends that for LVM, `dmsetup remove {0}` for the rest)",
+                shell_quoted(mapped)
             ),
             Holder::Loop { name, file } => {
-                write!(f, "{name} shows {} (`losetup -d /dev/{name}` ends that)", file.display())
+                write!(f, "{name} shows {} (`losetup -d /dev/{name}` ends that)", shell_quoted(file))
             }
             Holder::Swap(path) => {
-                let path = path.display();
+                let path = shell_quoted(path);
                 write!(f, "{path} is swap space (`swapoff {path}` ends that)")
             }
         }

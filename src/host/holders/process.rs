@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 use nix::libc;
 
 use crate::error::Error;
+use crate::host::command::printable;
 use crate::host::device::number::DeviceNumber;
 use crate::host::mountinfo::MountTable;
 use crate::sync::looks::{Looks, Seen};
@@ -44,7 +45,7 @@ pub(crate) struct Process {
 
 impl fmt::Display for Process {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "process {} ({})", self.pid, self.command)?;
+        write!(f, "process {} ({})", self.pid, printable(&self.command))?;
         self.owner.as_ref().map_or(Ok(()), |owner| write!(f, " of {owner}"))
     }
 }
@@ -69,8 +70,10 @@ impl fmt::Display for Owner {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Owner::Container(id) => write!(f, "container {id}"),
-            Owner::NomadTask { allocation, task } => write!(f, "task {task} of Nomad allocation {allocation}"),
-            Owner::Unit(unit) => write!(f, "{unit}"),
+            Owner::NomadTask { allocation, task } => {
+                write!(f, "task {} of Nomad allocation {allocation}", printable(task))
+            }
+            Owner::Unit(unit) => f.write_str(&printable(unit)),
         }
     }
 }

@@ -180,6 +180,21 @@ fn a_copy_of_a_mount_is_known_by_its_peer_group() {
 }
 
 #[test]
+fn a_command_to_paste_runs_nothing_that_somebody_else_has_chosen() {
+    let (path, by) = (PathBuf::from("/srv/a'; rm x `id`"), process(7, "a\u{1b}[2J", None));
+    for holder in [
+        Holder::Mounted { at: path.clone(), by: by.clone(), is_host: false },
+        Holder::Below { at: path.clone(), fstype: "tmpfs".into() },
+        Holder::Loop { name: "loop7".into(), file: path.clone() },
+        Holder::Open { path: "/srv/a\n2026 ERROR".into(), by },
+        Holder::Swap(path),
+    ] {
+        let text = holder.to_string();
+        assert!(!text.contains("/srv/a'; rm") && !text.chars().any(char::is_control), "{text}");
+    }
+}
+
+#[test]
 fn who_writes_by_a_mapping_alone_is_seen_also_where_no_mounts_are() {
     let dir = tempfile::tempdir().unwrap();
     let (proc, all, node) = (dir.path().join("proc"), dir.path().join("all"), dir.path().join("node"));
