@@ -37,6 +37,15 @@ const SLOW_PAUSES: Backoff = Backoff::new(Duration::from_millis(250), Duration::
 /// How long a look for processes that write to a raw disk may take. Without its end nobody can say that there are none.
 const WRITERS_BUDGET: Duration = Duration::from_secs(40);
 
+/// How long that look may take in any case: a flush before it may have used up the call, and to say that there was no time
+/// to look would fail the call for good.
+const LEAST_WRITERS_BUDGET: Duration = Duration::from_secs(5);
+
+/// How long the look for writers may take when so much of it is left of the call. Pure.
+fn writers_budget(left: Duration) -> Duration {
+    left.max(LEAST_WRITERS_BUDGET)
+}
+
 /// What was under one mount: the device that was mounted, and the disks that this is made of.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Left {
@@ -261,7 +270,7 @@ fn await_unwritten(call: &NodeCall<'_>, disk: &DiskUnder, is_raw: bool, deadline
     let mut looks = 0;
     let look = || {
         looks += 1;
-        observe_writers(&disk.sought(), call.cap(WRITERS_BUDGET))
+        observe_writers(&disk.sought(), writers_budget(call.cap(WRITERS_BUDGET)))
     };
     let is_written = |writers: &Result<Holders>| writers.as_ref().is_ok_and(|writers| !writers.found().is_empty());
     let writers = look_until(deadline, SLOW_PAUSES, look, |writers| !is_written(writers))?;
@@ -362,6 +371,12 @@ mod tests {
         assert_eq!(shown(), [StillMounted::Foreign("/mnt/other".into())]);
         fs::write(disk.join("diskseq"), "2\n").unwrap();
         assert_eq!(shown(), [StillMounted::Nowhere]);
+    }
+
+    #[test]
+    fn a_call_whose_time_is_over_looks_for_writers_all_the_same() {
+        let (none, all) = (Duration::ZERO, WRITERS_BUDGET);
+        assert_eq!((writers_budget(none), writers_budget(all)), (Duration::from_secs(5), all));
     }
 
     #[test]
