@@ -16,7 +16,7 @@ pub(in crate::host) const EXT_SUPERBLOCK: (u64, usize) = (1024, 1024);
 ///
 /// A check after some time (`s_checkinterval`) or a number of mounts (`s_max_mnt_count`) is no reason: it is meant for
 /// the boot, where it may take any time, not for a call with a deadline.
-/// Source: `struct ext4_super_block` in the kernel's `fs/ext4/ext4.h`; all numbers are little-endian.
+/// Source: `struct ext4_super_block` in the kernel's `fs/ext4/ext4.h`, at 90 `s_block_group_nr`; all numbers are little-endian.
 pub(in crate::host) fn why_ext_needs_check(superblock: &[u8]) -> Option<&'static str> {
     const VALID: u16 = 1;
     const NEEDS_RECOVERY: u32 = 4;
@@ -27,6 +27,10 @@ pub(in crate::host) fn why_ext_needs_check(superblock: &[u8]) -> Option<&'static
     }
     if u16_at(58) & VALID == 0 {
         return Some("it was not unmounted cleanly");
+    }
+    if u16_at(90) != 0 {
+        // It says nothing of the journal, which a mount would then empty.
+        return Some("its superblock is the copy of another group, put back by hand");
     }
     (u32_at(96) & NEEDS_RECOVERY != 0).then_some("its journal has to be replayed")
 }
@@ -239,6 +243,7 @@ mod tests {
             (404, vec![1], "the kernel has seen errors in it"),
             (58, vec![0, 0], "it was not unmounted cleanly"),
             (58, vec![4, 0], "it was not unmounted cleanly"),
+            (90, vec![1, 0], "its superblock is the copy of another group, put back by hand"),
             (96, vec![clean[96] | 4], "its journal has to be replayed"),
         ];
         for (at, patch, why) in reasons {
