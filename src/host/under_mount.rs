@@ -41,11 +41,15 @@ pub(crate) fn observe_disk(places: &DevicePlaces, mount: &Mount) -> Result<Under
 /// [`crate::error::Error::Io`] when that cannot be seen.
 pub(crate) fn observe_device(places: &DevicePlaces, mount: &Mount) -> Result<Option<DeviceNumber>> {
     if mount.is_node() {
-        return observe_node(&mount.target);
+        // The mount may be hidden by one that never answers, so its path is asked only where the name does not tell.
+        let named = mount.root.strip_prefix("/").ok().filter(|_| !mount.is_removed_node());
+        let listed = named.map_or(Ok(None), |name| read_number(&places.sysfs_named(name)))?;
+        return listed.map_or_else(|| observe_node(&mount.target), |number| Ok(Some(number)));
     }
+    let source = Path::new(&mount.source);
     match observe_listed(places, mount)? {
-        // Somebody may have mounted it by a path of their own.
-        None if mount.fstype == "btrfs" => observe_node(Path::new(&mount.source)),
+        // Somebody may have mounted it by a path of their own; another one than of `/dev` may lead to what never answers.
+        None if mount.fstype == "btrfs" && source.starts_with(&places.nodes) => observe_node(source),
         listed => Ok(listed),
     }
 }
@@ -114,5 +118,22 @@ impl MountTable {
     /// Every mount of this device's file system, or of its node, wherever it is.
     pub fn of_device<'a>(&'a self, device: &'a Device) -> impl Iterator<Item = &'a Mount> {
         self.iter().filter(move |mount| mount.shows_device(device))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_disk_of_a_bound_node_is_told_without_a_look_at_its_path() {
+        // Another mount may hide it that never answers.
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(dir.path().join("class/block/sda")).unwrap();
+        std::fs::write(dir.path().join("class/block/sda/dev"), "8:0\n").unwrap();
+        let places = DevicePlaces { sysfs: dir.path().to_owned(), ..DevicePlaces::default() };
+        let table = MountTable::parse(b"9 1 0:5 /sda /not/there rw - devtmpfs udev rw\n").unwrap();
+        let disk = observe_device(&places, table.iter().next().unwrap()).unwrap();
+        assert_eq!(disk, Some(DeviceNumber { major: 8, minor: 0 }));
     }
 }
