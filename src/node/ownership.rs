@@ -4,7 +4,9 @@
 //! that does not run as root could not write to a new volume. A used file system is changed only if the volume's
 //! settings say so, and then only its root directory. Nothing below it is ever touched.
 
+use std::ffi::OsString;
 use std::fs::{File, Permissions};
+use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, fchown};
 use std::path::Path;
 
@@ -78,12 +80,16 @@ pub(super) fn ensure_root(_guard: &VolumeGuard, mounted_at: &Path, want: RootSet
 fn observe_root(directory: &File, path: &Path) -> Result<Found> {
     let found = directory.metadata().map_err(Error::io("examining", path))?;
     let entries = std::fs::read_dir(path).map_err(Error::io("listing", path))?;
-    let mut is_empty = true;
-    for entry in entries {
-        // mke2fs makes this directory.
-        is_empty &= entry.map_err(Error::io("listing", path))?.file_name() == "lost+found";
-    }
+    let names = entries.map(|entry| entry.map(|entry| entry.file_name()));
+    let is_empty = is_fresh(names).map_err(Error::io("listing", path))?;
     Ok(Found { owner: found.uid(), group: found.gid(), mode: found.mode() & 0o7777, is_empty })
+}
+
+/// Whether a root directory has nothing in it but what mke2fs makes. It is looked through no further than that: it may have
+/// millions of names.
+fn is_fresh(mut names: impl Iterator<Item = io::Result<OsString>>) -> io::Result<bool> {
+    let other = names.find(|name| !name.as_ref().is_ok_and(|name| name == "lost+found"));
+    other.transpose().map(|other| other.is_none())
 }
 
 /// What to do with a root directory.
@@ -117,6 +123,17 @@ fn plan_root(found: Found, want: RootSettings) -> RootPlan {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_root_directory_is_looked_through_no_further_than_to_the_first_name_of_a_user() {
+        let names = |names: &'static [&str]| names.iter().map(|name| Ok(OsString::from(name)));
+        assert!(is_fresh(names(&[])).unwrap() && is_fresh(names(&["lost+found"])).unwrap());
+        assert!(!is_fresh(names(&["lost+found", "a"])).unwrap());
+        let endless = std::iter::repeat_with(|| Ok(OsString::from("a")));
+        assert!(!is_fresh(endless).unwrap());
+        let failed = names(&["lost+found"]).chain([Err(io::Error::other("broken"))]);
+        assert!(is_fresh(failed).is_err());
+    }
 
     #[test]
     fn only_a_fresh_file_system_is_changed_and_a_half_done_change_is_completed() {
