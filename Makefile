@@ -165,7 +165,8 @@ TOOLS_BASE ?= $(LOCAL_TOOLS_BASE)
 endif
 # With PROGRAM=host the image gets what `make build` makes here, and with PROGRAM=FILE that file, so that the C++ core is not compiled
 # once more for it. Without BuildKit, Docker builds every stage, so the one that compiles is taken out of the Dockerfile: up to its
-# first empty line.
+# first empty line. With FRESH=yes nothing is taken from Docker's cache, so that Debian's packages are those of today.
+FRESH ?=
 PROGRAM ?= build
 PROGRAM_IMAGE := do-csi-plugin-program:$(VERSION)
 STAGES := $(if $(filter build,$(PROGRAM)),cat,sed '/ AS build$$/$(comma)/^$$/d') Dockerfile
@@ -173,6 +174,7 @@ image: docker $(if $(filter local,$(BASES)),bases) $(if $(filter host,$(PROGRAM)
 	@[ $(PROGRAM) = build ] || tar -c -P --transform='s|.*/|build/target/release/|' "$(if $(filter host,$(PROGRAM)),$(PLUGIN),$(PROGRAM))" |
 		tests/image/engine docker import - $(PROGRAM_IMAGE) >/dev/null
 	$(STAGES) | tests/image/engine docker $(if $(PLATFORM),buildx build --load --platform=$(PLATFORM),build) --tag $(IMAGE) --file - \
+		$(if $(FRESH),--no-cache) \
 		--build-arg VERSION=$(VERSION) --build-arg REVISION=$(REVISION) \
 		$(if $(filter-out build,$(PROGRAM)),--build-arg PROGRAM=$(PROGRAM_IMAGE)) \
 		$(if $(BUILD_BASE),--build-arg BUILD_BASE=$(BUILD_BASE)) \
@@ -239,7 +241,7 @@ dist: program own compiler packagers ## Build the archive, packages, image, list
 	trap 'exit 130' INT TERM HUP
 	export SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct 2>/dev/null || stat -c %Y CHANGELOG.md) REVISION=$(REVISION)
 	cargo run $(FAST) --quiet --example do-pages dist "$$work"
-	$(MAKE) image PROGRAM="$(RELEASED)" BASES=$(BASES)
+	$(MAKE) image PROGRAM="$(RELEASED)" BASES=$(BASES) FRESH=yes
 	mkdir "$$work/packages"
 	tests/image/engine packaging/image $(IMAGE) "$$work/image.tar" "$$work/packages"
 	$(PARTS) | cargo run $(FAST) --quiet --example do-pages sbom "$$work/sbom.cdx.json" "$$work/packages"
