@@ -239,12 +239,15 @@ dist: program own compiler packagers ## Build the archive, packages, image, list
 	@work=$$(mktemp -d)
 	trap 'rm -rf "$$work"' EXIT
 	trap 'exit 130' INT TERM HUP
+	cargo build $(FAST) --quiet --example do-pages
+	pages=$$CARGO_TARGET_DIR/debug/examples/do-pages
+	# Cargo compiles gRPC's C++ core anew whenever this variable changes, so it is set after the last build.
 	export SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct 2>/dev/null || stat -c %Y CHANGELOG.md) REVISION=$(REVISION)
-	cargo run $(FAST) --quiet --example do-pages dist "$$work"
+	"$$pages" dist "$$work"
 	$(MAKE) image PROGRAM="$(RELEASED)" BASES=$(BASES) FRESH=yes
 	mkdir "$$work/packages"
 	tests/image/engine packaging/image $(IMAGE) "$$work/image.tar" "$$work/packages"
-	$(PARTS) | cargo run $(FAST) --quiet --example do-pages sbom "$$work/sbom.cdx.json" "$$work/packages"
+	$(PARTS) | "$$pages" sbom "$$work/sbom.cdx.json" "$$work/packages"
 	packaging/build "$(RELEASED)" "$$work" $(VERSION) dist
 
 dist-test: root dist debootstrap ## Install and run what dist has made in clean roots of Debian (as root, BASES=local)
