@@ -64,7 +64,10 @@ fn five_thousand_volumes_are_listed_in_28_calls_of_the_api_and_less_than_16_mb_o
         calls.total()
     );
     assert_eq!((listed.entries.len(), listed.next_token.as_str()), (5000, ""));
-    assert!(calls.of("GET", "/v2/volumes") == calls.total() && calls.total() <= 28, "{calls}");
+    // What the plugin looks for by itself 10 s after its start is not the list's.
+    let own = calls.of("GET", "/v2/tags/{tag}");
+    let lists = calls.of("GET", "/v2/volumes");
+    assert!(lists + own == calls.total() && lists <= 28, "{calls}");
     assert!(above_mb < 16.0, "{above_mb} MB");
     // Neither does it grow with the number of lists.
     for _ in 0..10 {
