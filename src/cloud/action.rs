@@ -142,6 +142,19 @@ impl Cloud {
         Ok(actions)
     }
 
+    /// Reads the latest actions of the account, of whatever kind and as many as fit on a page. The order is not documented:
+    /// should it be the oldest first, they are others.
+    ///
+    /// # Errors
+    /// `Forbidden` for a token without `actions:read`.
+    ///
+    /// Source: API reference, "List All Actions".
+    pub fn latest_actions(&self) -> ApiResult<Vec<Action>> {
+        let call = Page::first().ask(ApiRequest::new(Method::Get, "actions", Class::Look));
+        let wire::ActionsReply { actions, .. } = self.send(&call)?.json()?;
+        Ok(actions.into_iter().flatten().map(Action::from).collect())
+    }
+
     fn actions(&self, volume: &VolumeId, page: Page) -> ApiResult<(ApiPage<Action>, Option<Page>)> {
         let call = ApiRequest::new(Method::Get, format_args!("volumes/{volume}/actions"), Class::Essential);
         let wire::ActionsReply { actions, paging } = self.send(&page.ask(call))?.json()?;

@@ -21,7 +21,7 @@ use crate::cloud::authorities::Authorities;
 use crate::cloud::connector;
 use crate::cloud::proxy::{Proxy, ProxyVariables, plan_proxy};
 use crate::cloud::rate_limit::quota::HeldBack;
-use crate::cloud::rate_limit::{Place, RateHeaders, RateLimit};
+use crate::cloud::rate_limit::{Expected, Place, RateHeaders, RateLimit};
 use crate::cloud::request::{ApiRequest, BaseUrl};
 use crate::cloud::scope;
 use crate::cloud::token::{Secret, Token};
@@ -176,8 +176,8 @@ impl Http {
         Http { agent, base, token, rate_limit, budgets, seen: Mutex::default() }
     }
 
-    pub(super) fn used_quota(&self) -> f64 {
-        self.rate_limit.used()
+    pub(super) fn used_quota(&self, expected: Expected) -> f64 {
+        self.rate_limit.used(expected)
     }
 
     /// Sends one request, waiting for the rate limit first, and reads the whole reply.

@@ -42,7 +42,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use crate::cloud::http::{ClockReading, Http, HttpBudgets, Reply, Route};
-use crate::cloud::rate_limit::RateLimit;
+use crate::cloud::rate_limit::{Expected, RateLimit};
 use crate::cloud::request::{ApiRequest, BaseUrl};
 use crate::cloud::token::Token;
 use crate::error::api::ApiError;
@@ -90,10 +90,11 @@ impl Cloud {
         self.http.last_clock()
     }
 
-    /// The part of a minute's calls that is used, by others with the same token, too: from 0 to 1.
+    /// The part of a minute's calls that is used, by others with the same token, too, and by those that are to come: from
+    /// 0 to 1.
     #[must_use]
-    pub fn used_quota(&self) -> f64 {
-        self.http.used_quota()
+    pub fn used_quota(&self, expected: Expected) -> f64 {
+        self.http.used_quota(expected)
     }
 
     /// What time it was for DigitalOcean at that moment, as far as the last reply tells: all that it says when it did something is by

@@ -26,6 +26,15 @@ pub enum Class {
     Deferrable,
 }
 
+/// Calls that are to come.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Expected {
+    /// Of this program.
+    pub own: u32,
+    /// Of others with the same token, as long as it is not known what these use.
+    pub others: u32,
+}
+
 /// What a reply's headers say about the token's limits.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct RateHeaders {
@@ -102,9 +111,10 @@ impl RateLimit {
         }
     }
 
-    /// The part of a minute's calls that is used, by others with the same token, too: from 0 to 1.
-    pub fn used(&self) -> f64 {
-        self.lock().used_part(Instant::now())
+    /// The part of a minute's calls that is used, by others with the same token, too, and by those that are to come: from 0 to
+    /// 1.
+    pub fn used(&self, expected: Expected) -> f64 {
+        self.lock().used_part(expected, Instant::now())
     }
 
     fn lock(&self) -> MutexGuard<'_, Quota> {

@@ -97,6 +97,7 @@ impl Attacher {
     pub(super) fn publish(&self, ctx: &CallContext, want: &Publish, purpose: Purpose) -> Result<Volume> {
         let key = VolumeKey::Id(want.volume.to_string());
         let full = |why| VolumeBusy::new(key.clone(), why);
+        let _attaching = self.runner.storm.enter();
         let _place = self.publishing.enter(want.volume.clone(), MAX_QUEUE).map_err(full)?;
         let mut history = AttachHistory::new(ctx.patience, self.takeover, purpose);
         let mut waits = AttachWaits {
@@ -109,8 +110,7 @@ impl Attacher {
             let guard = self.locks.acquire_queued(key.clone(), usize::MAX, ctx.deadline())?;
             self.check_not_overtaken(ctx, want)?;
             let is_endangered = self.runner.lost_detaches.may_start(&want.volume, want.droplet, Instant::now());
-            let known = self.publish_modes.attached_by(&want.volume, want.droplet);
-            let facts = ctx.observe_attachment(want, known, &history)?;
+            let facts = self.observe(ctx, want, &history)?;
             self.owner.check_use(&facts.volume, "attached")?;
             history.note(&facts);
             let mut plan = plan_attach(&facts, want.droplet, &history);
@@ -124,6 +124,34 @@ impl Attacher {
                 return Ok(volume);
             }
             self.wait(ctx, want, step, &history, &mut waits)?;
+        }
+    }
+
+    /// Reads where the volume is: where calls come together, by a list that is read for all of them, if that shows it as free.
+    fn observe(&self, ctx: &CallContext, want: &Publish, history: &AttachHistory) -> Result<AttachFacts> {
+        let known = self.publish_modes.attached_by(&want.volume, want.droplet);
+        if history.is_contested || known.is_some() {
+            return ctx.observe_attachment(want, known, history);
+        }
+        let at = Instant::now();
+        let asking = self.runner.shared.ask();
+        ctx.pause(ctx.patience.gather(), &attaching(want).to_string(), &"others may come with it")?;
+        self.await_storm(ctx, want)?;
+        let found = self.runner.shared.unattached(ctx, &asking, &want.volume);
+        match found.filter(|volume| self.owner.foreign(volume).is_none()) {
+            Some(volume) => Ok(AttachFacts { volume, place: Place::Nowhere { last_action: None }, at }),
+            None => ctx.observe_attachment(want, known, history),
+        }
+    }
+
+    /// Waits where several calls have come together, as they will have done at other plugins.
+    fn await_storm(&self, ctx: &CallContext, want: &Publish) -> Result<()> {
+        loop {
+            let pause = self.runner.storm.pause(ctx.patience.spread(), Instant::now());
+            if pause.is_zero() {
+                return Ok(());
+            }
+            ctx.pause(pause, &attaching(want).to_string(), &"many volumes are attached at once")?;
         }
     }
 
@@ -209,12 +237,19 @@ impl Attacher {
         history: &mut AttachHistory,
     ) -> Result<AttachStep> {
         let request = attaching(want);
+        self.await_storm(ctx, want)?;
         let outcome = self.runner.run(guard, ctx, &request, OnBusy::Return)?;
         // What was on its way has shown, or ended.
         history.is_contested = false;
         let why = outcome.in_words("attach");
         match outcome {
-            ActionOutcome::Completed(action) => return self.await_shown(guard, ctx, want, action, history),
+            ActionOutcome::Completed(action) => {
+                if self.runner.is_quota_scarce(ctx) && self.runner.shared.has_volume(ctx, want.droplet, &want.volume) {
+                    let volume = Volume { droplets: vec![want.droplet], ..volume.clone() };
+                    return self.finish(guard, ctx, want, volume, Some(action), history);
+                }
+                return self.await_shown(guard, ctx, want, action, history);
+            }
             ActionOutcome::Errored(_) | ActionOutcome::Withdrawn => {}
             ActionOutcome::Busy(err) => return Ok(AttachStep::Busy(err)),
             ActionOutcome::Overdue(_) | ActionOutcome::Open(_) => history.is_contested = true,

@@ -52,6 +52,16 @@ impl Timeouts {
         self.0 / 20
     }
 
+    /// 10 ms: in which calls come that come together.
+    pub(super) fn gather(self) -> Duration {
+        self.0 / 10_000
+    }
+
+    /// 2.5 s: in which the plugins of a cluster begin to which many calls have come together.
+    pub(super) fn spread(self) -> Duration {
+        self.0 / 40
+    }
+
     /// 1 s: until what DigitalOcean did not find is looked for again.
     #[must_use]
     pub fn watch(self) -> Duration {

@@ -18,6 +18,7 @@
 //! | [`condition`], [`capacity`] | whether a volume is well, and whether there is room for one more |
 //! | [`context`] | one call's budget and the waits in it, and asking again within it |
 //! | `run_action`, [`poll`] | sending what becomes an action, and waiting for its end |
+//! | `storm`, `shared_look` | many attaches at once, and one request for what several calls want to know |
 //! | `detach_backoff`, `busy_droplet`, `recent` | what is remembered of calls that failed |
 //! | `overtaken` | which of an attach and a detach came later |
 //! | `lost_detach` | detaches that may be carried out yet |
@@ -56,8 +57,10 @@ mod publish_mode;
 mod recent;
 mod restore;
 mod run_action;
+mod shared_look;
 mod snapshot;
 pub mod snapshot_names;
+mod storm;
 mod tag_scope;
 mod takeover;
 pub mod unused;

@@ -68,7 +68,11 @@ const PRICE: f64 = 0.008;
 const PRICE_OF_TIME: f64 = 0.012;
 
 /// How many times the price a look costs when all calls of a minute are used: then it keeps other work waiting.
-const DEAREST: f64 = 6.0;
+const DEAREST: f64 = 30.0;
+
+/// How many times as long as it is known to run, or as long as others measured, an action is looked at at the latest.
+const LATEST: f64 = 1.8;
+const MEASURED_AT_MOST: f64 = 4.5;
 
 /// The cells of the scale: they begin at the first duration, and each is a little longer than the one before, up to 110 s.
 const CELLS: u16 = 268;
@@ -114,6 +118,8 @@ pub struct Looks {
     /// How many times the price a look costs.
     dearness: f64,
     due: Duration,
+    /// The last look, whatever it told.
+    looked: Duration,
     seen_running: Duration,
     /// Whether some look told nothing, so that the end cannot be placed between two others.
     is_blurred: bool,
@@ -185,9 +191,15 @@ impl Learned {
 
 impl Looks {
     fn new(kind: ActionKind, expected: Durations, used: f64) -> Looks {
-        let dearness = 1.0 + (DEAREST - 1.0) * used.powi(2);
+        let dearness = dearness(used);
         let due = expected.due_after(Duration::ZERO, dearness);
-        Looks { kind, expected, dearness, due, seen_running: Duration::ZERO, is_blurred: false }
+        Looks { kind, expected, dearness, due, looked: Duration::ZERO, seen_running: Duration::ZERO, is_blurred: false }
+    }
+
+    /// Takes notice of the part of the quota that is used now, and plans the next look anew.
+    pub fn reprice(&mut self, used: f64) {
+        self.dearness = dearness(used);
+        self.plan_next(self.looked);
     }
 
     /// When the next look is due, counted from the start of the action.
@@ -199,13 +211,18 @@ impl Looks {
     /// A look, so long after the start, saw the action running.
     pub fn still_running(&mut self, at: Duration) {
         self.seen_running = at;
-        self.due = self.expected.due_after(at, self.dearness);
+        self.plan_next(at);
     }
 
     /// A look, so long after the start, told nothing: the reply was lost, or DigitalOcean did not know the action yet.
     pub fn told_nothing(&mut self, at: Duration) {
         self.is_blurred = true;
-        self.due = self.expected.due_after(at, self.dearness);
+        self.plan_next(at);
+    }
+
+    fn plan_next(&mut self, looked: Duration) {
+        self.looked = looked;
+        self.due = self.expected.due_after(looked, self.dearness);
     }
 
     /// A look, so long after the start, saw the action completed; none: that teaches nothing.
@@ -214,6 +231,10 @@ impl Looks {
         let Looks { kind, seen_running: after, .. } = self;
         (!self.is_blurred).then_some(Sample { kind, after, by: at })
     }
+}
+
+fn dearness(used: f64) -> f64 {
+    1.0 + (DEAREST - 1.0) * used.powi(2)
 }
 
 impl Durations {
@@ -247,8 +268,10 @@ impl Durations {
                 break;
             }
         }
+        // However dear looks are, an action that takes long is not looked at too late for its caller.
+        let latest = LATEST * after.max(MEASURED_AT_MOST);
         // Beyond the scale: such steps as its end has.
-        Duration::from_secs_f64(now.max(after * 1.1))
+        Duration::from_secs_f64(now.min(latest).max(after * 1.1))
     }
 
     /// Takes in one action; `weight` is at most 1.

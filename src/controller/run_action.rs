@@ -10,16 +10,17 @@
 //!        +------- pause <------ busy          (or Busy, for a caller that has to give up more than the turn)
 //! ```
 
+mod watch;
+
 use std::fmt;
 use std::slice;
-use std::thread;
 use std::time::{Duration, Instant};
 
 use log::{debug, warn};
 
 use crate::activity::{About, Change, wait_for};
 use crate::backoff::Backoff;
-use crate::cloud::action::{Action, ActionStatus};
+use crate::cloud::action::Action;
 use crate::cloud::volume::Volume;
 use crate::cloud::{ApiResult, Cloud};
 use crate::controller::api_failure::{ApiFailure, plan_failure};
@@ -27,7 +28,9 @@ use crate::controller::busy_droplet::BusyDroplets;
 use crate::controller::context::{CallContext, Timeouts, pause_after};
 use crate::controller::last_action::is_detach;
 use crate::controller::lost_detach::LostDetaches;
-use crate::controller::poll::{ActionKind, Looks, Pace};
+use crate::controller::poll::{ActionKind, Pace};
+use crate::controller::shared_look::{SharedLooks, is_scarce};
+use crate::controller::storm::{Storm, plan_expected};
 use crate::error::api::{ApiError, ApiErrorKind};
 use crate::error::{Error, Result};
 use crate::id::{ActionId, DropletId, VolumeId};
@@ -187,6 +190,8 @@ pub(super) struct ActionRunner {
     droplet_queue: FifoLocks<DropletId>,
     busy_droplets: BusyDroplets,
     pub(super) lost_detaches: LostDetaches,
+    pub(super) storm: Storm,
+    pub(super) shared: SharedLooks,
 }
 
 impl ActionRunner {
@@ -196,6 +201,8 @@ impl ActionRunner {
             droplet_queue: FifoLocks::default(),
             busy_droplets: BusyDroplets::new(patience.remember_busy()),
             lost_detaches: LostDetaches::new(patience.detach_in_flight()),
+            storm: Storm::default(),
+            shared: SharedLooks::default(),
         }
     }
 
@@ -239,7 +246,7 @@ impl ActionRunner {
             let err = match request.send(&ctx.cloud) {
                 Ok(action) => {
                     begun();
-                    return self.await_sent(ctx, request, &action);
+                    return self.await_sent(ctx, request, &action, turns);
                 }
                 Err(err) => err,
             };
@@ -324,7 +331,8 @@ impl ActionRunner {
         }
         let kind = if is_detach(action) { ActionKind::Detach } else { ActionKind::Attach };
         debug!(action = action.id.0; "{doing}: waiting for the {} action of somebody else", action.kind);
-        watch(ctx, id, action, &mut self.pace.join(kind, ctx.cloud.used_quota()), Instant::now(), doing)
+        let mut looks = self.pace.join(kind, self.used_quota(ctx));
+        self.watch(ctx, id, action, &mut looks, Instant::now(), doing, Vec::new())
     }
 
     /// Waits for the turn of each droplet.
@@ -349,12 +357,18 @@ impl ActionRunner {
 
     /// Waits until an action that this call started has ended, and learns from it how long such actions take. On a droplet
     /// that has used up an earlier call's time, it has less time.
-    fn await_sent(&self, ctx: &CallContext, request: &ActionRequest<'_>, action: &Action) -> Result<ActionOutcome> {
+    fn await_sent(
+        &self,
+        ctx: &CallContext,
+        request: &ActionRequest<'_>,
+        action: &Action,
+        turns: Vec<FifoGuard<DropletId>>,
+    ) -> Result<ActionOutcome> {
         let (started, droplets) = (Instant::now(), request.droplets());
         let short = self.busy_droplets.any(droplets, started).then(|| ctx.after_backoff());
         let ctx = short.as_ref().unwrap_or(ctx);
-        let mut looks = self.pace.begin(request.kind(), ctx.cloud.used_quota());
-        let outcome = watch(ctx, request.volume(), action, &mut looks, started, &request.to_string());
+        let mut looks = self.pace.begin(request.kind(), self.used_quota(ctx));
+        let outcome = self.watch(ctx, request.volume(), action, &mut looks, started, &request.to_string(), turns);
         metrics::count_action(request.kind().label(), outcome_label(&outcome), started.elapsed());
         match &outcome {
             Ok(ActionOutcome::Completed(action)) => {
@@ -369,6 +383,16 @@ impl ActionRunner {
         }
         outcome
     }
+
+    /// The part of the quota that is used, counted with what the running attaches need.
+    fn used_quota(&self, ctx: &CallContext) -> f64 {
+        ctx.cloud.used_quota(plan_expected(self.storm.calls()))
+    }
+
+    /// Whether the quota is so scarce that what many want to know is asked for once.
+    pub(super) fn is_quota_scarce(&self, ctx: &CallContext) -> bool {
+        is_scarce(self.used_quota(ctx))
+    }
 }
 
 /// How an action ended, for counting. What was not sent or refused is no action.
@@ -379,88 +403,6 @@ fn outcome_label(outcome: &Result<ActionOutcome>) -> &'static str {
         Ok(ActionOutcome::Overdue(_)) => "overdue",
         Ok(ActionOutcome::Busy(_) | ActionOutcome::Refused(_) | ActionOutcome::Open(_) | ActionOutcome::Withdrawn)
         | Err(_) => "unknown",
-    }
-}
-
-fn watch(
-    ctx: &CallContext,
-    volume: &VolumeId,
-    action: &Action,
-    looks: &mut Looks,
-    started: Instant,
-    doing: &str,
-) -> Result<ActionOutcome> {
-    let mut status = Some(action.status.clone());
-    let waiting = wait_for(doing, progress_of(action.id, status.as_ref()));
-    loop {
-        match &status {
-            Some(ActionStatus::Completed) => return Ok(ActionOutcome::Completed(action.id)),
-            Some(ActionStatus::Errored) => {
-                warn!(action = action.id.0; "{doing}: the action errored");
-                return Ok(ActionOutcome::Errored(action.id));
-            }
-            Some(ActionStatus::InProgress) | None => {}
-            Some(ActionStatus::Other(word)) => {
-                debug!(action = action.id.0; "the action has the unknown status {word:?}, which is taken for running")
-            }
-        }
-        if started.elapsed() >= ctx.patience.overdue() {
-            warn!(action = action.id.0; "{doing}: the action does not end");
-            return Ok(ActionOutcome::Overdue(action.id));
-        }
-        let wait = looks.due().saturating_sub(started.elapsed());
-        if wait >= ctx.left() {
-            return Err(ctx.timed_out(doing, format!("DigitalOcean's action {} is still running", action.id)));
-        }
-        thread::sleep(wait);
-        status = look(ctx, volume, action, started, doing)?;
-        waiting.update(progress_of(action.id, status.as_ref()));
-        match &status {
-            Some(ActionStatus::InProgress) => looks.still_running(started.elapsed()),
-            Some(ActionStatus::Other(_)) | None => looks.told_nothing(started.elapsed()),
-            Some(ActionStatus::Completed | ActionStatus::Errored) => {}
-        }
-    }
-}
-
-/// How far an action is, as a clause.
-fn progress_of(action: ActionId, status: Option<&ActionStatus>) -> String {
-    let state = match status {
-        Some(ActionStatus::Completed) => "completed",
-        Some(ActionStatus::Errored) => "errored",
-        Some(ActionStatus::InProgress) => "in-progress",
-        Some(ActionStatus::Other(word)) => word,
-        None => "not answered for",
-    };
-    format!("DigitalOcean's action {action} is {state}")
-}
-
-/// Looks once; none: there was no answer, and the next look asks again.
-fn look(
-    ctx: &CallContext,
-    volume: &VolumeId,
-    action: &Action,
-    started: Instant,
-    doing: &str,
-) -> Result<Option<ActionStatus>> {
-    let err = match ctx.cloud.get_action(volume, action.id) {
-        Ok(seen) => return Ok(Some(seen.status)),
-        Err(err) => err,
-    };
-    match plan_failure(&err) {
-        ApiFailure::NotFound if started.elapsed() < ctx.patience.unknown_action() => Ok(None),
-        ApiFailure::NotFound => Ok(Some(ActionStatus::Errored)),
-        ApiFailure::OutOfTime => Err(ctx.timed_out(doing, err.to_string())),
-        ApiFailure::Retryable | ApiFailure::OutcomeUnknown => {
-            debug!(request = err.request_id(); "{doing}: looking again: {err}");
-            if let Some(wait) = err.wait() {
-                ctx.pause(wait, doing, &err)?;
-            }
-            Ok(None)
-        }
-        ApiFailure::StateConflict | ApiFailure::Unrecognized | ApiFailure::LimitReached | ApiFailure::Permanent => {
-            Err(Error::Api { doing: doing.to_owned(), source: err })
-        }
     }
 }
 

@@ -119,6 +119,15 @@ impl<K: Eq + Hash> FifoGuard<K> {
     }
 }
 
+impl<K: Eq + Hash + Clone> FifoGuard<K> {
+    /// A place behind those that are in the line by now; none: nobody is behind this one.
+    #[must_use]
+    pub fn behind_others(&self) -> Option<FifoGuard<K>> {
+        let is_awaited = self.shared.lock().lines.get(&self.key).is_some_and(|line| line.len() > 1);
+        is_awaited.then(|| FifoLocks(Arc::clone(&self.shared)).enter(self.key.clone(), usize::MAX).ok()).flatten()
+    }
+}
+
 impl<K: Eq + Hash> Drop for FifoGuard<K> {
     fn drop(&mut self) {
         let mut state = self.shared.lock();

@@ -70,6 +70,14 @@ impl<K: Eq + Hash + Clone, V> SharedReads<K, V> {
 }
 
 impl<K: Eq + Hash + Clone, V> Caller<K, V> {
+    /// What another has read since this caller came.
+    #[must_use]
+    pub fn found(&self, key: &K) -> Option<Arc<V>> {
+        let state = self.shared.lock();
+        let (number, found) = state.reads.get(key)?.last.as_ref()?;
+        (*number > self.before).then(|| Arc::clone(found))
+    }
+
     /// What a reading brings that began after this caller came: its own, or that of another who asks for the same.
     ///
     /// One at a time reads the same. When that fails, it fails for who has read alone, and the next one reads. `Ok(None)`:

@@ -48,7 +48,7 @@ fn stage_without_disk(client: &Client, id: &str, staging: PathBuf) -> Answer<()>
 }
 
 /// Waits until so many calls of a service are being worked on at once. Each has a thread, and they are numbered.
-fn until_at_work(plugin: &Plugin, service: &str, calls: usize) {
+pub fn until_at_work(plugin: &Plugin, service: &str, calls: usize) {
     let name = format!("{service}-{}", calls - 1);
     let tasks = format!("/proc/{}/task", plugin.pid());
     until(&name, || {
@@ -191,8 +191,7 @@ fn a_flood_of_publishes_ends_in_its_time_and_lets_an_unpublish_pass() {
     fleet.sim.hold_pending_event(A, FOR_EVER);
     let begun = Instant::now();
     let answers: Vec<Answer<Volume>> = ids.iter().map(|id| attach_to(&plugin.client, id, A)).collect();
-    let are_at_work = || fleet.sim.calls().of("GET", "/v2/volumes/{id}") >= u64::try_from(workers).unwrap();
-    until("all threads have a publish", are_at_work);
+    until_at_work(&plugin, "controller", workers);
     assert_eq!(plugin.client.controller_unpublish(&other, &B.to_string()), Ok(()));
     assert_eq!(fleet.sim.attached_to(&other), None);
     assert!(answers.iter().any(|answer| !answer.is_finished()), "the unpublish came after the flood");

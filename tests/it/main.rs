@@ -41,6 +41,7 @@ mod codes;
 mod concurrency;
 mod conflict;
 mod controller;
+mod crowd;
 mod debug_server;
 mod doctor;
 mod flood;

@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::time::{Duration, Instant};
 
-use crate::cloud::rate_limit::{Class, RateHeaders};
+use crate::cloud::rate_limit::{Class, Expected, RateHeaders};
 
 /// Calls in an hour, as long as no reply said otherwise.
 const DEFAULT_LIMIT: u32 = 5_000;
@@ -20,6 +20,13 @@ const SECOND: Duration = Duration::from_secs(1);
 
 /// What a header said about the calls left is forgotten after this time; others use the token too.
 const FRESH: Duration = Duration::from_secs(60);
+
+/// What others used in this time, they are expected to go on using for that time.
+const LATELY: Duration = Duration::from_secs(5);
+const AHEAD: Duration = Duration::from_secs(30);
+
+/// After replies over so long a time it is known what others use.
+const KNOWN: Duration = Duration::from_secs(2);
 
 /// Replies overtake each other; for so long one that tells of more calls left is taken for an older one.
 const OVERTAKING: Duration = Duration::from_secs(5);
@@ -95,6 +102,8 @@ pub(super) struct Quota {
     last: Option<Instant>,
     in_flight: u32,
     reading: Option<Reading>,
+    /// When a reply told of the calls left for the first time after a minute without one.
+    first_reading: Option<Instant>,
     stop: Option<Stop>,
     /// How many calls may be under way as long as a stop is not known to be over.
     trying: Option<u32>,
@@ -148,6 +157,7 @@ impl Quota {
             last: None,
             in_flight: 0,
             reading: None,
+            first_reading: None,
             stop: None,
             trying: None,
             lines: Default::default(),
@@ -220,6 +230,9 @@ impl Quota {
 
     /// Takes in how many calls are left. What is missing beyond this program's own calls, others have used.
     fn read(&mut self, remaining: u32, now: Instant) {
+        if self.reading.is_none_or(|before| now.saturating_duration_since(before.at) >= WINDOW) {
+            self.first_reading = Some(now);
+        }
         if let Some(before) = self.reading {
             let age = now.saturating_duration_since(before.at);
             let others = before.remaining.saturating_sub(remaining).saturating_sub(before.own);
@@ -340,13 +353,22 @@ impl Quota {
         self.window.iter().fold((0, 0), |(all, others), entry| (all + entry.own + entry.others, others + entry.others))
     }
 
-    /// The part of a minute's calls that is used, from 0 to 1; all of it after a refusal.
-    pub(super) fn used_part(&mut self, now: Instant) -> f64 {
+    /// The part of a minute's calls that is used, or will be soon, from 0 to 1; all of it after a refusal. Others are expected
+    /// to go on as they do.
+    pub(super) fn used_part(&mut self, expected: Expected, now: Instant) -> f64 {
         self.expire(now);
         if self.stop.is_some() || self.trying.is_some() {
             return 1.0;
         }
-        (f64::from(self.used().0) / f64::from(self.per_minute())).min(1.0)
+        let lately = |used: &&Used| now.saturating_duration_since(used.at) < LATELY;
+        let others: u32 = self.window.iter().rev().take_while(lately).map(|used| used.others).sum();
+        let since_first = |at: Instant| self.first_reading.map_or(Duration::ZERO, |first| at.duration_since(first));
+        let rate = f64::from(others) / since_first(now).clamp(SECOND, LATELY).as_secs_f64();
+        let is_known = self.reading.is_some_and(|last| since_first(last.at) >= KNOWN);
+        let presumed = if is_known { 0 } else { expected.others };
+        let used =
+            f64::from(self.used().0.saturating_add(expected.own).saturating_add(presumed)) + rate * AHEAD.as_secs_f64();
+        (used / f64::from(self.per_minute())).min(1.0)
     }
 
     /// Slows down as the hour's calls run out: lists below a tenth of them, the rest below a fiftieth. Looks belong to

@@ -273,3 +273,27 @@ fn no_limit_of_the_operator_is_no_wait() {
         }
     }
 }
+
+#[test]
+fn what_is_to_come_counts_as_used_and_so_does_what_others_go_on_using() {
+    let start = Instant::now();
+    let mut quota = Quota::new(0.0);
+    let none = Expected::default();
+    assert_eq!(quota.used_part(none, start), 0.0);
+    assert_eq!(quota.used_part(Expected { own: 100, others: 25 }, start), 0.5);
+    assert_eq!(quota.used_part(Expected { own: 1000, ..none }, start), 1.0);
+    let mut reply = |remaining, now| {
+        send(&mut quota, Class::Look, now).unwrap();
+        quota.answered(&headers(5000, remaining), now);
+        quota.finish();
+        quota.used_part(none, now)
+    };
+    assert!(reply(4999, start) < 0.01);
+    // One other in the second is next to nothing, and ten in a second are too many.
+    assert!(reply(4997, start + ms(900)) < 0.15);
+    assert!(reply(4986, start + ms(1000)) > 0.9);
+    assert_eq!(quota.used_part(Expected { others: 250, ..none }, start + secs(10)), 1.0, "they may go on");
+    send(&mut quota, Class::Look, start + secs(20)).unwrap();
+    quota.answered(&headers(5000, 4985), start + secs(20));
+    assert!(quota.used_part(Expected { others: 250, ..none }, start + secs(30)) < 0.1, "they have stopped");
+}
