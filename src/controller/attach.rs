@@ -18,7 +18,7 @@
 //! ```
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use log::warn;
 
@@ -50,6 +50,8 @@ use crate::sync::volume_lock::{VolumeBusy, VolumeGuard, VolumeKey, VolumeLocks};
 /// How many calls may be about one volume before a publish: every node of a small cluster may ask for it at once, and a
 /// storm of calls for one volume must leave threads for the others.
 const MAX_QUEUE: usize = 8;
+/// For how long what was seen of a droplet is as good as new.
+const FRESH: Duration = Duration::from_millis(500);
 
 /// Attaches volumes.
 #[derive(Debug)]
@@ -359,8 +361,10 @@ impl Attacher {
         };
         let request = ActionRequest::Detach { volume: &volume.id, droplet: holder };
         // In the line for the droplet minutes may pass, in which it may have been switched on.
-        let is_still_so =
-            || Ok(self.takeover || !can_use(ctx.observe_droplet(holder)?.as_ref().map(|droplet| &droplet.status)));
+        let is_still_so = |waited| {
+            let is_known = self.takeover || waited <= FRESH;
+            Ok(is_known || !can_use(ctx.observe_droplet(holder)?.as_ref().map(|droplet| &droplet.status)))
+        };
         let outcome = self.runner.run_if(guard, ctx, &request, OnBusy::Return, is_still_so, begun)?;
         if matches!(outcome, ActionOutcome::Open(_)) {
             begun();

@@ -169,9 +169,6 @@ impl ActionOutcome {
     }
 }
 
-/// For how long what was seen is as good as new.
-const FRESH: Duration = Duration::from_millis(500);
-
 /// What to do while the droplet is busy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum OnBusy {
@@ -218,28 +215,28 @@ impl ActionRunner {
         request: &ActionRequest<'_>,
         on_busy: OnBusy,
     ) -> Result<ActionOutcome> {
-        self.run_if(guard, ctx, request, on_busy, || Ok(true), || {})
+        self.run_if(guard, ctx, request, on_busy, |_| Ok(true), || {})
     }
 
-    /// As [`ActionRunner::run`], for what was decided by something that may have changed when it is this call's turn: then that is
-    /// looked at again, and nothing is sent when it is not so any more. `begun` is called when an action has been made of it.
+    /// As [`ActionRunner::run`], with a last word before each send: `may_send` is asked when it is this call's turn, with how long
+    /// that took, and nothing is sent when it says no. `begun` is called when an action has been made of it.
     ///
     /// # Errors
-    /// As [`ActionRunner::run`], and those of the look.
+    /// As [`ActionRunner::run`], and those of `may_send`.
     pub(super) fn run_if(
         &self,
         _guard: &VolumeGuard,
         ctx: &CallContext,
         request: &ActionRequest<'_>,
         on_busy: OnBusy,
-        is_still_so: impl Fn() -> Result<bool>,
+        may_send: impl Fn(Duration) -> Result<bool>,
         begun: impl Fn(),
     ) -> Result<ActionOutcome> {
         let mut pauses = ctx.busy_backoff();
         loop {
             let asked = Instant::now();
             let turns = self.take_turns(ctx, request)?;
-            if asked.elapsed() > FRESH && !is_still_so()? {
+            if !may_send(asked.elapsed())? {
                 return Ok(ActionOutcome::Withdrawn);
             }
             ctx.ensure_awaited()?;

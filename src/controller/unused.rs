@@ -12,6 +12,7 @@ use crate::controller::Controller;
 use crate::controller::attachment::Purpose;
 use crate::controller::context::{CallContext, Timeouts};
 use crate::controller::last_action::{LastAction, is_detach};
+use crate::controller::owner::Owner;
 use crate::controller::run_action::{ActionOutcome, ActionRequest, OnBusy, Waits};
 use crate::controller::takeover::can_use;
 use crate::droplet_identity::Facts;
@@ -148,33 +149,24 @@ impl Controller {
         let refused = |source| Error::Api { doing: doing.clone(), source };
         let actions = ctx.query(&doing, refused, |cloud| cloud.newest_actions(id))?;
         let latest = plan_latest(&actions, ctx.cloud.now());
-        Ok(Some(ReleaseFacts { listed: plan_listed(&volume.droplets, here), mark: self.mark(&volume), latest }))
+        Ok(Some(ReleaseFacts { listed: plan_listed(&volume.droplets, here), mark: mark(&self.owner, &volume), latest }))
     }
 
-    fn mark(&self, volume: &Volume) -> Mark {
-        if volume.tags.iter().any(|tag| tag.eq_ignore_ascii_case(KEEP_TAG)) {
-            return Mark::Keep;
-        }
-        if let Some((why, _)) = self.owner.foreign(volume) {
-            return Mark::NotOwners(why);
-        }
-        if let Err(refusal) = self.owner.check_use(volume, "detached") {
-            return Mark::NotOwners(refusal.to_string());
-        }
-        if self.owner.is_own(volume) {
-            return Mark::Owners;
-        }
-        Mark::NotOwners("the owner's tag (--do-tag) is not on it".to_owned())
-    }
-
-    /// Detaches a volume from this droplet, by one request, and waits until it is known what has come of it.
+    /// Detaches a volume from this droplet, by one request, and waits until it is known what has come of it. `mark` is called just
+    /// before the request is sent, which is not sent when that fails.
     #[must_use]
-    pub fn apply_release(&self, guard: &VolumeGuard, ctx: &CallContext, id: &VolumeId) -> ReleaseOutcome {
+    pub fn apply_release(
+        &self,
+        guard: &VolumeGuard,
+        ctx: &CallContext,
+        id: &VolumeId,
+        mark: impl Fn() -> Result<()>,
+    ) -> ReleaseOutcome {
         let droplet = match self.droplet_identity.facts() {
             Ok(Facts { id, .. }) => id,
             Err(err) => return ReleaseOutcome::Refused(Chain(&err).to_string()),
         };
-        let outcome = self.try_release(guard, ctx, id, droplet, || Ok(true));
+        let outcome = self.try_release(guard, ctx, id, droplet, |_| mark().map(|()| true));
         let outcome = outcome.unwrap_or_else(|err| ReleaseOutcome::Unclear(Chain(&err).to_string()));
         if outcome == ReleaseOutcome::Detached {
             self.attacher.publish_modes.unpublished(id, DetachFrom::Droplet(droplet));
@@ -194,7 +186,7 @@ impl Controller {
         if !is_dead()? {
             return Ok(ReleaseOutcome::Refused(format!("droplet {droplet} may use it by now")));
         }
-        self.try_release(&guard, ctx, id, droplet, is_dead)
+        self.try_release(&guard, ctx, id, droplet, |_| is_dead())
     }
 
     fn try_release(
@@ -203,10 +195,10 @@ impl Controller {
         ctx: &CallContext,
         id: &VolumeId,
         droplet: DropletId,
-        is_still_so: impl Fn() -> Result<bool>,
+        may_send: impl Fn(Duration) -> Result<bool>,
     ) -> Result<ReleaseOutcome> {
         let request = ActionRequest::Detach { volume: id, droplet };
-        let sent = self.runner.run_if(guard, ctx, &request, OnBusy::Return, is_still_so, || {})?;
+        let sent = self.runner.run_if(guard, ctx, &request, OnBusy::Return, may_send, || {})?;
         match sent {
             ActionOutcome::Completed(_) => return Ok(ReleaseOutcome::Detached),
             ActionOutcome::Busy(_) | ActionOutcome::Refused(_) | ActionOutcome::Withdrawn => {
@@ -257,6 +249,26 @@ impl Controller {
     }
 }
 
+/// Reads a volume's marks.
+fn mark(owner: &Owner, volume: &Volume) -> Mark {
+    if volume.tags.iter().any(|tag| tag.eq_ignore_ascii_case(KEEP_TAG)) {
+        return Mark::Keep;
+    }
+    if let Some((why, _)) = owner.foreign(volume) {
+        return Mark::NotOwners(why);
+    }
+    if let Err(refusal) = owner.check_use(volume, "detached") {
+        return Mark::NotOwners(refusal.to_string());
+    }
+    // Where no tag is shown, the one that keeps it may be on it all the same.
+    if owner.tag().is_some_and(|own| volume.tags.iter().any(|tag| own.is(tag))) {
+        Mark::Owners
+    } else {
+        let why = "the owner's tag (--do-tag) is not on it, or the access token may not read it (tag:read)";
+        Mark::NotOwners(why.to_owned())
+    }
+}
+
 /// Decides by the droplets that a volume lists. Pure.
 fn plan_listed(droplets: &[DropletId], here: DropletId) -> Listed {
     match (droplets.contains(&here), droplets.iter().any(|droplet| *droplet != here)) {
@@ -269,6 +281,8 @@ fn plan_listed(droplets: &[DropletId], here: DropletId) -> Listed {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cloud::tag::Tag;
+    use crate::controller::description::plan_description;
     use crate::id::ActionId;
 
     #[test]
@@ -301,6 +315,34 @@ mod tests {
         }
         let future = Action { started_at: Some(now + Duration::from_secs(60)), ..done(attach, 0) };
         assert_eq!(plan_latest(&[future], now), aged(0));
+    }
+
+    #[test]
+    fn a_volume_is_the_owners_only_when_its_tag_is_seen() {
+        let owner = Owner::new(Some(Tag::parse("a").unwrap()), None);
+        let made_for = |name| {
+            let blog = VolumeName::parse("blog").unwrap();
+            plan_description("blog", &blog, None, name, None)
+        };
+        for (description, tags, want) in [
+            (made_for(Some("a")), &["A"][..], Some(Mark::Owners)),
+            (String::new(), &["a", "x"], Some(Mark::Owners)),
+            (made_for(Some("a")), &["a", "do-csi-keep"], Some(Mark::Keep)),
+            // The token sees no tags: that one keeps it here may be among them.
+            (made_for(Some("a")), &[], None),
+            (made_for(None), &[], None),
+            (made_for(Some("a")), &["x"], None),
+            (made_for(Some("b")), &["b"], None),
+            (String::new(), &[], None),
+        ] {
+            let tags: Vec<String> = tags.iter().map(|tag| (*tag).to_owned()).collect();
+            let shown = format!("{description:?} {tags:?}");
+            let mark = mark(&owner, &Volume { description, tags, ..Volume::fake(&[1]) });
+            match want {
+                Some(want) => assert_eq!(mark, want, "{shown}"),
+                None => assert!(matches!(mark, Mark::NotOwners(_)), "{shown}: {mark:?}"),
+            }
+        }
     }
 
     #[test]

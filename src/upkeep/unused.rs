@@ -204,8 +204,7 @@ fn try_release(
         "detaching a volume that nobody has used for {} s; an orchestrator has forgotten it, or attached it and not used it",
         since.elapsed().as_secs()
     );
-    held.mark()?;
-    let outcome = controller.apply_release(&guard, &ctx, &volume.id);
+    let outcome = controller.apply_release(&guard, &ctx, &volume.id, || held.mark());
     drop(claim);
     if outcome == ReleaseOutcome::Detached {
         warn!(volume:% = volume.id, name:% = volume.name; "detached, as nobody has used it");
@@ -219,7 +218,7 @@ fn settle(held: &HeldDisk<'_>, disk: &SeenDisk, outcome: ReleaseOutcome) -> Resu
     match outcome {
         ReleaseOutcome::Detached => held.await_gone(disk).map(|()| None),
         ReleaseOutcome::Refused(why) => held.unmark().map(|()| Some(why)),
-        // The mark stays: whoever uses the disk next waits, and asks. It was made before the request had its turn.
+        // The mark stays, as young as the end of the try: whoever uses the disk next waits, and asks.
         ReleaseOutcome::Unclear(why) => held.mark().map(|()| Some(why)),
     }
 }
@@ -250,9 +249,7 @@ pub fn release_by_hand(
     held.mark()?;
     let outcome = match look() {
         Ok(()) => {
-            // The look may have taken as long as a mark holds.
-            held.mark()?;
-            controller.apply_release(&guard, &controller.context_of_own(RELEASE_UNUSED_BUDGET), id)
+            controller.apply_release(&guard, &controller.context_of_own(RELEASE_UNUSED_BUDGET), id, || held.mark())
         }
         Err(why) => ReleaseOutcome::Refused(why),
     };

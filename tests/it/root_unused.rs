@@ -275,6 +275,35 @@ fn root_a_detach_that_comes_late_takes_the_disk_from_nobody() {
     cluster.close();
 }
 
+/// The droplet is busy with another volume when the release wants its turn. A mark of that moment would be older than the detach,
+/// and whoever finds it would trust the disk too early.
+#[test]
+#[ignore = "needs root: make test-root"]
+fn root_the_mark_of_a_release_is_made_when_the_detach_is_sent_and_not_before_its_turn() {
+    let cluster = Cluster::start();
+    let mut other = cluster.volume("other");
+    let vol = cluster.leave("queued");
+    let (attach, detach) = (Gate::default(), Gate::default());
+    cluster.cloud.sim.faults().add(At::AfterDetach.fault(&attach, &other.csi.id));
+    cluster.cloud.sim.faults().add(At::BeforeDetach.fault(&detach, &vol.csi.id));
+    let node = cluster.machine().node_id();
+    thread::scope(|scope| {
+        let publish = scope.spawn(|| cluster.here().client.controller_publish(&mut other.csi, &node));
+        assert!(attach.is_reached_within(LIMIT), "{}", cluster.log());
+        let is_decided = || cluster.log().contains("detaching a volume that nobody has used").then_some(());
+        assert!(wait_for(LIMIT, is_decided).is_some(), "{}", cluster.log());
+        let early = wait_for(Duration::from_secs(1), || cluster.is_marked(&vol).then_some(()));
+        attach.open();
+        assert!(early.is_none(), "it is marked before its turn: {}", cluster.log());
+        publish.join().unwrap().unwrap_or_else(|err| panic!("{err:?}: {}", cluster.log()));
+    });
+    assert!(detach.is_reached_within(LIMIT), "{}", cluster.log());
+    assert!(cluster.is_marked(&vol), "the detach is under way without a mark: {}", cluster.log());
+    detach.open();
+    cluster.await_released(&vol);
+    cluster.close();
+}
+
 /// A request is lost on its way, which nobody can know: no second one is sent as long as the first may come.
 #[test]
 #[ignore = "needs root: make test-root"]
