@@ -22,8 +22,8 @@ const PAUSE_OF_WAITERS: Duration = Duration::from_secs(1);
 /// What the operator can do about it.
 const CURE: &str = "On a droplet, let the plugin reach that address: a firewall, a network of its own or a proxy is in between; \
                     elsewhere, or when it cannot be reached, give --droplet-id and --region";
-/// How long a call waits for a region that is not known yet.
-const REGION_PATIENCE: Duration = Duration::from_secs(5);
+/// How long a call waits for an id or a region that is not known yet.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// What is known of this droplet.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -101,6 +101,23 @@ impl DropletIdentity {
         state.facts.clone().ok_or_else(|| unknown("which droplet this is", &state))
     }
 
+    /// The droplet's id, as far as it is known by now: the operator's, whether the region is known or not.
+    #[must_use]
+    pub fn id(&self) -> Option<DropletId> {
+        self.given.id.or_else(|| self.state().facts.as_ref().map(|facts| facts.id))
+    }
+
+    /// The droplet's id. Waits a little for an answer of the metadata service, and not longer than until then.
+    ///
+    /// # Errors
+    /// [`Error::NotReady`] when there is none by then, or the program ends.
+    pub fn wait_for_id(&self, give_up: Instant) -> Result<DropletId> {
+        match self.id() {
+            Some(id) => Ok(id),
+            None => self.wait_for_facts(give_up.min(after(PATIENCE))).map(|facts| facts.id),
+        }
+    }
+
     /// The droplet's id and region. Waits until then for an answer of the metadata service, which is asked more often
     /// meanwhile.
     ///
@@ -119,7 +136,7 @@ impl DropletIdentity {
         if let Some(region) = &self.given.region {
             return Ok(region.clone());
         }
-        let state = self.wait_until(after(REGION_PATIENCE));
+        let state = self.wait_until(after(PATIENCE));
         state
             .facts
             .as_ref()

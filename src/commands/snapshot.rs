@@ -39,7 +39,7 @@ pub(super) fn run(config: &Config, access: Option<&CloudAccess>, wish: &Wish) ->
         let asked = identity.find_out(Metadata::new(config.metadata_url.clone()));
         asked.map_err(|err| format!("cannot start a thread: {err}"))?;
     }
-    let controller = Controller::new(config, access.whole(), identity);
+    let controller = Controller::new(config, access.whole(), identity).off_droplet();
     let in_a_line = |err: Error| format!("snapshot: {}", Chain(&err));
     let volume = controller.find_called(&wish.volume).map_err(in_a_line)?;
     let (take, before) = controller.plan_next_scheduled(&volume, &wish.keep).map_err(in_a_line)?;

@@ -14,9 +14,10 @@ use crate::backoff::Backoff;
 use crate::cloud::volume::Volume;
 use crate::cloud::{ApiResult, Cloud};
 use crate::controller::api_failure::{ApiFailure, plan_failure};
+use crate::droplet_identity::DropletIdentity;
 use crate::error::api::ApiError;
 use crate::error::{Error, Result};
-use crate::id::{DropletId, VolumeId};
+use crate::id::VolumeId;
 use crate::sync::caller::Caller;
 
 /// What is said of something that DigitalOcean has just made, and does not find.
@@ -155,8 +156,8 @@ pub struct CallContext {
     deadline: Instant,
     has_failed_before: bool,
     caller: Arc<Caller>,
-    /// The droplet that this process runs on, where that is one of the token's account for certain.
-    pub(super) own: Option<DropletId>,
+    /// The droplet that this process runs on, known yet or not, where that is one of the token's account for certain.
+    pub(super) own: Option<Arc<DropletIdentity>>,
 }
 
 impl CallContext {
@@ -177,7 +178,7 @@ impl CallContext {
 
     /// The same call, by a process on that droplet.
     #[must_use]
-    pub fn on_droplet(self, own: Option<DropletId>) -> CallContext {
+    pub fn on_droplet(self, own: Option<Arc<DropletIdentity>>) -> CallContext {
         CallContext { own, ..self }
     }
 
@@ -201,8 +202,8 @@ impl CallContext {
     #[must_use]
     pub fn after_backoff(&self) -> CallContext {
         let deadline = self.deadline.min(Instant::now() + self.patience.after_backoff());
-        let CallContext { patience, started, own, .. } = *self;
-        let (cloud, caller) = (self.cloud.until(deadline), Arc::clone(&self.caller));
+        let CallContext { patience, started, .. } = *self;
+        let (cloud, caller, own) = (self.cloud.until(deadline), Arc::clone(&self.caller), self.own.clone());
         CallContext { has_failed_before: true, cloud, patience, started, deadline, own, caller }
     }
 

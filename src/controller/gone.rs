@@ -25,12 +25,12 @@ use crate::id::{DropletId, SnapshotId, VolumeId};
 
 /// Whether the token sees the droplet that this process runs on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum DropletIdentity {
+enum SeenOwn {
     /// It does, so what it does not see of this account is not there.
     Seen,
-    /// It does not, although the droplet runs: this very program runs on it.
-    Unseen,
-    /// Which droplet it is, is not known, or may be of another account, or the token may not read droplets.
+    /// It does not see this one, although the droplet runs: this very program runs on it.
+    Unseen(DropletId),
+    /// The droplet may be of another account, or the token may not read droplets.
     Unknown,
 }
 
@@ -42,23 +42,6 @@ struct Tally {
     total: u64,
     /// Whether there were some that cannot be read.
     has_odd: bool,
-}
-
-/// What follows when something is found neither by its id nor elsewhere.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum GonePlan {
-    /// It is gone.
-    Believe,
-    /// The token sees another account's.
-    OtherAccount,
-}
-
-/// Decides about something that was found nowhere.
-fn plan_gone(own: DropletIdentity) -> GonePlan {
-    match own {
-        DropletIdentity::Seen | DropletIdentity::Unknown => GonePlan::Believe,
-        DropletIdentity::Unseen => GonePlan::OtherAccount,
-    }
 }
 
 impl CallContext {
@@ -175,9 +158,9 @@ impl CallContext {
         if found.is_some() {
             return Ok(found);
         }
-        match (plan_gone(self.observe_own_droplet()?), self.own) {
-            (GonePlan::OtherAccount, Some(own)) => Err(Error::OtherAccount { what: what.to_owned(), own }),
-            (GonePlan::OtherAccount, None) | (GonePlan::Believe, _) => Ok(None),
+        match self.observe_own_droplet()? {
+            SeenOwn::Unseen(own) => Err(Error::OtherAccount { what: what.to_owned(), own }),
+            SeenOwn::Seen | SeenOwn::Unknown => Ok(None),
         }
     }
 
@@ -197,13 +180,15 @@ impl CallContext {
         }
     }
 
-    fn observe_own_droplet(&self) -> Result<DropletIdentity> {
-        let Some(own) = self.own else { return Ok(DropletIdentity::Unknown) };
+    fn observe_own_droplet(&self) -> Result<SeenOwn> {
+        let Some(own) = &self.own else { return Ok(SeenOwn::Unknown) };
+        // As long as nobody knows which droplet it is, nothing proves whose the token is.
+        let own = own.wait_for_id(self.deadline())?;
         match self.look("reading the droplet that this runs on", |cloud| cloud.get_droplet(own)) {
-            Ok(Some(_)) => Ok(DropletIdentity::Seen),
-            Ok(None) => Ok(DropletIdentity::Unseen),
+            Ok(Some(_)) => Ok(SeenOwn::Seen),
+            Ok(None) => Ok(SeenOwn::Unseen(own)),
             // A token need not have the scope for droplets.
-            Err(Error::Api { source, .. }) if source.kind() == ApiErrorKind::Forbidden => Ok(DropletIdentity::Unknown),
+            Err(Error::Api { source, .. }) if source.kind() == ApiErrorKind::Forbidden => Ok(SeenOwn::Unknown),
             Err(err) => Err(err),
         }
     }
@@ -271,23 +256,6 @@ impl CallContext {
             Ok(found) => Ok(Some(found)),
             Err(Error::Api { source, .. }) if plan_failure(&source) == ApiFailure::NotFound => Ok(None),
             Err(err) => Err(err),
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_is_found_nowhere_is_gone_unless_the_token_does_not_see_the_droplet_it_is_used_on() {
-        let table = [
-            (DropletIdentity::Seen, GonePlan::Believe),
-            (DropletIdentity::Unknown, GonePlan::Believe),
-            (DropletIdentity::Unseen, GonePlan::OtherAccount),
-        ];
-        for (own, want) in table {
-            assert_eq!(plan_gone(own), want, "{own:?}");
         }
     }
 }

@@ -160,6 +160,12 @@ impl Controller {
         }
     }
 
+    /// The same for a command, which may be run anywhere.
+    #[must_use]
+    pub fn off_droplet(self) -> Controller {
+        Controller { is_on_own_droplet: false, ..self }
+    }
+
     /// Attaches a volume to a droplet.
     ///
     /// A second call sees the attachment and changes nothing.
@@ -170,7 +176,7 @@ impl Controller {
     /// [`Error::NotYet`] when the call's time was used up by waiting.
     pub fn publish(&self, ctx: &CallContext, want: &Publish) -> Result<Volume> {
         // A call that wants the volume elsewhere is none that uses it here.
-        let is_here = ctx.own == Some(want.droplet);
+        let is_here = ctx.own.as_ref().and_then(|own| own.id()) == Some(want.droplet);
         let _running = is_here.then(|| self.recent_calls.enter([VolumeKey::Id(want.volume.to_string())]));
         self.attacher.publish(ctx, want, Purpose::Publish).map_err(Error::or_not_yet)
     }
@@ -204,7 +210,7 @@ impl Controller {
     /// The time of a call that came then, whatever it has done since, for somebody who waits for it.
     #[must_use]
     pub fn context_of_call(&self, came: Instant, caller: Arc<Caller>) -> CallContext {
-        let own = self.droplet_identity.facts().ok().filter(|_| self.is_on_own_droplet).map(|facts| facts.id);
+        let own = self.is_on_own_droplet.then(|| Arc::clone(&self.droplet_identity));
         CallContext::since(came, &self.cloud, self.patience).on_droplet(own).answering(caller)
     }
 

@@ -4,6 +4,7 @@
 //! it. Whether anybody uses the disk is not known here. No detach is ever sent twice, and none without the volume's lock: what is
 //! unclear afterwards is told, and looked at from the start the next time.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use crate::cloud::action::{Action, ActionStatus};
@@ -105,8 +106,8 @@ impl Controller {
     /// A context for work that no call asked for, with this much time.
     #[must_use]
     pub fn context_of_own(&self, budget: Duration) -> CallContext {
-        let own = self.droplet_identity.facts().ok().map(|facts| facts.id);
-        CallContext::since(Instant::now(), &self.cloud, Timeouts::of(budget)).on_droplet(own)
+        let own = Arc::clone(&self.droplet_identity);
+        CallContext::since(Instant::now(), &self.cloud, Timeouts::of(budget)).on_droplet(Some(own))
     }
 
     /// The volume with this name in this droplet's region; `None` when there is none.

@@ -269,6 +269,29 @@ fn a_token_of_another_account_makes_nothing_gone() {
 }
 
 #[test]
+fn as_long_as_it_is_not_known_whose_the_token_is_nothing_is_gone() {
+    let other_token = Some(OTHER_TOKEN.to_owned());
+    let solo = SinglePlugin::with(PROGRAM, SimConfig { other_token, ..SimConfig::default() });
+    let token = format!("--token={OTHER_TOKEN}");
+    let start = |more: &[String]| {
+        let mut launch = solo.launch(&[BUDGET, &token]);
+        launch.command.env_remove("DIGITALOCEAN_ACCESS_TOKEN");
+        launch.args.retain(|arg| !arg.starts_with("--metadata-url="));
+        launch.args.extend(["--metadata-url=http://127.0.0.1:1".to_owned()].into_iter().chain(more.iter().cloned()));
+        launch.start().unwrap()
+    };
+    let plugin = start(&[]);
+    let words = "not known yet which droplet this is";
+    assert_ended(plugin.client.delete_volume(GONE), RpcStatusCode::UNAVAILABLE, words);
+    assert_ended(unpublish(&plugin.client, GONE, DROPLET), RpcStatusCode::UNAVAILABLE, words);
+    drop(plugin);
+    // The operator's word for the droplet is enough, whether the region is known or not.
+    let plugin = start(&[format!("--droplet-id={DROPLET}")]);
+    let words = format!("does not see droplet {DROPLET}");
+    assert_ended(plugin.client.delete_volume(GONE), RpcStatusCode::UNAUTHENTICATED, &words);
+}
+
+#[test]
 fn what_is_gone_for_the_right_token_is_gone() {
     let solo = SinglePlugin::new(PROGRAM);
     let plugin = solo.launch(&[BUDGET]).start().unwrap();
