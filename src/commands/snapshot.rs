@@ -69,6 +69,7 @@ fn take_next(controller: &Controller, volume: &Volume, plan: TakePlan) -> Result
             print(&format!("taken less than ten minutes ago: {}\n", printable(&name)));
             return Ok(());
         }
+        TakePlan::TooSoon(name) => return Err(too_soon(&name)),
         TakePlan::Full { ours } => {
             return Err(format!(
                 "the volume has as many snapshots as DigitalOcean keeps of one, and {ours} of them are this command's and \
@@ -111,9 +112,17 @@ fn tell_plan(take: &TakePlan, before: &[(Snapshot, Fate)]) {
             format!("would take none, as {} is less than ten minutes old\n", printable(name))
         }
         TakePlan::MakeRoom(oldest) => format!("would delete {} to make room, and take the next one\n", called(oldest)),
+        TakePlan::TooSoon(name) => format!("could take none yet: {}\n", printable(&too_soon(name))),
         TakePlan::Full { ours } => format!("could take none: the volume has too many, {ours} of them this command's\n"),
     });
     before.iter().for_each(|(snapshot, fate)| print(&in_words(snapshot, fate)));
+}
+
+fn too_soon(name: &str) -> String {
+    format!(
+        "the volume has as many snapshots as DigitalOcean keeps of one, which takes the next ten minutes after the last, and {name} \
+         is younger or of unknown age; nothing makes room for one that would be refused, try again in ten minutes"
+    )
 }
 
 fn in_words(snapshot: &Snapshot, fate: &Fate) -> String {

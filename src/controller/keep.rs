@@ -18,6 +18,7 @@ use crate::cloud::volume::Volume;
 use crate::config::keep::{Keep, Period};
 use crate::controller::Controller;
 use crate::controller::context::CallContext;
+use crate::controller::description::is_made_for;
 use crate::controller::naming::plan_name;
 use crate::controller::snapshot::MOST_OF_A_VOLUME;
 use crate::controller::whole_list::{CHANGES, every_entry};
@@ -51,6 +52,9 @@ pub enum TakePlan {
     Take,
     /// One was taken less than ten minutes ago: this is a repetition.
     TakenBefore(String),
+    /// A place would have to be made for it, and DigitalOcean may refuse it: of this one nobody can say that it is ten minutes
+    /// old, whoever took it.
+    TooSoon(String),
     /// It is taken after this one, which nothing needs any more, is deleted: DigitalOcean keeps no more of the volume.
     MakeRoom(Box<Snapshot>),
     /// It cannot be taken: the volume has as many as DigitalOcean keeps, and all of these are needed or are not ours.
@@ -127,9 +131,12 @@ fn plan_take(all: &[Snapshot], volume: &VolumeId, keep: &Keep, now: SystemTime) 
     let times = ours.iter().map(|snapshot| taken_at(snapshot)).chain([plan_next_time(all, now)]);
     let fates = plan_fates(&times.collect::<Vec<_>>(), keep);
     let unneeded = ours.iter().zip(&fates).filter(|(_, fate)| **fate == Fate::Unneeded).map(|(snapshot, _)| *snapshot);
-    match unneeded.min_by_key(|snapshot| taken_at(snapshot)) {
-        Some(oldest) => TakePlan::MakeRoom(Box::new(oldest.clone())),
-        None => TakePlan::Full { ours: ours.len() },
+    let Some(oldest) = unneeded.min_by_key(|snapshot| taken_at(snapshot)) else {
+        return TakePlan::Full { ours: ours.len() };
+    };
+    match all.iter().find(|snapshot| age(snapshot).is_none_or(|age| age < INTERVAL)) {
+        Some(recent) => TakePlan::TooSoon(recent.name.clone()),
+        None => TakePlan::MakeRoom(Box::new(oldest.clone())),
     }
 }
 
@@ -178,12 +185,17 @@ impl Controller {
         if let Ok(id) = VolumeId::parse(called) {
             return ctx.observe_volume(&id);
         }
-        let name = VolumeName::parse(called).or_else(|_| VolumeName::parse(&plan_name(called)));
-        let name = name.map_err(|_| no_such_volume())?;
         let region = self.droplet_identity.region()?;
-        let doing = format!("looking for volume {name} in {region}");
-        let found = ctx.query(&doing, Error::api(doing.clone()), |cloud| cloud.find_volume(&name, &region))?;
-        found.ok_or_else(no_such_volume)
+        let find = |name: &str| -> Result<Option<Volume>> {
+            let Ok(name) = VolumeName::parse(name) else { return Ok(None) };
+            let doing = format!("looking for volume {name} in {region}");
+            ctx.query(&doing, Error::api(doing.clone()), |cloud| cloud.find_volume(&name, &region))
+        };
+        if let Some(found) = find(called)? {
+            return Ok(found);
+        }
+        let made = find(&plan_name(called))?.filter(|found| is_made_for(called, &found.name, &found.description));
+        made.ok_or_else(no_such_volume)
     }
 
     /// What is to be done about the next snapshot of a volume, and what happens to those before it when it is there.
@@ -195,7 +207,7 @@ impl Controller {
         let take = plan_take(&all, &volume.id, keep, self.cloud.now());
         let next = match take {
             TakePlan::Take | TakePlan::MakeRoom(_) => plan_next_time(&all, self.cloud.now()),
-            TakePlan::TakenBefore(_) | TakePlan::Full { .. } => None,
+            TakePlan::TakenBefore(_) | TakePlan::TooSoon(_) | TakePlan::Full { .. } => None,
         };
         Ok((take, with_fates(all, volume, keep, next)))
     }
@@ -383,6 +395,12 @@ mod tests {
         mixed.push(snapshot(24, "2026-11-27T03:00:00Z", true));
         assert_eq!(plan(&mixed, "daily=2"), TakePlan::Full { ours: 1 });
         assert!(matches!(plan(&mixed, "daily=1"), TakePlan::MakeRoom(_)));
+        // No place is made for one that DigitalOcean refuses for what others took.
+        let full_with = |created_at: &str| [&many(24, true)[..], &[snapshot(24, created_at, false)]].concat();
+        for too_soon in ["2026-11-28T03:50:01Z", "2026-11-28T04:03:00Z", "just now"] {
+            assert_eq!(plan(&full_with(too_soon), "daily=1"), TakePlan::TooSoon("s24".to_owned()), "{too_soon}");
+        }
+        assert!(matches!(plan(&full_with("2026-11-28T03:50:00Z"), "daily=1"), TakePlan::MakeRoom(_)));
         // One whose age is not known is not deleted, nor one of another volume.
         *mixed.last_mut().unwrap() = snapshot(24, "yesterday", true);
         assert_eq!(plan(&mixed, "daily=1"), TakePlan::Full { ours: 1 });

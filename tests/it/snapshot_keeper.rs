@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use crate::PROGRAM;
 use crate::sim::{Fault, Refusal};
+use crate::support::client::new_volume;
 use crate::support::controllers::ControllerHarness;
 
 const MARK: &str = "do-csi-scheduled";
@@ -56,6 +57,18 @@ fn one_is_taken_with_the_mark_and_a_repetition_takes_no_second_one() {
     let (code, said) = snapshot(&fleet, &["--volume", &id, "--keep", "daily=7"]);
     assert_eq!((code, fleet.sim.snapshots().len()), (Some(0), 1), "{said}");
     assert!(said.contains("less than ten minutes ago"), "{said}");
+}
+
+#[test]
+fn a_volume_is_found_by_the_name_that_the_orchestrator_gave_it() {
+    let fleet = cloud();
+    let plugin = fleet.controller(Path::new(PROGRAM), "one", &[]);
+    let made = plugin.client.create(&new_volume("redis[0]", 1 << 30)).unwrap();
+    let (code, said) = snapshot(&fleet, &["--volume=redis[0]", "--keep=daily=1"]);
+    assert_eq!(code, Some(0), "{said}");
+    assert_eq!(fleet.sim.snapshots()[0].volume, made.volume_id);
+    let (code, said) = snapshot(&fleet, &["--volume=redis[1]", "--keep=daily=1"]);
+    assert_eq!(code, Some(2), "{said}");
 }
 
 #[test]
@@ -116,13 +129,20 @@ fn a_place_is_made_where_digitalocean_keeps_no_more_and_never_of_what_others_too
     let fleet = cloud();
     let blog = fleet.volume("blog");
     fleet.sim.change_rules(|rules| rules.limits.snapshots_per_volume = 25);
-    for number in 0..24 {
+    for number in 0..23 {
         old(&fleet, &blog, &format!("by-hand-{number}"), &[], 90 * DAY);
     }
     old(&fleet, &blog, "ours", &[MARK], 2 * DAY);
+    fleet.sim.create_snapshot(&blog, "by-hand-now").unwrap();
     let (code, said) = snapshot(&fleet, &["--volume=blog", "--keep=daily=2"]);
     assert_eq!((code, names(&fleet).len()), (Some(1), 25), "{said}");
     assert!(said.contains("1 of them are this command's"), "{said}");
+    // There is no need of it, and what a person has just taken counts for the ten minutes.
+    let (code, said) = snapshot(&fleet, &["--volume=blog", "--keep=daily=1"]);
+    assert_eq!(code, Some(1), "{said}");
+    assert!(names(&fleet).contains(&"ours".to_owned()), "a backup was deleted for nothing: {said}");
+    assert!(said.contains("by-hand-now is younger"), "{said}");
+    fleet.sim.advance(Duration::from_secs(601));
     let (code, said) = snapshot(&fleet, &["--volume=blog", "--keep=daily=1"]);
     assert_eq!((code, names(&fleet).len()), (Some(0), 25), "{said}");
     assert!(said.contains("deleted   ours") && said.contains("to make room"), "{said}");
