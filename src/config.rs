@@ -26,7 +26,7 @@ use crate::cloud::tag::Tag;
 use crate::cloud::token::Token;
 use crate::config::parse::{
     double_dashes, if_given, parse_bool, parse_debug_addr, parse_driver_name, parse_endpoint, parse_max_size,
-    parse_number, parse_rate, parse_release_unused, parse_seconds, parse_socket_mode, token_source,
+    parse_number, parse_owner_tag, parse_rate, parse_release_unused, parse_seconds, parse_socket_mode, token_source,
 };
 use crate::config::refusal::{early, with_variable};
 use crate::config::upkeep::plan_allocations;
@@ -396,7 +396,7 @@ impl Flags {
             token.current().map_err(|err| format!("--token-file {}: {err}", file.display()))?;
         }
         parse_bool("--validate-attachment", &self.validate_attachment)?;
-        let tag = if_given("--do-tag", &self.do_tag, Tag::parse)?;
+        let tag = if_given("--do-tag", &self.do_tag, parse_owner_tag)?;
         let release_unused = parse_release_unused(&self.release_unused, tag.is_some())?;
         let api_url = BaseUrl::parse(&self.url).map_err(|bad| format!("--url: {bad}"))?;
         // Who does not ask the API needs no way to it.
@@ -417,7 +417,7 @@ impl Flags {
             region: if_given("--region", &self.region, Region::parse)?,
             droplet_id: if_given("--droplet-id", &self.droplet_id, DropletId::parse)?,
             tag,
-            only_tag: if_given("--only-tag", &self.only_tag, Tag::parse)?,
+            only_tag: if_given("--only-tag", &self.only_tag, parse_owner_tag)?,
             debug_addr: parse_debug_addr(&self.debug_addr)?,
             default_page_size: Some(parse_number(
                 "--default-volumes-page-size",
@@ -518,7 +518,7 @@ mod tests {
 
     #[test]
     fn a_wrong_setting_is_one_line_that_names_the_flag() {
-        let table: [(&[&str], &str); 19] = [
+        let table: [(&[&str], &str); 23] = [
             (&["--nonsense"], "--nonsense"),
             (&["--endpoint=tcp://1"], "--endpoint"),
             (&["--url=ftp://x"], "--url"),
@@ -535,6 +535,10 @@ mod tests {
             (&["--default-fs-type=ntfs"], "--default-fs-type"),
             (&["--selinux-label=x"], "--selinux-label"),
             (&["--default-mount-flags=nosuid,discard"], "--default-mount-flags"),
+            (&["--do-tag=a b"], "--do-tag"),
+            (&["--do-tag=do-csi"], "--do-tag"),
+            (&["--do-tag=Do-csi-prod"], "--do-tag"),
+            (&["--only-tag=do-csi:scheduled"], "--only-tag"),
             (&["--release-unused=2m"], "--do-tag"),
             (&["--release-unused=soon", "--do-tag=x"], "--release-unused"),
             (&["--release-unused=999h", "--do-tag=x"], "--release-unused"),

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
+use crate::cloud::tag::Tag;
 use crate::cloud::token::{Secret, Token};
 use crate::config::DRIVER_NAME;
 use crate::size::{Gib, SizeLimits};
@@ -23,6 +24,14 @@ pub(super) fn if_given<T, E: Display>(
         return Ok(None);
     }
     parse(text).map(Some).map_err(|bad| format!("{flag}: {bad}"))
+}
+
+/// Reads a tag of the operator's. What begins as this driver's own marks do would be taken for one of them.
+pub(super) fn parse_owner_tag(text: &str) -> Result<Tag, String> {
+    let tag = Tag::parse(text).map_err(|bad| bad.to_string())?;
+    let name = text.to_ascii_lowercase();
+    let is_mark = name.strip_prefix("do-csi").is_some_and(|rest| rest.is_empty() || rest.starts_with([':', '-']));
+    if is_mark { Err(format!("{text:?} begins as the plugin's own marks do, take another tag")) } else { Ok(tag) }
 }
 
 /// Reads an endpoint: `unix:///abs`, `unix://rel`, `unix:path`, or a bare path.

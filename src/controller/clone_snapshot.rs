@@ -55,7 +55,8 @@ impl Controller {
         let mut tags = vec![Tag::parse(TAG).map_err(|bad| Error::Bug(bad.to_string()))?];
         tags.extend(self.owner.only().cloned());
         let asked_tags = tags.clone();
-        tags.extend(self.owner.snapshot_mark());
+        // With the owner's own tag, too: the allow-list's alone would say that it was handed over.
+        tags.extend(self.owner.snapshot_tags());
         // Nobody finds these by their name alone, and a clone of the same name may have been tried from another volume.
         let new = NewSnapshot { volume, name, tags: &tags, asked_tags: &asked_tags, may_share_name: true };
         self.ensure_snapshot(guard, ctx, new, |found, _| Ok(age(found, &ctx.cloud).is_some_and(|age| age < FRESH)))

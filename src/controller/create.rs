@@ -28,11 +28,12 @@ impl Controller {
     /// Creates a volume, or finds the one that an earlier call with this name created.
     ///
     /// # Errors
-    /// [`Error::Mismatch`] when a volume of that name is there but not as asked, [`Error::NotAdopted`] when it may be
+    /// [`Error::Invalid`] when its tags would make it another's, [`Error::Mismatch`] when a volume of that name is there but not as asked, [`Error::NotAdopted`] when it may be
     /// somebody else's, [`Error::SizeOutOfRange`],
     /// [`Error::RegionUnavailable`], [`Error::AccountLimit`], [`Error::NotReady`] while the region is unknown; with a
     /// source also [`Error::NotFound`] and, for a clone, [`Error::SnapshotTooSoon`].
     pub fn create_volume(&self, ctx: &CallContext, want: &CreateVolume) -> Result<Volume> {
+        self.owner.check_marks("parameters", &[&want.parameters.tags[..], &want.mutable.put].concat(), &[])?;
         let size = match want.source {
             None => plan_size(&want.range, &self.limits).map_err(Error::SizeOutOfRange)?,
             // A copy's is its source's, which is not known yet; see `NewVolume::copied_from`.
@@ -75,7 +76,7 @@ impl Controller {
     ) -> Result<Volume> {
         let doing = format!("creating volume {} in {}", new.name, new.region);
         let mut pauses = ctx.backoff();
-        let asked_tags = plan_tags(self.owner.only(), None, want);
+        let needs_tags = !plan_tags(self.owner.only(), None, want).is_empty();
         let mut new = new.clone();
         ctx.ensure_awaited()?;
         loop {
@@ -117,10 +118,12 @@ impl Controller {
                     }
                     ctx.pause(pause_after(&mut pauses, &err), &doing, &err)?;
                 }
-                // The description says for whom it is made.
-                ApiFailure::Permanent if err.kind() == ApiErrorKind::Forbidden && new.tags.len() > asked_tags.len() => {
+                // The description says for whom it is made. With other tags and not the owner's it would count as handed over.
+                ApiFailure::Permanent
+                    if err.kind() == ApiErrorKind::Forbidden && !needs_tags && !new.tags.is_empty() =>
+                {
                     warn!(request = err.request_id(); "{doing}: trying without the tag of --do-tag, which the token may not put on: {err}");
-                    new.tags.clone_from(&asked_tags);
+                    new.tags.clear();
                 }
                 ApiFailure::NotFound | ApiFailure::Unrecognized | ApiFailure::Permanent => {
                     return Err(Error::Api { doing, source: err });

@@ -2,8 +2,6 @@
 //!
 //! Owns the loop that ends only when the volume has been seen with the tags that are wanted and without the others.
 
-use std::mem;
-
 use log::warn;
 
 use crate::activity::{About, Change, tell_change};
@@ -24,10 +22,13 @@ enum TagStep<'a> {
     Remove(&'a Tag),
 }
 
-/// What is still to be done.
-fn plan_changes<'a>(have: &[String], want: &'a TagChange) -> Vec<TagStep<'a>> {
+/// What is still to be done; with a tag that goes on first.
+fn plan_changes<'a>(have: &[String], first: Option<&'a Tag>, want: &'a TagChange) -> Vec<TagStep<'a>> {
     let has = |tag: &Tag| have.iter().any(|have| tag.is(have));
-    let put = want.put.iter().filter(|tag| !has(tag)).map(TagStep::Put);
+    let missing: Vec<&Tag> = want.put.iter().filter(|tag| !has(tag)).collect();
+    let first = first.filter(|_| !missing.is_empty());
+    let rest = missing.into_iter().filter(|tag| !first.is_some_and(|first| first.is(tag.as_str())));
+    let put = first.into_iter().chain(rest).map(TagStep::Put);
     let remove = want.remove.iter().filter(|tag| has(tag)).map(TagStep::Remove);
     put.chain(remove).collect()
 }
@@ -38,26 +39,28 @@ impl Controller {
     /// A second call sees the tags and changes nothing.
     ///
     /// # Errors
-    /// [`Error::NotFound`], [`Error::NotOurs`], [`Error::TimedOut`], [`Error::Api`].
+    /// [`Error::Invalid`] when it would be this plugin's no more, [`Error::NotFound`], [`Error::NotOurs`], [`Error::TimedOut`],
+    /// [`Error::Api`].
     pub fn modify(&self, ctx: &CallContext, want: &Modify) -> Result<()> {
+        self.owner.check_marks("mutable_parameters", &want.tags.put, &want.tags.remove)?;
         let guard = self.hold(ctx, VolumeKey::Id(want.volume.to_string()))?;
         let doing = format!("changing the tags of volume {}", want.volume);
         let mut pauses = ctx.retry_backoff();
-        let mut is_first = true;
-        loop {
-            let volume = ctx.observe_volume(&want.volume)?;
-            self.owner.check_change(&volume, "changed")?;
-            let changes = plan_changes(&volume.tags, &want.tags);
-            if changes.is_empty() {
-                return Ok(());
-            }
-            if !mem::take(&mut is_first) {
-                ctx.pause(pauses.next_pause(), &doing, &"the volume does not show the tags as they are wanted")?;
-            }
+        let volume = ctx.observe_volume(&want.volume)?;
+        // Once: half of the change is no reason to leave it so.
+        self.owner.check_change(&volume, "changed")?;
+        let mut changes = plan_changes(&volume.tags, self.owner.tag_before_others(&volume), &want.tags);
+        while !changes.is_empty() {
             for change in changes {
                 apply_change(&guard, ctx, &volume.id, change, &doing)?;
             }
+            let tags = ctx.observe_volume(&volume.id)?.tags;
+            changes = plan_changes(&tags, None, &want.tags);
+            if !changes.is_empty() {
+                ctx.pause(pauses.next_pause(), &doing, &"the volume does not show the tags as they are wanted")?;
+            }
         }
+        Ok(())
     }
 }
 
@@ -104,8 +107,16 @@ mod tests {
         let want = TagChange { put: tags(&["a", "b"]), remove: tags(&["c", "d"]) };
         let have = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
         let (b, c) = (&want.put[1], &want.remove[0]);
-        assert_eq!(plan_changes(&have(&["a", "c", "x"]), &want), [TagStep::Put(b), TagStep::Remove(c)]);
-        assert_eq!(plan_changes(&have(&["a", "b", "x"]), &want), []);
-        assert_eq!(plan_changes(&have(&["A", "B", "D"]), &want), [TagStep::Remove(&want.remove[1])]);
+        let own = Tag::parse("own").unwrap();
+        for (tags, first, steps) in [
+            (&["a", "c", "x"][..], None, &[TagStep::Put(b), TagStep::Remove(c)][..]),
+            (&["a", "b", "x"], None, &[]),
+            (&["A", "B", "D"], None, &[TagStep::Remove(&want.remove[1])]),
+            (&["a"], Some(&own), &[TagStep::Put(&own), TagStep::Put(b)]),
+            (&["a"], Some(b), &[TagStep::Put(b)]),
+            (&["a", "b"], Some(&own), &[]),
+        ] {
+            assert_eq!(plan_changes(&have(tags), first, &want), steps, "{tags:?}");
+        }
     }
 }

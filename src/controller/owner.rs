@@ -133,6 +133,22 @@ fn plan_use(tags: &[String], only: Option<&Tag>) -> Option<String> {
     Some(format!("this plugin touches only what has the tag {only:?} (--only-tag), and {have}"))
 }
 
+/// Why tags are not changed so; none: they may be. Afterwards it would be nobody's here, and no later call could undo it.
+fn plan_marks(put: &[Tag], remove: &[Tag], own: Option<&Tag>, only: Option<&Tag>) -> Option<String> {
+    let is_cluster =
+        |tag: &Tag| tag.as_str().get(..KUBERNETES.len()).is_some_and(|it| it.eq_ignore_ascii_case(KUBERNETES));
+    if let Some(tag) = put.iter().find(|tag| is_cluster(tag) && !own.is_some_and(is_cluster)) {
+        return Some(format!("the tag {:?} says that it is that Kubernetes cluster's", tag.as_str()));
+    }
+    let marks = [("--do-tag", own), ("--only-tag", only)];
+    let taken =
+        marks.into_iter().find(|(_, mark)| mark.is_some_and(|mark| remove.iter().any(|tag| tag.is(mark.as_str()))));
+    taken.map(|(flag, mark)| {
+        let mark = mark.map(Tag::as_str).unwrap_or_default();
+        format!("without the tag {mark:?} ({flag}) it would not be this plugin's any more; to hand it over, use `doctl compute tag remove`")
+    })
+}
+
 fn foreign(owner: &str, own: Option<&Tag>) -> String {
     match own {
         Some(own) => format!("it is {owner:?}'s, and this plugin works for {:?} (--do-tag)", own.as_str()),
@@ -185,6 +201,23 @@ impl Owner {
         let Some(why) = plan_use(&snapshot.tags, self.only()) else { return Ok(()) };
         let cure = self.cure_of_use(&of_snapshot(snapshot));
         Err(Error::NotOurs { thing: shown(snapshot), done: done.to_owned(), why, cure })
+    }
+
+    /// Sees that what tags are put on and taken off leaves it whose it is.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`].
+    pub(super) fn check_marks(&self, field: &str, put: &[Tag], remove: &[Tag]) -> Result<()> {
+        plan_marks(put, remove, self.tag(), self.only()).map_or(Ok(()), |why| Err(Error::invalid(field, why)))
+    }
+
+    /// The owner's tag, where a volume has no tags: with others and not this one it would count as handed over.
+    pub(super) fn tag_before_others(&self, volume: &Volume) -> Option<&Tag> {
+        let is_made = match self.claim(volume) {
+            Claim::Ours | Claim::Unclaimed { .. } => true,
+            Claim::Unmarked | Claim::Foreign(_) | Claim::HandedOver { .. } => false,
+        };
+        self.tag().filter(|_| is_made && volume.tags.is_empty())
     }
 
     /// The owner's name.
@@ -538,6 +571,24 @@ mod tests {
             (&["NOMAD"], Some(&only), true),
         ] {
             assert_eq!(plan_use(&tags(names), only).is_none(), may, "{names:?} {only:?}");
+        }
+    }
+
+    #[test]
+    fn no_change_of_tags_gives_away_whose_a_thing_is() {
+        let tag = |text: &str| Tag::parse(text).unwrap();
+        let (own, only, cluster) = (tag("prod"), tag("nomad"), tag("k8s:a"));
+        for (put, remove, own, may) in [
+            (&["x", "prod"][..], &["y"][..], Some(&own), true),
+            (&[], &["prod"], None, true),
+            (&[], &["x", "PROD"], Some(&own), false),
+            (&[], &["Nomad"], None, false),
+            (&["k8s:b"], &[], Some(&own), false),
+            (&["K8S:b"], &[], None, false),
+            (&["k8s:b"], &[], Some(&cluster), true),
+        ] {
+            let [put, remove] = [put, remove].map(|names| names.iter().copied().map(tag).collect::<Vec<_>>());
+            assert_eq!(plan_marks(&put, &remove, own, Some(&only)).is_none(), may, "{put:?} {remove:?} {own:?}");
         }
     }
 

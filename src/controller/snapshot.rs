@@ -140,6 +140,30 @@ impl Controller {
     /// name, [`Error::NotAdopted`] when the volume has one that may be somebody else's, [`Error::SnapshotTooSoon`],
     /// [`Error::AccountLimit`], [`Error::TimedOut`].
     pub fn create_snapshot(&self, ctx: &CallContext, want: &CreateSnapshot) -> Result<Snapshot> {
+        match self.ensure_taken(ctx, want) {
+            Err(Error::NotFound(gone)) => self.observe_taken_before(ctx, want)?.ok_or(Error::NotFound(gone)),
+            taken => taken,
+        }
+    }
+
+    /// The snapshot that an earlier call took of a volume that is gone: its own list went with the volume.
+    fn observe_taken_before(&self, ctx: &CallContext, want: &CreateSnapshot) -> Result<Option<Snapshot>> {
+        let (doing, name) = ("listing the snapshots", plan_name(&want.name));
+        let fetch = |page| ctx.query(doing, Error::api(doing), |cloud| cloud.list_snapshots(page));
+        let keep =
+            |found: Snapshot| (found.name == name && found.source.as_ref() == Some(&want.source)).then_some(found);
+        let id = |found: &Snapshot| found.id.to_string();
+        let found = match every_entry(fetch, id, keep, || ctx.timed_out(doing, CHANGES)) {
+            Ok(found) => found.into_iter().next(),
+            // Without the scope nothing more can be told.
+            Err(Error::Api { source, .. }) if source.kind() == ApiErrorKind::Forbidden => None,
+            Err(err) => return Err(err),
+        };
+        found.map(|found| self.owner.check_snapshot_adoption(&found).map(|()| found)).transpose()
+    }
+
+    fn ensure_taken(&self, ctx: &CallContext, want: &CreateSnapshot) -> Result<Snapshot> {
+        self.owner.check_marks("parameters", &want.tags, &[])?;
         self.check_region(ctx, want)?;
         let guard = self.hold(ctx, VolumeKey::Name(format!("{} (a snapshot)", want.name)))?;
         let name = plan_name(&want.name);

@@ -379,3 +379,57 @@ fn a_token_without_a_scope_for_tags_does_not_leave_off_those_that_were_asked_for
     let refused = plugin.client.controller.create_snapshot_opt(&request, option()).map(drop).map_err(Refusal::from);
     assert_refused(refused, RpcStatusCode::PERMISSION_DENIED, &[]);
 }
+
+#[test]
+fn a_volume_whose_owners_tag_cannot_be_put_on_is_not_made_with_others_alone() {
+    let fleet = ControllerHarness::with_actions(ACTION);
+    fleet.sim.change_rules(|rules| rules.switches.token_lacks_tags = true);
+    let plugin = plugin(&fleet, "one", &["--do-tag=prod"]);
+    // DigitalOcean may refuse the owner's tag alone.
+    fleet.sim.faults().add(Fault::refused(ApiRefusal::FORBIDDEN).on(CREATE.0, CREATE.1));
+    fleet.sim.change_rules(|rules| rules.switches.token_lacks_tags = false);
+    let request = csi::CreateVolumeRequest { parameters: text_map(&[("tags", "team")]), ..new_volume("blog", GIB) };
+    assert_refused(plugin.client.create(&request), RpcStatusCode::PERMISSION_DENIED, &["tag:create"]);
+    assert_eq!(fleet.sim.volumes(), []);
+}
+
+#[test]
+fn no_change_of_tags_makes_a_volume_anothers() {
+    let fleet = ControllerHarness::with_actions(ACTION);
+    let plugin = plugin(&fleet, "one", &["--do-tag=prod", "--only-tag=nomad"]);
+    let client = &plugin.client;
+    let id = create(client, "blog").unwrap();
+    let before = fleet.sim.volume(&id).unwrap().tags;
+    for (change, words) in [
+        (&[("remove-tags", "Prod")][..], "--do-tag"),
+        (&[("tags", "x"), ("remove-tags", "nomad")], "--only-tag"),
+        (&[("tags", "x,k8s:4f1c")], "k8s:4f1c"),
+    ] {
+        assert_refused(client.modify(&id, change), RpcStatusCode::INVALID_ARGUMENT, &[words]);
+        assert_eq!(fleet.sim.volume(&id).unwrap().tags, before);
+    }
+    let request = csi::CreateVolumeRequest { parameters: text_map(&[("tags", "k8s:4f1c")]), ..new_volume("shop", GIB) };
+    assert_refused(client.create(&request), RpcStatusCode::INVALID_ARGUMENT, &["k8s:4f1c"]);
+    let request = csi::CreateSnapshotRequest {
+        name: "nightly".to_owned(),
+        source_volume_id: id.clone(),
+        parameters: text_map(&[("tags", "k8s:4f1c")]),
+        ..Default::default()
+    };
+    let refused = client.controller.create_snapshot_opt(&request, option()).map(drop).map_err(Refusal::from);
+    assert_refused(refused, RpcStatusCode::INVALID_ARGUMENT, &["k8s:4f1c"]);
+    client.delete_volume(&id).unwrap();
+}
+
+#[test]
+fn a_volume_that_could_not_be_tagged_when_it_was_made_stays_its_owners_when_it_gets_other_tags() {
+    let fleet = ControllerHarness::with_actions(ACTION);
+    fleet.sim.change_rules(|rules| rules.switches.token_lacks_tags = true);
+    let plugin = plugin(&fleet, "one", &["--do-tag=prod"]);
+    let id = create(&plugin.client, "blog").unwrap();
+    fleet.sim.change_rules(|rules| rules.switches.token_lacks_tags = false);
+    plugin.client.modify(&id, &[("tags", "team")]).unwrap();
+    assert_eq!(fleet.sim.volume(&id).unwrap().tags, ["prod", "team"]);
+    plugin.client.modify(&id, &[("remove-tags", "team")]).unwrap();
+    plugin.client.delete_volume(&id).unwrap();
+}

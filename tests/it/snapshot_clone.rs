@@ -123,6 +123,25 @@ fn what_a_clone_left_behind_is_removed_after_a_start_and_nothing_else() {
 }
 
 #[test]
+fn what_a_clone_left_behind_on_the_allow_list_is_removed_too() {
+    let fleet = ControllerHarness::with_actions(ACTION);
+    let source = volume_of(&fleet, "source", 1);
+    fleet.sim.tag_volume(&source, "nomad").unwrap();
+    let args = ["--call-budget=5", "--do-tag=prod", "--only-tag=nomad"];
+    let plugin = fleet.controller(Path::new(PROGRAM), "one", &args);
+    let delete = ("DELETE", "/v2/volumes/snapshots/{id}");
+    fleet.sim.faults().add(Fault::refused(Refusal::FORBIDDEN).on(delete.0, delete.1));
+    plugin.client.create(&cloned(new_volume("copy", GIB), &source)).unwrap();
+    let left = fleet.sim.snapshots();
+    assert_eq!(left.len(), 1);
+    drop(plugin);
+    fleet.sim.backdate_snapshot(&left[0].id, Duration::from_secs(901));
+    let plugin = fleet.controller(Path::new(PROGRAM), "one", &args);
+    until("the snapshot is removed", || fleet.sim.snapshots().is_empty());
+    drop(plugin);
+}
+
+#[test]
 fn an_account_without_temporary_snapshots_is_told_so_by_one_request_however_many_others_it_has() {
     let looked_for = |has_tag: bool| {
         let fleet = ControllerHarness::with_actions(ACTION);
