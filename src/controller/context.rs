@@ -63,6 +63,12 @@ impl Timeouts {
         self.0 / 40
     }
 
+    /// 5 s: for a request that the call can do without.
+    #[must_use]
+    pub fn optional(self) -> Duration {
+        self.0 / 20
+    }
+
     /// 1 s: until what DigitalOcean did not find is looked for again.
     #[must_use]
     pub fn watch(self) -> Duration {

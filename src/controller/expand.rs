@@ -25,8 +25,8 @@ enum GrowStep {
     Done(Volume),
     /// The droplet is busy.
     Busy(ApiError),
-    /// It is open whether it has grown.
-    Unclear,
+    /// It is open whether it has grown, for this reason.
+    Unclear(String),
 }
 
 /// The pauses of one call.
@@ -109,7 +109,9 @@ impl Controller {
         };
         let request = ActionRequest::Resize { volume, size, region: &region };
         let doing = request.to_string();
-        let err = match self.runner.run(guard, ctx, &request, OnBusy::Return)? {
+        let outcome = self.runner.run(guard, ctx, &request, OnBusy::Return)?;
+        let why = outcome.in_words("resize");
+        let err = match outcome {
             ActionOutcome::Completed(action) => {
                 return self.await_size(ctx, &volume.id, size, Some(action)).map(GrowStep::Done);
             }
@@ -117,7 +119,7 @@ impl Controller {
             | ActionOutcome::Overdue(_)
             | ActionOutcome::Open(_)
             | ActionOutcome::Withdrawn => {
-                return Ok(GrowStep::Unclear);
+                return Ok(GrowStep::Unclear(why));
             }
             ActionOutcome::Busy(err) => return Ok(GrowStep::Busy(err)),
             ActionOutcome::Refused(err) => err,
@@ -128,7 +130,7 @@ impl Controller {
             | ApiFailure::NotFound
             | ApiFailure::Retryable
             | ApiFailure::OutcomeUnknown
-            | ApiFailure::OutOfTime => Ok(GrowStep::Unclear),
+            | ApiFailure::OutOfTime => Ok(GrowStep::Unclear(why)),
             ApiFailure::LimitReached => Err(Error::AccountLimit { doing, source: err }),
             ApiFailure::Unrecognized | ApiFailure::Permanent => {
                 if self.is_that_large(ctx, &volume.id, size, &err, &doing)? {
@@ -152,8 +154,9 @@ impl Controller {
         match step {
             GrowStep::Done(_) => Ok(()),
             GrowStep::Busy(err) => self.runner.pause_while_busy(ctx, &volume.droplets, &doing, &mut waits.busy, err),
-            GrowStep::Unclear => {
-                ctx.pause(waits.unclear.next_pause(), &doing, &"the volume does not have the size yet")
+            GrowStep::Unclear(why) => {
+                let why = format!("the volume does not have the size yet; {why}");
+                ctx.pause(waits.unclear.next_pause(), &doing, &why)
             }
         }
     }

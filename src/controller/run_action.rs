@@ -29,6 +29,7 @@ use crate::controller::context::{CallContext, Timeouts, pause_after};
 use crate::controller::last_action::is_detach;
 use crate::controller::lost_detach::LostDetaches;
 use crate::controller::poll::{ActionKind, Pace};
+use crate::controller::run_action::watch::does_not_end;
 use crate::controller::shared_look::{SharedLooks, is_scarce};
 use crate::controller::storm::{Storm, plan_expected};
 use crate::error::api::{ApiError, ApiErrorKind};
@@ -323,7 +324,9 @@ impl ActionRunner {
         doing: &str,
     ) -> Result<ActionOutcome> {
         if waits.last.replace(action.id) == Some(action.id) {
-            let why = format!("DigitalOcean's action {} has ended, and is still listed as running", action.id);
+            let why = does_not_end(ctx, action).unwrap_or_else(|| {
+                format!("DigitalOcean's action {} has ended, and is still listed as running", action.id)
+            });
             ctx.pause(waits.pauses.next_pause(), doing, &why)?;
         }
         let kind = if is_detach(action) { ActionKind::Detach } else { ActionKind::Attach };

@@ -1,7 +1,8 @@
 //! The owner's tag on volumes that are used, and what this process has learned of the token's scopes for tags.
 //!
 //! Owns that memory. A token need not have them: then attaching a volume would ask in vain each time, with a warning each
-//! time. What was learned holds for an hour, as a token can be replaced while the plugin runs.
+//! time. What was learned holds for an hour, as a token can be replaced while the plugin runs. Any other failure, such as no
+//! answer at all, is remembered for minutes: no publish waits long for what it can do without.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -14,27 +15,25 @@ use crate::controller::owner::Owner;
 use crate::error::api::ApiErrorKind;
 use crate::sync::volume_lock::VolumeGuard;
 
-/// For how long a refusal is believed to be repeated.
-const REMEMBERED: Duration = Duration::from_secs(3600);
+/// For how long a refusal for want of a scope is believed to be repeated.
+const WITHOUT_SCOPE: Duration = Duration::from_secs(3600);
+/// For how long nothing is asked after another failure: each may cost a publish seconds.
+const AFTER_FAILURE: Duration = Duration::from_secs(300);
 
-/// Whether something was refused for want of a scope.
+/// Until when no tag is put on.
 #[derive(Debug, Default)]
-struct Refused(Mutex<Option<Instant>>);
+struct Pause(Mutex<Option<Instant>>);
 
-impl Refused {
-    /// Takes notice of a refusal.
-    fn enter(&self) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+impl Pause {
+    /// Takes notice of a failure; gives for how long it is remembered.
+    fn enter(&self, failure: ApiErrorKind, now: Instant) -> Duration {
+        let pause = if failure == ApiErrorKind::Forbidden { WITHOUT_SCOPE } else { AFTER_FAILURE };
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(now + pause);
+        pause
     }
 
-    /// Whether it is known to be refused.
-    fn is_known(&self) -> bool {
-        self.is_known_at(Instant::now())
-    }
-
-    fn is_known_at(&self, now: Instant) -> bool {
-        let since = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        since.is_some_and(|since| now < since + REMEMBERED)
+    fn is_on(&self, now: Instant) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).is_some_and(|until| now < until)
     }
 }
 
@@ -42,12 +41,12 @@ impl Refused {
 #[derive(Debug)]
 pub(super) struct Tagger {
     owner: Owner,
-    refused: Refused,
+    pause: Pause,
 }
 
 impl Tagger {
     pub(super) fn new(owner: Owner) -> Tagger {
-        Tagger { owner, refused: Refused::default() }
+        Tagger { owner, pause: Pause::default() }
     }
 
     /// Puts the owner's tag on a volume that does not have it. The volume is attached by now, so what goes wrong with
@@ -58,16 +57,15 @@ impl Tagger {
             warn!(volume:% = volume.id, name:% = volume.name; "the volume is used, but not deleted, changed, or taken from a droplet that is off or gone: {why}; {cure}");
             return;
         }
-        if self.refused.is_known() {
+        if self.pause.is_on(Instant::now()) {
             return;
         }
-        let Err(err) = ctx.cloud.tag_volume(&volume.id, tag) else { return };
-        if err.kind() == ApiErrorKind::Forbidden {
-            self.refused.enter();
-            warn!(volume:% = volume.id, tag = tag.as_str(), request = err.request_id(); "the volume is not tagged, and for the next hour no other is: the token lacks tag:create or block_storage:update: {err}");
-        } else {
-            warn!(volume:% = volume.id, tag = tag.as_str(), request = err.request_id(); "the volume is not tagged: {err}");
-        }
+        let cloud = ctx.cloud.until(ctx.deadline().min(Instant::now() + ctx.patience.optional()));
+        let Err(err) = cloud.tag_volume(&volume.id, tag) else { return };
+        let is_refused = err.kind() == ApiErrorKind::Forbidden;
+        let cause = if is_refused { "the token lacks tag:create or block_storage:update: " } else { "" };
+        let minutes = self.pause.enter(err.kind(), Instant::now()).as_secs() / 60;
+        warn!(volume:% = volume.id, tag = tag.as_str(), request = err.request_id(); "the volume is not tagged, and for {minutes} minutes no other is: {cause}{err}");
     }
 }
 
@@ -76,11 +74,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_refusal_is_remembered_for_an_hour() {
-        let refused = Refused::default();
-        assert!(!refused.is_known());
-        refused.enter();
-        assert!(refused.is_known());
-        assert!(!refused.is_known_at(Instant::now() + REMEMBERED));
+    fn a_refusal_is_remembered_for_an_hour_and_another_failure_for_minutes() {
+        for (kind, seconds) in
+            [(ApiErrorKind::Forbidden, 3600), (ApiErrorKind::Server, 300), (ApiErrorKind::NoTimeLeft, 300)]
+        {
+            let (pause, now) = (Pause::default(), Instant::now());
+            assert!(!pause.is_on(now));
+            pause.enter(kind, now);
+            assert!(pause.is_on(now + Duration::from_secs(seconds - 1)), "{kind:?}");
+            assert!(!pause.is_on(now + Duration::from_secs(seconds)), "{kind:?}");
+        }
     }
 }

@@ -399,6 +399,28 @@ fn a_size_that_is_refused_for_good_is_told_without_waiting_for_long() {
 }
 
 #[test]
+fn a_growth_in_vain_is_told_in_digitaloceans_words() {
+    let (fleet, plugin) = started(&["--call-budget=3"]);
+    let id = fleet.volume("one");
+    fleet.sim.faults().add(Fault::refused(Refusal::DUPLICATE_SNAPSHOT).on(ACT.0, ACT.1).always());
+    assert_gave_up(plugin.client.expand(&id, 5 << 30), RpcStatusCode::UNAVAILABLE, "due to a conflict");
+}
+
+#[test]
+fn a_detach_that_is_never_said_to_have_ended_is_named_with_what_to_do() {
+    let (fleet, plugin) = started(&["--call-budget=3"]);
+    let id = fleet.volume_on("one", A);
+    fleet.sim.faults().add_action(ActionFault::taking(HOUR).of(ActionKind::Detach));
+    fleet.sim.detach(&id, A).unwrap();
+    fleet.sim.advance(Duration::from_secs(60));
+    let stuck = detaches(&fleet)[0].id;
+    let words = format!("detach_volume action {stuck} is said to run");
+    let code = RpcStatusCode::FAILED_PRECONDITION;
+    assert_gave_up(publish(&plugin.client, &id, A), code, &words);
+    assert_gave_up(publish(&plugin.client, &id, A), code, "ticket with DigitalOcean's support");
+}
+
+#[test]
 fn tags_are_the_same_in_whatever_capitals() {
     let (fleet, plugin) = started(&["--call-budget=4", "--do-tag=prod"]);
     let tagged = NewVolume { tags: vec!["Prod".to_owned(), "Gone".to_owned()], ..NewVolume::new("first", 1, "fra1") };
@@ -438,6 +460,17 @@ fn a_tag_that_cannot_be_put_on_is_a_warning_and_no_failed_attach() {
     let asked = Instant::now();
     assert_eq!(publish(&plugin.client, &id, A), Ok(()));
     assert!(asked.elapsed() < Duration::from_secs(2), "{:?}", asked.elapsed());
+    fleet.sim.faults().clear();
+    // Nor does it hold up this publish for long, or the next one at all, where nobody answers.
+    let plugin = fleet.controller(Path::new(PROGRAM), "silent", &["--call-budget=20", "--do-tag=prod"]);
+    fleet.sim.faults().add(Fault::hung().on("POST", "/v2/tags/{tag}/resources").always());
+    fleet.sim.reset_calls();
+    let asked = Instant::now();
+    for _ in 0..2 {
+        assert_eq!(publish(&plugin.client, &id, A), Ok(()));
+    }
+    assert!(asked.elapsed() < Duration::from_secs(10), "{:?}", asked.elapsed());
+    assert_eq!(fleet.sim.calls().of("POST", "/v2/tags/{tag}/resources"), 1);
     fleet.sim.faults().clear();
     // Each of the two scopes that it takes.
     let lacking: [fn(&mut Switches); 2] =

@@ -66,7 +66,9 @@ impl ActionRunner {
             }
             let wait = looks.due().saturating_sub(started.elapsed());
             if wait >= ctx.left() {
-                return Err(ctx.timed_out(doing, format!("DigitalOcean's action {} is still running", action.id)));
+                let why = does_not_end(ctx, action);
+                let why = why.unwrap_or_else(|| format!("DigitalOcean's action {} is still running", action.id));
+                return Err(ctx.timed_out(doing, why));
             }
             thread::sleep(wait);
             let used = self.used_quota(ctx);
@@ -97,6 +99,20 @@ impl ActionRunner {
             }
         }
     }
+}
+
+/// What to do about an action that is said to run for longer than can be believed; none: it is not.
+pub(super) fn does_not_end(ctx: &CallContext, action: &Action) -> Option<String> {
+    let age = action.started_at.and_then(|at| ctx.cloud.now().duration_since(at).ok())?;
+    (age >= ctx.patience.overdue()).then(|| {
+        format!(
+            "DigitalOcean's {} action {} is said to run for {} s; if it does not end, open a ticket with DigitalOcean's support \
+             that names it",
+            action.kind,
+            action.id,
+            age.as_secs()
+        )
+    })
 }
 
 /// How far an action is, as a clause.
