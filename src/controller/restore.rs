@@ -13,8 +13,8 @@ use crate::error::{Error, Result, Thing};
 use crate::id::{SnapshotId, VolumeId};
 use crate::region::Region;
 use crate::request::volume::CreateVolume;
-use crate::size::{plan_copy_size, plan_growth};
-use crate::sync::volume_lock::VolumeGuard;
+use crate::size::{Gib, plan_copy_size, plan_growth};
+use crate::sync::volume_lock::{VolumeGuard, VolumeKey};
 
 impl Controller {
     /// Restores a snapshot into a new volume.
@@ -29,15 +29,15 @@ impl Controller {
         let Some(snapshot) = ctx.observe_snapshot_if_there(id)? else {
             // It may have been deleted since an earlier call restored it.
             let restored = observe_named(ctx, &new)?.ok_or_else(|| Error::NotFound(Thing::Snapshot(id.to_string())))?;
-            return self.ensure_asked_size(guard, ctx, want, self.compare(want, restored)?);
+            return self.ensure_asked_size(ctx, want, self.compare(want, restored)?, None);
         };
         self.owner.check_snapshot_use(&snapshot, "restored")?;
         plan_copy_size(&want.range, &self.limits, snapshot.min_size).map_err(Error::SizeOutOfRange)?;
-        if !snapshot.regions.contains(&new.region) {
+        if !snapshot.regions.is_empty() && !snapshot.regions.contains(&new.region) {
             return Err(elsewhere(&snapshot.regions, &format!("snapshot {id}"), &new.region));
         }
         let volume = self.ensure_created(guard, ctx, want, &new.copied_from(&snapshot))?;
-        self.ensure_asked_size(guard, ctx, want, volume)
+        self.ensure_asked_size(ctx, want, volume, Some(snapshot.min_size))
     }
 
     /// Clones a volume as it is on DigitalOcean's disks at this moment.
@@ -51,7 +51,7 @@ impl Controller {
     ) -> Result<Volume> {
         let temporary = plan_clone_name(&want.name, self.owner.name());
         if let Some(cloned) = observe_named(ctx, &new)? {
-            let volume = self.ensure_asked_size(guard, ctx, want, self.compare(want, cloned)?)?;
+            let volume = self.ensure_asked_size(ctx, want, self.compare(want, cloned)?, None)?;
             self.clear_temporary_of(guard, ctx, id, &temporary);
             return Ok(volume);
         }
@@ -66,21 +66,26 @@ impl Controller {
         // When the create fails, the snapshot stays for the next try, as another one could be taken in ten minutes only.
         let volume = self.ensure_created(guard, ctx, want, &new).inspect_err(|_| self.sweeper.wake())?;
         self.clear_temporary(guard, ctx, &snapshot.id);
-        self.ensure_asked_size(guard, ctx, want, volume)
+        self.ensure_asked_size(ctx, want, volume, Some(snapshot.min_size))
     }
 
-    /// Grows a copy to the size that was asked.
+    /// Grows a copy to the size that was asked, as long as it is as it was made: with its source's size, if that is known, and
+    /// attached nowhere. One that is in use has another size than was asked, and is not what this call made.
     fn ensure_asked_size(
         &self,
-        guard: &VolumeGuard,
         ctx: &CallContext,
         want: &CreateVolume,
         volume: Volume,
+        source: Option<Gib>,
     ) -> Result<Volume> {
-        match plan_growth(volume.size, &want.range, &self.limits) {
-            Ok(Some(size)) => check_size(want, self.ensure_size(guard, ctx, volume, size)?),
-            Ok(None) | Err(_) => check_size(want, volume),
-        }
+        let Ok(Some(size)) = plan_growth(volume.size, &want.range, &self.limits) else {
+            return check_size(want, volume);
+        };
+        let guard = self.hold(ctx, VolumeKey::Id(volume.id.to_string()))?;
+        let volume = ctx.observe_volume(&volume.id)?;
+        let is_new = volume.droplets.is_empty() && source.is_none_or(|source| volume.size == source);
+        let volume = if is_new { self.ensure_size(&guard, ctx, volume, size)? } else { volume };
+        check_size(want, volume)
     }
 }
 

@@ -77,7 +77,11 @@ impl SnapshotProgress {
                 self.is_open = true;
                 ctx.pause(pause, doing, &err)
             }
-            ApiFailure::StateConflict => self.look_for_it(ctx, pause, err, doing),
+            ApiFailure::StateConflict if self.is_open || err.kind() == ApiErrorKind::NameTaken => {
+                self.look_for_it(ctx, pause, err, doing)
+            }
+            // It says no more than that something is in the way.
+            ApiFailure::StateConflict => ctx.pause(pause, doing, &err),
             ApiFailure::LimitReached if self.is_open && is_too_soon(&err) => self.look_for_it(ctx, pause, err, doing),
             // Whether the volume is gone, the next look at its snapshots tells.
             ApiFailure::NotFound => ctx.pause(pause, doing, &err),
@@ -136,7 +140,7 @@ impl Controller {
     /// Takes a snapshot of a volume, or finds the one that an earlier call with this name took.
     ///
     /// # Errors
-    /// [`Error::NotFound`] when there is no such volume, [`Error::Mismatch`] when another volume has a snapshot of that
+    /// [`Error::Invalid`] when its tags would make it another's, [`Error::NotFound`] when there is no such volume, [`Error::Mismatch`] when another volume has a snapshot of that
     /// name, [`Error::NotAdopted`] when the volume has one that may be somebody else's, [`Error::SnapshotTooSoon`],
     /// [`Error::AccountLimit`], [`Error::TimedOut`].
     pub fn create_snapshot(&self, ctx: &CallContext, want: &CreateSnapshot) -> Result<Snapshot> {

@@ -7,8 +7,8 @@ use grpcio::RpcStatusCode;
 
 use crate::PROGRAM;
 use crate::sim::{Fault, NewVolume, Refusal, Sim};
-use crate::support::client::{cloned, new_volume, restored};
-use crate::support::controllers::{ACTION, ControllerHarness};
+use crate::support::client::{cloned, new_volume, publish, restored};
+use crate::support::controllers::{A, ACTION, ControllerHarness};
 use crate::support::plugin::Plugin;
 use crate::support::single_plugin::until;
 use crate::support::wait_for;
@@ -45,6 +45,45 @@ fn a_copy_is_made_with_the_size_of_its_source_whether_or_not_a_smaller_one_would
         assert_eq!(made.capacity_bytes, 5 * GIB);
         assert_eq!(fleet.sim.volume("clone").unwrap().size_gigabytes, 5);
     }
+}
+
+#[test]
+fn a_copy_that_is_finished_or_in_use_is_not_grown_by_a_repetition() {
+    let fleet = ControllerHarness::with_actions(ACTION);
+    let plugin = controller(&fleet);
+    let source = volume_of(&fleet, "source", 5);
+    let snapshot = fleet.sim.create_snapshot(&source, "nightly").unwrap();
+    let restore = |name, gib| plugin.client.create(&restored(new_volume(name, gib * GIB), &snapshot));
+    let size = |name: &str| fleet.sim.volume(name).unwrap().size_gigabytes;
+    restore("finished", 7).unwrap();
+    let refusal = restore("finished", 9).unwrap_err();
+    assert_eq!((refusal.code, size("finished")), (RpcStatusCode::ALREADY_EXISTS, 7), "{refusal}");
+    let used = restore("used", 5).unwrap().volume_id;
+    publish(&plugin.client, &used, A).unwrap();
+    let refusal = restore("used", 7).unwrap_err();
+    assert_eq!((refusal.code, size("used")), (RpcStatusCode::ALREADY_EXISTS, 5), "{refusal}");
+    // One that was cut off before it grew.
+    restore("cut-off", 5).unwrap();
+    restore("cut-off", 7).unwrap();
+    assert_eq!(size("cut-off"), 7);
+}
+
+#[test]
+fn a_snapshot_is_found_by_a_repetition_when_its_volume_has_gone() {
+    let fleet = ControllerHarness::with_actions(ACTION);
+    let plugin = controller(&fleet);
+    let id = plugin.client.create(&new_volume("blog", GIB)).unwrap().volume_id;
+    let taken = plugin.client.create_snapshot("nightly", &id).unwrap().snapshot_id;
+    plugin.client.delete_volume(&id).unwrap();
+    assert_eq!(plugin.client.create_snapshot("nightly", &id).unwrap().snapshot_id, taken);
+    let refusal = plugin.client.create_snapshot("weekly", &id).unwrap_err();
+    assert_eq!(refusal.code, RpcStatusCode::NOT_FOUND, "{refusal}");
+    // What a person took is not adopted, volume or not.
+    let id = plugin.client.create(&new_volume("shop", GIB)).unwrap().volume_id;
+    fleet.sim.create_snapshot(&id, "by-hand").unwrap();
+    plugin.client.delete_volume(&id).unwrap();
+    let refusal = plugin.client.create_snapshot("by-hand", &id).unwrap_err();
+    assert_eq!(refusal.code, RpcStatusCode::ALREADY_EXISTS, "{refusal}");
 }
 
 #[test]

@@ -595,6 +595,19 @@ fn a_snapshot_that_was_taken_by_a_try_without_reply_and_shows_late_is_found() {
 }
 
 #[test]
+fn a_conflict_that_digitalocean_does_not_explain_is_not_told_as_another_volumes_snapshot() {
+    let (fleet, plugin) = started(&ARGS);
+    let id = fleet.volume("one");
+    let route = ("POST", "/v2/volumes/{id}/snapshots");
+    fleet.sim.faults().add(Fault::refused(Refusal::DUPLICATE_SNAPSHOT).on(route.0, route.1).times(2));
+    plugin.client.create_snapshot("shot", &id).unwrap();
+    assert_eq!((fleet.sim.snapshots().len(), fleet.sim.faults().outstanding()), (1, 0));
+    fleet.sim.faults().add(Fault::refused(Refusal::DUPLICATE_SNAPSHOT).on(route.0, route.1).always());
+    let other = fleet.volume("other");
+    assert_gave_up(plugin.client.create_snapshot("other", &other), RpcStatusCode::UNAVAILABLE, "due to a conflict");
+}
+
+#[test]
 fn a_snapshot_that_may_have_been_taken_and_does_not_show_is_not_told_as_another_volumes() {
     for (may_share_name, code) in [(false, RpcStatusCode::UNAVAILABLE), (true, RpcStatusCode::RESOURCE_EXHAUSTED)] {
         let (fleet, plugin) = started(&ARGS);
