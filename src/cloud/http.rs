@@ -137,7 +137,7 @@ struct Seen {
     good: Option<Instant>,
     /// Why the last request got no reply, and when; none: it got one.
     unanswered: Option<(Instant, ApiError)>,
-    /// What time it was in the last reply that said so.
+    /// What time it was in the last good reply that said so.
     clock: Option<ClockReading>,
 }
 
@@ -239,9 +239,10 @@ impl Http {
                 let clock = answer.clock;
                 let reply = account(&place, answer);
                 let mut seen = self.seen();
-                seen.clock = clock.or(seen.clock);
                 seen.unanswered = None;
+                // What answers in DigitalOcean's place has a clock of its own.
                 if reply.is_ok() {
+                    seen.clock = clock.or(seen.clock);
                     seen.good = Some(Instant::now());
                 }
                 reply

@@ -127,10 +127,13 @@ fn only_the_very_name_and_region_is_found() {
     let all = [entry("blog-2", "fra1", '0'), entry("Blog", "fra1", '1'), entry("blog", "nyc1", '2')].join(",");
     let none = format!(r#"{{"volumes":[{all}]}}"#);
     let one = format!(r#"{{"volumes":[{all},{}]}}"#, entry("blog", "fra1", '3'));
-    let server = Canned::start([ok(&none), ok(&one)]);
+    let odd = format!(r#"{{"volumes":[{all},{{"name":"blog"}}]}}"#);
+    let server = Canned::start([ok(&none), ok(&one), ok(&odd)]);
     let cloud = server.cloud();
     assert_eq!(cloud.find_volume(&name("blog"), &fra1()).unwrap(), None);
     assert!(cloud.find_volume(&name("blog"), &fra1()).unwrap().unwrap().id.as_str().ends_with('3'));
+    let unreadable = cloud.find_volume(&name("blog"), &fra1()).unwrap_err();
+    assert_eq!(unreadable.kind(), ApiErrorKind::BadReply, "{unreadable}");
     assert_eq!(server.seen()[0].line, "GET /v2/volumes?name=blog&region=fra1&page=1&per_page=200 HTTP/1.1");
 }
 
@@ -394,4 +397,19 @@ fn the_own_droplet_is_read_from_the_metadata_service() {
         ("GET /metadata/v1/id HTTP/1.1", "GET /metadata/v1/region HTTP/1.1")
     );
     assert!(!seen[0].headers.contains("authorization"), "the token is for the API alone");
+}
+
+#[test]
+fn what_time_it_is_is_believed_of_good_replies_alone() {
+    let date = "date: Sat, 28 Nov 2026 03:00:00 GMT\r\n";
+    let page = reply(503, "date: Thu, 01 Jan 1970 00:00:00 GMT\r\n", "a gateway's");
+    let server = Canned::start([page.clone(), reply(200, date, "{}"), page]);
+    let cloud = server.cloud();
+    let look = || cloud.list_volumes(None, Page::first()).is_ok();
+    assert!(!look());
+    assert_eq!(cloud.last_clock(), None);
+    assert!(look());
+    let told = cloud.last_clock().unwrap();
+    assert!(!look());
+    assert_eq!(cloud.last_clock(), Some(told));
 }

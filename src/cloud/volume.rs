@@ -82,7 +82,7 @@ impl Cloud {
     /// Looks for the volume of a name in a region; at most one can have it.
     ///
     /// # Errors
-    /// None of its own: no such volume is `None`.
+    /// `BadReply` when it may be an entry of the list that cannot be read: no such volume is `None`.
     ///
     /// Source: API reference, "List All Block Storage Volumes", filter by name and region. That the filter matches whole
     /// names is not documented, so they are compared here.
@@ -94,8 +94,12 @@ impl Cloud {
         let is_asked = |volume: &wire::Volume| {
             volume.name == name.as_str() && volume.region.as_ref().is_none_or(|there| there.slug == region.as_str())
         };
-        let found = volumes.into_iter().flatten().find(is_asked).map(Volume::try_from).transpose();
-        found.map_err(|bad| reply.unusable(&bad.to_string()))
+        let has_odd = volumes.iter().any(Option::is_none);
+        match volumes.into_iter().flatten().find(is_asked) {
+            Some(found) => Volume::try_from(found).map(Some).map_err(|bad| reply.unusable(&bad.to_string())),
+            None if has_odd => Err(reply.unusable("an entry of the list cannot be read")),
+            None => Ok(None),
+        }
     }
 
     /// Creates a volume without a file system.

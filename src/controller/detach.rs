@@ -331,15 +331,17 @@ impl Detacher {
         let Try { sent, sent_at, age } = tried;
         let doing = detaching(id, droplet);
         let mut waits = Waits::new(ctx);
+        // One try is one detach, however often it is seen.
+        let mut is_open = matches!(sent, ActionOutcome::Open(_));
         loop {
             let Some(volume) = ctx.observe_volume_if_there(id)? else { return Ok(true) };
             if let ActionOutcome::Completed(action) = sent {
                 return self.await_not_shown(ctx, volume, droplet, Some(*action)).map(|()| true);
             }
             let last_action = ctx.observe_last_action_if_there(id)?;
-            let is_found = matches!(sent, ActionOutcome::Open(_)) && last_action.is_detach();
-            if is_found && ctx.has_begun_detach(id, ctx.cloud.time_of(*sent_at))? {
+            if is_open && last_action.is_detach() && ctx.has_begun_detach(id, ctx.cloud.time_of(*sent_at))? {
                 self.runner.lost_detaches.found(id, droplet, Instant::now());
+                is_open = false;
             }
             let facts = DetachFacts {
                 listing: listing(&volume, droplet),

@@ -69,7 +69,7 @@ impl<K: Eq + Hash, T: Send + 'static> Looks<K, T> {
             Err(RecvTimeoutError::Timeout) => return Seen::Silent(since.elapsed()),
             Err(RecvTimeoutError::Disconnected) => Seen::Nothing("the look at it has failed"),
         };
-        self.lock().remove(key);
+        self.forget(key, &ends);
         seen
     }
 
@@ -88,6 +88,14 @@ impl<K: Eq + Hash, T: Send + 'static> Looks<K, T> {
             false
         });
         ended
+    }
+
+    /// Forgets a look that has ended; by now the next one may be under way.
+    fn forget(&self, key: &K, ended: &Receiver<T>) {
+        let mut running = self.lock();
+        if running.get(key).is_some_and(|look| look.ends.same_channel(ended)) {
+            running.remove(key);
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<K, Look<T>>> {
@@ -136,5 +144,18 @@ mod tests {
         assert!(looks.take_ended(|key| *key == 1).is_empty(), "it is there, and somebody may ask");
         assert_eq!(looks.take_ended(|_| false), [7]);
         assert!(looks.begin(1, || 8).unwrap(), "what comes in its place is looked at anew");
+    }
+
+    #[test]
+    fn who_waited_for_a_look_that_has_ended_does_not_forget_the_next_one() {
+        let looks: Looks<&str, u32> = Looks::default();
+        assert!(looks.begin("disk", || 1).unwrap());
+        // Two have waited for it, and one is late.
+        let late = looks.lock()["disk"].ends.clone();
+        assert_eq!(looks.wait(&"disk", Instant::now() + Duration::from_secs(60)), Seen::Ended(1));
+        let (_end, may_end) = bounded::<u32>(0);
+        assert!(looks.begin("disk", move || may_end.recv().unwrap_or_default()).unwrap());
+        looks.forget(&"disk", &late);
+        assert!(!looks.begin("disk", || unreachable!()).unwrap(), "a second one was begun beside it");
     }
 }
