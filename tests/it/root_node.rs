@@ -608,11 +608,11 @@ fn root_a_disk_in_somebody_elses_use_is_waited_for() {
         // As the automount rule of droplet images does: a look at the volume, read-only, in the host's own namespace.
         let vol = rig.volume(&format!("vol-{fs}"), fs);
         let host = mounted_elsewhere(&rig, &vol, fs, "-r");
+        let started = Instant::now();
         let automount = std::thread::spawn(move || {
             std::thread::sleep(Duration::from_millis(700));
             drop(host);
         });
-        let started = Instant::now();
         rig.stage(&vol).unwrap();
         assert!(started.elapsed() > Duration::from_millis(300), "it was not in the way: {:?}", started.elapsed());
         automount.join().unwrap();

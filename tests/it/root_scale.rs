@@ -206,7 +206,7 @@ fn root_callers_that_wait_for_missing_disks_keep_nobody_from_letting_go_of_a_vol
     rig.client().stats(&vol.csi.id, &rig.target(&vol, "alloc")).unwrap();
     rig.unpublish(&vol, "alloc").unwrap();
     rig.unstage(&vol).unwrap();
-    assert!(asked.elapsed() < Duration::from_secs(3), "{:?}", asked.elapsed());
+    assert!(asked.elapsed() < Duration::from_secs(20), "{:?}", asked.elapsed());
     assert!(waiting.iter().all(|call| !call.is_finished()));
     // Their disks never come.
     rig.close();
