@@ -1061,17 +1061,11 @@ fn root_a_stale_missing_or_cut_link_is_made_up_for_by_the_name_that_the_disk_car
     tree.show_disk(&stale, "vol", "running\n");
     tree.show_disk(&right, "vol", "running\n");
     let refused = observe_device(&tree.places(&stale), &stale.name, None).unwrap();
-    assert!(
-        matches!(&refused, LookupResult::OtherVolume { found, .. } if found.contains("several disks")),
-        "{refused}"
-    );
+    assert!(matches!(refused, LookupResult::Several { .. }), "{refused}");
     // Nor when the link leads to one of them.
     std::os::unix::fs::symlink(&right.node, stale.places().link(&stale.name)).unwrap();
     let refused = observe_device(&tree.places(&stale), &stale.name, None).unwrap();
-    assert!(
-        matches!(&refused, LookupResult::OtherVolume { found, .. } if found.contains("several disks")),
-        "{refused}"
-    );
+    assert!(matches!(refused, LookupResult::Several { .. }), "{refused}");
     fs::remove_file(stale.places().link(&stale.name)).unwrap();
     // What sysfs calls by a name must be what the node of that name is.
     tree.show_disk(&stale, "gone", "running\n");
