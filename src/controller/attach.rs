@@ -149,7 +149,9 @@ impl Attacher {
     /// Waits where several calls have come together, as they will have done at other plugins.
     fn await_storm(&self, ctx: &CallContext, want: &Publish) -> Result<()> {
         loop {
-            let pause = self.runner.storm.pause(ctx.patience.spread(), Instant::now());
+            // Whoever has little time waits less.
+            let longest = ctx.patience.spread().min(ctx.left() / 8);
+            let pause = self.runner.storm.pause(longest, Instant::now());
             if pause.is_zero() {
                 return Ok(());
             }

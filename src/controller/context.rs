@@ -63,6 +63,11 @@ impl Timeouts {
         self.0 / 40
     }
 
+    /// 2 s: what a call that waits for an action keeps of its time to see at its end whether that has ended.
+    pub(super) fn last_look(self) -> Duration {
+        self.0 / 50
+    }
+
     /// 5 s: for a request that the call can do without.
     #[must_use]
     pub fn optional(self) -> Duration {

@@ -45,6 +45,8 @@ impl ActionRunner {
         doing: &str,
         mut turns: Vec<FifoGuard<DropletId>>,
     ) -> Result<ActionOutcome> {
+        // However dear a look is, the call does not end without one at the end of its time.
+        let kept = ctx.patience.last_look().min(ctx.left() / 4);
         let mut status = Some(action.status.clone());
         let _watching = self.shared.watch();
         let waiting = wait_for(doing, progress_of(action.id, status.as_ref()));
@@ -64,20 +66,21 @@ impl ActionRunner {
                 warn!(action = action.id.0; "{doing}: the action does not end");
                 return Ok(ActionOutcome::Overdue(action.id));
             }
-            let wait = looks.due().saturating_sub(started.elapsed());
-            if wait >= ctx.left() {
+            let left = ctx.left().saturating_sub(kept);
+            if left.is_zero() {
                 let why = does_not_end(ctx, action);
                 let why = why.unwrap_or_else(|| format!("DigitalOcean's action {} is still running", action.id));
                 return Err(ctx.timed_out(doing, why));
             }
-            thread::sleep(wait);
+            thread::sleep(looks.due().saturating_sub(started.elapsed()).min(left));
             let used = self.used_quota(ctx);
             looks.reprice(used);
-            if looks.due() > started.elapsed() {
+            let is_last = ctx.left() <= kept;
+            if !is_last && looks.due() > started.elapsed() {
                 // Looks have become dearer meanwhile.
                 continue;
             }
-            let shared = if is_scarce(used) {
+            let shared = if is_scarce(used) && !is_last {
                 let caller = self.shared.look();
                 if is_used_up(used) && self.let_others_go_first(ctx, &mut turns, doing) {
                     // It may have ended long before the next look.
