@@ -8,12 +8,12 @@ use std::path::Path;
 use std::time::Duration;
 
 use log::warn;
+use nix::libc;
 
 use crate::activity::{About, Change, tell_change};
 use crate::config::UNMOUNT_BUDGET;
 use crate::error::{Chain, Error, Result};
 use crate::host::command::shell_quoted;
-use crate::host::device::busy::is_busy;
 use crate::host::mount::{Unmount, apply_unmount, apply_unmount_within, observe_mounts};
 use crate::host::mount_health::{Health, observe_health};
 use crate::host::mountinfo::{Mount, MountTable};
@@ -160,10 +160,14 @@ impl Node {
 }
 
 /// An empty directory or file that cannot be removed, as on a root file system that has become read-only, is no reason to refuse:
-/// the volume is unmounted, and Nomad would detach it without ever unstaging it. "Busy" is one: something was mounted there anew.
+/// the volume is unmounted, and Nomad would detach it without ever unstaging it. Any other failure is one: the next call may do it.
 fn or_left_in_place(removed: Result<()>) -> Result<()> {
+    let is_lasting = |err: &Error| {
+        let refusal = |source: &std::io::Error| matches!(source.raw_os_error(), Some(libc::EROFS | libc::EPERM));
+        matches!(err, Error::Io { source, .. } if refusal(source))
+    };
     match removed {
-        Err(err) if !is_busy(&err) => {
+        Err(err) if is_lasting(&err) => {
             warn!("the volume is unpublished, and its empty target stays: {}", Chain(&err));
             Ok(())
         }
