@@ -163,6 +163,15 @@ pub(crate) fn observe_writers(sought: &Sought, budget: Duration) -> Result<Holde
 }
 
 fn observe_writers_in(proc: &Path, sought: &Sought, budget: Duration) -> Result<Holders> {
+    let seen = search_writers(proc, sought, budget)?;
+    if !seen.found().is_empty() || !seen.hides_some {
+        return Ok(seen);
+    }
+    // What this program may not look at is hidden each time; a single "permission denied" says nothing.
+    search_writers(proc, sought, budget)
+}
+
+fn search_writers(proc: &Path, sought: &Sought, budget: Duration) -> Result<Holders> {
     let search = Search::start(proc, sought, budget);
     let mut found = loops(&search.proc, &sought.all, |file| is_at(file, &[], &sought.nodes));
     found.extend(search.opened(|open| open.is_writable && search.is_node(open)));
