@@ -7,6 +7,7 @@ use std::io::Write;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use do_csi_plugin::error::command::{CommandError, Exit};
@@ -33,6 +34,7 @@ use do_csi_plugin::sync::volume_lock::{VolumeGuard, VolumeKey, VolumeLocks};
 use tempfile::TempDir;
 
 use crate::harness::{Bytes, Sysfs, may_grow_ext, ok};
+use crate::sim::loops::make_device;
 
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
@@ -42,7 +44,8 @@ pub struct Disk {
     root: TempDir,
     name: VolumeName,
     node: PathBuf,
-    is_attached: bool,
+    /// Keeps the loop device alive: however the test ends, the device ends with it.
+    keeper: Option<File>,
 }
 
 impl Disk {
@@ -51,20 +54,14 @@ impl Disk {
         File::create(root.path().join("disk")).unwrap().set_len(size).unwrap();
         fs::create_dir(root.path().join("by-id")).unwrap();
         fs::create_dir(root.path().join("mnt")).unwrap();
-        let mut disk = Disk { root, name: VolumeName::parse("vol").unwrap(), node: PathBuf::new(), is_attached: false };
+        let mut disk = Disk { root, name: VolumeName::parse("vol").unwrap(), node: PathBuf::new(), keeper: None };
         disk.attach();
         disk
     }
 
     fn attach(&mut self) {
-        // Two losetup at once try the same free device, and the slower one claims it for a moment from the faster one's
-        // user: a disk of the tests' own making that is in use. So they go one after another, in all test processes.
-        let control = File::open("/dev/loop-control").unwrap();
-        control.lock().unwrap();
-        self.node = PathBuf::from(ok("losetup", &["-f".as_ref(), "--show".as_ref(), self.file().as_os_str()]).trim());
-        // That it refuses writes outlives what a loop device was before.
-        ok("blockdev", &["--setrw".as_ref(), self.node.as_os_str()]);
-        self.is_attached = true;
+        let (node, keeper) = make_device(&self.file()).unwrap();
+        (self.node, self.keeper) = (node, Some(keeper));
         let link = self.places().link(&self.name);
         fs::remove_file(&link).ok();
         std::os::unix::fs::symlink(&self.node, link).unwrap();
@@ -114,18 +111,16 @@ impl Disk {
     }
 
     fn detach(&mut self) {
-        ok("losetup", &["-d".as_ref(), self.node.as_os_str()]);
-        self.is_attached = false;
+        drop(self.keeper.take());
     }
 }
 
 impl Drop for Disk {
     fn drop(&mut self) {
-        if self.is_attached {
+        if self.keeper.is_some() {
             for mount in observe_mounts().unwrap().iter().filter(|mount| mount.target.starts_with(self.root.path())) {
                 nix::mount::umount2(&mount.target, nix::mount::MntFlags::MNT_DETACH).ok();
             }
-            Command::new("losetup").arg("-d").arg(&self.node).status().ok();
         }
     }
 }
@@ -517,7 +512,8 @@ fn root_a_disk_that_was_replaced_under_the_same_name_is_not_used() {
         let device = disk.device();
         disk.detach();
         if Command::new("losetup").arg(&disk.node).arg(disk.file()).output().unwrap().status.success() {
-            disk.is_attached = true;
+            disk.keeper = Some(File::open(&disk.node).unwrap());
+            ok("losetup", &["--detach".as_ref(), disk.node.as_os_str()]);
             break (disk, device);
         }
     };
@@ -857,15 +853,6 @@ fn root_a_busy_mount_is_waited_for_and_a_lost_one_is_taken_out_of_the_way() {
     disk.close();
 }
 
-/// A loop device that ends with the test, however that ends.
-struct Loop(String);
-
-impl Drop for Loop {
-    fn drop(&mut self) {
-        Command::new("losetup").arg("-d").arg(&self.0).status().ok();
-    }
-}
-
 #[test]
 #[ignore = "needs root: make test-root"]
 fn root_a_program_that_does_not_die_keeps_its_volume_locked_until_it_is_gone() {
@@ -876,15 +863,11 @@ fn root_a_program_that_does_not_die_keeps_its_volume_locked_until_it_is_gone() {
     // A disk whose writes never end: its file is on a file system that is frozen.
     let file = outer.mnt().join("inner");
     File::create(&file).unwrap().set_len(512 * MIB).unwrap();
-    let control = File::open("/dev/loop-control").unwrap();
-    control.lock().unwrap();
-    let inner = Loop(ok("losetup", &["-f".as_ref(), "--show".as_ref(), file.as_os_str()]).trim().to_owned());
-    drop(control);
+    let (inner, keeper) = make_device(&file).unwrap();
     ok("fsfreeze", &["-f".as_ref(), outer.mnt().as_os_str()]);
     let locks = VolumeLocks::new();
     let guard = locks.hold(key(), Duration::ZERO).unwrap();
-    let cmd =
-        Cmd::new(Tool::Mke2fs, Duration::from_millis(500)).args(["-q", "-t", "ext4", inner.0.as_str()]).holding(&guard);
+    let cmd = Cmd::new(Tool::Mke2fs, Duration::from_millis(500)).args(["-q", "-t", "ext4"]).arg(&inner).holding(&guard);
     let ended = bench.runner.run(&cmd).map(|out| out.exit);
     drop((cmd, guard));
     let is_locked = locks.hold(key(), Duration::ZERO).is_err();
@@ -892,7 +875,7 @@ fn root_a_program_that_does_not_die_keeps_its_volume_locked_until_it_is_gone() {
     assert_eq!(ended.unwrap(), Exit::Stuck);
     assert!(is_locked);
     drop(locks.hold(key(), Duration::from_secs(60)).unwrap());
-    drop(inner);
+    drop(keeper);
     bench.unmount(&outer);
     outer.close();
 }
@@ -1172,12 +1155,14 @@ struct Swap<'a> {
     real: SystemRunner,
     node: &'a Path,
     other: &'a Path,
+    /// What has the disk in before it is pulled.
+    keeper: Mutex<Option<File>>,
 }
 
 impl Runner for Swap<'_> {
     fn run(&self, cmd: &Cmd) -> Result<Output, CommandError> {
         if cmd.tool() != Tool::Blkid {
-            Command::new("losetup").arg("-d").arg(self.node).output().unwrap();
+            drop(self.keeper.lock().unwrap().take());
             Command::new("losetup").arg(self.node).arg(self.other).output().unwrap();
         }
         self.real.run(cmd)
@@ -1192,11 +1177,11 @@ fn root_no_other_disk_gets_the_name_of_one_that_is_being_formatted() {
         let mut disk = Disk::new(512 * MIB);
         let other = disk.root.path().join("other");
         File::create(&other).unwrap().set_len(512 * MIB).unwrap();
-        let swap = Swap { real: bench.runner.clone(), node: &disk.node, other: &other };
-        let outcome = apply_format(&bench.guard, &bench.slots, &swap, &disk.device(), fs, &FormatOptions::default());
+        let (device, keeper) = (disk.device(), Mutex::new(disk.keeper.take()));
+        let swap = Swap { real: bench.runner.clone(), node: &disk.node, other: &other, keeper };
+        let outcome = apply_format(&bench.guard, &bench.slots, &swap, &device, fs, &FormatOptions::default());
         assert_eq!(fs::metadata(&other).unwrap().blocks(), 0, "the wrong disk was formatted: {outcome:?}");
         // It was the right one that was formatted, to the end, although it was on its way out.
         outcome.unwrap();
-        disk.is_attached = false;
     }
 }

@@ -42,17 +42,7 @@ impl Loops {
         if is_half {
             lengthen(&backing, 0)?;
         }
-        // Of two losetups that look for a free device at once, the slower one claims the faster one's for a moment, and an
-        // mkfs that starts right then finds its disk in use. Whoever makes loop devices takes this lock around it.
-        let control = Path::new("/dev/loop-control");
-        let turn = File::open(control).map_err(|error| SimError::io("open", control, &error))?;
-        turn.lock().map_err(|error| SimError::io("lock", control, &error))?;
-        let printed = run("losetup", &["--find".as_ref(), "--show".as_ref(), backing.as_ref()])?;
-        let device = PathBuf::from(printed.trim());
-        let keeper = File::open(&device).map_err(|error| SimError::io("open", &device, &error))?;
-        run("losetup", &["--detach".as_ref(), device.as_ref()])?;
-        // A new disk takes writes; a loop device refuses them if the one that had its number before did.
-        run("blockdev", &["--setrw".as_ref(), device.as_ref()])?;
+        let (device, keeper) = make_device(&backing)?;
         if is_half {
             remove(&backing)?;
         }
@@ -99,6 +89,22 @@ impl Slots for Loops {
     fn plugged(&self) -> Vec<String> {
         self.attached.keys().cloned().collect()
     }
+}
+
+/// Makes a loop device of a file. It is there until the file that this gives is closed and nobody else has it open.
+pub fn make_device(backing: &Path) -> Result<(PathBuf, File)> {
+    // Of two losetups that look for a free device at once, the slower one claims the faster one's for a moment, and an
+    // mkfs that starts right then finds its disk in use. Whoever makes loop devices takes this lock around it.
+    let control = Path::new("/dev/loop-control");
+    let turn = File::open(control).map_err(|error| SimError::io("open", control, &error))?;
+    turn.lock().map_err(|error| SimError::io("lock", control, &error))?;
+    let printed = run("losetup", &["--find".as_ref(), "--show".as_ref(), backing.as_ref()])?;
+    let device = PathBuf::from(printed.trim());
+    let keeper = File::open(&device).map_err(|error| SimError::io("open", &device, &error))?;
+    run("losetup", &["--detach".as_ref(), device.as_ref()])?;
+    // A new disk takes writes; a loop device refuses them if the one that had its number before did.
+    run("blockdev", &["--setrw".as_ref(), device.as_ref()])?;
+    Ok((device, keeper))
 }
 
 /// Whether a loop device keeps this file behind it although we have let go of it.
